@@ -1,0 +1,22 @@
+"""Teacher-student distillation for text classification.
+
+`distill.load(folder)` returns a classifier; what each command does is a function in `distill.stages`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.predictors import Classifier, load
+
+__all__ = ["Classifier", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load on first use: importing distill must not import torch, or `distill --help` takes seconds."""
+    if name in __all__:
+        from distill import predictors
+
+        return getattr(predictors, name)
+    raise AttributeError(f"module 'distill' has no attribute {name!r}")

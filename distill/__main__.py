@@ -1,0 +1,5 @@
+"""`python -m distill`, which torchrun and accelerate launch need."""
+
+from distill.cli import main
+
+main()

@@ -1,0 +1,145 @@
+"""Classifiers on a labelled split and at fixed shapes: one Measurement each, all timed in turn in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.devices import Device
+from distill.errors import ModelError
+from distill.metrics import agreement, figures
+from distill.models import load_config, token_limit
+from distill.predictors import Classifier, load, weights_bytes
+from distill.progress import progress_line
+from distill.timing import PAUSE_SECONDS, summarise, time_in_turn
+
+WARMUP_TEXTS = 16
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to measure: a folder on a device, in the dtype it was saved in or another, and its role in the report."""
+
+    role: str
+    model: str
+    folder: Path
+    device: Device
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one candidate; the fields are those of report.json."""
+
+    role: str
+    model: str
+    format: str
+    device: Device
+    accuracy: float
+    accuracy_ci95: list[float]
+    macro_f1: float
+    ece: float
+    agreement: float | None
+    size_bytes: int
+    load_seconds: float
+    latency_ms: dict[str, dict[str, Any]]
+    texts_per_second: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry of report.json."""
+        return asdict(self)
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    label_names: Sequence[str],
+    texts: Sequence[str],
+    gold_labels: np.ndarray,
+    shapes: Sequence[str],
+    *,
+    rounds: int,
+    threads: int | None,
+) -> list[Measurement]:
+    """Return a measurement of each candidate, in order.
+
+    `texts_per_second` is end to end on `texts`, tokenising and copies included; the same pass gives the accuracy.
+    Latency is of the model alone at each of `shapes` ("8x128"), in milliseconds, candidates in turn; a shape longer than
+    a model's positions is left out for it. `agreement` is with the same model's torch-fp32, None where that is not
+    among the candidates. Raises `ModelError` for a model whose classes are not `label_names`.
+    """
+    classifiers, load_seconds = {}, {}
+    for candidate in candidates:
+        start = time.perf_counter()
+        classifiers[candidate] = load(candidate.folder, candidate.device, dtype=candidate.dtype, threads=threads)
+        load_seconds[candidate] = time.perf_counter() - start
+        if set(classifiers[candidate].label_names) != set(label_names):
+            raise ModelError(
+                f"{candidate.folder}: its classes ({', '.join(classifiers[candidate].label_names)}) are not the data's "
+                f"({', '.join(label_names)})"
+            )
+    logits, rates = {}, {}
+    for candidate, classifier in classifiers.items():
+        columns = [classifier.label_names.index(name) for name in label_names]
+        with progress_line(f"{candidate.role} {classifier.session.format} {candidate.device}", len(texts), "text") as line:
+            time.sleep(PAUSE_SECONDS)  # let the last runtime's threads come to rest
+            classifier.logits(texts[:WARMUP_TEXTS])
+            start = time.perf_counter()
+            logits[candidate] = classifier.logits(texts, progress=line.update)[:, columns]
+            rates[candidate] = len(texts) / (time.perf_counter() - start)
+    latency: dict[Candidate, dict[str, Any]] = {candidate: {} for candidate in candidates}
+    for shape in shapes:
+        batch, tokens = map(int, shape.split("x"))
+        calls = {
+            candidate: _call(classifier, batch, tokens)
+            for candidate, classifier in classifiers.items()
+            if tokens <= (token_limit(load_config(str(candidate.folder))) or tokens)
+        }
+        with progress_line(f"latency at {shape}", rounds * len(calls), "call") as line:
+            timed = time_in_turn(calls, rounds, synchronize=_synchronize, progress=line.update)
+        for candidate, latencies in timed.items():
+            latency[candidate][shape] = summarise(latencies)
+    references = {
+        (candidate.model, candidate.device): candidate
+        for candidate, classifier in classifiers.items()
+        if classifier.session.format == "torch-fp32"
+    }
+    measurements = []
+    for candidate, classifier in classifiers.items():
+        found = figures(logits[candidate], gold_labels)
+        reference = references.get((candidate.model, candidate.device))
+        measurements.append(
+            Measurement(
+                role=candidate.role,
+                model=candidate.model,
+                format=classifier.session.format,
+                device=candidate.device,
+                accuracy=found["accuracy"],
+                accuracy_ci95=found["accuracy_ci95"],
+                macro_f1=found["macro_f1"],
+                ece=found["ece"],
+                agreement=agreement(logits[candidate], logits[reference]) if reference else None,
+                size_bytes=weights_bytes(candidate.folder),
+                load_seconds=load_seconds[candidate],
+                latency_ms=latency[candidate],
+                texts_per_second=rates[candidate],
+            )
+        )
+    return measurements
+
+
+def _call(classifier: Classifier, batch: int, tokens: int) -> Callable[[], object]:
+    """The model alone on random ordinary tokens without padding; what the tokens are does not change the time."""
+    ids = np.random.default_rng(0).integers(5, len(classifier.tokenizer), (batch, tokens), dtype=np.int64)
+    mask = np.ones_like(ids)
+    return lambda: classifier.session.run(ids, mask)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

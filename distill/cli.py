@@ -1,0 +1,275 @@
+"""The command line: parse, call one function of `stages`, print. stdout is data, stderr is everything else.
+
+Nothing heavy is imported before a command runs, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from distill.errors import Interrupted, UserError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).", show_default=False)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key: dotted, repeatable, a YAML value."),
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Where to write.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Redo what is already there.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The last line of stdout is the whole result.")]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", metavar="RECIPE", help="For models that carry no recipe.yaml of their own.")
+]
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            for problem in error.problems:
+                print(f"error: {problem}", file=sys.stderr)
+            if error.hint:
+                print(f"hint: {error.hint}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except Interrupted as interruption:
+            print(f"interrupted: {interruption}", file=sys.stderr)
+            raise typer.Exit(interruption.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Teacher-student distillation for text classification: recipe, student, export, proof, report.",
+)
+
+
+@app.command()
+def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Validate a recipe and print it with every default filled in."""
+    from distill.recipe import dump_recipe, load_recipe
+
+    resolved = load_recipe(recipe, set_ or ())
+    print(json.dumps(resolved.model_dump(mode="json")) if json_ else dump_recipe(resolved), end="\n" if json_ else "")
+
+
+@app.command()
+def teacher(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    output: OutputOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Fine-tune the teacher."""
+    stages = _stages()
+    folder = stages.teacher(
+        stages.check(recipe, set_ or ()), output, resume=resume, overwrite=overwrite, device=device
+    )
+    _print_run(folder, json_)
+
+
+@app.command()
+def student(
+    teacher: Annotated[Path, typer.Option("--teacher", metavar="DIR", help="The teacher's folder.", show_default=False)],
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file; default: the teacher's own.")
+    ] = None,
+    set_: SetOption = None,
+    output: OutputOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Distil the student from a teacher."""
+    stages = _stages()
+    resolved = _recipe(recipe or teacher / "recipe.yaml", set_)
+    folder = stages.student(resolved, teacher, output, resume=resume, overwrite=overwrite, device=device)
+    _print_run(folder, json_)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(metavar="[MODEL]", help="A model folder.")] = Path("distilbert-student"),
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx-fp32; with --fp16 or --int8, those as ONNX.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Write torch-fp16 and onnx-fp16.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Write onnx-int8.")] = False,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    output: OutputOption = None,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Write a model's fast formats, each proved on the validation texts (all of the recipe's when none is named)."""
+    stages = _stages()
+    named = _formats(onnx=onnx, fp16=fp16, int8=int8)
+    resolved = _recipe(recipe or model / "recipe.yaml", set_) if recipe or set_ else None
+    entries = stages.export(model, named, recipe=resolved, output=output, device=device)
+    if json_:
+        print(json.dumps(entries))
+        return
+    for name, proof in entries.items():
+        print(
+            f"{name}\taccuracy {proof['accuracy']:.4f}\tdrop {proof['accuracy_drop']:.4f}\t"
+            f"agreement {proof['agreement']:.4f}\tlargest logit difference {proof['max_logit_diff']:.2g}\t"
+            f"{proof['size_bytes'] / 1e6:.1f} MB"
+        )
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DIR ...]", help="Model folders, or the output of `distill run`.")
+    ] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    output: OutputOption = None,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Measure models and their exports on the test split: accuracy against latency."""
+    stages = _stages()
+    models = folders or [Path("bert-teacher"), Path("distilbert-student")]
+    resolved = _recipe(recipe or stages.recipe_file(models), set_) if recipe or set_ else None
+    target = output or Path("report")
+    _print_report(stages.report(models, target, recipe=resolved, device=device), target, json_)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    output: OutputOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Teacher, student, exports and report in one folder (default: runs/RECIPE); finished stages are skipped."""
+    stages = _stages()
+    target = output or Path("runs") / recipe.stem
+    result = stages.run(
+        stages.check(recipe, set_ or ()), target, resume=resume, overwrite=overwrite, device=device
+    )
+    _print_report(result, target / "report", json_)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run, export or model folder.", show_default=False)],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT ...]", show_default=False)] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", metavar="F", help="Texts from .txt, .csv, .jsonl or .parquet; - is stdin.")
+    ] = None,
+    text_column: Annotated[str, typer.Option("--text-column", help="The column that holds the texts of --file.")] = "text",
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Print label, probability and text of each text, tab-separated."""
+    if bool(texts) == (file is not None):
+        raise UserError("predict: wants texts on the command line or --file, one of the two", hint="distill predict --help")
+    stages = _stages()
+    from distill.data import read_texts
+
+    source: Iterator[str] = iter(texts or ()) if file is None else read_texts(file, text_column)
+    rows = []
+    for text, probabilities in stages.predict(model, source, device=device):
+        label = max(probabilities, key=lambda name: probabilities[name])
+        if json_:
+            rows.append({"label": label, "score": probabilities[label], "probabilities": probabilities})
+        else:
+            print(f"{label}\t{probabilities[label]:.4f}\t{' '.join(text.split())}")
+    if json_:
+        print(json.dumps(rows, ensure_ascii=False))
+
+
+def main() -> None:
+    """Run the command line; the entry point of `distill`."""
+    app()
+
+
+def _recipe(path: Path, set_: list[str] | None) -> Any:
+    from distill.recipe import load_recipe
+
+    if not path.is_file() and path.name == "recipe.yaml":
+        raise UserError(f"{path.parent}: holds no recipe.yaml", hint="name a recipe")
+    return load_recipe(path, set_ or ())
+
+
+def _formats(*, onnx: bool, fp16: bool, int8: bool) -> list[str] | None:
+    """The formats that flags name: --onnx alone is fp32; --fp16 is torch and ONNX, with --onnx just ONNX."""
+    if not (onnx or fp16 or int8):
+        return None
+    named = ["torch-fp16"] if fp16 and not onnx else []
+    named += ["onnx-fp32"] if onnx else []
+    named += ["onnx-fp16"] if fp16 else []
+    return named + (["onnx-int8"] if int8 else [])
+
+
+def _print_run(folder: Any, json_: bool) -> None:
+    metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
+    if json_:
+        print(json.dumps({"folder": str(folder.path), **metrics}))
+    else:
+        print(folder.path)
+
+
+def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
+    if json_:
+        print(json.dumps(result))
+        return
+    from distill.report import table
+
+    shapes = dict.fromkeys(shape for row in result["measurements"] for shape in row["latency_ms"])
+    print(table(result["measurements"], list(shapes), style="simple"))
+    print(f"\n{result['choice']['reason']}")
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{folder / 'report.md'}")
+
+
+def _stages() -> Any:
+    """The library, with third parties quiet: their progress bars and warnings would bury ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else each forked worker warns about it
+    import warnings
+
+    import datasets
+    import transformers
+
+    from distill import stages
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|sklearn")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("distill")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    return stages

@@ -1,0 +1,350 @@
+"""A recipe's data section to labelled splits, each row with a stable example id; splits to token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+from transformers import PreTrainedTokenizerBase
+
+from distill.errors import DataError
+from distill.recipe import Data
+
+READERS = {
+    ".csv": ("csv", {"keep_default_na": False}),  # a review that says "NA" or "null" is a text, not a hole
+    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+}
+CHECKED_ROWS = 64  # rows on which tokenising is checked; a wrong tokenizer shows on the first few
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train, validation and test with columns example_id ("train/17"), text and label; class names in label order."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    label_names: tuple[str, ...]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return a SHA-256 of the texts and labels of each split, for manifests."""
+        return {name: _fingerprint(getattr(self, name)) for name in ("train", "validation", "test")}
+
+
+def load_splits(data: Data) -> Splits:
+    """Return the splits that `data` describes: loaded, checked, sampled, and validation carved out where it is missing.
+
+    Samples are taken as shuffle with the seed, then the first N; the validation split is then carved out of the sampled
+    train rows, stratified by label, so `train_samples` is all the labelled text that a run may see besides test.
+    Raises `DataError` naming the file or split, the rule and the value.
+    """
+    tables = _load_files(data) if data.files else _load_dataset(data)
+    texts = {split: _texts(table, data, source) for split, (source, table) in tables.items()}
+    label_names = _label_names(*_labels(tables["train"], data), data)
+    splits: dict[str, Dataset] = {}
+    for split, (source, table) in tables.items():
+        labels = _encode(_labels((source, table), data)[1], label_names, source, data)
+        rows = texts[split].add_column("label", labels, feature=ClassLabel(names=list(label_names)))
+        ids = pa.array([f"{split}/{index}" for index in range(len(rows))])
+        splits[split] = rows.add_column("example_id", ids.to_pylist())
+    for split, samples in (
+        ("train", data.train_samples),
+        ("validation", data.validation_samples),
+        ("test", data.test_samples),
+    ):
+        if samples and split in splits:
+            splits[split] = _sample(splits[split], samples, data.seed)
+    _check_every_class_is_trained(splits["train"], label_names, tables["train"][0])
+    if "validation" not in splits:
+        splits |= _carve_validation(splits["train"], label_names, data)
+    return Splits(splits["train"], splits["validation"], splits["test"], label_names)
+
+
+def tokenise(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    *,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Dataset:
+    """Return `rows` with columns input_ids, attention_mask, length and labels, cut at `max_tokens`, not padded.
+
+    Tokenised once: the result is kept in datasets' cache under the texts, the tokenizer and `max_tokens`. The fast
+    tokenizers work on all cores by themselves. `progress` is told how many texts each batch held.
+    """
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
+        encoded = tokenizer(
+            batch["text"], truncation=True, max_length=max_tokens, return_token_type_ids=False, return_length=True
+        )
+        progress(len(batch["text"]))
+        return dict(encoded)
+
+    key = json.dumps([rows._fingerprint, tokenizer_fingerprint(tokenizer), max_tokens])
+    tokenised = rows.map(
+        encode,
+        batched=True,
+        remove_columns=["text", "example_id"],
+        # datasets would hash the tokenizer, whose state changes with its first call: never the same key twice
+        new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
+    )
+    return tokenised.rename_column("label", "labels")
+
+
+def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    """Raise `DataError` unless ids, masks and labels agree and decoding gives the text back, on the first rows.
+
+    A text that the tokenizer cuts or that holds unknown tokens cannot come back whole and is compared no further; more
+    than half of the tokens unknown means that the tokenizer was not made for this language or alphabet.
+    """
+    count = min(CHECKED_ROWS, len(rows))
+    unknown = total = 0
+    for row, encoded in zip(rows.select(range(count)), tokenised.select(range(count)), strict=True):
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        place = f"row {row['example_id']}"
+        if len(ids) != len(mask) or len(ids) != encoded["length"] or encoded["labels"] != row["label"]:
+            raise DataError(f"{place}: ids, mask and label disagree after tokenising; delete datasets' cache and retry")
+        if max(ids) >= len(tokenizer):
+            raise DataError(f"{place}: token id {max(ids)}, but the tokenizer knows {len(tokenizer)} tokens")
+        total += len(ids)
+        unknown += ids.count(tokenizer.unk_token_id)
+        if len(ids) < max_tokens and tokenizer.unk_token_id not in ids:
+            decoded = tokenizer.decode(ids, skip_special_tokens=True)
+            if _comparable(decoded, None) != _comparable(row["text"], tokenizer):
+                raise DataError(
+                    f"{place}: decoding its tokens does not give the text back: {decoded[:60]!r} for {row['text'][:60]!r}"
+                )
+    if unknown > total / 2:
+        raise DataError(f"{unknown / total:.0%} of the tokens are unknown to the tokenizer; it was made for other texts")
+
+
+def read_texts(path: str, text_column: str) -> Iterator[str]:
+    """Yield the texts of a file, one at a time: lines of .txt or of stdin ("-"), else the column `text_column`.
+
+    Holds a few thousand rows at once, whatever the size of the file. A blank line is a text too, so that answers and
+    lines stay in step. Raises `DataError` naming the file and the row where something is no text.
+    """
+    if path == "-":
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    if Path(path).suffix.lower() == ".txt":
+        try:
+            with open(path, encoding="utf-8", newline="\n") as file:
+                yield from (line.rstrip("\r\n") for line in file)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 ({error.reason})") from None
+        return
+    rows = _read_file(path, "file")
+    _require_column(rows, text_column, "--text-column", path)
+    row = 0
+    for batch in rows.select_columns([text_column]).iter(batch_size=1_000):
+        for text in batch[text_column]:
+            if not isinstance(text, str):
+                raise DataError(f"{path}: row {row}: {text_column} holds {text!r}, not a text")
+            yield text
+            row += 1
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a SHA-256 of all that decides which ids a text gets: vocabulary, normaliser, pre-tokeniser, model."""
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    for state in ("truncation", "padding"):  # set by the last call, no property of the tokenizer
+        description.pop(state, None)
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _comparable(text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """The text as the tokenizer normalises it (case, accents), without white space, which no tokenizer keeps exactly."""
+    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer else None
+    return "".join((normalizer.normalize_str(text) if normalizer else text).split())
+
+
+def _load_files(data: Data) -> dict[str, tuple[str, Dataset]]:
+    assert data.files is not None
+    return {
+        split: (path, _read_file(path, split)) for split, path in data.files.model_dump(exclude_none=True).items()
+    }
+
+
+def _read_file(path: str, split: str) -> Dataset:
+    place = "" if split == "file" else f"data.files.{split}: "
+    suffix = Path(path).suffix.lower()
+    if suffix not in READERS:
+        raise DataError(f"{place}{path}: not one of {', '.join(READERS)}")
+    if not Path(path).is_file():
+        raise DataError(f"{place}{path}: no such file (relative paths start at the working directory)")
+    if Path(path).stat().st_size == 0:
+        raise DataError(f"{place}{path}: the file is empty")
+    reader, options = READERS[suffix]
+    try:
+        table = load_dataset(reader, data_files={split: path}, split=split, **options)
+    except (DatasetsError, OSError, ValueError, pa.ArrowException) as error:
+        cause = error.__cause__ or error
+        raise DataError(f"{place}{path}: cannot be read as {suffix[1:]}: {_one_line(cause)}") from error
+    assert isinstance(table, Dataset)
+    return table
+
+
+def _load_dataset(data: Data) -> dict[str, tuple[str, Dataset]]:
+    try:
+        loaded = load_dataset(data.dataset, data.subset)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise DataError(
+            f"data.dataset: {data.dataset}: cannot be loaded: {_one_line(error)}",
+            hint="--set data.files.train=FILE --set data.files.test=FILE uses local files instead",
+        ) from error
+    names = data.splits.model_dump()
+    if names["validation"] is None and "validation" in loaded:
+        names["validation"] = "validation"
+    for split, name in names.items():
+        if name is not None and name not in loaded:
+            raise DataError(f"data.splits.{split}: {data.dataset} has no split {name!r}, only {', '.join(loaded)}")
+    return {split: (f"{data.dataset}[{name}]", loaded[name]) for split, name in names.items() if name is not None}
+
+
+def _texts(table: Dataset, data: Data, source: str) -> Dataset:
+    """The text column alone, checked: text, no nulls, nothing blank."""
+    _require_column(table, data.text_column, "data.text_column", source)
+    if len(table) == 0:
+        raise DataError(f"{source}: has no rows")
+    column = table.data.column(data.text_column)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise DataError(f"{source}: data.text_column: {data.text_column!r} holds {column.type}, not text")
+    blank = np.concatenate([_is_blank(chunk) for chunk in column.chunks])
+    if blank.any():
+        rows = np.flatnonzero(blank)
+        raise DataError(f"{source}: row {rows[0]}: the text is empty ({len(rows)} such rows); remove them")
+    texts = table.select_columns([data.text_column])
+    return texts if data.text_column == "text" else texts.rename_column(data.text_column, "text")
+
+
+def _is_blank(chunk: pa.Array) -> np.ndarray:
+    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0)
+    return pc.fill_null(blank, True).to_numpy(zero_copy_only=False)
+
+
+def _labels(table: tuple[str, Dataset], data: Data) -> tuple[Any, pa.ChunkedArray]:
+    """The label column's feature and its values, checked: there, no nulls, of a kind that can name a class."""
+    source, rows = table
+    _require_column(rows, data.label_column, "data.label_column", source)
+    column = rows.data.column(data.label_column)
+    if column.null_count:
+        row = pc.index(pc.is_null(column), pa.scalar(True)).as_py()
+        raise DataError(f"{source}: row {row}: the label is empty ({column.null_count} such rows); remove them")
+    kind = column.type
+    if pa.types.is_floating(kind) and pc.all(pc.equal(pc.floor(column), column)).as_py():
+        column = column.cast(pa.int64())  # what pandas makes of whole numbers
+    elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
+        raise DataError(f"{source}: data.label_column: {data.label_column!r} holds {kind}; wants whole numbers or names")
+    return rows.features[data.label_column], column
+
+
+def _label_names(feature: Any, values: pa.ChunkedArray, data: Data) -> tuple[str, ...]:
+    """Class names: the recipe's, else the data set's own, else the distinct train values in order."""
+    if data.label_names:
+        return data.label_names
+    if isinstance(feature, ClassLabel):
+        return tuple(feature.names)
+    distinct = sorted(pc.unique(values).to_pylist())
+    return tuple(_shown(value) for value in distinct)
+
+
+def _encode(values: pa.ChunkedArray, label_names: tuple[str, ...], source: str, data: Data) -> np.ndarray:
+    """Class indices of label values; a value that names no class is an error.
+
+    A string is a name. A whole number is a name where the recipe gives none or the names are such numbers; else it is
+    an index into the names. false and true are 0 and 1.
+    """
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int64()) if set(label_names) != {"false", "true"} else pc.cast(values, pa.string())
+    if pa.types.is_integer(values.type):
+        as_names = values.cast(pa.string())
+        named = pc.is_in(as_names, pa.array(label_names, pa.string()))
+        values = as_names if pc.all(named).as_py() else values
+    if _is_string(values.type):
+        indices = pc.index_in(values.cast(pa.string()), pa.array(label_names, pa.string()))
+        wrong = pc.is_null(indices)
+    else:
+        indices = values.cast(pa.int64())
+        wrong = pc.or_(pc.less(indices, 0), pc.greater_equal(indices, len(label_names)))
+    if pc.any(wrong).as_py():
+        row = pc.index(wrong, pa.scalar(True)).as_py()
+        shown, known = _shown(values[row].as_py()), ", ".join(label_names[:10])
+        more = ", ..." if len(label_names) > 10 else ""
+        raise DataError(f"{source}: row {row}: label {shown!r} is none of the {len(label_names)} classes: {known}{more}")
+    return indices.to_numpy().astype(np.int64)
+
+
+def _sample(rows: Dataset, samples: int, seed: int) -> Dataset:
+    return rows.shuffle(seed=seed).select(range(min(samples, len(rows))))
+
+
+def _check_every_class_is_trained(train: Dataset, label_names: tuple[str, ...], source: str) -> None:
+    counts = Counter(train["label"])
+    if len(label_names) < 2 or len(counts) == 1:
+        raise DataError(f"{source}: one class only ({label_names[next(iter(counts))]!r}); a classifier needs two or more")
+    absent = [name for index, name in enumerate(label_names) if not counts[index]]
+    if absent:
+        raise DataError(
+            f"{source}: no training text of class {', '.join(map(repr, absent))}; take more rows or drop it from "
+            "data.label_names"
+        )
+
+
+def _carve_validation(train: Dataset, label_names: tuple[str, ...], data: Data) -> dict[str, Dataset]:
+    size = round(len(train) * data.validation_fraction)
+    rarest, count = Counter(train["label"]).most_common()[-1]
+    if size < len(label_names) or count < 2:
+        raise DataError(
+            f"data.validation_fraction: {data.validation_fraction} of {len(train)} train rows is too little for a "
+            f"stratified validation split of {len(label_names)} classes (rarest: {label_names[rarest]!r}, {count} rows); "
+            "take more rows, or give data.files.validation"
+        )
+    parts = train.train_test_split(test_size=size, seed=data.seed, stratify_by_column="label")
+    validation = parts["test"]
+    if data.validation_samples:
+        validation = _sample(validation, data.validation_samples, data.seed)
+    return {"train": parts["train"], "validation": validation}
+
+
+def _require_column(table: Dataset, column: str, key: str, source: str) -> None:
+    if column not in table.column_names:
+        raise DataError(f"{source}: {key}: no column {column!r}, only {', '.join(table.column_names)}")
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _fingerprint(rows: Dataset) -> str:
+    digest = hashlib.sha256()
+    for batch in rows.select_columns(["text", "label"]).iter(batch_size=10_000):
+        digest.update(json.dumps([batch["text"], batch["label"]]).encode())
+    return digest.hexdigest()

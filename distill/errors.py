@@ -1,0 +1,48 @@
+"""What a user can get wrong, as exception classes.
+
+The command line prints each problem of a `UserError` on a line of its own, then the hint, and exits with 2. Anything
+else that escapes is our own bug: a traceback and exit 1.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can put right: `problems`, one line each (place: rule, value, cure), and an optional `hint`."""
+
+    def __init__(self, *problems: str, hint: str | None = None):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+        self.hint = hint
+
+
+class RecipeError(UserError):
+    """The recipe, or a `--set` on top of it, breaks a rule."""
+
+
+class DataError(UserError):
+    """The labelled texts cannot be read or used."""
+
+
+class ModelError(UserError):
+    """A model or its tokenizer cannot be loaded or does not fit the data."""
+
+
+class FolderError(UserError):
+    """An output folder holds something that must not be touched, or lacks something that is needed."""
+
+
+class DeviceError(UserError):
+    """The device that was asked for is not there."""
+
+
+class ExportError(UserError):
+    """A format could not be made, or broke its bound; what it would have been is not on disk."""
+
+
+class Interrupted(Exception):
+    """A signal stopped the work after a checkpoint was saved; `exit_code` is 128 plus the signal's number."""
+
+    def __init__(self, signal_number: int, how_to_go_on: str):
+        super().__init__(how_to_go_on)
+        self.exit_code = 128 + signal_number

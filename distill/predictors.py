@@ -1,0 +1,207 @@
+"""Texts to logits, with torch and ONNX Runtime behind the same face."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+import torch
+from scipy.special import softmax
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.devices import Device, resolve_device
+from distill.errors import DeviceError, ModelError
+from distill.models import check_fit, is_classifier, load_config, load_tokenizer, token_limit
+
+# Padded tokens in one batch. Larger batches stop being faster long before they stop costing memory.
+BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 65_536}
+TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
+ONNX_WEIGHTS = "model.onnx"
+TORCH_WEIGHTS = "model.safetensors"
+
+
+class Session(Protocol):
+    """A classifier on a device: token ids in, logits out."""
+
+    device: Device
+    format: str
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """Return float32 logits (batch, classes) of int64 ids and mask, both (batch, tokens)."""
+        ...
+
+
+class TorchSession:
+    """A transformers model in eval mode, in the dtype of its weights.
+
+    Except fp16 on a CPU, which computes in fp32: torch's fp16 kernels for CPUs are many times slower.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: Device):
+        self.format = TORCH_FORMATS[model.dtype]
+        if model.dtype == torch.float16 and device == "cpu":
+            model = model.float()
+        self.model = model.to(torch.device(device)).eval()
+        self.device: Device = device
+
+    @torch.inference_mode()
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
+        mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
+        return self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+
+
+class OnnxSession:
+    """An ONNX file with inputs input_ids and attention_mask and output logits, in ONNX Runtime."""
+
+    def __init__(self, path: Path, device: Device, threads: int | None = None, *, format: str = "onnx"):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # warnings are about the graph's history, nothing a user can act on
+        options.intra_op_num_threads = threads or _cores()
+        providers = ["CPUExecutionProvider"]
+        if device == "cuda":
+            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+                raise DeviceError(
+                    f"{path.parent}: this onnxruntime has no CUDA provider", hint="pip install onnxruntime-gpu"
+                )
+            onnxruntime.preload_dlls()  # the CUDA libraries that torch brought
+            providers = ["CUDAExecutionProvider", *providers]
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except (onnxruntime.capi.onnxruntime_pybind11_state.Fail, RuntimeError) as error:
+            raise ModelError(f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+        # ONNX Runtime falls back to the CPU in silence where CUDA cannot start; a figure would then carry a false name.
+        if device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
+            raise DeviceError(f"{path}: ONNX Runtime could not start CUDA", hint="distill works on the CPU: --device cpu")
+        self._inputs = {item.name for item in self._session.get_inputs()}
+        self.device: Device = device
+        self.format = format
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if "token_type_ids" in self._inputs:  # graphs of other exporters
+            feed["token_type_ids"] = np.zeros_like(input_ids)
+        return self._session.run(["logits"], feed)[0].astype(np.float32)
+
+
+class Classifier:
+    """A tokenizer, a session and class names: `classifier(texts)` gives labels, in the texts' order."""
+
+    def __init__(
+        self, session: Session, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str], max_tokens: int
+    ):
+        self.session = session
+        self.tokenizer = tokenizer
+        self.label_names = tuple(label_names)
+        self.max_tokens = max_tokens
+
+    def __call__(self, texts: Sequence[str]) -> list[dict[str, str | float]]:
+        """Return the likeliest label of each text and its probability, as {"label", "score"}."""
+        probabilities = self.probabilities(texts)
+        best = probabilities.argmax(axis=1)
+        return [
+            {"label": self.label_names[label], "score": float(row[label])}
+            for label, row in zip(best, probabilities, strict=True)
+        ]
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Return class probabilities, float32, shape (texts, classes)."""
+        return softmax(self.logits(texts), axis=1)
+
+    def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
+        """Return logits, float32, shape (texts, classes); `progress` is told how many texts each batch held.
+
+        Texts are tokenised in one call, cut at `max_tokens`, sorted by length and packed into batches of about equal
+        token count, so that little is spent on padding; the order of the texts is restored.
+        """
+        logits = np.zeros((len(texts), len(self.label_names)), np.float32)
+        if not len(texts):
+            return logits
+        encoded = self.tokenizer(
+            list(texts), truncation=True, max_length=self.max_tokens, return_token_type_ids=False
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        for rows in pack([len(row) for row in ids], BATCH_TOKENS[self.session.device]):
+            logits[rows] = self.session.run(*pad([ids[row] for row in rows], self.tokenizer.pad_token_id))
+            progress(len(rows))
+        return logits
+
+
+def pack(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
+    """Yield the indices of each batch, longest texts first, so that rows x longest stays within `batch_tokens`.
+
+    A text longer than `batch_tokens` gets a batch of its own. Longest first: what does not fit into memory fails at
+    once, not after an hour.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    start = 0
+    while start < len(order):
+        rows = max(1, batch_tokens // max(1, lengths[order[start]]))
+        yield order[start : start + rows]
+        start += rows
+
+
+def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and attention mask, int64, both (texts, longest), padded on the right."""
+    longest = max(map(len, ids))
+    input_ids = np.full((len(ids), longest), pad_token_id, np.int64)
+    attention_mask = np.zeros((len(ids), longest), np.int64)
+    for row, tokens in enumerate(ids):
+        input_ids[row, : len(tokens)] = tokens
+        attention_mask[row, : len(tokens)] = 1
+    return input_ids, attention_mask
+
+
+def load(folder: Path | str, device: str = "auto", *, dtype: str | None = None, threads: int | None = None) -> Classifier:
+    """Return the classifier in a run folder, an export folder or any transformers model (also by Hub name).
+
+    A folder with model.onnx runs in ONNX Runtime, any other in torch, in the dtype it was saved in or in `dtype`
+    ("bfloat16"). Texts are cut at the tokenizer's model_max_length. Raises `ModelError` where the model is no
+    classifier, `DeviceError` where the device is not there.
+    """
+    name = str(folder)
+    config = load_config(name)
+    if not is_classifier(config):
+        raise ModelError(f"{name}: not a text classifier, but {', '.join(config.architectures or ['unknown'])}")
+    tokenizer = load_tokenizer(name)
+    resolved = resolve_device(device)
+    max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
+    check_fit(config, name, max_tokens=max_tokens, vocabulary=len(tokenizer))
+    if (Path(folder) / ONNX_WEIGHTS).is_file():
+        format_ = Path(folder).name if Path(folder).name.startswith("onnx-") else "onnx"
+        session: Session = OnnxSession(Path(folder) / ONNX_WEIGHTS, resolved, threads, format=format_)
+    else:
+        session = TorchSession(load_torch(name, config, dtype), resolved)
+    return Classifier(session, tokenizer, label_names(config), max_tokens)
+
+
+def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:
+    """Return the finished classifier `name` from safetensors; raises `ModelError` where a weight of it is missing."""
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    if report["missing_keys"]:
+        raise ModelError(f"{name}: {len(report['missing_keys'])} weights are missing, first {min(report['missing_keys'])}")
+    return model
+
+
+def label_names(config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the class names in the order of the logits."""
+    return tuple(config.id2label[index] for index in range(config.num_labels))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def weights_bytes(folder: Path) -> int:
+    """Return the size of a model folder's weights in bytes: of model.onnx and its data, or of the safetensors."""
+    pattern = f"{ONNX_WEIGHTS}*" if (folder / ONNX_WEIGHTS).is_file() else "model*.safetensors"
+    return sum(file.stat().st_size for file in folder.glob(pattern))

@@ -1,0 +1,356 @@
+"""A YAML file to a frozen, typed `Recipe`; no network, device or environment is touched.
+
+Every mistake is reported at once, each with its file and line. YAML 1.2 through ruamel.yaml (`3e-4` is a number, `no` a
+string, an equal key twice an error), types through pydantic in strict mode (`"8"` is not 8).
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from distill import training_arguments
+from distill.errors import RecipeError
+
+MAX_RECIPE_BYTES = 1_000_000  # far above any recipe; keeps a data file given by mistake from being parsed as YAML
+
+Format = Literal["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8"]
+FORMATS: tuple[Format, ...] = typing.get_args(Format)
+Positive = Annotated[int, Field(gt=0)]
+Line = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Frozen, strict, no unknown keys: what all parts of a recipe share."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Files(Section):
+    """Local files, csv, tsv, json, jsonl, parquet or arrow, paths relative to the working directory."""
+
+    train: Line
+    test: Line
+    validation: Line | None = None
+
+
+class HubSplits(Section):
+    """The names that the Hub data set gives its splits; `validation` is carved out of train where there is none."""
+
+    train: Line = "train"
+    test: Line = "test"
+    validation: Line | None = None
+
+
+class Data(Section):
+    """Where the labelled texts come from, and how they are cut, sampled and tokenised."""
+
+    dataset: Line | None = None
+    subset: Line | None = None
+    splits: HubSplits = HubSplits()
+    files: Files | None = None
+    text_column: Line = "text"
+    label_column: Line = "label"
+    label_names: Annotated[tuple[Line, ...], Field(min_length=2)] | None = None
+    train_samples: Positive | None = None
+    validation_samples: Positive | None = None
+    test_samples: Positive | None = None
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    max_tokens: Annotated[int, Field(ge=3)] = 512
+    padding: Literal["longest", "max_length"] = "longest"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+
+    @field_validator("label_names")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names and len(set(names)) < len(names):
+            raise ValueError("the same name stands in it twice")
+        return names
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.dataset is None) == (self.files is None):
+            raise ValueError("wants dataset (a Hub name) or files (local ones), one of the two")
+        return self
+
+
+class Stage(Section):
+    """What training a teacher and training a student have in common."""
+
+    training: dict[str, Any] = {}
+    early_stopping_patience: Positive | None = None
+
+
+class Teacher(Stage):
+    """The model to fine-tune; `pretrained: false` keeps its configuration and tokenizer and starts from random weights."""
+
+    model: Line
+    pretrained: bool = True
+    output: Line = "./bert-teacher"
+
+
+class Loss(Section):
+    """soft_weight * T^2 * KL(teacher_T || student_T) + (1 - soft_weight) * cross-entropy (Hinton et al. 2015)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Student(Stage):
+    """The small model: a pretrained one by name or folder, or chosen layers of the teacher, counted from 0."""
+
+    model: Line | None = None
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    output: Line = "./distilbert-student"
+    loss: Loss = Loss()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Student:
+        if (self.model is None) == (self.layers is None):
+            raise ValueError("wants model (a pretrained one) or layers (of the teacher), one of the two")
+        if self.layers and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers must rise, each once, got {list(self.layers)}")
+        return self
+
+
+class Export(Section):
+    """Formats to write, and how much validation accuracy one may cost before it counts as failed."""
+
+    formats: tuple[Format, ...] = FORMATS
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+
+class Benchmark(Section):
+    """Shapes (BATCHxTOKENS) at which latency is measured, how often, and on how many CPU threads (default: all cores)."""
+
+    shapes: Annotated[tuple[str, ...], Field(min_length=1)] = ("1x128", "8x128", "1x512")
+    rounds: Annotated[int, Field(ge=5)] = 30
+    threads: Positive | None = None
+
+    @field_validator("shapes")
+    @classmethod
+    def _shapes(cls, shapes: tuple[str, ...]) -> tuple[str, ...]:
+        for shape in shapes:
+            if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", shape):
+                raise ValueError(f"wants BATCHxTOKENS such as 8x128, got {shape!r}")
+        return shapes
+
+
+class Recipe(Section):
+    """Everything a run needs to know; `data` always, `teacher` and `student` for the commands that train them."""
+
+    data: Data
+    teacher: Teacher | None = None
+    student: Student | None = None
+    export: Export = Export()
+    benchmark: Benchmark = Benchmark()
+
+
+# In one file both are an error, but --set of one drops the other that the file holds.
+_EXCLUSIVE = {
+    ("data", "dataset"): ("data", "files"),
+    ("data", "files"): ("data", "dataset"),
+    ("student", "model"): ("student", "layers"),
+    ("student", "layers"): ("student", "model"),
+}
+
+KeyPath = tuple[str | int, ...]
+
+
+class Place(NamedTuple):
+    """Where a value was written: its line (0 for the command line) and the text that says so."""
+
+    line: int
+    shown: str
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in the YAML file `path` with `overrides` ("dotted.key=YAML value") on top, defaults filled in.
+
+    Raises `RecipeError` with every mistake: unreadable file, YAML fault, unknown key, wrong type or value, unknown
+    TrainingArguments field.
+    """
+    text = _read(path)
+    values, lines = _parse(text, str(path))
+    places: dict[KeyPath, Place] = {at: Place(line, f"{path}:{line}") for at, line in lines.items()}
+    mistakes: list[tuple[int, str]] = []
+    for override in overrides:
+        try:
+            key, value = _parse_override(override)
+            _put(values, key, value)
+        except ValueError as error:
+            mistakes.append((0, f"--set {override}: {error}"))
+            continue
+        places[key] = Place(0, f"--set {override}")
+    return _validate(values, places, mistakes, name=str(path))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    yaml.width = 120
+    stream = io.StringIO()
+    yaml.dump(recipe.model_dump(mode="json", exclude_none=True), stream)
+    return stream.getvalue()
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with data files and local model folders made absolute, so that it runs from anywhere."""
+    updates: dict[str, Any] = {}
+    if recipe.data.files:
+        files = {k: str(Path(v).absolute()) for k, v in recipe.data.files.model_dump(exclude_none=True).items()}
+        updates["data"] = recipe.data.model_copy(update={"files": Files(**files)})
+    elif recipe.data.dataset and Path(recipe.data.dataset).is_dir():
+        updates["data"] = recipe.data.model_copy(update={"dataset": str(Path(recipe.data.dataset).absolute())})
+    for name in ("teacher", "student"):
+        stage = getattr(recipe, name)
+        if stage and stage.model and Path(stage.model).is_dir():
+            updates[name] = stage.model_copy(update={"model": str(Path(stage.model).absolute())})
+    return recipe.model_copy(update=updates)
+
+
+def _read(path: Path | str) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_RECIPE_BYTES + 1)
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: a folder, not a recipe file") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}", hint="recipes that come with distill are in recipes/") from None
+    if len(content) > MAX_RECIPE_BYTES:
+        raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, which no recipe is")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}") from None
+
+
+def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Return the plain values of a YAML text and the line (from 1) of each key path."""
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+        root = YAML(typ="rt", pure=True).compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{mark.line + 1}" if mark else name
+        problem = (error.problem or str(error.context)).splitlines()[0]
+        raise RecipeError(f"{place}: {problem}") from None
+    except (YAMLError, ValueError) as error:  # e.g. a control character, or a date that is none
+        raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise RecipeError(f"{name}: nested too deeply for a recipe") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name}: wants keys and values at the top (data:, teacher:, student: ...)")
+    return values, dict(_lines(root, ()))
+
+
+def _lines(node: Node | None, at: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            yield (*at, str(key.value)), key.start_mark.line + 1
+            yield from _lines(value, (*at, str(key.value)))
+    elif isinstance(node, SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*at, index), value.start_mark.line + 1
+            yield from _lines(value, (*at, index))
+
+
+def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
+    key, equals, text = override.partition("=")
+    parts = tuple(key.strip().split("."))
+    if not equals or not all(parts):
+        raise ValueError("wants dotted.key=value")
+    try:
+        return parts, YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        raise ValueError(f"{text!r} is not a YAML value") from None
+
+
+def _put(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
+    for exclusive, dropped in _EXCLUSIVE.items():
+        section = values.get(dropped[0])
+        if key[: len(exclusive)] == exclusive and value is not None and isinstance(section, dict):
+            section.pop(dropped[1], None)
+    for part in key[:-1]:
+        inner = values.setdefault(part, {})
+        if inner is None:
+            inner = values[part] = {}
+        if not isinstance(inner, dict):
+            raise ValueError(f"{part} is not a section")
+        values = inner
+    values[key[-1]] = value
+
+
+def _validate(
+    values: dict[str, Any], places: dict[KeyPath, Place], mistakes: list[tuple[int, str]], *, name: str
+) -> Recipe:
+    def report(at: KeyPath, problem: str) -> None:
+        # The nearest place known: that of the key itself, or of the section that lacks it.
+        place = next((places[at[:n]] for n in range(len(at), 0, -1) if at[:n] in places), Place(0, name))
+        key = f"{'.'.join(map(str, at))}: " if at else ""
+        mistakes.append((place.line, f"{place.shown}: {key}{problem}"))
+
+    recipe: Recipe | None = None
+    try:
+        # JSON mode, because strict mode takes a YAML list for a tuple only there.
+        recipe = Recipe.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        for fault in error.errors():
+            report(fault["loc"], _explain(fault))
+    except ValueError as error:  # an alias that holds itself
+        raise RecipeError(f"{name}: {error}") from None
+    for stage in ("teacher", "student"):
+        section = values.get(stage)
+        training = section.get("training") if isinstance(section, dict) else None
+        if isinstance(training, dict):
+            for name, problem in training_arguments.problems({str(k): v for k, v in training.items()}):
+                report((stage, "training", name), problem)
+    if mistakes or recipe is None:
+        raise RecipeError(*(text for _, text in sorted(mistakes, key=lambda mistake: mistake[0])))
+    return _fill_training(recipe)
+
+
+def _fill_training(recipe: Recipe) -> Recipe:
+    def filled(stage: Any) -> Any:
+        training = training_arguments.with_defaults(stage.training, seed=recipe.data.seed)
+        return stage.model_copy(update={"training": training})
+
+    stages = {name: getattr(recipe, name) for name in ("teacher", "student")}
+    return recipe.model_copy(update={name: filled(stage) for name, stage in stages.items() if stage})
+
+
+def _explain(fault: Any) -> str:
+    """One line for a pydantic fault: the rule, the value got, and the key that was probably meant."""
+    if fault["type"] == "extra_forbidden":
+        *section, key = fault["loc"]
+        close = difflib.get_close_matches(str(key), _keys(section), n=1)
+        return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; known: {', '.join(_keys(section))}"
+    if fault["type"] == "missing":
+        return "missing"
+    if fault["type"] == "value_error":  # our own validators say the value themselves
+        return str(fault["ctx"]["error"])
+    rule = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{rule}, got {fault['input']!r}"
+
+
+def _keys(section: Sequence[str | int]) -> list[str]:
+    model: Any = Recipe
+    for part in section:
+        annotation = model.model_fields[part].annotation
+        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, Section))
+    return list(model.model_fields)

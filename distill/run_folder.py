@@ -1,0 +1,149 @@
+"""A run folder: every file name stated once, writes that are whole or absent, the manifest last."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distill.errors import FolderError
+from distill.recipe import Recipe, dump_recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What `distill teacher` and `distill student` leave; the folder itself loads with transformers' from_pretrained."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics_log(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.parquet"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.manifest.is_file()
+
+    def open(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
+        """Make the folder ready for a run of `recipe`; return the checkpoint to resume from, or None to start afresh.
+
+        Raises `FolderError` where that would lose something: a finished run, a started one (unless `resume` or
+        `overwrite` says what to do with it), or files of somebody else.
+        """
+        if not self.path.exists() or not any(self.path.iterdir()):
+            self.path.mkdir(parents=True, exist_ok=True)
+        elif not self.recipe.is_file():
+            raise FolderError(f"{self.path}: not empty and not a run folder; nothing was touched", hint="--output DIR")
+        elif overwrite:
+            self._clear()
+        elif self.is_finished:
+            raise FolderError(f"{self.path}: holds a finished run", hint="--overwrite, or --output for another folder")
+        elif not resume:
+            raise FolderError(f"{self.path}: holds an unfinished run", hint="--resume to go on, --overwrite to restart")
+        elif dump_recipe(recipe) != dump_recipe(load_recipe(self.recipe)):
+            raise FolderError(
+                f"{self.path}: was started with another recipe ({self.recipe}), so it cannot be resumed with this one",
+                hint="--overwrite to restart, or --output for another folder",
+            )
+        write_text(self.recipe, dump_recipe(recipe))
+        checkpoints = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+        return max(checkpoints, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+    def _clear(self) -> None:
+        """Remove what a run wrote and nothing else: a user may keep files of his own here."""
+        self.manifest.unlink(missing_ok=True)  # first, so that no kill leaves a folder that looks finished
+        for file in (self.metrics, self.metrics_log, self.predictions, self.path / "model.safetensors"):
+            file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.tensorboard, self.export):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is whole or, whatever happens, unchanged."""
+    with atomic_path(path) as partial:
+        with open(partial, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON (no NaN: not every reader takes it) that is whole or, whatever happens, unchanged."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file; raises `FolderError` where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FolderError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise FolderError(f"{path}: not JSON ({error})") from None
+
+
+def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarray, logits: np.ndarray) -> None:
+    """Write one row per test example: its id, its gold class and its logits (classes)."""
+    table = pa.table(
+        {
+            "example_id": pa.array(example_ids, pa.string()),
+            "gold_label": pa.array(gold_labels, pa.int64()),
+            "logits": pa.FixedSizeListArray.from_arrays(
+                pa.array(logits.astype(np.float32).ravel()), list_size=logits.shape[1]
+            ),
+        }
+    )
+    with atomic_path(path) as partial:
+        pq.write_table(table, partial)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` for a file or folder; it takes the place of `path` only if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    try:
+        yield partial
+        if path.is_dir() and not path.is_symlink():  # a folder cannot be replaced in one step
+            os.replace(path, partial.parent / "old")
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial.parent, ignore_errors=True)

@@ -1,0 +1,288 @@
+"""Fine-tuning a teacher and distilling a student: transformers' Trainer, with distill's loss, figures and progress."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback
+
+from distill.devices import Device, peak_memory_bytes, training_precision
+from distill.errors import Interrupted, RecipeError
+from distill.losses import distillation_loss
+from distill.metrics import ClassificationMetrics
+from distill.progress import progress_line
+from distill.run_folder import RunFolder, write_text
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows of token ids to padded batches; `padding` is "longest" (of the batch) or "max_length" (always max_tokens)."""
+
+    tokenizer: PreTrainedTokenizerBase
+    padding: str
+    max_tokens: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        tokens = {name: [row[name] for row in rows] for name in ("input_ids", "attention_mask")}
+        batch = self.tokenizer.pad(tokens, padding=self.padding, max_length=self.max_tokens, return_tensors="pt")
+        tensors = {"labels": torch.tensor([row["labels"] for row in rows])}
+        if "teacher_logits" in rows[0]:
+            tensors["teacher_logits"] = torch.tensor([row["teacher_logits"] for row in rows])
+        return {**batch, **tensors}
+
+
+class ClassificationTrainer(Trainer):
+    """Cross-entropy on gold labels, averaged over the examples of an optimiser step however they are cut into batches."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # Tells Trainer to count the examples of all accumulated batches, and not to divide the loss once more.
+        self.model_accepts_loss_kwargs = True
+        self.tokens: torch.Tensor | int = 0
+        self.positions = 0
+
+    def example_losses(self, logits: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the training loss of each example, shape (batch,), of logits (batch, classes)."""
+        return functional.cross_entropy(
+            logits.float(), inputs["labels"], reduction="none", label_smoothing=self.args.label_smoothing_factor
+        )
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean loss of the step's examples; in evaluation the plain cross-entropy, which students share."""
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        if model.training:
+            self.tokens = self.tokens + inputs["attention_mask"].sum()  # a tensor: reading it would stall a GPU
+            self.positions += inputs["attention_mask"].numel()
+            losses = self.example_losses(logits, inputs)
+        else:
+            losses = functional.cross_entropy(logits.float(), inputs["labels"], reduction="none")
+        if num_items_in_batch is None or not model.training:
+            loss = losses.mean()
+        else:
+            loss = losses.sum() / num_items_in_batch
+            if self.args.average_tokens_across_devices:  # the count is of all ranks, and DDP averages over them
+                loss = loss * self.accelerator.num_processes
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+
+class DistillationTrainer(ClassificationTrainer):
+    """Soft targets from `teacher_logits` in each batch plus cross-entropy on gold labels: see losses.distillation_loss.
+
+    The teacher's logits are computed beforehand, in eval mode and without gradients, so each model sees its own tokens.
+    """
+
+    def __init__(self, *args: Any, temperature: float, soft_weight: float, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.temperature = temperature
+        self.soft_weight = soft_weight
+
+    def example_losses(self, logits: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the distillation loss of each example, shape (batch,), of logits (batch, classes)."""
+        return distillation_loss(
+            logits,
+            inputs["teacher_logits"],
+            inputs["labels"],
+            temperature=self.temperature,
+            soft_weight=self.soft_weight,
+            label_smoothing=self.args.label_smoothing_factor,
+        )
+
+
+def training_arguments(
+    training: Mapping[str, Any], folder: RunFolder, device: Device, *, stage: str
+) -> tuple[TrainingArguments, str]:
+    """Return transformers' arguments for a `training` section and the reason for the precision they train in.
+
+    Raises `RecipeError` where transformers refuses a combination of fields that are each fine.
+    """
+    precision, reason = training_precision(device, dict(training))
+    fields = {"dataloader_pin_memory": device == "cuda", **training, **precision}
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(folder.checkpoints),
+            use_cpu=device == "cpu",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            label_names=["labels"],
+            **fields,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"{stage}.training: {' '.join(str(error).split())}") from error
+    return arguments, reason
+
+
+def train(
+    trainer_class: type[ClassificationTrainer],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Dataset,
+    validation_rows: Dataset,
+    arguments: TrainingArguments,
+    folder: RunFolder,
+    *,
+    padding: str,
+    max_tokens: int,
+    device: Device,
+    early_stopping_patience: int | None,
+    checkpoint: Path | None,
+    title: str,
+    **loss_settings: float,
+) -> dict[str, Any]:
+    """Train `model` in place, ending with the checkpoint that did best on validation; return the training figures.
+
+    Rows are tokenised (see data.tokenise). Checkpoints and the log go to `folder`; `checkpoint` is one to go on from.
+    Raises `Interrupted` on SIGINT or SIGTERM, after a checkpoint was saved at the end of the running step.
+    """
+    callbacks: list[TrainerCallback] = [ProgressLine(title), LogFile(folder.metrics_log)]
+    if "tensorboard" in arguments.report_to:
+        from torch.utils.tensorboard import SummaryWriter
+
+        arguments.report_to = [name for name in arguments.report_to if name != "tensorboard"]
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(folder.tensorboard))))
+    if early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience))
+    trainer = trainer_class(
+        model=model,
+        args=arguments,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows.sort("length"),  # neighbours of like length need little padding
+        processing_class=tokenizer,
+        data_collator=Collator(tokenizer, padding, max_tokens),
+        compute_metrics=_validation_figures,
+        callbacks=callbacks,
+        **loss_settings,
+    )
+    trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
+    with StopOnSignal(trainer):
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds, tokens = result.metrics["train_runtime"], int(trainer.tokens)
+    return {
+        "seconds": seconds,
+        "samples_per_second": result.metrics["train_samples_per_second"],
+        "tokens_per_second": tokens / seconds,
+        "padding_fraction": 1 - tokens / trainer.positions if trainer.positions else None,
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "steps": trainer.state.global_step,
+        "best_checkpoint": Path(best).name if (best := trainer.state.best_model_checkpoint) else None,
+        "best_validation_accuracy": trainer.state.best_metric,
+    }
+
+
+class ProgressLine(TrainerCallback):
+    """One line on stderr: steps, rate, time left, loss; above it a line for each evaluation."""
+
+    def __init__(self, title: str):
+        self.title = title
+        self.line: tqdm[Any] | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Open the line."""
+        if state.is_world_process_zero:
+            self.line = progress_line(self.title, state.max_steps, "step", initial=state.global_step, keep=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move on by a step."""
+        if self.line is not None:
+            self.line.update(state.global_step - self.line.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Show the loss, or what an evaluation found."""
+        if self.line is None:
+            return
+        if "loss" in logs:
+            self.line.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
+        if "eval_accuracy" in logs:
+            self.line.write(
+                f"{self.title}: epoch {logs['epoch']:.2f}: validation accuracy {logs['eval_accuracy']:.4f}, "
+                f"macro-F1 {logs['eval_macro_f1']:.4f}, log loss {logs['eval_log_loss']:.4f}",
+                file=sys.stderr,
+            )
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Close the line."""
+        if self.line is not None:
+            self.line.close()
+
+
+class LogFile(TrainerCallback):
+    """Keeps metrics.jsonl equal to the Trainer's own log, which survives a resume."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Rewrite the file: a few hundred lines at most, and never half of one."""
+        if state.is_world_process_zero:
+            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+
+
+class StopOnSignal(TrainerCallback):
+    """Turns the first SIGINT or SIGTERM into a checkpoint at the end of the step, then `Interrupted`; a second stops at once."""
+
+    def __init__(self, trainer: Trainer):
+        self.signal_number: int | None = None
+        self.previous: dict[int, Any] = {}
+        trainer.add_callback(self)
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
+            self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        self.signal_number = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for a checkpoint once a signal has come."""
+        if self.signal_number is not None:
+            control.should_save = True
+            control.should_evaluate = False
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stop, now that the checkpoint is there."""
+        if self.signal_number is not None:
+            raise Interrupted(self.signal_number, f"stopped at step {state.global_step}; --resume goes on from there")
+
+
+def _validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
+    metric = ClassificationMetrics(keep_in_memory=True)
+    logits = np.asarray(prediction.predictions)
+    values: Any = metric.compute(predictions=logits.astype(np.float32), references=prediction.label_ids)
+    return {name: value for name, value in values.items() if value is not None}

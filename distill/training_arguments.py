@@ -1,0 +1,133 @@
+"""The `training:` section of a recipe: any field of the installed transformers' TrainingArguments, by its own name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import functools
+import json
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Names that tutorials for transformers 4 still use, and what to write in transformers 5 instead.
+# Source: the migration guide of transformers 5 and the deprecations of 4.41 to 4.57.
+RENAMED = {
+    "evaluation_strategy": "renamed eval_strategy in transformers 4.46",
+    "group_by_length": "gone in transformers 5; write train_sampling_strategy: group_by_length",
+    "warmup_ratio": "gone in transformers 5; warmup_steps takes a fraction below 1",
+    "logging_dir": "gone in transformers 5; TensorBoard's files go to OUTPUT/tensorboard",
+    "no_cuda": "gone in transformers 5; use --device cpu",
+    "overwrite_output_dir": "gone in transformers 5; use --overwrite",
+    "save_safetensors": "gone in transformers 5, which always saves safetensors",
+    "fp16_backend": "gone in transformers 5; write fp16: true",
+    "fp16_opt_level": "gone in transformers 5; write fp16: true",
+    "half_precision_backend": "gone in transformers 5; write fp16: true or bf16: true",
+    "adafactor": "gone in transformers 5; write optim: adafactor",
+    "split_batches": "gone in transformers 5; write accelerator_config: {split_batches: true}",
+    "dispatch_batches": "gone in transformers 5; write accelerator_config: {dispatch_batches: true}",
+    "include_inputs_for_metrics": "gone in transformers 5; distill computes its own metrics",
+    "use_ipex": "gone in transformers 5",
+    "torchdynamo": "gone in transformers 5; write torch_compile: true",
+    "use_legacy_prediction_loop": "gone in transformers 5",
+    "per_gpu_train_batch_size": "renamed per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "renamed per_device_eval_batch_size",
+}
+
+# Fields that distill decides itself, and where a user says the same thing instead.
+OWNED = {
+    "output_dir": "set by distill; write output: beside training:",
+    "resume_from_checkpoint": "set by distill; use --resume",
+    "use_cpu": "set by distill; use --device cpu",
+    "remove_unused_columns": "set by distill, which prepares the columns itself",
+    "label_names": "set by distill; class names belong in data.label_names",
+    "length_column_name": "set by distill, which writes the lengths itself",
+    "disable_tqdm": "set by distill, which shows its own progress",
+    "prediction_loss_only": "set by distill, which needs the logits for its metrics",
+    "include_for_metrics": "set by distill, which computes its own metrics",
+    "batch_eval_metrics": "set by distill, which computes its metrics over the whole split",
+    "do_train": "not a setting here; each command trains, evaluates or predicts",
+    "do_eval": "not a setting here; each command trains, evaluates or predicts",
+    "do_predict": "not a setting here; each command trains, evaluates or predicts",
+    "local_rank": "set by torchrun and accelerate launch",
+    "push_to_hub": "not supported; push the finished folder with the hf command",
+    "hub_token": "not supported; a token must not stand in a recipe",
+    "hub_model_id": "not supported; push the finished folder with the hf command",
+    "hub_strategy": "not supported; push the finished folder with the hf command",
+    "hub_private_repo": "not supported; push the finished folder with the hf command",
+    "hub_always_push": "not supported; push the finished folder with the hf command",
+    "hub_revision": "not supported; push the finished folder with the hf command",
+}
+
+
+def with_defaults(given: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
+    """Return `given` over distill's defaults: evaluate and save in step, keep two checkpoints, end with the best one.
+
+    A checkpoint can only be chosen where there is an evaluation, so saving follows evaluating, and with
+    `eval_strategy: "no"` the last state is kept.
+    """
+    evaluates = given.get("eval_strategy", "epoch")
+    defaults: dict[str, Any] = {
+        "seed": seed,
+        "eval_strategy": evaluates,
+        "save_strategy": evaluates if evaluates != "no" else "epoch",
+        "save_total_limit": 2,
+        "per_device_eval_batch_size": 32,
+        "logging_steps": 50,
+        "report_to": "none",
+    }
+    if "eval_steps" in given:
+        defaults["save_steps"] = given["eval_steps"]
+    if evaluates != "no":
+        defaults |= {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "greater_is_better": True}
+    return defaults | dict(given)
+
+
+def problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield `(field, what is wrong with it)` for every mistake in a `training:` section.
+
+    Imports transformers, and with it torch, to know the fields of the installed version; touches no device.
+    """
+    hints = _type_hints()
+    for name, value in given.items():
+        if name in OWNED:
+            yield name, OWNED[name]
+        elif name not in hints:
+            yield name, RENAMED.get(name) or _unknown(name, hints)
+        elif complaint := _type_complaint(hints[name], value):
+            yield name, complaint
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, [*known, *RENAMED], n=1)
+    meant = f"; did you mean {close[0]}?" if close and close[0] in known else ""
+    return f"not a field of transformers' TrainingArguments{meant}"
+
+
+@functools.cache
+def _type_hints() -> dict[str, Any]:
+    from transformers import TrainingArguments
+
+    hints = typing.get_type_hints(TrainingArguments)
+    return {field.name: hints[field.name] for field in dataclasses.fields(TrainingArguments) if field.init}
+
+
+def _type_complaint(hint: Any, value: Any) -> str | None:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    members = typing.get_args(hint) or (hint,)
+    enums = [member for member in members if isinstance(member, type) and issubclass(member, enum.Enum)]
+    if enums and isinstance(value, str):  # the hint also admits any str, but transformers refuses all but these
+        values = [str(item.value) for item in enums[0]]
+        close = difflib.get_close_matches(value, values, n=1)
+        meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(values)}"
+        return None if value in values else f"got {value!r}; {meant}"
+    try:
+        # JSON mode, since YAML gives lists where a hint may ask for tuples; strict, so that "8" is not taken for 8.
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        names = [getattr(member, "__name__", str(member)) for member in members if member is not type(None)]
+        return f"wants {' or '.join(names)}, got {value!r}"
+    return None
