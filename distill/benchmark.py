@@ -24,7 +24,7 @@ WARMUP_TEXTS = 16
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to measure: a folder on a device, in the dtype it was saved in or another, and its role in the report."""
+    """Something to measure: a folder on a device, in the dtype it was saved in or another, and its role."""
 
     role: str
     model: str
@@ -69,8 +69,8 @@ def measure(
     """Return a measurement of each candidate, in order.
 
     `texts_per_second` is end to end on `texts`, tokenising and copies included; the same pass gives the accuracy.
-    Latency is of the model alone at each of `shapes` ("8x128"), in milliseconds, candidates in turn; a shape longer than
-    a model's positions is left out for it. `agreement` is with the same model's torch-fp32, None where that is not
+    Latency is of the model alone at each of `shapes` ("8x128"), in milliseconds, candidates in turn; a shape longer
+    than a model's positions is left out for it. `agreement` is with the same model's torch-fp32, None where that is not
     among the candidates. Raises `ModelError` for a model whose classes are not `label_names`.
     """
     classifiers, load_seconds = {}, {}
@@ -86,7 +86,8 @@ def measure(
     logits, rates = {}, {}
     for candidate, classifier in classifiers.items():
         columns = [classifier.label_names.index(name) for name in label_names]
-        with progress_line(f"{candidate.role} {classifier.session.format} {candidate.device}", len(texts), "text") as line:
+        title = f"{candidate.role} {classifier.session.format} {candidate.device}"
+        with progress_line(title, len(texts), "text") as line:
             time.sleep(PAUSE_SECONDS)  # let the last runtime's threads come to rest
             classifier.logits(texts[:WARMUP_TEXTS])
             start = time.perf_counter()

@@ -84,15 +84,13 @@ def teacher(
 ) -> None:
     """Fine-tune the teacher."""
     stages = _stages()
-    folder = stages.teacher(
-        stages.check(recipe, set_ or ()), output, resume=resume, overwrite=overwrite, device=device
-    )
+    folder = stages.teacher(stages.check(recipe, set_ or ()), output, resume=resume, overwrite=overwrite, device=device)
     _print_run(folder, json_)
 
 
 @app.command()
 def student(
-    teacher: Annotated[Path, typer.Option("--teacher", metavar="DIR", help="The teacher's folder.", show_default=False)],
+    teacher: Annotated[Path, typer.Option("--teacher", metavar="DIR", help="The teacher's folder.")],
     recipe: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file; default: the teacher's own.")
     ] = None,
@@ -113,7 +111,7 @@ def student(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(metavar="[MODEL]", help="A model folder.")] = Path("distilbert-student"),
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx-fp32; with --fp16 or --int8, those as ONNX.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx-fp32; with --fp16, that as ONNX only.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Write torch-fp16 and onnx-fp16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Write onnx-int8.")] = False,
     recipe: RecipeOption = None,
@@ -170,9 +168,7 @@ def run(
     """Teacher, student, exports and report in one folder (default: runs/RECIPE); finished stages are skipped."""
     stages = _stages()
     target = output or Path("runs") / recipe.stem
-    result = stages.run(
-        stages.check(recipe, set_ or ()), target, resume=resume, overwrite=overwrite, device=device
-    )
+    result = stages.run(stages.check(recipe, set_ or ()), target, resume=resume, overwrite=overwrite, device=device)
     _print_report(result, target / "report", json_)
 
 
@@ -183,13 +179,13 @@ def predict(
     file: Annotated[
         str | None, typer.Option("--file", metavar="F", help="Texts from .txt, .csv, .jsonl or .parquet; - is stdin.")
     ] = None,
-    text_column: Annotated[str, typer.Option("--text-column", help="The column that holds the texts of --file.")] = "text",
+    text_column: Annotated[str, typer.Option("--text-column", help="The column of --file to read.")] = "text",
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
     """Print label, probability and text of each text, tab-separated."""
     if bool(texts) == (file is not None):
-        raise UserError("predict: wants texts on the command line or --file, one of the two", hint="distill predict --help")
+        raise UserError("predict: wants texts on the command line or --file, one of the two")
     stages = _stages()
     from distill.data import read_texts
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -128,10 +127,10 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
             decoded = tokenizer.decode(ids, skip_special_tokens=True)
             if _comparable(decoded, None) != _comparable(row["text"], tokenizer):
                 raise DataError(
-                    f"{place}: decoding its tokens does not give the text back: {decoded[:60]!r} for {row['text'][:60]!r}"
+                    f"{place}: decoding the tokens does not give the text: {decoded[:50]!r}, text {row['text'][:50]!r}"
                 )
     if unknown > total / 2:
-        raise DataError(f"{unknown / total:.0%} of the tokens are unknown to the tokenizer; it was made for other texts")
+        raise DataError(f"{unknown / total:.0%} of the tokens are unknown to the tokenizer: made for other texts")
 
 
 def read_texts(path: str, text_column: str) -> Iterator[str]:
@@ -172,16 +171,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _comparable(text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """The text as the tokenizer normalises it (case, accents), without white space, which no tokenizer keeps exactly."""
+    """The text as the tokenizer normalises it (case, accents), without white space, which none keeps exactly."""
     normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer else None
     return "".join((normalizer.normalize_str(text) if normalizer else text).split())
 
 
 def _load_files(data: Data) -> dict[str, tuple[str, Dataset]]:
     assert data.files is not None
-    return {
-        split: (path, _read_file(path, split)) for split, path in data.files.model_dump(exclude_none=True).items()
-    }
+    return {split: (path, _read_file(path, split)) for split, path in data.files.model_dump(exclude_none=True).items()}
 
 
 def _read_file(path: str, split: str) -> Dataset:
@@ -253,7 +250,7 @@ def _labels(table: tuple[str, Dataset], data: Data) -> tuple[Any, pa.ChunkedArra
     if pa.types.is_floating(kind) and pc.all(pc.equal(pc.floor(column), column)).as_py():
         column = column.cast(pa.int64())  # what pandas makes of whole numbers
     elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
-        raise DataError(f"{source}: data.label_column: {data.label_column!r} holds {kind}; wants whole numbers or names")
+        raise DataError(f"{source}: data.label_column: {data.label_column!r} holds {kind}, not numbers or names")
     return rows.features[data.label_column], column
 
 
@@ -289,7 +286,7 @@ def _encode(values: pa.ChunkedArray, label_names: tuple[str, ...], source: str, 
         row = pc.index(wrong, pa.scalar(True)).as_py()
         shown, known = _shown(values[row].as_py()), ", ".join(label_names[:10])
         more = ", ..." if len(label_names) > 10 else ""
-        raise DataError(f"{source}: row {row}: label {shown!r} is none of the {len(label_names)} classes: {known}{more}")
+        raise DataError(f"{source}: row {row}: label {shown!r} is not one of {len(label_names)} classes: {known}{more}")
     return indices.to_numpy().astype(np.int64)
 
 
@@ -300,7 +297,7 @@ def _sample(rows: Dataset, samples: int, seed: int) -> Dataset:
 def _check_every_class_is_trained(train: Dataset, label_names: tuple[str, ...], source: str) -> None:
     counts = Counter(train["label"])
     if len(label_names) < 2 or len(counts) == 1:
-        raise DataError(f"{source}: one class only ({label_names[next(iter(counts))]!r}); a classifier needs two or more")
+        raise DataError(f"{source}: one class only ({label_names[next(iter(counts))]!r}); a classifier needs two")
     absent = [name for index, name in enumerate(label_names) if not counts[index]]
     if absent:
         raise DataError(
@@ -315,7 +312,7 @@ def _carve_validation(train: Dataset, label_names: tuple[str, ...], data: Data) 
     if size < len(label_names) or count < 2:
         raise DataError(
             f"data.validation_fraction: {data.validation_fraction} of {len(train)} train rows is too little for a "
-            f"stratified validation split of {len(label_names)} classes (rarest: {label_names[rarest]!r}, {count} rows); "
+            f"stratified validation split of {len(label_names)} classes (rarest: {label_names[rarest]!r}, {count}); "
             "take more rows, or give data.files.validation"
         )
     parts = train.train_test_split(test_size=size, seed=data.seed, stratify_by_column="label")

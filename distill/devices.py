@@ -59,7 +59,7 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def peak_memory_bytes(device: Device) -> int | None:
-    """Return the largest memory held so far, in bytes: of the GPU, or of this process; None where the system hides it."""
+    """Return the most memory held so far, in bytes, of the GPU or of this process; None where the system hides it."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     try:

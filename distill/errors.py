@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can put right: `problems`, one line each (place: rule, value, cure), and an optional `hint`."""
+    """Something the user can put right: `problems`, one line each (place: rule, value, cure), and perhaps a `hint`."""
 
     def __init__(self, *problems: str, hint: str | None = None):
         super().__init__("\n".join(problems))

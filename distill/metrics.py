@@ -61,7 +61,7 @@ def figures(logits: np.ndarray, gold_labels: np.ndarray) -> dict[str, Any]:
 
 
 def accuracy_interval(correct: int, examples: int) -> list[float]:
-    """Return the Wilson 95 % interval of `correct` out of `examples` as [low, high] (Wilson 1927; scipy's binomtest)."""
+    """Return the Wilson 95 % interval of `correct` out of `examples` as [low, high] (Wilson 1927; by scipy)."""
     interval = binomtest(correct, examples).proportion_ci(0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
 
@@ -90,7 +90,7 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def _roc_auc(probabilities: np.ndarray, gold: np.ndarray) -> float | None:
-    """Area under the ROC curve: of the second class where there are two, else the macro mean of one against the rest."""
+    """Area under the ROC curve: of the second class of two, else the macro mean of one against the rest."""
     classes = probabilities.shape[1]
     if len(np.unique(gold)) < classes:
         return None

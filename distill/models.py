@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from optimum.utils import NormalizedConfig, NormalizedConfigManager
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,8 +23,9 @@ from transformers import (
 
 from distill.errors import ModelError
 
-# These number positions from padding_idx + 1 (fairseq's habit), so two rows of the position table are never used.
-POSITIONS_OFFSET = {"roberta": 2, "xlm-roberta": 2, "xlm-roberta-xl": 2, "camembert": 2, "longformer": 2}
+# These number positions from pad_token_id + 1 (fairseq's habit), so the rows of the position table before are unused.
+POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
+WEIGHT_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)  # what from_pretrained raises for bad weights
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -33,8 +35,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{name}: no tokenizer can be loaded: {_one_line(error)}") from error
-    if not tokenizer.is_fast or not len(tokenizer):
-        raise ModelError(f"{name}: has no fast tokenizer (tokenizer.json), or an empty one")
+    # Where the files are missing, transformers 5 makes a tokenizer that knows its special tokens and nothing else.
+    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(f"{name}: has no fast tokenizer (tokenizer.json or a vocabulary)")
     return tokenizer
 
 
@@ -59,9 +62,8 @@ def load_classifier(
     """Return a sequence classifier over `label_names`, fp32: pretrained weights, or random ones from the configuration.
 
     What the weights lack (usually the head) is drawn with `seed`. Weights come from safetensors only, and no code that
-    lies beside them is run. Raises `ModelError` where the model cannot be had, is no encoder that transformers can put a
-    classification head on, has another number of classes, knows fewer than `vocabulary` tokens, or takes fewer than
-    `max_tokens`.
+    lies beside them is run. Raises `ModelError` where the model cannot be had, is no encoder that takes a
+    head, has another number of classes, knows fewer than `vocabulary` tokens, or takes fewer than `max_tokens`.
     """
     config = load_config(name)
     if is_classifier(config) and config.num_labels != len(label_names):
@@ -79,7 +81,7 @@ def load_classifier(
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except WEIGHT_ERRORS as error:
         raise ModelError(f"{name}: no classifier can be loaded: {_one_line(error)}") from error
     # A head and a pooler may be new; an encoder of random weights would train, badly, and nobody would know.
     prefix = f"{model.base_model_prefix}."
@@ -102,7 +104,9 @@ def check_fit(config: PretrainedConfig, name: str, *, max_tokens: int, vocabular
 def token_limit(config: PretrainedConfig) -> int | None:
     """Return how many tokens the position table takes, or None where the architecture has none (relative positions)."""
     positions = getattr(config, "max_position_embeddings", None)
-    return positions - POSITIONS_OFFSET.get(config.model_type, 0) if positions and positions > 0 else None
+    if not positions or positions < 0:
+        return None
+    return positions - config.pad_token_id - 1 if config.model_type in POSITIONS_AFTER_PADDING else positions
 
 
 def is_classifier(config: PretrainedConfig) -> bool:
@@ -190,9 +194,9 @@ def normalized_config(config: PretrainedConfig) -> NormalizedConfig:
 def _require_reachable(name: str) -> None:
     """A path that is not there would be looked for on the Hub, with an answer that names the wrong fault."""
     path = Path(name)
-    if name.startswith((".", "/", "~")) or path.is_absolute() or name.count("/") > 1:
-        if not path.is_dir():
-            raise ModelError(f"{name}: no such folder")
+    is_path = name.startswith((".", "/", "~")) or path.is_absolute() or name.count("/") > 1
+    if is_path and not path.is_dir():
+        raise ModelError(f"{name}: no such folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: not a model folder: it has no config.json")
 

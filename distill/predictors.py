@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnxruntime
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OnnxRuntimeFail
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf as OnnxRuntimeInvalid
 from scipy.special import softmax
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.devices import Device, resolve_device
 from distill.errors import DeviceError, ModelError
-from distill.models import check_fit, is_classifier, load_config, load_tokenizer, token_limit
+from distill.models import WEIGHT_ERRORS, check_fit, is_classifier, load_config, load_tokenizer, token_limit
 
 # Padded tokens in one batch. Larger batches stop being faster long before they stop costing memory.
 BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 65_536}
@@ -72,11 +74,13 @@ class OnnxSession:
             providers = ["CUDAExecutionProvider", *providers]
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except (onnxruntime.capi.onnxruntime_pybind11_state.Fail, RuntimeError) as error:
+        except (OnnxRuntimeFail, OnnxRuntimeInvalid, RuntimeError) as error:
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
         # ONNX Runtime falls back to the CPU in silence where CUDA cannot start; a figure would then carry a false name.
         if device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
-            raise DeviceError(f"{path}: ONNX Runtime could not start CUDA", hint="distill works on the CPU: --device cpu")
+            raise DeviceError(
+                f"{path}: ONNX Runtime could not start CUDA", hint="distill works on the CPU: --device cpu"
+            )
         self._inputs = {item.name for item in self._session.get_inputs()}
         self.device: Device = device
         self.format = format
@@ -121,9 +125,7 @@ class Classifier:
         logits = np.zeros((len(texts), len(self.label_names)), np.float32)
         if not len(texts):
             return logits
-        encoded = self.tokenizer(
-            list(texts), truncation=True, max_length=self.max_tokens, return_token_type_ids=False
-        )
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
         ids: list[list[int]] = encoded["input_ids"]
         for rows in pack([len(row) for row in ids], BATCH_TOKENS[self.session.device]):
             logits[rows] = self.session.run(*pad([ids[row] for row in rows], self.tokenizer.pad_token_id))
@@ -156,7 +158,9 @@ def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np
     return input_ids, attention_mask
 
 
-def load(folder: Path | str, device: str = "auto", *, dtype: str | None = None, threads: int | None = None) -> Classifier:
+def load(
+    folder: Path | str, device: str = "auto", *, dtype: str | None = None, threads: int | None = None
+) -> Classifier:
     """Return the classifier in a run folder, an export folder or any transformers model (also by Hub name).
 
     A folder with model.onnx runs in ONNX Runtime, any other in torch, in the dtype it was saved in or in `dtype`
@@ -185,10 +189,12 @@ def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) ->
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except WEIGHT_ERRORS as error:
         raise ModelError(f"{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
     if report["missing_keys"]:
-        raise ModelError(f"{name}: {len(report['missing_keys'])} weights are missing, first {min(report['missing_keys'])}")
+        raise ModelError(
+            f"{name}: {len(report['missing_keys'])} weights are missing, first {min(report['missing_keys'])}"
+        )
     return model
 
 

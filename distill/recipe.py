@@ -63,7 +63,7 @@ class Data(Section):
     files: Files | None = None
     text_column: Line = "text"
     label_column: Line = "label"
-    label_names: Annotated[tuple[Line, ...], Field(min_length=2)] | None = None
+    label_names: tuple[Line, ...] | None = None
     train_samples: Positive | None = None
     validation_samples: Positive | None = None
     test_samples: Positive | None = None
@@ -75,8 +75,10 @@ class Data(Section):
     @field_validator("label_names")
     @classmethod
     def _distinct(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and len(names) < 2:
+            raise ValueError(f"wants two names or more, got {list(names)}")
         if names and len(set(names)) < len(names):
-            raise ValueError("the same name stands in it twice")
+            raise ValueError(f"the same name stands in it twice: {list(names)}")
         return names
 
     @model_validator(mode="after")
@@ -94,7 +96,7 @@ class Stage(Section):
 
 
 class Teacher(Stage):
-    """The model to fine-tune; `pretrained: false` keeps its configuration and tokenizer and starts from random weights."""
+    """The model to fine-tune; `pretrained: false` keeps its configuration and tokenizer, with random weights."""
 
     model: Line
     pretrained: bool = True
@@ -112,7 +114,7 @@ class Student(Stage):
     """The small model: a pretrained one by name or folder, or chosen layers of the teacher, counted from 0."""
 
     model: Line | None = None
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     output: Line = "./distilbert-student"
     loss: Loss = Loss()
 
@@ -120,8 +122,8 @@ class Student(Stage):
     def _one_origin(self) -> Student:
         if (self.model is None) == (self.layers is None):
             raise ValueError("wants model (a pretrained one) or layers (of the teacher), one of the two")
-        if self.layers and list(self.layers) != sorted(set(self.layers)):
-            raise ValueError(f"layers must rise, each once, got {list(self.layers)}")
+        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+            raise ValueError(f"layers wants one or more, rising, each once, got {list(self.layers)}")
         return self
 
 
@@ -133,7 +135,7 @@ class Export(Section):
 
 
 class Benchmark(Section):
-    """Shapes (BATCHxTOKENS) at which latency is measured, how often, and on how many CPU threads (default: all cores)."""
+    """Shapes (BATCHxTOKENS) at which latency is measured, how often, on how many CPU threads (default: all)."""
 
     shapes: Annotated[tuple[str, ...], Field(min_length=1)] = ("1x128", "8x128", "1x512")
     rounds: Annotated[int, Field(ge=5)] = 30
@@ -255,18 +257,21 @@ def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         raise RecipeError(f"{name}: nested too deeply for a recipe") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{name}: wants keys and values at the top (data:, teacher:, student: ...)")
-    return values, dict(_lines(root, ()))
+    return values, dict(_lines(root, (), set()))
 
 
-def _lines(node: Node | None, at: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+def _lines(node: Node | None, at: KeyPath, seen: set[int]) -> Iterator[tuple[KeyPath, int]]:
+    if id(node) in seen:  # an alias, perhaps of a node that holds it
+        return
+    seen.add(id(node))
     if isinstance(node, MappingNode):
         for key, value in node.value:
             yield (*at, str(key.value)), key.start_mark.line + 1
-            yield from _lines(value, (*at, str(key.value)))
+            yield from _lines(value, (*at, str(key.value)), seen)
     elif isinstance(node, SequenceNode):
         for index, value in enumerate(node.value):
             yield (*at, index), value.start_mark.line + 1
-            yield from _lines(value, (*at, index))
+            yield from _lines(value, (*at, index), seen)
 
 
 def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:

@@ -51,7 +51,7 @@ def write_report(
 
 
 def choose(measurements: Rows, shape: str | None) -> dict[str, Any]:
-    """Return the fastest student at `shape` and how it stands against the teacher's fastest torch, as report.json has it.
+    """Return the fastest student at `shape` and how it stands against the teacher's fastest torch.
 
     Every student format here passed its proof on validation, so nothing is chosen by test accuracy.
     """
@@ -151,7 +151,9 @@ def _draw(path: Path, measurements: Rows, shape: str) -> None:
         Line2D([], [], color="#444444", marker=FORMAT_MARKERS[name], linestyle="", label=name) for name in formats
     ]
     if {row["device"] for row in measurements} == {"cpu", "cuda"}:
-        handles.append(Line2D([], [], color="#444444", marker="o", fillstyle="none", linestyle="", label="hollow: cuda"))
+        handles.append(
+            Line2D([], [], color="#444444", marker="o", fillstyle="none", linestyle="", label="hollow: cuda")
+        )
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     with atomic_path(path) as partial:
         figure.savefig(partial, dpi=150, format="png")

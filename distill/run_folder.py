@@ -22,7 +22,7 @@ from distill.recipe import Recipe, dump_recipe, load_recipe
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What `distill teacher` and `distill student` leave; the folder itself loads with transformers' from_pretrained."""
+    """What `distill teacher` and `distill student` leave; the folder loads with transformers' from_pretrained."""
 
     path: Path
 
@@ -84,7 +84,9 @@ class RunFolder:
                 hint="--overwrite to restart, or --output for another folder",
             )
         write_text(self.recipe, dump_recipe(recipe))
-        checkpoints = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+        checkpoints = [
+            path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()
+        ]
         return max(checkpoints, key=lambda path: int(path.name.split("-")[1]), default=None)
 
     def _clear(self) -> None:

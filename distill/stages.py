@@ -394,7 +394,9 @@ def _models_in(folder: Path) -> list[Path]:
         return [folder]
     inner = [folder / name for name in ("teacher", "student", "control") if (folder / name / "config.json").is_file()]
     if not inner:
-        raise FolderError(f"{folder}: no model there (no config.json)" if folder.is_dir() else f"{folder}: no such folder")
+        raise FolderError(
+            f"{folder}: no model there (no config.json)" if folder.is_dir() else f"{folder}: no such folder"
+        )
     return inner
 
 

@@ -1,4 +1,4 @@
-"""What the teacher answers on the student's training texts: computed once, before training, in the data's label order."""
+"""What the teacher answers on the training texts, in the order of the data's classes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def align_labels(teacher_labels: Sequence[str], label_names: Sequence[str], *, t
         return list(range(len(label_names)))
     if set(teacher_labels) != set(label_names):
         raise ModelError(
-            f"{teacher}: the teacher's classes ({', '.join(teacher_labels)}) are not the data's ({', '.join(label_names)})"
+            f"{teacher}: its classes ({', '.join(teacher_labels)}) are not the data's ({', '.join(label_names)})"
         )
     return [list(teacher_labels).index(name) for name in label_names]

@@ -27,7 +27,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from distill.devices import Device, peak_memory_bytes, training_precision
@@ -40,7 +40,7 @@ from distill.run_folder import RunFolder, write_text
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows of token ids to padded batches; `padding` is "longest" (of the batch) or "max_length" (always max_tokens)."""
+    """Rows of token ids to padded batches; `padding` is "longest" (of the batch) or "max_length" (max_tokens)."""
 
     tokenizer: PreTrainedTokenizerBase
     padding: str
@@ -56,7 +56,7 @@ class Collator:
 
 
 class ClassificationTrainer(Trainer):
-    """Cross-entropy on gold labels, averaged over the examples of an optimiser step however they are cut into batches."""
+    """Cross-entropy on gold labels, averaged over the examples of a step however they are cut into batches."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -164,10 +164,11 @@ def train(
     Raises `Interrupted` on SIGINT or SIGTERM, after a checkpoint was saved at the end of the running step.
     """
     callbacks: list[TrainerCallback] = [ProgressLine(title), LogFile(folder.metrics_log)]
-    if "tensorboard" in arguments.report_to:
+    trackers = list(arguments.report_to or ())  # transformers makes a list of whatever was given
+    if "tensorboard" in trackers:
         from torch.utils.tensorboard import SummaryWriter
 
-        arguments.report_to = [name for name in arguments.report_to if name != "tensorboard"]
+        arguments.report_to = [name for name in trackers if name != "tensorboard"]
         callbacks.append(TensorBoardCallback(SummaryWriter(str(folder.tensorboard))))
     if early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience))
@@ -249,7 +250,7 @@ class LogFile(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first SIGINT or SIGTERM into a checkpoint at the end of the step, then `Interrupted`; a second stops at once."""
+    """Turns the first SIGINT or SIGTERM into a checkpoint after the step and `Interrupted`; a second stops at once."""
 
     def __init__(self, trainer: Trainer):
         self.signal_number: int | None = None

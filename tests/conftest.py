@@ -1,0 +1,131 @@
+"""Small models and data that the tests make: nothing is downloaded, nothing is committed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is imported
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    set_seed,
+)
+
+torch.set_num_threads(1)  # models this small only lose by a second thread, and lose badly on a busy machine
+
+GOOD = ["good", "great", "lovely", "superb", "fine"]
+BAD = ["bad", "awful", "poor", "dull", "weak"]
+FILLER = ["the", "film", "plot", "and", "was", "a", "really", "very", "cast", "music", "it", "is", "of", "this"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LABELS = ["negative", "positive"]
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+CONFIGS = {
+    "bert": lambda **kw: BertConfig(**SIZES, max_position_embeddings=64, **kw),
+    "distilbert": lambda **kw: DistilBertConfig(
+        dim=32, n_layers=4, n_heads=4, hidden_dim=64, max_position_embeddings=64, **kw
+    ),
+    "roberta": lambda **kw: RobertaConfig(**SIZES, max_position_embeddings=65, pad_token_id=0, **kw),
+    "electra": lambda **kw: ElectraConfig(**SIZES, embedding_size=16, max_position_embeddings=64, **kw),
+}
+
+
+def write_reviews(path: Path, count: int, seed: int) -> list[tuple[str, str]]:
+    """Reviews that any model learns at once: each has opinion words of one side only. Lengths vary from 4 to 30."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        words = rng.choices(FILLER, k=rng.randint(2, 26)) + rng.choices(GOOD if index % 2 else BAD, k=rng.randint(2, 4))
+        rng.shuffle(words)
+        rows.append((" ".join(words), LABELS[index % 2]))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("text", "label"), *rows])
+    return rows
+
+
+def make_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer as BERT's, of which every word is a token of its own."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *words])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_max_length=64, model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def make_classifier(folder: Path, architecture: str = "bert", words: list[str] | None = None, **config) -> Path:
+    """A small classifier with random weights, saved as transformers saves one."""
+    words = words or FILLER + GOOD + BAD
+    settings = {"vocab_size": len(SPECIAL) + len(words), "id2label": dict(enumerate(LABELS))} | config
+    settings["label2id"] = {name: index for index, name in settings["id2label"].items()}
+    set_seed(7)
+    model = AutoModelForSequenceClassification.from_config(CONFIGS[architecture](**settings))
+    with torch.no_grad():  # weights as small as a new model's make every text look the same
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    model.save_pretrained(folder)
+    make_tokenizer(words).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A folder with train.csv (160 rows) and test.csv (40 rows)."""
+    folder = tmp_path_factory.mktemp("data")
+    write_reviews(folder / "train.csv", 160, seed=1)
+    write_reviews(folder / "test.csv", 40, seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> Path:
+    """A folder with a four-layer BERT classifier over negative and positive, random weights."""
+    return make_classifier(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def any_classifier(request, tmp_path) -> Path:
+    """A classifier of each architecture in turn."""
+    return make_classifier(tmp_path / request.param, request.param)
+
+
+@pytest.fixture
+def recipe_path(tmp_path, data, tiny_bert) -> Path:
+    """A recipe that trains in seconds: the tiny BERT from scratch, a student of two of its layers."""
+    training = {
+        "num_train_epochs": 3, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "logging_steps": 5,
+    }  # fmt: skip
+    recipe = {
+        "data": {
+            "files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")},
+            "label_names": LABELS,
+            "max_tokens": 32,
+        },
+        "teacher": {
+            "model": str(tiny_bert), "pretrained": False, "output": str(tmp_path / "teacher"), "training": training,
+        },
+        "student": {"layers": [0, 2], "output": str(tmp_path / "student"), "training": training},
+        "export": {"max_accuracy_drop": 0.05},
+        "benchmark": {"shapes": ["1x8", "2x16"], "rounds": 5},
+    }  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe))  # JSON is YAML
+    return path

@@ -1,0 +1,243 @@
+import csv
+import json
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import BAD, FILLER, GOOD, LABELS, make_tokenizer, write_reviews
+
+from distill.data import check_tokenised, load_splits, read_texts, tokenise
+from distill.errors import DataError
+from distill.recipe import Data, Files
+
+
+def data(train, test, **settings):
+    return Data(files=Files(train=str(train), test=str(test)), **settings)
+
+
+def write(path, rows, columns=("text", "label")):
+    """Rows to a file of the kind that its suffix says."""
+    table = {name: [row[index] for row in rows] for index, name in enumerate(columns)}
+    if path.suffix in (".csv", ".tsv"):
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([columns, *rows])
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps([dict(zip(columns, row, strict=True)) for row in rows]))
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.table(table), path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, pa.table(table).schema) as writer:
+            writer.write_table(pa.table(table))
+    return path
+
+
+def rows_of(count, labels=(0, 1)):
+    return [(f'text "{index}", said\nNA', labels[index % len(labels)]) for index in range(count)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
+    rows = rows_of(40)
+    splits = load_splits(data(write(tmp_path / f"a{suffix}", rows), write(tmp_path / f"b{suffix}", rows)))
+    assert splits.test["text"] == [text for text, _ in rows]
+    assert splits.test["label"] == [label for _, label in rows]
+    assert splits.label_names == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected_names"),
+    [
+        ((0, 1), None, ("0", "1")),
+        ((0, 1), ("bad", "good"), ("bad", "good")),
+        ((1, 5), None, ("1", "5")),  # stars: any whole numbers are names
+        ((1, 5), ("1", "5"), ("1", "5")),
+        (("bad", "good"), None, ("bad", "good")),
+        (("bad", "good"), ("good", "bad"), ("good", "bad")),
+        ((False, True), None, ("false", "true")),
+        ((False, True), ("bad", "good"), ("bad", "good")),
+        ((0.0, 1.0), None, ("0", "1")),
+    ],
+)
+def test_labels_of_any_kind_become_indices_of_names(tmp_path, labels, names, expected_names):
+    file = write(tmp_path / "a.parquet", rows_of(40, labels))
+    splits = load_splits(data(file, file, label_names=names))
+    assert splits.label_names == expected_names
+    meaning = [splits.label_names[label] for label in splits.test["label"][:2]]
+    if labels == ("bad", "good") or names is None:
+        assert meaning == [str(label).lower().removesuffix(".0") for label in labels]
+    assert set(splits.test["label"]) == {0, 1}
+
+
+def test_validation_is_carved_out_of_train_stratified_and_seeded(tmp_path):
+    rows = [(f"text {index}", "rare" if index % 10 == 0 else "common") for index in range(200)]
+    file = write(tmp_path / "a.csv", rows)
+    first, again = (load_splits(data(file, file, validation_fraction=0.2)) for _ in range(2))
+    assert Counter(first.validation["label"]) == {0: 36, 1: 4}
+    assert first.validation["example_id"] == again.validation["example_id"]
+    assert set(first.validation["example_id"]).isdisjoint(first.train["example_id"])
+    assert len(first.train) + len(first.validation) == 200
+    other = load_splits(data(file, file, validation_fraction=0.2, seed=1))
+    assert other.validation["example_id"] != first.validation["example_id"]
+
+
+def test_samples_are_the_first_n_after_a_seeded_shuffle(tmp_path):
+    file = write(tmp_path / "a.csv", rows_of(100))
+    whole, few, more = (
+        load_splits(data(file, file, test_samples=samples)).test["example_id"] for samples in (100, 10, 30)
+    )
+    assert few == whole[:10] and more == whole[:30]
+    assert few != [f"test/{index}" for index in range(10)]
+
+
+def test_an_example_id_names_the_row_of_the_file(tmp_path):
+    rows = rows_of(60)
+    file = write(tmp_path / "a.csv", rows)
+    splits = load_splits(data(file, file, train_samples=30))
+    for row in splits.train:
+        assert rows[int(row["example_id"].split("/")[1])][0] == row["text"]
+
+
+def test_train_samples_are_all_the_labelled_text_a_run_sees(tmp_path):
+    file = write(tmp_path / "a.csv", rows_of(100))
+    splits = load_splits(data(file, file, train_samples=50))
+    assert (len(splits.train), len(splits.validation)) == (45, 5)
+
+
+def test_a_local_folder_stands_in_for_a_hub_data_set(tmp_path):
+    for split in ("train", "test", "validation"):
+        write(tmp_path / f"{split}.csv", rows_of(40))
+    splits = load_splits(Data(dataset=str(tmp_path)))
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (40, 40, 40)
+
+
+def test_fingerprints_follow_the_content(tmp_path):
+    one = load_splits(data(*[write(tmp_path / "a.csv", rows_of(60))] * 2))
+    same = load_splits(data(*[write(tmp_path / "b.jsonl", rows_of(60))] * 2))
+    other = load_splits(data(*[write(tmp_path / "c.csv", rows_of(60, (1, 0)))] * 2))
+    assert one.fingerprints() == same.fingerprints()
+    assert one.fingerprints()["test"] != other.fingerprints()["test"]
+
+
+BAD_DATA = {
+    "no such file": (None, rows_of(40), {}, "train: {train}: no such file"),
+    "no such column": (rows_of(40), rows_of(40), {"text_column": "review"}, "no column 'review', only text, label"),
+    "no label column": (rows_of(40), rows_of(40), {"label_column": "stars"}, "no column 'stars'"),
+    "header only": ([], rows_of(40), {}, "{train}: "),
+    "empty text": ([*rows_of(40), ("", 0)], rows_of(40), {}, "{train}: row 40: the text is empty (1 such rows)"),
+    "blank text": ([*rows_of(40), (" \t", 0)], rows_of(40), {}, "row 40: the text is empty"),
+    "numbers for texts": ([(index, index % 2) for index in range(40)], rows_of(40), {}, "holds int64, not text"),
+    "one class": (rows_of(40, (1,)), rows_of(40, (1,)), {}, "one class only ('1')"),
+    "class only in test": (rows_of(40), rows_of(40, (0, 2)), {}, "{test}: row 1: label '2' is not one of 2 classes: 0, 1"),
+    "out of range": (
+        rows_of(40, (0, 1, 7)), rows_of(40), {"label_names": ("a", "b")}, "{train}: row 2: label '7' is not one of 2",
+    ),
+    "below zero": (rows_of(40, (-1, 0)), rows_of(40), {"label_names": ("a", "b")}, "label '-1' is not one of"),
+    "absent from train": (
+        rows_of(40), rows_of(40), {"label_names": ("a", "b", "c")}, "no training text of class 'c'",
+    ),
+    "unknown name": (
+        rows_of(40, ("x", "y")), rows_of(40), {"label_names": ("x", "z")}, "row 1: label 'y' is not one of 2 classes",
+    ),
+    "fractions": (rows_of(40, (0.5, 1.0)), rows_of(40), {}, "holds double, not numbers or names"),
+    "too few to carve": (rows_of(8), rows_of(40), {}, "too little for a stratified validation split"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_data_gets_one_clear_line(tmp_path, name):
+    train_rows, test_rows, settings, expected = BAD_DATA[name]
+    train, test = tmp_path / "train.csv", write(tmp_path / "test.csv", test_rows)
+    if train_rows is not None:
+        write(train, train_rows)
+    with pytest.raises(DataError) as caught:
+        load_splits(data(train, test, **settings))
+    (problem,) = caught.value.problems
+    assert expected.format(train=train, test=test) in problem
+    assert "\n" not in problem
+
+
+def test_nulls_are_named_with_their_row(tmp_path):
+    good = write(tmp_path / "b.parquet", rows_of(40))
+    for rows, expected in (
+        ([*rows_of(40), (None, 1)], "row 40: the text is empty"),
+        ([*rows_of(40), ("x", None)], "row 40: the label is empty"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            load_splits(data(write(tmp_path / "a.parquet", rows), good))
+
+
+def test_files_that_are_no_data_are_named(tmp_path):
+    good = write(tmp_path / "b.csv", rows_of(40))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    (tmp_path / "a.csv").write_bytes(b"")
+    (tmp_path / "a.xlsx").write_bytes(b"x")
+    (tmp_path / "a.jsonl").write_text("{not json\n")
+    (tmp_path / "latin.csv").write_bytes("text,label\ncafé,1\n".encode("latin-1"))
+    for name, expected in (
+        ("a.parquet", "cannot be read as parquet"),
+        ("a.csv", "the file is empty"),
+        ("a.xlsx", "not one of .csv"),
+        ("a.jsonl", "cannot be read as jsonl"),
+        ("latin.csv", "cannot be read as csv"),
+    ):
+        with pytest.raises(DataError, match=expected) as caught:
+            load_splits(data(tmp_path / name, good))
+        assert "\n" not in caught.value.problems[0]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    write_reviews(tmp_path / "a.csv", 80, seed=3)
+    return load_splits(data(tmp_path / "a.csv", tmp_path / "a.csv", label_names=tuple(LABELS))).train
+
+
+def test_tokens_masks_lengths_and_labels_agree(rows):
+    tokenizer = make_tokenizer(FILLER + GOOD + BAD)
+    tokenised = tokenise(rows, tokenizer, 12)
+    check_tokenised(rows, tokenised, tokenizer, 12)
+    assert tokenised["labels"] == rows["label"]
+    assert max(tokenised["length"]) == 12 and min(tokenised["length"]) < 12
+    assert [len(ids) for ids in tokenised["input_ids"]] == tokenised["length"]
+
+
+def test_tokenising_twice_reads_the_cache_even_with_another_tokenizer_object(rows):
+    calls = []
+    tokenise(rows, make_tokenizer(FILLER + GOOD + BAD), 16, progress=calls.append)
+    first = sum(calls)
+    tokenise(rows, make_tokenizer(FILLER + GOOD + BAD), 16, progress=calls.append)
+    assert first == len(rows) and sum(calls) == first
+    tokenise(rows, make_tokenizer(FILLER + GOOD + BAD + ["more"]), 16, progress=calls.append)
+    assert sum(calls) == 2 * first
+
+
+def test_a_tokenizer_for_other_texts_is_refused(rows):
+    stranger = make_tokenizer(["bonjour", "monde"])
+    with pytest.raises(DataError, match="unknown to the tokenizer"):
+        check_tokenised(rows, tokenise(rows, stranger, 16), stranger, 16)
+
+
+def test_labels_that_slipped_are_found(rows):
+    tokenizer = make_tokenizer(FILLER + GOOD + BAD)
+    tokenised = tokenise(rows, tokenizer, 32)
+    slipped = tokenised.remove_columns("labels").add_column("labels", [1 - label for label in tokenised["labels"]])
+    with pytest.raises(DataError, match="ids, mask and label disagree"):
+        check_tokenised(rows, slipped, tokenizer, 32)
+
+
+def test_a_tokenizer_that_means_other_words_by_the_same_ids_is_found(rows):
+    tokenizer, other = make_tokenizer(FILLER + GOOD + BAD), make_tokenizer(BAD + GOOD + FILLER)
+    with pytest.raises(DataError, match="decoding the tokens does not give the text"):
+        check_tokenised(rows, tokenise(rows, other, 64), tokenizer, 64)
+
+
+def test_texts_are_read_from_any_file_in_order(tmp_path):
+    rows = rows_of(2_500)
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        assert list(read_texts(str(write(tmp_path / f"a{suffix}", rows)), "text")) == [text for text, _ in rows]
+    (tmp_path / "a.txt").write_text("one\n\nthree\r\n")
+    assert list(read_texts(str(tmp_path / "a.txt"), "text")) == ["one", "", "three"]
+    with pytest.raises(DataError, match="no column 'review'"):
+        list(read_texts(str(tmp_path / "a.csv"), "review"))

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from conftest import FILLER, LABELS, make_classifier
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+import distill
+from distill.errors import DeviceError, ModelError
+from distill.predictors import pack, pad
+
+TEXTS = [
+    "good film", "the plot was bad and the cast was awful " * 5, "", "it is really very fine", "good " * 200, "superb",
+    "the music of this film was lovely", "bad", "unknownword", "a a a a a",
+]  # fmt: skip
+
+
+def test_answers_do_not_depend_on_the_company_a_text_is_in(any_classifier):
+    classifier = distill.load(any_classifier, "cpu")
+    alone = np.concatenate([classifier.logits([text]) for text in TEXTS])
+    together = classifier.logits(TEXTS)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(classifier.logits(TEXTS[::-1])[::-1], together, atol=1e-5)
+    assert np.ptp(alone[:, 0]) > 0.01  # the texts do differ
+
+
+def test_answers_equal_those_of_the_transformers_pipeline(any_classifier):
+    model = AutoModelForSequenceClassification.from_pretrained(any_classifier)
+    theirs = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(any_classifier))
+    for ours, expected in zip(
+        distill.load(any_classifier, "cpu")(TEXTS), theirs(TEXTS, truncation=True, max_length=64), strict=True
+    ):
+        assert ours["label"] == expected["label"]
+        assert ours["score"] == pytest.approx(expected["score"], abs=1e-5)
+
+
+def test_probabilities_sum_to_one(tiny_bert):
+    probabilities = distill.load(tiny_bert).probabilities(TEXTS)
+    assert probabilities.shape == (len(TEXTS), 2) and probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_no_texts_give_no_answers(tiny_bert):
+    classifier = distill.load(tiny_bert)
+    assert classifier([]) == []
+    assert classifier.probabilities([]).shape == (0, 2)
+
+
+def test_progress_counts_every_text(tiny_bert):
+    done = []
+    distill.load(tiny_bert).logits(TEXTS, progress=done.append)
+    assert sum(done) == len(TEXTS)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 700))
+def test_packing_places_every_text_once_within_the_budget(lengths, budget):
+    batches = [list(batch) for batch in pack(lengths, budget)]
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[row] for row in batch)
+        assert len(batch) == 1 or len(batch) * longest <= budget
+    longests = [max(lengths[row] for row in batch) for batch in batches]
+    assert longests == sorted(longests, reverse=True)
+
+
+def test_padding_is_masked_and_on_the_right():
+    ids, mask = pad([[5, 6, 7], [8]], pad_token_id=1)
+    assert ids.tolist() == [[5, 6, 7], [8, 1, 1]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_texts_are_cut_at_the_tokenizers_own_limit(tmp_path):
+    folder = make_classifier(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = 8
+    tokenizer.save_pretrained(folder)
+    classifier = distill.load(folder)
+    assert classifier.max_tokens == 8
+    words = " ".join(FILLER[:6])
+    np.testing.assert_array_equal(classifier.logits([words]), classifier.logits([words + " bad bad bad"]))
+
+
+def test_half_precision_folders_run_on_a_cpu(tmp_path, tiny_bert):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    reference = distill.load(tiny_bert).logits(TEXTS)
+    model.half().save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "half")
+    classifier = distill.load(tmp_path / "half", "cpu")
+    assert classifier.session.format == "torch-fp16"
+    np.testing.assert_allclose(classifier.logits(TEXTS), reference, atol=0.05)
+    assert distill.load(tiny_bert, "cpu", dtype="bfloat16").session.format == "torch-bf16"
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path, tiny_bert):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    model.bert.save_pretrained(tmp_path / "encoder")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ModelError, match="not a text classifier, but BertModel"):
+        distill.load(tmp_path / "encoder")
+    model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ModelError, match="tokenizer"):
+        distill.load(tmp_path / "bare")
+    folder = make_classifier(tmp_path / "broken")
+    (folder / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ModelError, match="ONNX Runtime cannot load it"):
+        distill.load(folder)
+    assert distill.load(tiny_bert).label_names == tuple(LABELS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_not_replaced_in_silence(tiny_bert):
+    with pytest.raises(DeviceError, match="no CUDA device"):
+        distill.load(tiny_bert, "cuda")

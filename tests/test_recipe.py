@@ -1,0 +1,173 @@
+from pathlib import Path
+
+import pytest
+
+from distill.errors import RecipeError
+from distill.recipe import dump_recipe, load_recipe, with_absolute_paths
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+GOOD = """\
+data:
+  dataset: stanfordnlp/imdb
+teacher:
+  model: google-bert/bert-base-uncased
+student:
+  layers: [0, 2]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text):
+        path = tmp_path / "r.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def mistakes(path, overrides=()):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return [problem.replace(f"{path}:", "") for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_that_comes_with_distill_is_valid(path):
+    load_recipe(path)
+
+
+def test_the_resolved_recipe_reads_back_to_itself(recipe, tmp_path):
+    first = load_recipe(recipe(GOOD))
+    (tmp_path / "resolved.yaml").write_text(dump_recipe(first))
+    assert load_recipe(tmp_path / "resolved.yaml") == first
+
+
+def test_yaml_1_2_numbers_and_words(recipe):
+    text = GOOD + "  training: {learning_rate: 3e-4, eval_strategy: no}\n"
+    training = load_recipe(recipe(text)).student.training
+    assert training["learning_rate"] == 3e-4  # PyYAML reads a string
+    assert training["eval_strategy"] == "no"  # PyYAML reads False
+    assert "load_best_model_at_end" not in training  # nothing to choose by
+
+
+def test_saving_follows_evaluating(recipe):
+    text = GOOD + "  training: {eval_strategy: steps, eval_steps: 20}\n"
+    training = load_recipe(recipe(text)).student.training
+    assert (training["save_strategy"], training["save_steps"]) == ("steps", 20)
+    assert training["seed"] == 42
+
+
+CASES = {
+    "unknown key": (GOOD + "  temprature: 2\n", ["7: student.temprature: unknown key"]),
+    "did you mean": (GOOD.replace("teacher:", "teecher:"), ["3: teecher: unknown key; did you mean teacher?"]),
+    "wrong type": (GOOD.replace("[0, 2]", "zero"), ["6: student.layers: input should be a valid array, got 'zero'"]),
+    "number as text": (GOOD + '  loss: {temperature: "2"}\n', ["7: student.loss.temperature: input should be a valid"]),
+    "out of range": (GOOD + "  loss: {soft_weight: 1.5}\n", ["7: student.loss.soft_weight: input should be less than"]),
+    "not a number": (GOOD + "  loss: {temperature: .nan}\n", ["7: student.loss.temperature: input should be"]),
+    "equal key twice": (GOOD + "  layers: [1]\n", ["7: found duplicate key"]),
+    "tab": (GOOD + "\tloss: {}\n", ["7: found character"]),
+    "no mapping": ("- a\n", ["wants keys and values"]),
+    "empty": ("", ["wants keys and values"]),
+    "missing": ("teacher: {model: x}\n", ["data: missing"]),
+    "two sources": (GOOD.replace("imdb\n", "imdb\n  files: {train: a.csv, test: b.csv}\n"), ["1: data: wants dataset"]),
+    "two students": (GOOD + "  model: x\n", ["5: student: wants model"]),
+    "layers fall": (
+        GOOD.replace("[0, 2]", "[2, 0]"),
+        ["5: student: layers wants one or more, rising, each once, got [2, 0]"],
+    ),
+    "old name": (
+        GOOD + "  training: {evaluation_strategy: epoch}\n",
+        ["7: student.training.evaluation_strategy: renamed eval_strategy in transformers 4.46"],
+    ),
+    "gone": (
+        GOOD + "  training: {group_by_length: true}\n",
+        ["7: student.training.group_by_length: gone in transformers 5; write train_sampling_strategy: group_by_length"],
+    ),
+    "training typo": (
+        GOOD + "  training: {learning_rat: 1}\n",
+        [
+            "7: student.training.learning_rat: not a field of transformers' TrainingArguments; did you mean learning_rate?"
+        ],
+    ),
+    "training type": (
+        GOOD + "  training:\n    num_train_epochs: two\n",
+        ["8: student.training.num_train_epochs: wants float, got 'two'"],
+    ),
+    "training choice": (
+        GOOD + "  training: {eval_strategy: epok}\n",
+        ["7: student.training.eval_strategy: got 'epok'; did you mean epoch?"],
+    ),
+    "ours to set": (
+        GOOD + "  training: {output_dir: x}\n",
+        ["7: student.training.output_dir: set by distill; write output: beside training:"],
+    ),
+    "shape": (GOOD + "benchmark: {shapes: [8*128]}\n", ["7: benchmark.shapes: wants BATCHxTOKENS such as 8x128, got"]),
+    "format": (GOOD + "export: {formats: [onnx-int4]}\n", ["7: export.formats.0: input should be 'torch-fp16'"]),
+    "one label": (GOOD.replace("imdb\n", "imdb\n  label_names: [a]\n"), ["3: data.label_names: "]),
+    "label twice": (GOOD.replace("imdb\n", "imdb\n  label_names: [a, a]\n"), ["3: data.label_names: the same name"]),
+    "not UTF-8": (b"data: \xff\n", ["not UTF-8 at byte 6"]),
+    "control character": (b"data: \x00\n", [""]),
+    "alias that holds itself": ("data: &a\n  files: *a\n", [""]),
+    "deep": ("a: " + "[" * 3000, ["nested too deeply"]),
+    "everything at once": (
+        "data: {dataset: a/b, seed: x}\nteacher: {model: 3}\nstudent: {layers: [-1], training: {lr: 1}}\n",
+        ["1: data.seed: ", "2: teacher.model: ", "3: student.layers.0: ", "3: student.training.lr: "],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_is_named_with_its_line(recipe, name):
+    text, expected = CASES[name]
+    found = mistakes(recipe(text))
+    assert len(found) == len(expected), found
+    for problem, start in zip(found, expected, strict=True):
+        assert problem.strip().startswith(start), problem
+        assert "\n" not in problem
+
+
+def test_a_file_that_is_not_there_and_one_too_large(tmp_path):
+    assert "No such file" in mistakes(tmp_path / "none.yaml")[0]
+    assert "a folder" in mistakes(tmp_path)[0]
+    (tmp_path / "big.yaml").write_bytes(b"#" * 2_000_000)
+    assert "larger than" in mistakes(tmp_path / "big.yaml")[0]
+
+
+def test_set_takes_yaml_values_at_dotted_keys(recipe):
+    path = recipe(GOOD)
+    changed = load_recipe(
+        path, ["student.layers=[1, 3]", "student.loss.temperature=4", "teacher.training.learning_rate=1e-5"]
+    )
+    assert changed.student.layers == (1, 3)
+    assert changed.student.loss.temperature == 4
+    assert changed.teacher.training["learning_rate"] == 1e-5
+
+
+def test_set_of_one_of_two_exclusive_keys_drops_the_other(recipe):
+    path = recipe(GOOD)
+    local = load_recipe(path, ["data.files.train=a.csv", "data.files.test=b.csv", "student.model=some/bert"])
+    assert local.data.dataset is None and local.data.files.train == "a.csv"
+    assert local.student.layers is None and local.student.model == "some/bert"
+
+
+def test_mistakes_in_set_name_the_option(recipe):
+    path = recipe(GOOD)
+    assert mistakes(path, ["student.layers"]) == ["--set student.layers: wants dotted.key=value"]
+    assert mistakes(path, ["teacher.model.x=1"]) == ["--set teacher.model.x=1: model is not a section"]
+    assert mistakes(path, ["data.seed=x"]) == ["--set data.seed=x: data.seed: input should be a valid integer, got 'x'"]
+
+
+def test_a_recipe_cannot_be_changed_once_read(recipe):
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe(recipe(GOOD)).data.seed = 1
+
+
+def test_local_paths_become_absolute_and_hub_names_stay(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    local = load_recipe(recipe(GOOD), ["data.files={train: a.csv, test: b.csv}", "student.model=model"])
+    absolute = with_absolute_paths(local)
+    assert absolute.data.files.train == str(tmp_path / "a.csv")
+    assert absolute.student.model == str(tmp_path / "model")
+    assert absolute.teacher.model == "google-bert/bert-base-uncased"

@@ -1,0 +1,242 @@
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_classifier, make_tokenizer, write_reviews
+from transformers import AutoModelForSequenceClassification, TrainerCallback
+
+from distill.data import load_splits, tokenise
+from distill.devices import has_fast_bf16, training_precision
+from distill.errors import Interrupted, ModelError, RecipeError
+from distill.models import load_tokenizer
+from distill.recipe import Data, Files
+from distill.run_folder import RunFolder
+from distill.teacher_logits import align_labels
+from distill.training import ClassificationTrainer, Collator, DistillationTrainer, train, training_arguments
+
+FP32 = {"bf16": False}
+
+
+@pytest.fixture
+def splits(data):
+    files = Files(train=str(data / "train.csv"), test=str(data / "test.csv"))
+    return load_splits(Data(files=files, label_names=tuple(LABELS), max_tokens=32))
+
+
+def rows_with_teacher(rows, tokenizer):
+    tokenised = tokenise(rows, tokenizer, 32)
+    logits = np.random.default_rng(0).normal(size=(len(rows), 2)).astype(np.float32) * 3
+    return tokenised.add_column("teacher_logits", list(logits))
+
+
+def without_dropout(folder):
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+
+
+def run(folder, splits, model_folder, training, trainer=ClassificationTrainer, checkpoint=None, **settings):
+    tokenizer = load_tokenizer(str(model_folder))
+    arguments, _ = training_arguments({"report_to": "none", **FP32, **training}, folder, "cpu", stage="teacher")
+    model = settings.pop("model", None) or without_dropout(model_folder)
+    figures = train(
+        trainer,
+        model,
+        tokenizer,
+        rows_with_teacher(splits.train, tokenizer),
+        tokenise(splits.validation, tokenizer, 32),
+        arguments,
+        folder,
+        padding=settings.pop("padding", "longest"),
+        max_tokens=32,
+        device="cpu",
+        early_stopping_patience=settings.pop("patience", None),
+        checkpoint=checkpoint,
+        title="test",
+        **settings,
+    )
+    return model, figures
+
+
+@pytest.mark.parametrize("kind", ["labels", "distillation"])
+def test_one_batch_of_sixteen_and_four_of_four_give_the_same_gradients(tmp_path, splits, tiny_bert, kind):
+    """With texts of different lengths: what counts is the example, not the batch it is in."""
+    models = []
+    for batch, accumulation in ((16, 1), (4, 4)):
+        settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 2}
+        # SGD: a step is the gradient. Adam would turn rounding into steps of full size.
+        settings |= {"optim": "sgd", "learning_rate": 0.1, "save_strategy": "no", "max_grad_norm": 0.0}
+        loss = {"temperature": 2.0, "soft_weight": 0.5} if kind == "distillation" else {}
+        trainer = DistillationTrainer if loss else ClassificationTrainer
+        folder = RunFolder(tmp_path / f"{batch}")
+        models.append(run(folder, splits, tiny_bert, settings, trainer, **loss)[0])
+    start = without_dropout(tiny_bert)
+    for whole, parts, before in zip(*(model.parameters() for model in (*models, start)), strict=True):
+        torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-4)
+    assert any(not torch.equal(a, b) for a, b in zip(whole_parameters(models[0]), whole_parameters(start), strict=True))
+
+
+def whole_parameters(model):
+    return list(model.parameters())
+
+
+def test_the_student_follows_the_teacher_at_soft_weight_one_and_the_labels_at_zero(tmp_path, splits, tiny_bert):
+    """Teachers that contradict the labels: what the student learns shows whom it listened to."""
+    tokenizer = load_tokenizer(str(tiny_bert))
+    tokenised = tokenise(splits.train, tokenizer, 32)
+    contrary = [[6.0, -6.0] if label else [-6.0, 6.0] for label in tokenised["labels"]]
+    training = {
+        "num_train_epochs": 4, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "save_strategy": "no", **FP32,
+    }  # fmt: skip
+    agreement = {}
+    for weight in (0.0, 1.0):
+        folder = RunFolder(tmp_path / str(weight))
+        arguments, _ = training_arguments({"report_to": "none", **training}, folder, "cpu", stage="student")
+        model = without_dropout(tiny_bert)
+        train(
+            DistillationTrainer, model, tokenizer, tokenised.add_column("teacher_logits", contrary),
+            tokenise(splits.validation, tokenizer, 32), arguments, folder, padding="longest", max_tokens=32,
+            device="cpu", early_stopping_patience=None, checkpoint=None, title="test", temperature=2.0,
+            soft_weight=weight,
+        )  # fmt: skip
+        import distill
+        from distill.predictors import Classifier, TorchSession
+
+        classifier = Classifier(TorchSession(model, "cpu"), tokenizer, LABELS, 32)
+        predicted = classifier.logits(splits.test["text"]).argmax(1)
+        agreement[weight] = float((predicted == np.asarray(splits.test["label"])).mean())
+        assert distill.load is not None
+    assert agreement[0.0] > 0.9 and agreement[1.0] < 0.1
+
+
+class Stop(TrainerCallback):
+    """Sends this process a signal at a step, as a user's Ctrl-C does."""
+
+    def __init__(self, step, number):
+        self.step, self.number = step, number
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, splits, number, monkeypatch):
+    """With dropout, shuffling and a checkpoint between two evaluations."""
+    model_folder = make_classifier(tmp_path / "model")
+
+    def fresh():
+        return AutoModelForSequenceClassification.from_pretrained(model_folder)
+
+    training = {
+        "num_train_epochs": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 16, "eval_strategy": "epoch",
+        "save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy",
+    }  # fmt: skip
+    torch.manual_seed(0)
+    whole, _ = run(RunFolder(tmp_path / "whole"), splits, model_folder, training, model=fresh())
+
+    folder = RunFolder(tmp_path / "stopped")
+
+    class StoppedTrainer(ClassificationTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.add_callback(Stop(13, number))
+
+    torch.manual_seed(0)
+    with pytest.raises(Interrupted) as caught:
+        run(folder, splits, model_folder, training, StoppedTrainer, model=fresh())
+    assert caught.value.exit_code == 128 + number
+    assert "step 13; --resume" in str(caught.value)
+    assert not folder.is_finished
+    checkpoint = folder.checkpoints / "checkpoint-13"
+    assert checkpoint.is_dir()
+    resumed, _ = run(folder, splits, model_folder, training, model=fresh(), checkpoint=checkpoint)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert folder.metrics_log.read_text().count("eval_accuracy") == 3
+
+
+def test_the_best_checkpoint_is_the_one_that_is_left(tmp_path, splits, tiny_bert):
+    training = {
+        "num_train_epochs": 3, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "eval_strategy": "epoch",
+        "save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy",
+        "save_total_limit": 2,
+    }  # fmt: skip
+    folder = RunFolder(tmp_path / "run")
+    model, figures = run(folder, splits, tiny_bert, training)
+    assert figures["best_validation_accuracy"] > 0.9
+    kept = AutoModelForSequenceClassification.from_pretrained(folder.checkpoints / figures["best_checkpoint"])
+    for ours, theirs in zip(model.parameters(), kept.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert len(list(folder.checkpoints.glob("checkpoint-*"))) <= 2
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path, splits, tiny_bert):
+    training = {
+        "num_train_epochs": 50, "learning_rate": 0.0, "per_device_train_batch_size": 32, "eval_strategy": "epoch",
+        "save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy",
+    }  # fmt: skip
+    _, figures = run(RunFolder(tmp_path / "run"), splits, tiny_bert, training, patience=2)
+    assert figures["steps"] == 3 * 5  # the first evaluation, then two that are no better
+
+
+def test_padding_is_counted(tmp_path, splits, tiny_bert):
+    training = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "save_strategy": "no"}
+    fractions = {
+        padding: run(RunFolder(tmp_path / padding), splits, tiny_bert, training, padding=padding)[1]["padding_fraction"]
+        for padding in ("longest", "max_length")
+    }
+    tokenised = tokenise(splits.train, load_tokenizer(str(tiny_bert)), 32)
+    assert fractions["max_length"] == pytest.approx(1 - sum(tokenised["length"]) / (len(tokenised) * 32))
+    assert fractions["longest"] < fractions["max_length"]
+
+
+def test_tensorboard_writes_where_the_run_is(tmp_path, splits, tiny_bert):
+    training = {"max_steps": 2, "save_strategy": "no", "report_to": "tensorboard", "logging_steps": 1}
+    folder = RunFolder(tmp_path / "run")
+    run(folder, splits, tiny_bert, training)
+    assert list(folder.tensorboard.glob("events.*"))
+
+
+def test_the_collator_pads_to_the_batch_or_to_the_limit():
+    tokenizer = make_tokenizer(["good", "bad"])
+    rows = [
+        {"input_ids": [2, 5, 3], "attention_mask": [1, 1, 1], "labels": 1, "teacher_logits": [0.5, -0.5], "length": 3},
+        {"input_ids": [2, 3], "attention_mask": [1, 1], "labels": 0, "teacher_logits": [1.0, 2.0], "length": 2},
+    ]
+    batch = Collator(tokenizer, "longest", 8)(rows)
+    assert batch["input_ids"].tolist() == [[2, 5, 3], [2, 3, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [1, 0]
+    assert batch["teacher_logits"].tolist() == [[0.5, -0.5], [1.0, 2.0]]
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "teacher_logits"}
+    assert Collator(tokenizer, "max_length", 8)(rows)["input_ids"].shape == (2, 8)
+
+
+def test_fields_that_do_not_go_together_are_one_clear_line(tmp_path):
+    training = {"eval_strategy": "steps", "eval_steps": 7, "save_steps": 10, "load_best_model_at_end": True}
+    with pytest.raises(RecipeError, match="student.training: ") as caught:
+        training_arguments(training, RunFolder(tmp_path), "cpu", stage="student")
+    assert "\n" not in caught.value.problems[0]
+
+
+def test_precision_is_the_recipes_or_follows_the_device():
+    fields, reason = training_precision("cpu", {})
+    assert fields == ({"bf16": True} if has_fast_bf16("cpu") else {})
+    assert reason.startswith("bf16" if has_fast_bf16("cpu") else "fp32")
+    assert training_precision("cpu", {"bf16": False}) == ({}, "fp32, as the recipe says")
+    assert training_precision("cpu", {"bf16": True}) == ({}, "bf16, as the recipe says")
+
+
+def test_labels_are_aligned_by_name():
+    assert align_labels(["bad", "good"], ["good", "bad"], teacher="t") == [1, 0]
+    assert align_labels(["LABEL_0", "LABEL_1"], ["good", "bad"], teacher="t") == [0, 1]
+    for names in (["bad", "fine"], ["bad"], ["LABEL_0", "LABEL_1", "LABEL_2"]):
+        with pytest.raises(ModelError, match="t: its classes"):
+            align_labels(names, ["good", "bad"], teacher="t")
+
+
+def test_reviews_of_the_tests_are_balanced(tmp_path):
+    assert sum(label == "positive" for _, label in write_reviews(tmp_path / "a.csv", 50, seed=1)) == 25
