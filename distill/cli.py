@@ -90,7 +90,7 @@ def teacher(
 
 @app.command()
 def student(
-    teacher: Annotated[Path, typer.Option("--teacher", metavar="DIR", help="The teacher's folder.")],
+    teacher: Annotated[str, typer.Option("--teacher", metavar="DIR", help="The teacher's folder.")],
     recipe: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file; default: the teacher's own.")
     ] = None,
@@ -103,14 +103,14 @@ def student(
 ) -> None:
     """Distil the student from a teacher."""
     stages = _stages()
-    resolved = _recipe(recipe or teacher / "recipe.yaml", set_)
+    resolved = _recipe(recipe or Path(teacher, "recipe.yaml"), set_)
     folder = stages.student(resolved, teacher, output, resume=resume, overwrite=overwrite, device=device)
     _print_run(folder, json_)
 
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(metavar="[MODEL]", help="A model folder.")] = Path("distilbert-student"),
+    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A model folder.")] = "./distilbert-student",
     onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx-fp32; with --fp16, that as ONNX only.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Write torch-fp16 and onnx-fp16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Write onnx-int8.")] = False,
@@ -123,7 +123,7 @@ def export(
     """Write a model's fast formats, each proved on the validation texts (all of the recipe's when none is named)."""
     stages = _stages()
     named = _formats(onnx=onnx, fp16=fp16, int8=int8)
-    resolved = _recipe(recipe or model / "recipe.yaml", set_) if recipe or set_ else None
+    resolved = _recipe(recipe or Path(model, "recipe.yaml"), set_) if recipe or set_ else None
     entries = stages.export(model, named, recipe=resolved, output=output, device=device)
     if json_:
         print(json.dumps(entries))
@@ -174,7 +174,7 @@ def run(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run, export or model folder.", show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, export or model folder.", show_default=False)],
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT ...]", show_default=False)] = None,
     file: Annotated[
         str | None, typer.Option("--file", metavar="F", help="Texts from .txt, .csv, .jsonl or .parquet; - is stdin.")

@@ -92,11 +92,14 @@ def export_formats(
             if name.startswith("onnx-"):
                 model.config.save_pretrained(made)
             tokenizer.save_pretrained(made)
-            logits = classify(_session(made, device))
-            if name.endswith("fp16") and device == "cpu":
+            session = _session(made, device)
+            if isinstance(session, TorchSession) and device == "cpu":
+                session = TorchSession(_rounding_like_fp16(session.model), device)
+            logits = classify(session)
+            if name == "onnx-fp16" and device == "cpu":
+                # ONNX Runtime computes fp16 graphs in fp32 on a CPU; an overflow would first show on the user's GPU.
                 rounded = classify(TorchSession(_rounding_like_fp16(model), device))
-                # ONNX Runtime computes fp16 graphs in fp32 on a CPU, so an overflow would first show on the user's GPU.
-                logits = np.where(np.isfinite(rounded), logits, rounded) if name.startswith("onnx-") else rounded
+                logits = np.where(np.isfinite(rounded), logits, rounded)
             proof = _prove(name, made, model, logits, reference, gold_labels, max_accuracy_drop)
             shutil.rmtree(folder / name, ignore_errors=True)
             if proof.passed:

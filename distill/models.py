@@ -61,7 +61,8 @@ def load_classifier(
 ) -> PreTrainedModel:
     """Return a sequence classifier over `label_names`, fp32: pretrained weights, or random ones from the configuration.
 
-    What the weights lack (usually the head) is drawn with `seed`. Weights come from safetensors only, and no code that
+    A head that knows the same names in another order is put in this one; what the weights lack (usually the head) is
+    drawn with `seed`. Weights come from safetensors only, and no code that
     lies beside them is run. Raises `ModelError` where the model cannot be had, is no encoder that takes a
     head, has another number of classes, knows fewer than `vocabulary` tokens, or takes fewer than `max_tokens`.
     """
@@ -71,6 +72,7 @@ def load_classifier(
             f"{name}: classifies into {config.num_labels} classes, the data has {len(label_names)}: "
             f"{', '.join(label_names)}"
         )
+    had = [config.id2label[index] for index in range(config.num_labels)] if is_classifier(config) else []
     config.id2label = dict(enumerate(label_names))
     config.label2id = {label: index for index, label in enumerate(label_names)}
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary)
@@ -88,6 +90,8 @@ def load_classifier(
     random = [key for key in report["missing_keys"] if key.startswith(prefix) and ".pooler." not in key]
     if random:
         raise ModelError(f"{name}: the weights lack {len(random)} tensors of the encoder, first {min(random)}")
+    if had != list(label_names) and set(had) == set(label_names):  # the same classes in another order
+        return reorder_classes(model, [had.index(label) for label in label_names], label_names)
     return model
 
 

@@ -62,32 +62,41 @@ class RunFolder:
     def is_finished(self) -> bool:
         return self.manifest.is_file()
 
-    def open(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
-        """Make the folder ready for a run of `recipe`; return the checkpoint to resume from, or None to start afresh.
+    def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        """Raise `FolderError` where a run of `recipe` here would lose something; touch nothing.
 
-        Raises `FolderError` where that would lose something: a finished run, a started one (unless `resume` or
-        `overwrite` says what to do with it), or files of somebody else.
+        That is a finished run, a started one (unless `resume` or `overwrite` says what to do with it), or files of
+        somebody else.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise FolderError(f"{self.path}: a file, not a folder", hint="--output DIR")
         if not self.path.exists() or not any(self.path.iterdir()):
-            self.path.mkdir(parents=True, exist_ok=True)
-        elif not self.recipe.is_file():
+            return
+        if not self.recipe.is_file():
             raise FolderError(f"{self.path}: not empty and not a run folder; nothing was touched", hint="--output DIR")
-        elif overwrite:
-            self._clear()
-        elif self.is_finished:
+        if overwrite:
+            return
+        if self.is_finished:
             raise FolderError(f"{self.path}: holds a finished run", hint="--overwrite, or --output for another folder")
-        elif not resume:
+        if not resume:
             raise FolderError(f"{self.path}: holds an unfinished run", hint="--resume to go on, --overwrite to restart")
-        elif dump_recipe(recipe) != dump_recipe(load_recipe(self.recipe)):
+        if dump_recipe(recipe) != dump_recipe(load_recipe(self.recipe)):
             raise FolderError(
                 f"{self.path}: was started with another recipe ({self.recipe}), so it cannot be resumed with this one",
                 hint="--overwrite to restart, or --output for another folder",
             )
-        write_text(self.recipe, dump_recipe(recipe))
-        checkpoints = [
-            path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()
-        ]
-        return max(checkpoints, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+    def start(self, recipe: Recipe, *, overwrite: bool) -> Path | None:
+        """Make the folder that of a run of `recipe`; return the checkpoint to go on from, None where there is none."""
+        if overwrite:
+            self._clear()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.recipe, dump_recipe(recipe))
+        except OSError as error:
+            raise FolderError(f"{self.path}: cannot be written: {error.strerror}", hint="--output DIR") from None
+        found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+        return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
 
     def _clear(self) -> None:
         """Remove what a run wrote and nothing else: a user may keep files of his own here."""

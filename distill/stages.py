@@ -71,7 +71,7 @@ def teacher(
     resolved = resolve_device(device)
     recipe = with_absolute_paths(recipe)
     folder = RunFolder(Path(output or settings.output))
-    checkpoint = folder.open(recipe, resume=resume, overwrite=overwrite)
+    folder.check(recipe, resume=resume, overwrite=overwrite)
     arguments, precision = training_arguments(settings.training, folder, resolved, stage="teacher")
     splits = _load_splits(recipe)
     tokenizer = load_tokenizer(settings.model)
@@ -84,8 +84,8 @@ def teacher(
         pretrained=settings.pretrained,
     )
     return _train_and_finish(
-        ClassificationTrainer, model, tokenizer, splits, recipe, settings, folder, arguments, precision, checkpoint,
-        device=resolved, role="teacher", parents={"model": settings.model},
+        ClassificationTrainer, model, tokenizer, splits, recipe, settings, folder, arguments, precision,
+        overwrite=overwrite, device=resolved, role="teacher", parents={"model": settings.model},
     )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def student(
     if folder.path.resolve() == Path(teacher).resolve():
         raise FolderError(f"{folder.path}: the student would overwrite its teacher", hint="--output DIR")
     classifier = load(teacher, device)
-    checkpoint = folder.open(recipe, resume=resume, overwrite=overwrite)
+    folder.check(recipe, resume=resume, overwrite=overwrite)
     arguments, precision = training_arguments(settings.training, folder, resolved, stage="student")
     splits = _load_splits(recipe)
     columns = align_labels(classifier.label_names, splits.label_names, teacher=str(teacher))
@@ -132,8 +132,9 @@ def student(
     with progress_line("teacher logits", len(splits.train), "text") as bar:
         teacher_logits = classifier.logits(splits.train["text"], progress=bar.update)[:, columns]
     return _train_and_finish(
-        DistillationTrainer, model, tokenizer, splits, recipe, settings, folder, arguments, precision, checkpoint,
-        device=resolved, role="student", parents={"teacher": str(Path(teacher).absolute()), "model": settings.model},
+        DistillationTrainer, model, tokenizer, splits, recipe, settings, folder, arguments, precision,
+        overwrite=overwrite, device=resolved, role="student",
+        parents={"teacher": str(Path(teacher).absolute()), "model": settings.model},
         teacher_logits=teacher_logits, temperature=settings.loss.temperature, soft_weight=settings.loss.soft_weight,
     )  # fmt: skip
 
@@ -296,8 +297,8 @@ def _train_and_finish(
     folder: RunFolder,
     arguments: TrainingArguments,
     precision: str,
-    checkpoint: Path | None,
     *,
+    overwrite: bool,
     device: Device,
     role: str,
     parents: dict[str, Any],
@@ -311,6 +312,7 @@ def _train_and_finish(
         role, parameter_count(model) / 1e6, device, precision, len(splits.train), len(splits.validation),
         len(splits.test),
     )  # fmt: skip
+    checkpoint = folder.start(recipe, overwrite=overwrite)
     if checkpoint:
         log.info("%s: goes on from %s", role, checkpoint.name)
     tokenised = {}

@@ -70,6 +70,12 @@ def test_reordered_classes_keep_their_meaning(any_classifier):
     assert model.config.id2label == {0: "positive", 1: "negative"}
 
 
+def test_a_head_that_knows_the_names_in_another_order_is_put_in_order(tiny_bert):
+    model, reversed_ = load(tiny_bert), load(tiny_bert, labels=LABELS[::-1])
+    assert torch.equal(logits(reversed_), logits(model)[:, [1, 0]])
+    assert torch.equal(logits(load(tiny_bert, labels=["no", "yes"])), logits(model))  # new names: the task is new
+
+
 def test_label_names_reach_the_configuration_and_the_head_is_seeded(tmp_path, tiny_bert):
     base = AutoModelForSequenceClassification.from_pretrained(tiny_bert).bert
     base.save_pretrained(tmp_path / "base")

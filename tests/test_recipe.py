@@ -86,9 +86,7 @@ CASES = {
     ),
     "training typo": (
         GOOD + "  training: {learning_rat: 1}\n",
-        [
-            "7: student.training.learning_rat: not a field of transformers' TrainingArguments; did you mean learning_rate?"
-        ],
+        ["7: student.training.learning_rat: not a field of transformers' TrainingArguments; did you mean learning"],
     ),
     "training type": (
         GOOD + "  training:\n    num_train_epochs: two\n",

@@ -1,0 +1,301 @@
+"""The command line as a user meets it: what it prints where, how it exits, what it leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import LABELS, make_classifier, write_reviews
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import distill
+from distill.cli import app
+
+
+def run(*arguments, stdin=None):
+    """The command in this process; returns (exit code, stdout, stderr)."""
+    from typer.testing import CliRunner
+
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data, tiny_bert):
+    """The output of `distill run` on a recipe that takes seconds, and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    training = {"num_train_epochs": 4, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "logging_steps": 5}
+    recipe = {
+        "data": {
+            "files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")},
+            "label_names": LABELS,
+            "max_tokens": 32,
+        },
+        "teacher": {"model": str(tiny_bert), "pretrained": False, "training": training},
+        "student": {"layers": [0, 2], "training": training},
+        "export": {"max_accuracy_drop": 0.1},
+        "benchmark": {"shapes": ["1x8", "2x16"], "rounds": 5},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    code, out, err = run("run", folder / "recipe.yaml", "--output", folder / "out", "--json")
+    assert code == 0, err
+    return folder, out, err
+
+
+def test_a_run_leaves_every_stage_and_a_report(finished):
+    folder, out, _ = finished
+    report = json.loads(out.splitlines()[-1])
+    assert report == json.loads((folder / "out" / "report" / "report.json").read_text())
+    formats = [(row["role"], row["format"]) for row in report["measurements"]]
+    for expected in (
+        ("teacher", "torch-fp32"), ("student", "torch-fp32"), ("student", "onnx-fp32"), ("student", "onnx-int8"),
+    ):  # fmt: skip
+        assert expected in formats
+    for row in report["measurements"]:
+        assert set(row["latency_ms"]) == {"1x8", "2x16"}
+        assert len(row["latency_ms"]["1x8"]["raw"]) >= 5
+        assert row["texts_per_second"] > 0 and row["size_bytes"] > 0
+    exports = folder / "out" / "student" / "export"
+    assert set(json.loads((exports / "export.json").read_text())) == {
+        path.name for path in exports.iterdir() if path.is_dir()
+    }
+
+
+def test_a_run_folder_holds_what_the_contract_says(finished):
+    folder, _, _ = finished
+    for role in ("teacher", "student"):
+        run_folder = folder / "out" / role
+        model = AutoModelForSequenceClassification.from_pretrained(run_folder)
+        assert model.config.id2label == {0: "negative", 1: "positive"}
+        assert AutoTokenizer.from_pretrained(run_folder).model_max_length == 32
+        metrics = json.loads((run_folder / "metrics.json").read_text())
+        assert metrics["test"]["accuracy"] > 0.9  # these reviews are easy
+        assert set(metrics["test"]) == {
+            "examples", "accuracy", "accuracy_ci95", "macro_f1", "roc_auc", "log_loss", "ece",
+        }  # fmt: skip
+        assert {
+            "seconds", "samples_per_second", "tokens_per_second", "padding_fraction", "peak_memory_bytes",
+        } <= set(metrics["training"])  # fmt: skip
+        predictions = pq.read_table(run_folder / "predictions.parquet").to_pylist()
+        assert [row["example_id"] for row in predictions] == [f"test/{index}" for index in range(40)]
+        correct = sum(row["logits"].index(max(row["logits"])) == row["gold_label"] for row in predictions)
+        assert correct / 40 == metrics["test"]["accuracy"]
+        manifest = json.loads((run_folder / "manifest.json").read_text())
+        assert manifest["role"] == role and manifest["seed"] == 42
+        assert manifest["versions"]["torch"] and manifest["data"]["test"] and manifest["weights"]
+        log = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+        assert sum("eval_accuracy" in entry for entry in log) == 4
+    assert manifest["parents"]["teacher"] == str(folder / "out" / "teacher")
+
+
+def test_stdout_is_data_and_stderr_is_ours(finished):
+    _, out, err = finished
+    assert len(out.splitlines()) == 1
+    for noise in ("Warning", "LOAD REPORT", "Traceback", "[transformers]", "Generating", "deprecated"):
+        assert noise not in err, err
+    assert "teacher: test accuracy" in err and "student: test accuracy" in err
+
+
+def test_running_again_skips_what_is_finished(finished):
+    folder, _, _ = finished
+    manifests = [folder / "out" / role / "manifest.json" for role in ("teacher", "student")]
+    before = [path.stat().st_mtime_ns for path in manifests]
+    code, _, err = run("run", folder / "recipe.yaml", "--output", folder / "out")
+    assert code == 0
+    for stage in ("teacher", "student", "export"):
+        assert f"{stage}: finished before, skipped" in err
+    assert [path.stat().st_mtime_ns for path in manifests] == before
+
+
+def test_running_again_with_another_recipe_mixes_nothing(finished):
+    folder, _, _ = finished
+    code, _, err = run("run", folder / "recipe.yaml", "--output", folder / "out", "--set", "student.loss.temperature=4")
+    assert code == 2 and "finished with another `student` section" in err and "--overwrite" in err
+
+
+def test_the_student_finds_the_recipe_in_its_teachers_folder(finished, tmp_path, monkeypatch):
+    folder, _, _ = finished
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("student", "--teacher", folder / "out" / "teacher")
+    assert code == 0, err
+    assert out.strip() == "distilbert-student"
+    first, second = (
+        json.loads((path / "manifest.json").read_text())["weights"]
+        for path in (folder / "out" / "student", tmp_path / "distilbert-student")
+    )
+    assert first == second  # the same recipe, seed and machine
+
+
+def test_a_student_with_another_vocabulary_and_label_order_learns_from_the_same_teacher(finished, tmp_path):
+    """Each model sees its own tokens, and classes are matched by name."""
+    from conftest import BAD, FILLER, GOOD
+
+    folder, _, _ = finished
+    other = make_classifier(tmp_path / "other", "distilbert", words=["new", *BAD, *GOOD, *FILLER])
+    code, _, err = run(
+        "student", folder / "recipe.yaml", "--teacher", folder / "out" / "teacher", "--output", tmp_path / "student",
+        "--set", f"student.model={other}", "--set", "data.label_names=[positive, negative]",
+        "--set", "student.loss.soft_weight=1.0",
+    )  # fmt: skip
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "student" / "metrics.json").read_text())
+    assert metrics["test"]["accuracy"] > 0.9
+    assert distill.load(tmp_path / "student").label_names == ("positive", "negative")
+
+
+def test_predict_reads_every_kind_of_source(finished, tmp_path):
+    folder, _, _ = finished
+    model = folder / "out" / "student" / "export" / "onnx-int8"
+    write_reviews(tmp_path / "a.csv", 6, seed=9)
+    code, out, _ = run("predict", model, "--file", tmp_path / "a.csv")
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and len(rows) == 6 and {len(row) for row in rows} == {3}
+    texts = [row[2] for row in rows]
+    assert run("predict", model, *texts)[1] == out
+    assert run("predict", model, "--file", "-", stdin="\n".join(texts) + "\n")[1] == out
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    assert run("predict", model, "--file", tmp_path / "a.txt")[1] == out
+    answers = json.loads(run("predict", model, "--json", *texts)[1])
+    assert [row["label"] for row in answers] == [row[0] for row in rows]
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in answers)
+
+
+def test_report_takes_any_classifier_and_export_flags_name_formats(finished, tiny_bert, tmp_path):
+    folder, _, _ = finished
+    shutil.copytree(tiny_bert, tmp_path / "foreign")
+    code, out, err = run(
+        "export",
+        tmp_path / "foreign",
+        "--onnx",
+        "--recipe",
+        folder / "recipe.yaml",
+        "--set",
+        "export.max_accuracy_drop=1",
+    )
+    assert code == 0, err
+    assert out.startswith("onnx-fp32\taccuracy ") and len(out.splitlines()) == 1
+    code, _, err = run(
+        "report", tmp_path / "foreign", folder / "out", "--recipe", folder / "recipe.yaml", "--output", tmp_path / "r"
+    )
+    assert code == 0, err
+    rows = json.loads((tmp_path / "r" / "report.json").read_text())["measurements"]
+    assert {row["role"] for row in rows} == {"other", "teacher", "student"}
+    assert [row["format"] for row in rows if row["role"] == "other"][-1] == "onnx-fp32"
+
+
+def test_an_export_that_breaks_its_bound_exits_2_and_is_not_kept(finished, tmp_path, monkeypatch):
+    from distill import export
+
+    folder, _, _ = finished
+
+    def useless(model, graph, target):
+        worse = AutoModelForSequenceClassification.from_pretrained(folder / "out" / "student")
+        worse.classifier.weight.data.neg_()
+        worse.classifier.bias.data.neg_()
+        worse.half().save_pretrained(target)
+
+    monkeypatch.setitem(export.WRITERS, "torch-fp16", useless)
+    code, _, err = run(
+        "export", folder / "out" / "student", "--fp16", "--output", tmp_path / "export", "--device", "cpu"
+    )
+    assert code == 2
+    assert "torch-fp16: failed and not kept: validation accuracy falls by" in err
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == ["export.json", "onnx-fp16"]
+    assert not json.loads((tmp_path / "export" / "export.json").read_text())["torch-fp16"]["passed"]
+
+
+def test_check_prints_a_recipe_that_checks(recipe_path, tmp_path):
+    code, out, err = run("check", recipe_path)
+    assert code == 0 and err == ""
+    (tmp_path / "again.yaml").write_text(out)
+    assert run("check", tmp_path / "again.yaml")[1] == out
+    assert json.loads(run("check", recipe_path, "--json")[1])["data"]["max_tokens"] == 32
+
+
+MISTAKES = {
+    "no recipe": (["check", "nowhere.yaml"], "nowhere.yaml: No such file"),
+    "recipe": (["teacher", "{recipe}", "--set", "data.max_tokens=many"], "--set data.max_tokens=many: data.max_tokens"),
+    "no data": (["teacher", "{recipe}", "--set", "data.files.train=no.csv"], "no.csv: no such file (relative"),
+    "no model": (["teacher", "{recipe}", "--set", "teacher.model=./none"], "./none: no such folder"),
+    "no teacher": (["student", "{recipe}", "--teacher", "./none"], "./none: no such folder"),
+    "no recipe there": (["student", "--teacher", "{model}"], "holds no recipe.yaml"),
+    "layers": (
+        ["student", "{recipe}", "--teacher", "{model}", "--set", "student.layers=[0, 9]"],
+        "student.layers: the teacher has 4 layers (0-3), got 9",
+    ),
+    "too long": (["teacher", "{recipe}", "--set", "data.max_tokens=65"], "takes at most 64 tokens"),
+    "nothing to predict": (["predict", "{model}"], "predict: wants texts on the command line or --file"),
+    "no file": (["predict", "{model}", "--file", "no.csv"], "no.csv: no such file"),
+    "no text file": (["predict", "{model}", "--file", "no.txt"], "no.txt: No such file"),
+    "no model to predict": (["predict", "./none", "a"], "./none: no such folder"),
+    "no run": (["report", "./none"], "none: no such folder"),
+    "export without recipe": (["export", "{model}"], "no recipe.yaml there"),
+    "foreign folder": (["teacher", "{recipe}", "--output", "{data}"], "not empty and not a run folder"),
+    "student over teacher": (
+        ["student", "{recipe}", "--teacher", "{model}", "--output", "{model}"], "would overwrite its teacher",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_2(name, recipe_path, tiny_bert, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = MISTAKES[name]
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run(*(text.format(recipe=recipe_path, model=tiny_bert, data=data) for text in arguments))
+    assert code == 2 and out == ""
+    problems = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(problems) == 1 and expected in problems[0], err
+    assert not list(tmp_path.rglob("manifest.json"))
+    assert sorted(tmp_path.rglob("*")) == before, "something was written"
+
+
+def test_unknown_commands_and_options_are_answered_with_a_guess():
+    code, _, err = run("techer")
+    assert code == 2 and "teacher" in err
+    code, _, err = run("check", "--sett", "x")
+    assert code == 2 and "--set" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(recipe_path, tmp_path, number, code):
+    many = ["--set", "teacher.training.num_train_epochs=400", "--set", "teacher.training.eval_strategy=epoch"]
+    command = [sys.executable, "-m", "distill", "teacher", str(recipe_path), *many, "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    folder = tmp_path / "teacher"
+    deadline = time.monotonic() + 90
+    while not list(folder.glob("checkpoints/checkpoint-*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "interrupted: stopped at step" in err and "Traceback" not in err
+    assert not (folder / "manifest.json").exists()
+    refused = run("teacher", recipe_path, *many)
+    assert refused[0] == 2 and "holds an unfinished run" in refused[2] and "--resume" in refused[2]
+    other = run("teacher", recipe_path, "--resume")
+    assert other[0] == 2 and "was started with another recipe" in other[2]
+
+
+def test_resume_on_the_command_line_finishes_a_run(recipe_path, tmp_path):
+    assert run("teacher", recipe_path)[0] == 0
+    folder = tmp_path / "teacher"
+    weights = json.loads((folder / "manifest.json").read_text())["weights"]
+    (folder / "manifest.json").unlink()  # as if killed just before the end
+    code, _, err = run("teacher", recipe_path, "--resume")
+    assert code == 0 and "goes on from checkpoint-" in err
+    assert json.loads((folder / "manifest.json").read_text())["weights"] == weights
+    code, _, err = run("teacher", recipe_path)
+    assert code == 2 and "holds a finished run" in err and "--overwrite" in err
+    (folder / "mine.txt").write_text("keep")
+    assert run("teacher", recipe_path, "--overwrite")[0] == 0
+    assert (folder / "mine.txt").read_text() == "keep"

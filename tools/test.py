@@ -1,0 +1,25 @@
+"""Set up and run the tests.
+
+usage: python3 tools/test.py [--tier default|slow|gpu|network|all] [arguments for pytest]
+"""
+
+from __future__ import annotations
+
+import sys
+
+import environment
+
+TIERS = {
+    "default": "not slow and not gpu and not network",
+    "slow": "slow and not gpu and not network",
+    "gpu": "gpu",
+    "network": "network",
+    "all": "not gpu and not network",
+}
+arguments = sys.argv[1:]
+tier = "default"
+if arguments[:1] == ["--tier"]:
+    tier, arguments = arguments[1] if len(arguments) > 1 else "", arguments[2:]
+if tier not in TIERS:
+    sys.exit(f"error: --tier {tier}: not one of {', '.join(TIERS)}")
+sys.exit(environment.run("-m", "pytest", "-m", TIERS[tier], *arguments))
