@@ -83,7 +83,7 @@ def export_formats(
         graph = Path(work) / "traced.onnx"
         for name in formats:
             progress(name)
-            if name.startswith("onnx-") and not graph.is_file():
+            if name in ("onnx-fp32", "onnx-int8") and not graph.is_file():
                 trace(model, graph)
             made = Path(work) / name
             made.mkdir()

@@ -61,7 +61,7 @@ def choose(measurements: Rows, shape: str | None) -> dict[str, Any]:
         return {"model": None, "reason": "no student was measured" if not students else "no shape fits every model"}
     best = min(students, key=lambda row: row["latency_ms"][shape]["p50"])
     chosen: dict[str, Any] = {name: best[name] for name in ("role", "model", "format", "device")} | {"shape": shape}
-    text = f"{best['format']} on {best['device']}: {best['accuracy']:.2%} accuracy, {_megabytes(best):.0f} MB, "
+    text = f"{best['format']} on {best['device']}: {best['accuracy']:.2%} accuracy, {_megabytes(best):.1f} MB, "
     text += f"{best['latency_ms'][shape]['p50']:.1f} ms at {shape}, {best['texts_per_second']:.0f} texts/s"
     if teachers:
         teacher = min(teachers, key=lambda row: row["latency_ms"][shape]["p50"])
@@ -171,4 +171,4 @@ def _megabytes(row: Mapping[str, Any]) -> float:
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)

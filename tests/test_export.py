@@ -13,6 +13,15 @@ from distill import export as exporting
 from distill.export import export_formats, trace
 from distill.recipe import FORMATS
 
+# Two architectures at every run; the others, which share their exporter, in the slow tier.
+ARCHITECTURES = ["bert", "distilbert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("electra", "roberta"))]
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def any_classifier(request, tmp_path):
+    return make_classifier(tmp_path / request.param, request.param)
+
+
 TEXTS = [" ".join((FILLER * 3)[i : i + 3 + i % 20] + [(GOOD if i % 2 else BAD)[i % 5]] * 2) for i in range(40)]
 
 

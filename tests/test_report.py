@@ -28,7 +28,7 @@ def test_the_choice_is_the_fastest_student_and_its_numbers_are_those_of_the_rows
     assert (choice["role"], choice["format"], choice["device"]) == ("student", "onnx-int8", "cpu")
     assert choice["accuracy_of_teacher"] == pytest.approx(0.87 / 0.90)
     assert choice["speedup_over_teacher"] == pytest.approx(8)
-    for fact in ("87.00%", "90.00%", "17 MB", "5.0 ms", "8.0 x", "96.7%"):
+    for fact in ("87.00%", "90.00%", "17.0 MB", "5.0 ms", "8.0 x", "96.7%"):
         assert fact in choice["reason"]
 
 
