@@ -1,4 +1,4 @@
-"""`python -m distill`, which torchrun and accelerate launch need."""
+"""`python -m distill`."""
 
 from distill.cli import main
 

@@ -340,8 +340,6 @@ def _train_and_finish(
         title=role,
         **loss_settings,
     )
-    if arguments.process_index != 0:
-        return folder
     tokenizer.model_max_length = max_tokens  # whoever loads the folder cuts texts where training did
     classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
     with progress_line(f"{role}: test", len(splits.test), "text") as bar:

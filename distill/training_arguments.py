@@ -50,7 +50,7 @@ OWNED = {
     "do_train": "not a setting here; each command trains, evaluates or predicts",
     "do_eval": "not a setting here; each command trains, evaluates or predicts",
     "do_predict": "not a setting here; each command trains, evaluates or predicts",
-    "local_rank": "set by torchrun and accelerate launch",
+    "local_rank": "set by the launcher, not by hand",
     "push_to_hub": "not supported; push the finished folder with the hf command",
     "hub_token": "not supported; a token must not stand in a recipe",
     "hub_model_id": "not supported; push the finished folder with the hf command",

@@ -111,6 +111,24 @@ def test_the_student_follows_the_teacher_at_soft_weight_one_and_the_labels_at_ze
     assert agreement[0.0] > 0.9 and agreement[1.0] < 0.1
 
 
+def test_a_step_in_mixed_precision_is_the_fp32_step_but_for_rounding(tmp_path, splits, tiny_bert):
+    """Under autocast the logits are bf16; the losses, which subtract nearly equal numbers, must not be."""
+    settings = {"per_device_train_batch_size": 16, "max_steps": 1, "optim": "sgd", "learning_rate": 1.0}
+    settings |= {"save_strategy": "no", "max_grad_norm": 0.0}
+    loss = {"temperature": 2.0, "soft_weight": 0.5}
+    steps = []
+    for bf16 in (False, True):
+        folder = RunFolder(tmp_path / str(bf16))
+        model, _ = run(folder, splits, tiny_bert, settings | {"bf16": bf16}, DistillationTrainer, **loss)
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        start = without_dropout(tiny_bert)
+        pairs = zip(model.parameters(), start.parameters(), strict=True)
+        steps.append(torch.cat([(after - before).flatten() for after, before in pairs]))
+    exact, rounded = steps
+    assert exact.norm() > 0
+    assert (rounded - exact).norm() / exact.norm() < 0.05
+
+
 class Stop(TrainerCallback):
     """Sends this process a signal at a step, as a user's Ctrl-C does."""
 

@@ -1,0 +1,56 @@
+"""Say whether an exported ONNX folder loads in Optimum and gives the labels that distill gives.
+
+usage: optimum_agrees.py ENVIRONMENT_PYTHON FOLDER TEXTS.parquet [--texts 2000]
+ENVIRONMENT_PYTHON is the Python of an environment with optimum-onnx, which cannot share ours (it pins transformers 4).
+Last line of stdout: one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+
+import distill
+
+# Runs in Optimum's environment: batches of one text, so that padding plays no part in the comparison.
+THEIRS = """
+import json, sys
+import pyarrow.parquet as pq
+from optimum.onnxruntime import ORTModelForSequenceClassification
+from transformers import AutoTokenizer
+folder, file, count = sys.argv[1:]
+model = ORTModelForSequenceClassification.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+labels = []
+for text in pq.read_table(file)["text"].to_pylist()[: int(count)]:
+    encoded = tokenizer(text, truncation=True, return_tensors="np", return_token_type_ids=False)
+    logits = model(**encoded).logits[0]
+    labels.append(model.config.id2label[int(logits.argmax())])
+print(json.dumps(labels))
+"""
+
+
+def main() -> None:
+    """Compare the labels of both and print the share that is equal."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("python")
+    parser.add_argument("folder")
+    parser.add_argument("file")
+    parser.add_argument("--texts", type=int, default=2000)
+    arguments = parser.parse_args()
+    command = [arguments.python, "-c", THEIRS, arguments.folder, arguments.file, str(arguments.texts)]
+    theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    texts = pq.read_table(arguments.file)["text"].to_pylist()[: arguments.texts]
+    classifier = distill.load(arguments.folder, "cpu")
+    ours = [classifier([text])[0]["label"] for text in texts]
+    equal = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    print(json.dumps({"texts": len(texts), "equal_labels": equal, "folder": arguments.folder}))
+    sys.exit(0 if equal == len(texts) else 1)
+
+
+if __name__ == "__main__":
+    main()
