@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from distill.devices import Device
-from distill.errors import ModelError
 from distill.metrics import agreement, figures
 from distill.models import load_config, token_limit
 from distill.predictors import Classifier, load, weights_bytes
 from distill.progress import progress_line
+from distill.teacher_logits import align_labels
 from distill.timing import PAUSE_SECONDS, summarise, time_in_turn
 
 WARMUP_TEXTS = 16
@@ -41,6 +41,7 @@ class Measurement:
     model: str
     format: str
     device: Device
+    max_tokens: int
     accuracy: float
     accuracy_ci95: list[float]
     macro_f1: float
@@ -73,25 +74,22 @@ def measure(
     than a model's positions is left out for it. `agreement` is with the same model's torch-fp32, None where that is not
     among the candidates. Raises `ModelError` for a model whose classes are not `label_names`.
     """
-    classifiers, load_seconds = {}, {}
+    classifiers, load_seconds, columns = {}, {}, {}
     for candidate in candidates:
         start = time.perf_counter()
         classifiers[candidate] = load(candidate.folder, candidate.device, dtype=candidate.dtype, threads=threads)
         load_seconds[candidate] = time.perf_counter() - start
-        if set(classifiers[candidate].label_names) != set(label_names):
-            raise ModelError(
-                f"{candidate.folder}: its classes ({', '.join(classifiers[candidate].label_names)}) are not the data's "
-                f"({', '.join(label_names)})"
-            )
+        columns[candidate] = align_labels(
+            classifiers[candidate].label_names, label_names, teacher=str(candidate.folder)
+        )
     logits, rates = {}, {}
     for candidate, classifier in classifiers.items():
-        columns = [classifier.label_names.index(name) for name in label_names]
         title = f"{candidate.role} {classifier.session.format} {candidate.device}"
         with progress_line(title, len(texts), "text") as line:
             time.sleep(PAUSE_SECONDS)  # let the last runtime's threads come to rest
             classifier.logits(texts[:WARMUP_TEXTS])
             start = time.perf_counter()
-            logits[candidate] = classifier.logits(texts, progress=line.update)[:, columns]
+            logits[candidate] = classifier.logits(texts, progress=line.update)[:, columns[candidate]]
             rates[candidate] = len(texts) / (time.perf_counter() - start)
     latency: dict[Candidate, dict[str, Any]] = {candidate: {} for candidate in candidates}
     for shape in shapes:
@@ -120,6 +118,7 @@ def measure(
                 model=candidate.model,
                 format=classifier.session.format,
                 device=candidate.device,
+                max_tokens=classifier.max_tokens,
                 accuracy=found["accuracy"],
                 accuracy_ci95=found["accuracy_ci95"],
                 macro_f1=found["macro_f1"],

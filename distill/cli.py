@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that --help answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -203,6 +204,9 @@ def predict(
 
 def main() -> None:
     """Run the command line; the entry point of `distill`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")  # texts come in any script, and not every console says so
     app()
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,14 @@ def load_splits(data: Data) -> Splits:
     """
     tables = _load_files(data) if data.files else _load_dataset(data)
     texts = {split: _texts(table, data, source) for split, (source, table) in tables.items()}
-    label_names = _label_names(*_labels(tables["train"], data), data)
+    labels = {split: _labels(source, table, data) for split, (source, table) in tables.items()}
+    label_names = _label_names(labels["train"], tables["train"][1].features[data.label_column], data)
+    numbers_are_names = _are_names(labels["train"], label_names)
     splits: dict[str, Dataset] = {}
     for split, (source, table) in tables.items():
-        labels = _encode(_labels((source, table), data)[1], label_names, source, data)
-        rows = texts[split].add_column("label", labels, feature=ClassLabel(names=list(label_names)))
+        feature = table.features[data.label_column]
+        codes = _encode(labels[split], feature, label_names, numbers_are_names, source)
+        rows = texts[split].add_column("label", codes, feature=ClassLabel(names=list(label_names)))
         ids = pa.array([f"{split}/{index}" for index in range(len(rows))])
         splits[split] = rows.add_column("example_id", ids.to_pylist())
     for split, samples in (
@@ -95,7 +98,7 @@ def tokenise(
         progress(len(batch["text"]))
         return dict(encoded)
 
-    key = json.dumps([rows._fingerprint, tokenizer_fingerprint(tokenizer), max_tokens])
+    key = json.dumps([rows._fingerprint, tokenizer_fingerprint(tokenizer), tokenizer.truncation_side, max_tokens])
     tokenised = rows.map(
         encode,
         batched=True,
@@ -109,11 +112,12 @@ def tokenise(
 def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
     """Raise `DataError` unless ids, masks and labels agree and decoding gives the text back, on the first rows.
 
-    A text that the tokenizer cuts or that holds unknown tokens cannot come back whole and is compared no further; more
-    than half of the tokens unknown means that the tokenizer was not made for this language or alphabet.
+    A text that the tokenizer cuts, or that holds unknown or special tokens of its own, cannot come back whole and is
+    compared no further; more than half of the tokens unknown means that the tokenizer was made for other texts.
     """
     count = min(CHECKED_ROWS, len(rows))
     unknown = total = 0
+    special, added = set(tokenizer.all_special_ids), tokenizer.num_special_tokens_to_add()
     for row, encoded in zip(rows.select(range(count)), tokenised.select(range(count)), strict=True):
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         place = f"row {row['example_id']}"
@@ -123,7 +127,7 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
             raise DataError(f"{place}: token id {max(ids)}, but the tokenizer knows {len(tokenizer)} tokens")
         total += len(ids)
         unknown += ids.count(tokenizer.unk_token_id)
-        if len(ids) < max_tokens and tokenizer.unk_token_id not in ids:
+        if len(ids) < max_tokens and sum(token in special for token in ids) == added:
             decoded = tokenizer.decode(ids, skip_special_tokens=True)
             if _comparable(decoded, None) != _comparable(row["text"], tokenizer):
                 raise DataError(
@@ -140,7 +144,10 @@ def read_texts(path: str, text_column: str) -> Iterator[str]:
     lines stay in step. Raises `DataError` naming the file and the row where something is no text.
     """
     if path == "-":
-        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        try:
+            yield from (line.decode("utf-8").rstrip("\r\n") for line in sys.stdin.buffer)
+        except UnicodeDecodeError as error:
+            raise DataError(f"stdin: not UTF-8 ({error.reason})") from None
         return
     if Path(path).suffix.lower() == ".txt":
         try:
@@ -238,46 +245,55 @@ def _is_blank(chunk: pa.Array) -> np.ndarray:
     return pc.fill_null(blank, True).to_numpy(zero_copy_only=False)
 
 
-def _labels(table: tuple[str, Dataset], data: Data) -> tuple[Any, pa.ChunkedArray]:
-    """The label column's feature and its values, checked: there, no nulls, of a kind that can name a class."""
-    source, rows = table
+def _labels(source: str, rows: Dataset, data: Data) -> pa.ChunkedArray:
+    """The label column, checked: there, nothing missing, whole numbers, names or booleans."""
     _require_column(rows, data.label_column, "data.label_column", source)
     column = rows.data.column(data.label_column)
-    if column.null_count:
-        row = pc.index(pc.is_null(column), pa.scalar(True)).as_py()
-        raise DataError(f"{source}: row {row}: the label is empty ({column.null_count} such rows); remove them")
+    missing = pc.is_null(column)
+    if _is_string(column.type):  # what csv makes of a missing label
+        missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True))
+    if pc.any(missing).as_py():
+        row, count = pc.index(missing, pa.scalar(True)).as_py(), pc.sum(missing).as_py()
+        raise DataError(f"{source}: row {row}: the label is empty ({count} such rows); remove them")
     kind = column.type
     if pa.types.is_floating(kind) and pc.all(pc.equal(pc.floor(column), column)).as_py():
-        column = column.cast(pa.int64())  # what pandas makes of whole numbers
-    elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
+        return column.cast(pa.int64())  # what pandas makes of whole numbers
+    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
         raise DataError(f"{source}: data.label_column: {data.label_column!r} holds {kind}, not numbers or names")
-    return rows.features[data.label_column], column
+    return column
 
 
-def _label_names(feature: Any, values: pa.ChunkedArray, data: Data) -> tuple[str, ...]:
+def _label_names(values: pa.ChunkedArray, feature: Any, data: Data) -> tuple[str, ...]:
     """Class names: the recipe's, else the data set's own, else the distinct train values in order."""
     if data.label_names:
         return data.label_names
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    distinct = sorted(pc.unique(values).to_pylist())
-    return tuple(_shown(value) for value in distinct)
+    return tuple(_shown(value) for value in sorted(pc.unique(values).to_pylist()))
 
 
-def _encode(values: pa.ChunkedArray, label_names: tuple[str, ...], source: str, data: Data) -> np.ndarray:
+def _are_names(values: pa.ChunkedArray, label_names: Sequence[str]) -> bool:
+    """Whether these numbers or booleans are themselves names (stars 1 to 5), and not indices into the names."""
+    return {_shown(value) for value in pc.unique(values).to_pylist()} <= set(label_names)
+
+
+def _encode(
+    values: pa.ChunkedArray, feature: Any, label_names: Sequence[str], numbers_are_names: bool, source: str
+) -> np.ndarray:
     """Class indices of label values; a value that names no class is an error.
 
-    A string is a name. A whole number is a name where the recipe gives none or the names are such numbers; else it is
-    an index into the names. false and true are 0 and 1.
+    A string is a name. A number is a name or an index, for every split what it is in train. A data set with class names
+    of its own goes by those where they are the recipe's, in whatever order; else the recipe renames them one by one.
     """
-    if pa.types.is_boolean(values.type):
-        values = values.cast(pa.int64()) if set(label_names) != {"false", "true"} else pc.cast(values, pa.string())
-    if pa.types.is_integer(values.type):
-        as_names = values.cast(pa.string())
-        named = pc.is_in(as_names, pa.array(label_names, pa.string()))
-        values = as_names if pc.all(named).as_py() else values
-    if _is_string(values.type):
-        indices = pc.index_in(values.cast(pa.string()), pa.array(label_names, pa.string()))
+    if isinstance(feature, ClassLabel):
+        same = set(feature.names) == set(label_names)
+        targets = [label_names.index(name) if same else index for index, name in enumerate(feature.names)]
+        indices = pc.index_in(values, pa.array(range(len(targets)), values.type))  # null for -1, "no label"
+        indices = pc.take(pa.array(targets, pa.int64()), indices)
+        wrong = pc.or_(pc.is_null(indices), pc.fill_null(pc.greater_equal(indices, len(label_names)), True))
+    elif _is_string(values.type) or numbers_are_names:
+        names = values.cast(pa.string())
+        indices = pc.index_in(names, pa.array(label_names, pa.string()))
         wrong = pc.is_null(indices)
     else:
         indices = values.cast(pa.int64())

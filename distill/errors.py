@@ -36,6 +36,10 @@ class DeviceError(UserError):
     """The device that was asked for is not there."""
 
 
+class TrainingError(UserError):
+    """Training came to nothing in a way that other settings mend."""
+
+
 class ExportError(UserError):
     """A format could not be made, or broke its bound; what it would have been is not on disk."""
 

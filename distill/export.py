@@ -25,7 +25,16 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from distill.devices import Device
 from distill.metrics import agreement
 from distill.models import layer_count, load_config, normalized_config
-from distill.predictors import ONNX_WEIGHTS, Classifier, OnnxSession, Session, TorchSession, load_torch, weights_bytes
+from distill.predictors import (
+    ONNX_WEIGHTS,
+    Classifier,
+    OnnxSession,
+    Session,
+    TorchSession,
+    load_torch,
+    onnx_runs_on_cuda,
+    weights_bytes,
+)
 
 OPSET = 20  # the first with Gelu as one node; from 23 attention is one too, which onnxruntime's quantiser breaks
 FUSED_ATTENTION = "MultiHeadAttention"
@@ -96,9 +105,9 @@ def export_formats(
             if isinstance(session, TorchSession) and device == "cpu":
                 session = TorchSession(_rounding_like_fp16(session.model), device)
             logits = classify(session)
-            if name == "onnx-fp16" and device == "cpu":
+            if name == "onnx-fp16" and session.device == "cpu":
                 # ONNX Runtime computes fp16 graphs in fp32 on a CPU; an overflow would first show on the user's GPU.
-                rounded = classify(TorchSession(_rounding_like_fp16(model), device))
+                rounded = classify(TorchSession(_rounding_like_fp16(model), "cpu"))
                 logits = np.where(np.isfinite(rounded), logits, rounded)
             proof = _prove(name, made, model, logits, reference, gold_labels, max_accuracy_drop)
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -226,7 +235,8 @@ WRITERS: dict[str, Callable[[PreTrainedModel, Path, Path], None]] = {
 
 def _session(folder: Path, device: Device) -> Session:
     if (folder / ONNX_WEIGHTS).is_file():
-        return OnnxSession(folder / ONNX_WEIGHTS, device, format=folder.name)
+        where: Device = device if onnx_runs_on_cuda() else "cpu"
+        return OnnxSession(folder / ONNX_WEIGHTS, where, format=folder.name)
     return TorchSession(load_torch(str(folder), load_config(str(folder))), device)
 
 

@@ -123,16 +123,22 @@ def layer_count(config: PretrainedConfig) -> int:
     return normalized_config(config).num_layers
 
 
+def check_layers(config: PretrainedConfig, layers: Sequence[int]) -> None:
+    """Raise `ModelError` where a teacher of this configuration lacks one of `layers`."""
+    count = layer_count(config)
+    beyond = [layer for layer in layers if layer >= count]
+    if beyond:
+        raise ModelError(f"student.layers: the teacher has {count} layers (0-{count - 1}), got {beyond[0]}")
+
+
 def build_from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """Return a student of the teacher's architecture with copies of `layers` (from 0), its embeddings, pooler and head.
 
     With every layer chosen it computes exactly what the teacher computes. Starting from the teacher's own layers is
     DistilBERT's initialisation (Sanh et al. 2019, section 2). Raises `ModelError` for layers the teacher lacks.
     """
+    check_layers(teacher.config, layers)
     count = layer_count(teacher.config)
-    beyond = [layer for layer in layers if layer >= count]
-    if beyond:
-        raise ModelError(f"student.layers: the teacher has {count} layers (0-{count - 1}), got {beyond[0]}")
     config = copy.deepcopy(teacher.config)
     setattr(config, normalized_config(config).NUM_LAYERS, len(layers))
     student = type(teacher)(config)

@@ -66,7 +66,7 @@ class OnnxSession:
         options.intra_op_num_threads = threads or _cores()
         providers = ["CPUExecutionProvider"]
         if device == "cuda":
-            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            if not onnx_runs_on_cuda():
                 raise DeviceError(
                     f"{path.parent}: this onnxruntime has no CUDA provider", hint="pip install onnxruntime-gpu"
                 )
@@ -172,15 +172,21 @@ def load(
     if not is_classifier(config):
         raise ModelError(f"{name}: not a text classifier, but {', '.join(config.architectures or ['unknown'])}")
     tokenizer = load_tokenizer(name)
-    resolved = resolve_device(device)
+    is_onnx = (Path(folder) / ONNX_WEIGHTS).is_file()
+    resolved = "cpu" if device == "auto" and is_onnx and not onnx_runs_on_cuda() else resolve_device(device)
     max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
     check_fit(config, name, max_tokens=max_tokens, vocabulary=len(tokenizer))
-    if (Path(folder) / ONNX_WEIGHTS).is_file():
+    if is_onnx:
         format_ = Path(folder).name if Path(folder).name.startswith("onnx-") else "onnx"
         session: Session = OnnxSession(Path(folder) / ONNX_WEIGHTS, resolved, threads, format=format_)
     else:
         session = TorchSession(load_torch(name, config, dtype), resolved)
     return Classifier(session, tokenizer, label_names(config), max_tokens)
+
+
+def onnx_runs_on_cuda() -> bool:
+    """Say whether the installed ONNX Runtime has a CUDA provider; the one for CPUs, which pip installs, has none."""
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:

@@ -94,6 +94,12 @@ class Stage(Section):
     training: dict[str, Any] = {}
     early_stopping_patience: Positive | None = None
 
+    @model_validator(mode="after")
+    def _stopping_needs_evaluations(self) -> Stage:
+        if self.early_stopping_patience and self.training.get("eval_strategy") == "no":
+            raise ValueError("early_stopping_patience needs evaluations, but training.eval_strategy is no")
+        return self
+
 
 class Teacher(Stage):
     """The model to fine-tune; `pretrained: false` keeps its configuration and tokenizer, with random weights."""

@@ -68,11 +68,13 @@ class RunFolder:
         That is a finished run, a started one (unless `resume` or `overwrite` says what to do with it), or files of
         somebody else.
         """
+        if resume and overwrite:
+            raise FolderError("--resume and --overwrite exclude each other")
         if self.path.exists() and not self.path.is_dir():
             raise FolderError(f"{self.path}: a file, not a folder", hint="--output DIR")
         if not self.path.exists() or not any(self.path.iterdir()):
             return
-        if not self.recipe.is_file():
+        if not (self.recipe.is_file() and self.checkpoints.is_dir()):  # both are there from a run's first moment
             raise FolderError(f"{self.path}: not empty and not a run folder; nothing was touched", hint="--output DIR")
         if overwrite:
             return
@@ -91,7 +93,7 @@ class RunFolder:
         if overwrite:
             self._clear()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_text(self.recipe, dump_recipe(recipe))
         except OSError as error:
             raise FolderError(f"{self.path}: cannot be written: {error.strerror}", hint="--output DIR") from None

@@ -31,6 +31,7 @@ from distill.metrics import figures
 from distill.models import (
     build_from_layers,
     check_fit,
+    check_layers,
     load_classifier,
     load_config,
     load_tokenizer,
@@ -38,7 +39,7 @@ from distill.models import (
     reorder_classes,
     weights_fingerprint,
 )
-from distill.predictors import Classifier, TorchSession, load, load_torch
+from distill.predictors import Classifier, TorchSession, load, load_torch, onnx_runs_on_cuda
 from distill.progress import progress_line
 from distill.recipe import FORMATS, Recipe, Stage, load_recipe, with_absolute_paths
 from distill.run_folder import RunFolder, read_json, write_json, write_predictions
@@ -129,12 +130,13 @@ def student(
             max_tokens=recipe.data.max_tokens,
             vocabulary=len(tokenizer),
         )
+    fingerprint = _weights_of(Path(teacher), classifier)
     with progress_line("teacher logits", len(splits.train), "text") as bar:
         teacher_logits = classifier.logits(splits.train["text"], progress=bar.update)[:, columns]
     return _train_and_finish(
         DistillationTrainer, model, tokenizer, splits, recipe, settings, folder, arguments, precision,
         overwrite=overwrite, device=resolved, role="student",
-        parents={"teacher": str(Path(teacher).absolute()), "model": settings.model},
+        parents={"teacher": str(Path(teacher).absolute()), "teacher_weights": fingerprint, "model": settings.model},
         teacher_logits=teacher_logits, temperature=settings.loss.temperature, soft_weight=settings.loss.soft_weight,
     )  # fmt: skip
 
@@ -147,7 +149,7 @@ def export(
     output: Path | str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Write `formats` (default: the recipe's) of a classifier to `output` (default: MODEL/export); return export.json.
+    """Write `formats` (default: the recipe's) of a classifier to `output` (default: MODEL/export); return their proofs.
 
     `recipe` defaults to the one in the model's folder; its validation texts prove each format. Raises `ExportError`
     once all are written where any broke its bound.
@@ -160,6 +162,8 @@ def export(
     if not isinstance(classifier.session, TorchSession):
         raise FolderError(f"{model}: is itself an export; name the model that it came from")
     columns = align_labels(classifier.label_names, splits.label_names, teacher=str(model))
+    if resolved == "cuda" and not onnx_runs_on_cuda():
+        log.info("export: this onnxruntime has no CUDA provider; ONNX formats are proved on the CPU")
     proofs = exporting.export_formats(
         reorder_classes(classifier.session.model.float(), columns, splits.label_names),
         classifier.tokenizer,
@@ -183,7 +187,7 @@ def export(
             *(f"{folder / proof.format}: failed and not kept: {proof.reason}" for proof in failed),
             hint=f"every figure is in {path}; export.max_accuracy_drop sets the bound",
         )
-    return entries
+    return {proof.format: proof.as_json() for proof in proofs}
 
 
 def report(
@@ -234,20 +238,19 @@ def run(
 ) -> dict[str, Any]:
     """Teacher, student, exports and report in one folder; return report.json.
 
-    A stage that finished with this very recipe is skipped; one that finished with another is an error, unless
-    `overwrite` redoes all of them.
+    A stage that finished with this very recipe is skipped; one that finished with another, and a student of another
+    teacher, is an error, unless `overwrite` redoes all of them. The report is measured anew each time.
     """
     root = Path(output)
+    _check_student_can_be_had(recipe)
     stages: tuple[tuple[str, Callable[..., RunFolder]], ...] = (("teacher", teacher), ("student", student))
-    redone = overwrite
     for name, stage in stages:
         folder = RunFolder(root / name)
-        if folder.is_finished and not redone and _finished_with(folder, recipe):
+        if folder.is_finished and not overwrite and _finished_with(folder, recipe):
             log.info("%s: finished before, skipped (%s)", name, folder.path)
             continue
         arguments = (recipe,) if name == "teacher" else (recipe, root / "teacher")
-        stage(*arguments, output=folder.path, resume=resume, overwrite=redone, device=device)
-        redone = redone or name == "teacher"  # a new teacher makes the old student another teacher's
+        stage(*arguments, output=folder.path, resume=resume, overwrite=overwrite, device=device)
     failure: ExportError | None = None
     student_folder = RunFolder(root / "student")
     missing = [name for name in recipe.export.formats if not _was_exported(student_folder, name)]
@@ -312,9 +315,6 @@ def _train_and_finish(
         role, parameter_count(model) / 1e6, device, precision, len(splits.train), len(splits.validation),
         len(splits.test),
     )  # fmt: skip
-    checkpoint = folder.start(recipe, overwrite=overwrite)
-    if checkpoint:
-        log.info("%s: goes on from %s", role, checkpoint.name)
     tokenised = {}
     for name in ("train", "validation"):
         rows = getattr(splits, name)
@@ -324,6 +324,9 @@ def _train_and_finish(
         check_tokenised(rows, tokenised[name], tokenizer, max_tokens)
     if teacher_logits is not None:
         tokenised["train"] = tokenised["train"].add_column("teacher_logits", list(teacher_logits.astype(np.float32)))
+    checkpoint = folder.start(recipe, overwrite=overwrite)  # only now that nothing of the user's can be wrong
+    if checkpoint:
+        log.info("%s: goes on from %s", role, checkpoint.name)
     training = train(
         trainer_class,
         model,
@@ -374,6 +377,14 @@ def _train_and_finish(
     return folder
 
 
+def _weights_of(folder: Path, classifier: Classifier) -> str | None:
+    """What tells this teacher from another: the fingerprint in its manifest, or one made of its torch weights."""
+    manifest = RunFolder(folder).manifest
+    if manifest.is_file():
+        return read_json(manifest)["weights"]
+    return weights_fingerprint(classifier.session.model) if isinstance(classifier.session, TorchSession) else None
+
+
 def _load_splits(recipe: Recipe) -> Splits:
     log.info("data: reading %s", recipe.data.dataset or ", ".join(_file_names(recipe)))
     return load_splits(recipe.data)
@@ -416,6 +427,9 @@ def _candidates(model: Path, devices: Sequence[Device], notes: list[str]) -> Ite
         for name in FORMATS:
             if not (exports / name / "config.json").is_file():
                 continue
+            if name.startswith("onnx-") and device == "cuda" and not onnx_runs_on_cuda():
+                notes.append(f"{role} {name} is not measured on CUDA: this onnxruntime has no CUDA provider.")
+                continue
             if name == "torch-fp16" and device == "cpu":
                 notes.append(f"{role} torch-fp16 is not measured on the CPU: it is meant for GPUs.")
                 continue
@@ -434,12 +448,28 @@ def _finished_with(folder: RunFolder, recipe: Recipe) -> bool:
                 f"{folder.path}: finished with another `{section}` section than this recipe's ({folder.recipe})",
                 hint="--overwrite to redo it, or --output for another folder",
             )
+    if role == "student":
+        teacher_weights = read_json(RunFolder(folder.path.parent / "teacher").manifest)["weights"]
+        if read_json(folder.manifest)["parents"].get("teacher_weights") != teacher_weights:
+            raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
     return True
+
+
+def _check_student_can_be_had(recipe: Recipe) -> None:
+    """Find what is wrong with the student before hours go into its teacher."""
+    if recipe.teacher is None or recipe.student is None:
+        raise RecipeError(f"{'teacher' if recipe.teacher is None else 'student'}: missing, and `run` needs both")
+    if recipe.student.layers:
+        check_layers(load_config(recipe.teacher.model), recipe.student.layers)
+    elif recipe.student.model:
+        load_config(recipe.student.model)
+        load_tokenizer(recipe.student.model)
 
 
 def _was_exported(folder: RunFolder, name: str) -> bool:
     path = folder.export / "export.json"
-    return path.is_file() and name in read_json(path)
+    passed = path.is_file() and read_json(path).get(name, {}).get("passed", False)
+    return passed and (folder.export / name / "config.json").is_file()
 
 
 def _chunks(texts: Iterator[str], size: int) -> Iterator[list[str]]:

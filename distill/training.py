@@ -31,7 +31,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from distill.devices import Device, peak_memory_bytes, training_precision
-from distill.errors import Interrupted, RecipeError
+from distill.errors import Interrupted, RecipeError, TrainingError
 from distill.losses import distillation_loss
 from distill.metrics import ClassificationMetrics
 from distill.progress import progress_line
@@ -64,6 +64,7 @@ class ClassificationTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.tokens: torch.Tensor | int = 0
         self.positions = 0
+        self.examples = 0
 
     def example_losses(self, logits: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the training loss of each example, shape (batch,), of logits (batch, classes)."""
@@ -83,6 +84,7 @@ class ClassificationTrainer(Trainer):
         if model.training:
             self.tokens = self.tokens + inputs["attention_mask"].sum()  # a tensor: reading it would stall a GPU
             self.positions += inputs["attention_mask"].numel()
+            self.examples += len(inputs["labels"])
             losses = self.example_losses(logits, inputs)
         else:
             losses = functional.cross_entropy(logits.float(), inputs["labels"], reduction="none")
@@ -129,7 +131,8 @@ def training_arguments(
     fields = {"dataloader_pin_memory": device == "cuda", **training, **precision}
     try:
         arguments = TrainingArguments(
-            output_dir=str(folder.checkpoints),
+            output_dir=str(folder.checkpoints.absolute()),  # it finds the way to the best checkpoint after a resume
+            restore_callback_states_from_checkpoint=True,  # the patience already used up
             use_cpu=device == "cpu",
             remove_unused_columns=False,
             disable_tqdm=True,
@@ -160,8 +163,9 @@ def train(
 ) -> dict[str, Any]:
     """Train `model` in place, ending with the checkpoint that did best on validation; return the training figures.
 
-    Rows are tokenised (see data.tokenise). Checkpoints and the log go to `folder`; `checkpoint` is one to go on from.
-    Raises `Interrupted` on SIGINT or SIGTERM, after a checkpoint was saved at the end of the running step.
+    Rows are tokenised (see data.tokenise). Checkpoints and the log go to `folder`; `checkpoint` is one to go on
+    from, and then the figures count from there. Raises `Interrupted` on SIGINT or SIGTERM, after the running
+    step and a checkpoint, and `TrainingError` where the loss diverges.
     """
     callbacks: list[TrainerCallback] = [ProgressLine(title), LogFile(folder.metrics_log)]
     trackers = list(arguments.report_to or ())  # transformers makes a list of whatever was given
@@ -189,13 +193,14 @@ def train(
     seconds, tokens = result.metrics["train_runtime"], int(trainer.tokens)
     return {
         "seconds": seconds,
-        "samples_per_second": result.metrics["train_samples_per_second"],
+        "samples_per_second": trainer.examples / seconds,
         "tokens_per_second": tokens / seconds,
         "padding_fraction": 1 - tokens / trainer.positions if trainer.positions else None,
         "peak_memory_bytes": peak_memory_bytes(device),
         "steps": trainer.state.global_step,
         "best_checkpoint": Path(best).name if (best := trainer.state.best_model_checkpoint) else None,
-        "best_validation_accuracy": trainer.state.best_metric,
+        "selected_by": arguments.metric_for_best_model,
+        "selected_at": trainer.state.best_metric,
     }
 
 
@@ -271,10 +276,14 @@ class StopOnSignal(TrainerCallback):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a checkpoint once a signal has come."""
+        """Ask for a checkpoint once a signal has come; at the end of an epoch its evaluation comes first."""
+        if self.signal_number is not None and not float(state.epoch or 0).is_integer():
+            control.should_save = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for the checkpoint that waited for the epoch's evaluation."""
         if self.signal_number is not None:
             control.should_save = True
-            control.should_evaluate = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop, now that the checkpoint is there."""
@@ -285,5 +294,7 @@ class StopOnSignal(TrainerCallback):
 def _validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
     metric = ClassificationMetrics(keep_in_memory=True)
     logits = np.asarray(prediction.predictions)
+    if not np.isfinite(logits).all():
+        raise TrainingError("training diverged: the model's logits are not finite", hint="lower training.learning_rate")
     values: Any = metric.compute(predictions=logits.astype(np.float32), references=prediction.label_ids)
     return {name: value for name, value in values.items() if value is not None}

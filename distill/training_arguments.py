@@ -61,6 +61,12 @@ OWNED = {
 }
 
 
+LOGGING_STEPS = 50
+# What an evaluation gives: the names that metric_for_best_model may have.
+HIGHER_IS_BETTER = ("accuracy", "macro_f1", "roc_auc")
+LOWER_IS_BETTER = ("loss", "log_loss", "ece")
+
+
 def with_defaults(given: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
     """Return `given` over distill's defaults: evaluate and save in step, keep two checkpoints, end with the best one.
 
@@ -74,13 +80,16 @@ def with_defaults(given: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
         "save_strategy": evaluates if evaluates != "no" else "epoch",
         "save_total_limit": 2,
         "per_device_eval_batch_size": 32,
-        "logging_steps": 50,
+        "logging_steps": LOGGING_STEPS,
         "report_to": "none",
     }
-    if "eval_steps" in given:
-        defaults["save_steps"] = given["eval_steps"]
+    if evaluates == "steps":
+        defaults["eval_steps"] = given.get("eval_steps", given.get("logging_steps", defaults["logging_steps"]))
+        defaults["save_steps"] = defaults["eval_steps"]
     if evaluates != "no":
-        defaults |= {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "greater_is_better": True}
+        metric = given.get("metric_for_best_model", "accuracy")
+        defaults |= {"load_best_model_at_end": True, "metric_for_best_model": metric}
+        defaults["greater_is_better"] = str(metric).removeprefix("eval_") not in LOWER_IS_BETTER
     return defaults | dict(given)
 
 
@@ -97,6 +106,14 @@ def problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, RENAMED.get(name) or _unknown(name, hints)
         elif complaint := _type_complaint(hints[name], value):
             yield name, complaint
+    metric = given.get("metric_for_best_model")
+    known = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
+    if isinstance(metric, str) and metric.removeprefix("eval_") not in known:
+        yield "metric_for_best_model", f"got {metric!r}; one of {', '.join(known)}"
+    if given.get("eval_strategy") == "steps" and "save_steps" in given and given.get("load_best_model_at_end", True):
+        every = given.get("eval_steps", given.get("logging_steps", LOGGING_STEPS))
+        if given["save_steps"] != every:
+            yield "save_steps", f"got {given['save_steps']}, but evaluates every {every}; the best state would be lost"
 
 
 def _unknown(name: str, known: Mapping[str, Any]) -> str:

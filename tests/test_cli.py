@@ -120,6 +120,28 @@ def test_running_again_with_another_recipe_mixes_nothing(finished):
     assert code == 2 and "finished with another `student` section" in err and "--overwrite" in err
 
 
+def test_a_student_of_another_teacher_is_not_taken_for_finished(finished, tmp_path):
+    folder, _, _ = finished
+    shutil.copytree(folder / "out", tmp_path / "out")
+    manifest = tmp_path / "out" / "teacher" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"weights": "others"}))
+    code, _, err = run("run", folder / "recipe.yaml", "--output", tmp_path / "out")
+    assert code == 2 and "was distilled from another teacher" in err
+
+
+def test_a_failed_export_is_tried_again(finished, tmp_path):
+    folder, _, _ = finished
+    shutil.copytree(folder / "out", tmp_path / "out")
+    exports = tmp_path / "out" / "student" / "export"
+    proofs = json.loads((exports / "export.json").read_text())
+    proofs["torch-fp16"]["passed"] = False
+    (exports / "export.json").write_text(json.dumps(proofs))
+    shutil.rmtree(exports / "torch-fp16")
+    code, _, err = run("run", folder / "recipe.yaml", "--output", tmp_path / "out")
+    assert code == 0 and "export: torch-fp16" in err and "export: onnx-fp32" not in err
+    assert json.loads((exports / "export.json").read_text())["torch-fp16"]["passed"]
+
+
 def test_the_student_finds_the_recipe_in_its_teachers_folder(finished, tmp_path, monkeypatch):
     folder, _, _ = finished
     monkeypatch.chdir(tmp_path)
@@ -231,6 +253,10 @@ MISTAKES = {
         "student.layers: the teacher has 4 layers (0-3), got 9",
     ),
     "too long": (["teacher", "{recipe}", "--set", "data.max_tokens=65"], "takes at most 64 tokens"),
+    "both": (["teacher", "{recipe}", "--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
+    "run with layers": (
+        ["run", "{recipe}", "--set", "student.layers=[0, 9]"], "student.layers: the teacher has 4 layers (0-3), got 9",
+    ),
     "nothing to predict": (["predict", "{model}"], "predict: wants texts on the command line or --file"),
     "no file": (["predict", "{model}", "--file", "no.csv"], "no.csv: no such file"),
     "no text file": (["predict", "{model}", "--file", "no.txt"], "no.txt: No such file"),

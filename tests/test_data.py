@@ -2,6 +2,7 @@ import csv
 import json
 from collections import Counter
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -69,6 +70,44 @@ def test_labels_of_any_kind_become_indices_of_names(tmp_path, labels, names, exp
     if labels == ("bad", "good") or names is None:
         assert meaning == [str(label).lower().removesuffix(".0") for label in labels]
     assert set(splits.test["label"]) == {0, 1}
+
+
+def class_labels(path, names, labels):
+    """A file whose label column knows its class names, as Hub data sets do."""
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    rows = {"text": [f"text {index}" for index in range(len(labels))], "label": labels}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    return path
+
+
+def test_class_names_of_the_data_go_by_name_and_are_not_taken_for_numbers(tmp_path):
+    names = ["0", "1", "10", "2"]  # sorted as text: the stored index 3 means "2"
+    file = class_labels(tmp_path / "a.parquet", names, [0, 1, 2, 3] * 10)
+    splits = load_splits(data(file, file))
+    assert [splits.label_names[label] for label in splits.test["label"][:4]] == names
+
+
+@pytest.mark.parametrize("names", [("negative", "positive"), ("pos", "neg"), ("neg", "pos")])
+def test_the_recipes_names_reorder_or_rename_those_of_the_data(tmp_path, names):
+    train = class_labels(tmp_path / "a.parquet", ["neg", "pos"], [0, 1] * 20)
+    test = class_labels(tmp_path / "b.parquet", ["pos", "neg"], [0, 1] * 20)
+    splits = load_splits(data(train, test if set(names) == {"neg", "pos"} else train, label_names=names))
+    meaning = [splits.label_names[label][:3] for label in splits.test["label"][:2]]
+    assert meaning == (["pos", "neg"] if set(names) == {"neg", "pos"} else ["neg", "pos"])
+
+
+def test_what_a_number_means_is_decided_by_train_for_every_split(tmp_path):
+    names = ("1", "2", "3")
+    train = write(tmp_path / "a.csv", rows_of(60, (0, 1, 2)))  # indices: 0 is no name
+    test = write(tmp_path / "b.csv", rows_of(60, (1, 2)))  # could be names, but train says otherwise
+    splits = load_splits(data(train, test, label_names=names))
+    assert splits.test["label"][:2] == [1, 2]
+
+
+def test_minus_one_means_no_label_and_is_refused(tmp_path):
+    file = class_labels(tmp_path / "a.parquet", ["neg", "pos"], [0, 1] * 20 + [-1])
+    with pytest.raises(DataError, match="row 40: label '-1' is not one of 2 classes"):
+        load_splits(data(file, file))
 
 
 def test_validation_is_carved_out_of_train_stratified_and_seeded(tmp_path):
@@ -159,6 +198,13 @@ def test_bad_data_gets_one_clear_line(tmp_path, name):
     assert "\n" not in problem
 
 
+def test_a_missing_label_in_a_csv_is_no_class(tmp_path):
+    good = write(tmp_path / "b.csv", rows_of(40))
+    bad = write(tmp_path / "a.csv", [*rows_of(40), ("x", ""), ("y", "")])
+    with pytest.raises(DataError, match=r"a.csv: row 40: the label is empty \(2 such rows\)"):
+        load_splits(data(bad, good))
+
+
 def test_nulls_are_named_with_their_row(tmp_path):
     good = write(tmp_path / "b.parquet", rows_of(40))
     for rows, expected in (
@@ -211,6 +257,19 @@ def test_tokenising_twice_reads_the_cache_even_with_another_tokenizer_object(row
     assert first == len(rows) and sum(calls) == first
     tokenise(rows, make_tokenizer(FILLER + GOOD + BAD + ["more"]), 16, progress=calls.append)
     assert sum(calls) == 2 * first
+
+
+def test_cutting_on_the_other_side_is_not_answered_from_the_cache(rows):
+    left = make_tokenizer(FILLER + GOOD + BAD)
+    left.truncation_side = "left"
+    right = tokenise(rows, make_tokenizer(FILLER + GOOD + BAD), 6)["input_ids"]
+    assert tokenise(rows, left, 6)["input_ids"] != right
+
+
+def test_a_text_may_hold_special_tokens(rows):
+    tokenizer = make_tokenizer(FILLER + GOOD + BAD)
+    special = rows.map(lambda row: {"text": f"the [SEP] film {row['text']}"})
+    check_tokenised(special, tokenise(special, tokenizer, 64), tokenizer, 64)
 
 
 def test_a_tokenizer_for_other_texts_is_refused(rows):

@@ -58,7 +58,31 @@ def test_saving_follows_evaluating(recipe):
     assert training["seed"] == 42
 
 
+def test_the_best_by_a_loss_is_the_lowest(recipe):
+    for metric, greater in (("log_loss", False), ("eval_loss", False), ("macro_f1", True)):
+        text = GOOD + f"  training: {{metric_for_best_model: {metric}}}\n"
+        assert load_recipe(recipe(text)).student.training["greater_is_better"] is greater
+
+
+def test_evaluating_by_steps_saves_at_the_same_steps(recipe):
+    for settings in ("eval_strategy: steps", "eval_strategy: steps, logging_steps: 30"):
+        training = load_recipe(recipe(GOOD + f"  training: {{{settings}}}\n")).student.training
+        assert training["save_steps"] == training["eval_steps"] == training["logging_steps"]
+
+
 CASES = {
+    "metric": (
+        GOOD + "  training: {metric_for_best_model: f1}\n",
+        ["7: student.training.metric_for_best_model: got 'f1'; one of accuracy, macro_f1"],
+    ),
+    "steps apart": (
+        GOOD + "  training: {eval_strategy: steps, eval_steps: 100, save_steps: 500}\n",
+        ["7: student.training.save_steps: got 500, but evaluates every 100"],
+    ),
+    "patience for nothing": (
+        GOOD + "  training: {eval_strategy: no}\n  early_stopping_patience: 2\n",
+        ["5: student: early_stopping_patience needs evaluations"],
+    ),
     "unknown key": (GOOD + "  temprature: 2\n", ["7: student.temprature: unknown key"]),
     "did you mean": (GOOD.replace("teacher:", "teecher:"), ["3: teecher: unknown key; did you mean teacher?"]),
     "wrong type": (GOOD.replace("[0, 2]", "zero"), ["6: student.layers: input should be a valid array, got 'zero'"]),
