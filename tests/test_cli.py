@@ -291,7 +291,9 @@ def test_unknown_commands_and_options_are_answered_with_a_guess():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(recipe_path, tmp_path, number, code):
     many = ["--set", "teacher.training.num_train_epochs=400", "--set", "teacher.training.eval_strategy=epoch"]
     command = [sys.executable, "-m", "distill", "teacher", str(recipe_path), *many, "--device", "cpu"]
@@ -312,6 +314,7 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(recipe_path, tmp_path, 
     assert other[0] == 2 and "was started with another recipe" in other[2]
 
 
+@pytest.mark.slow
 def test_resume_on_the_command_line_finishes_a_run(recipe_path, tmp_path):
     assert run("teacher", recipe_path)[0] == 0
     folder = tmp_path / "teacher"

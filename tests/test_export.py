@@ -13,8 +13,10 @@ from distill import export as exporting
 from distill.export import export_formats, trace
 from distill.recipe import FORMATS
 
-# Two architectures at every run; the others, which share their exporter, in the slow tier.
-ARCHITECTURES = ["bert", "distilbert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("electra", "roberta"))]
+# Tracing takes seconds: one architecture at every run, the others in the slow tier.
+ARCHITECTURES = [
+    "bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "electra", "roberta")),
+]  # fmt: skip
 
 
 @pytest.fixture(params=ARCHITECTURES)
