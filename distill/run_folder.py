@@ -74,7 +74,8 @@ class RunFolder:
             raise FolderError(f"{self.path}: a file, not a folder", hint="--output DIR")
         if not self.path.exists() or not any(self.path.iterdir()):
             return
-        if not (self.recipe.is_file() and self.checkpoints.is_dir()):  # both are there from a run's first moment
+        # A run makes both at once; checkpoints may be deleted once it has finished.
+        if not (self.recipe.is_file() and (self.checkpoints.is_dir() or self.is_finished)):
             raise FolderError(f"{self.path}: not empty and not a run folder; nothing was touched", hint="--output DIR")
         if overwrite:
             return

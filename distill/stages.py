@@ -414,7 +414,7 @@ def _models_in(folder: Path) -> list[Path]:
 def _candidates(model: Path, devices: Sequence[Device], notes: list[str]) -> Iterator[Candidate]:
     """A model and its exports on each device; what cannot be measured there becomes a note."""
     manifest = RunFolder(model).manifest
-    role = read_json(manifest)["role"] if manifest.is_file() else "other"
+    role = read_json(manifest).get("role", "other") if manifest.is_file() else "other"
     exports = RunFolder(model).export
     proofs = read_json(exports / "export.json") if (exports / "export.json").is_file() else {}
     for name, proof in proofs.items():
