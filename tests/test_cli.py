@@ -189,6 +189,7 @@ def test_predict_reads_every_kind_of_source(finished, tmp_path):
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in answers)
 
 
+@pytest.mark.slow
 def test_report_takes_any_classifier_and_export_flags_name_formats(finished, tiny_bert, tmp_path):
     folder, _, _ = finished
     shutil.copytree(tiny_bert, tmp_path / "foreign")

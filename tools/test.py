@@ -22,4 +22,5 @@ if arguments[:1] == ["--tier"]:
     tier, arguments = arguments[1] if len(arguments) > 1 else "", arguments[2:]
 if tier not in TIERS:
     sys.exit(f"error: --tier {tier}: not one of {', '.join(TIERS)}")
-sys.exit(environment.run("-m", "pytest", "-m", TIERS[tier], *arguments))
+# A worker a core, a file to a worker: what a file's tests share is made once.
+sys.exit(environment.run("-m", "pytest", "-n", "auto", "--dist", "loadfile", "-m", TIERS[tier], *arguments))
