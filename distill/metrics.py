@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score, log_loss, roc_auc_score
 
@@ -82,11 +82,6 @@ def expected_calibration_error(probabilities: np.ndarray, gold_labels: np.ndarra
 def agreement(logits: np.ndarray, reference_logits: np.ndarray) -> float:
     """Return the share of examples on which both give the same class; arguments are (examples, classes)."""
     return float((logits.argmax(axis=1) == reference_logits.argmax(axis=1)).mean())
-
-
-def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return log-softmax over classes, shape (examples, classes), float32."""
-    return log_softmax(logits.astype(np.float64), axis=1).astype(np.float32)
 
 
 def _roc_auc(probabilities: np.ndarray, gold: np.ndarray) -> float | None:

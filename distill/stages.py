@@ -278,12 +278,10 @@ def recipe_file(folders: Sequence[Path]) -> Path:
     )
 
 
-def predict(
-    model: Path | str, texts: Iterator[str], *, device: str = "auto", title: str = "predict"
-) -> Iterator[tuple[str, dict[str, float]]]:
+def predict(model: Path | str, texts: Iterator[str], *, device: str = "auto") -> Iterator[tuple[str, dict[str, float]]]:
     """Yield each text and its probability per label, in order, holding only a few thousand texts at a time."""
     classifier = load(model, device)
-    with progress_line(title, None, "text") as bar:
+    with progress_line("predict", None, "text") as bar:
         for chunk in _chunks(texts, PREDICT_CHUNK):
             for text, row in zip(chunk, classifier.probabilities(chunk), strict=True):
                 yield text, dict(zip(classifier.label_names, map(float, row), strict=True))
