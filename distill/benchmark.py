@@ -13,10 +13,9 @@ import torch
 
 from distill.devices import Device
 from distill.metrics import agreement, figures
-from distill.models import load_config, token_limit
+from distill.models import align_labels, load_config, token_limit
 from distill.predictors import Classifier, load, weights_bytes
 from distill.progress import progress_line
-from distill.teacher_logits import align_labels
 from distill.timing import PAUSE_SECONDS, summarise, time_in_turn
 
 WARMUP_TEXTS = 16
@@ -46,6 +45,7 @@ class Measurement:
     accuracy_ci95: list[float]
     macro_f1: float
     ece: float
+    brier: float
     agreement: float | None
     size_bytes: int
     load_seconds: float
@@ -123,6 +123,7 @@ def measure(
                 accuracy_ci95=found["accuracy_ci95"],
                 macro_f1=found["macro_f1"],
                 ece=found["ece"],
+                brier=found["brier"],
                 agreement=agreement(logits[candidate], logits[reference]) if reference else None,
                 size_bytes=weights_bytes(candidate.folder),
                 load_seconds=load_seconds[candidate],

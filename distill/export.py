@@ -22,6 +22,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from optimum.utils import DummyTextInputGenerator
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.calibration import CONFIG_KEY
 from distill.devices import Device
 from distill.metrics import agreement
 from distill.models import layer_count, load_config, normalized_config
@@ -31,6 +32,7 @@ from distill.predictors import (
     OnnxSession,
     Session,
     TorchSession,
+    calibration_temperature,
     load_torch,
     onnx_runs_on_cuda,
     weights_bytes,
@@ -99,7 +101,10 @@ def export_formats(
             with _quiet():
                 WRITERS[name](model, graph, made)
             if name.startswith("onnx-"):
-                model.config.save_pretrained(made)
+                config = copy.deepcopy(model.config)
+                # The graph divides by it already: whoever found it beside the graph would divide a second time.
+                vars(config).pop(CONFIG_KEY, None)
+                config.save_pretrained(made)
             tokenizer.save_pretrained(made)
             session = _session(made, device)
             if isinstance(session, TorchSession) and device == "cpu":
@@ -118,7 +123,7 @@ def export_formats(
 
 
 def trace(model: PreTrainedModel, path: Path) -> None:
-    """Write the graph of a classifier: input_ids and attention_mask in (int64), fp32 logits out, both dimensions free.
+    """Write the graph of a classifier: int64 input_ids and attention_mask in, calibrated fp32 logits out, any shape.
 
     Attention is exported as ONNX Runtime's MultiHeadAttention node through the two libraries' extension points, since
     on transformers 5 no optimiser finds its pattern afterwards (0 of 6 layers fused, in silence).
@@ -151,14 +156,18 @@ def trace(model: PreTrainedModel, path: Path) -> None:
 
 
 class _LogitsOnly(torch.nn.Module):
-    """The classifier as a function of ids and mask; token types are constant zeros, and so folded into the graph."""
+    """The classifier as a function of ids and mask; token types are constant zeros, and so folded into the graph.
+
+    Its logits are calibrated, in fp32 as in TorchSession, so that the graph says what distill says.
+    """
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
+        self.temperature = calibration_temperature(model.config)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float() / self.temperature
 
 
 def _attention_node(

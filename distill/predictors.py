@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf as OnnxR
 from scipy.special import softmax
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.calibration import CONFIG_KEY
 from distill.devices import Device, resolve_device
 from distill.errors import DeviceError, ModelError
 from distill.models import WEIGHT_ERRORS, check_fit, is_classifier, load_config, load_tokenizer, token_limit
@@ -38,7 +40,7 @@ class Session(Protocol):
 
 
 class TorchSession:
-    """A transformers model in eval mode, in the dtype of its weights.
+    """A transformers model in eval mode, in the dtype of its weights, its logits divided by its config's temperature.
 
     Except fp16 on a CPU, which computes in fp32: torch's fp16 kernels for CPUs are many times slower.
     """
@@ -54,11 +56,15 @@ class TorchSession:
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
         mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
-        return self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+        logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+        return logits / calibration_temperature(self.model.config)
 
 
 class OnnxSession:
-    """An ONNX file with inputs input_ids and attention_mask and output logits, in ONNX Runtime."""
+    """An ONNX file with inputs input_ids and attention_mask and output logits, in ONNX Runtime.
+
+    The logits are the graph's own: what calibrates them is in the graph, for those who run it without distill.
+    """
 
     def __init__(self, path: Path, device: Device, threads: int | None = None, *, format: str = "onnx"):
         options = onnxruntime.SessionOptions()
@@ -165,23 +171,35 @@ def load(
 
     A folder with model.onnx runs in ONNX Runtime, any other in torch, in the dtype it was saved in or in `dtype`
     ("bfloat16"). Texts are cut at the tokenizer's model_max_length. Raises `ModelError` where the model is no
-    classifier, `DeviceError` where the device is not there.
+    classifier or its calibration temperature no temperature, `DeviceError` where the device is not there.
     """
     name = str(folder)
     config = load_config(name)
-    if not is_classifier(config):
-        raise ModelError(f"{name}: not a text classifier, but {', '.join(config.architectures or ['unknown'])}")
-    tokenizer = load_tokenizer(name)
+    tokenizer, labels, max_tokens = identify(name)
     is_onnx = (Path(folder) / ONNX_WEIGHTS).is_file()
     resolved = "cpu" if device == "auto" and is_onnx and not onnx_runs_on_cuda() else resolve_device(device)
-    max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
-    check_fit(config, name, max_tokens=max_tokens, vocabulary=len(tokenizer))
     if is_onnx:
         format_ = Path(folder).name if Path(folder).name.startswith("onnx-") else "onnx"
         session: Session = OnnxSession(Path(folder) / ONNX_WEIGHTS, resolved, threads, format=format_)
     else:
         session = TorchSession(load_torch(name, config, dtype), resolved)
-    return Classifier(session, tokenizer, label_names(config), max_tokens)
+    return Classifier(session, tokenizer, labels, max_tokens)
+
+
+def identify(name: str) -> tuple[PreTrainedTokenizerBase, tuple[str, ...], int]:
+    """Return a classifier's tokenizer, class names and most tokens that it reads, without loading its weights.
+
+    Raises `ModelError` where the model is no classifier, its tokenizer is not there or not its own, or its calibration
+    temperature is no temperature.
+    """
+    config = load_config(name)
+    if not is_classifier(config):
+        raise ModelError(f"{name}: not a text classifier, but {', '.join(config.architectures or ['unknown'])}")
+    calibration_temperature(config)  # a broken one is an error here, before the weights are read
+    tokenizer = load_tokenizer(name)
+    max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
+    check_fit(config, name, max_tokens=max_tokens, vocabulary=len(tokenizer))
+    return tokenizer, label_names(config), max_tokens
 
 
 def onnx_runs_on_cuda() -> bool:
@@ -202,6 +220,16 @@ def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) ->
             f"{name}: {len(report['missing_keys'])} weights are missing, first {min(report['missing_keys'])}"
         )
     return model
+
+
+def calibration_temperature(config: PretrainedConfig) -> float:
+    """Return what the configuration says the logits are to be divided by; 1.0 where it says nothing."""
+    value = getattr(config, CONFIG_KEY, None)
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelError(f"{config.name_or_path}: config.json: {CONFIG_KEY} must be a number above 0, got {value!r}")
+    return float(value)
 
 
 def label_names(config: PretrainedConfig) -> tuple[str, ...]:

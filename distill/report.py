@@ -24,22 +24,32 @@ FORMAT_MARKERS = {
     "onnx": "v",
 }
 
+SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss
+
 Rows = Sequence[Mapping[str, Any]]
 
 
 def write_report(
-    folder: Path, measurements: Rows, environment: Mapping[str, Any], shapes: Sequence[str], notes: Sequence[str]
+    folder: Path,
+    measurements: Rows,
+    environment: Mapping[str, Any],
+    shapes: Sequence[str],
+    notes: Sequence[str],
+    *,
+    comparison: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write report.json, report.md and the picture into `folder`; return the contents of report.json.
 
     `measurements` are entries of report.json, `shapes` the shapes measured (the first is the one that decides), `notes`
-    what a reader must know of rows that are missing.
+    what a reader must know of rows that are missing, `comparison` the student against its control (see
+    metrics.compare_paired), None where there is no control.
     """
     decisive = next((shape for shape in shapes if all(shape in row["latency_ms"] for row in measurements)), None)
     report = {
         "environment": dict(environment),
         "measurements": list(measurements),
         "choice": choose(measurements, decisive),
+        "control": dict(comparison) | {"sentence": control_sentence(comparison)} if comparison else None,
         "notes": list(notes),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +84,26 @@ def choose(measurements: Rows, shape: str | None) -> dict[str, Any]:
     return chosen | {"reason": f"the fastest student at {shape} among the formats that passed their proof: {text}"}
 
 
+def control_sentence(comparison: Mapping[str, Any]) -> str:
+    """Return what distilling gained over training the same student on labels alone, or that it gained nothing.
+
+    The interval has the sign of what is said: points lost where points were lost, else points above the control.
+    """
+    points, (low, high) = 100 * comparison["gain"], (100 * bound for bound in comparison["gain_ci95"])
+    p_value = comparison["p_value"]
+    control = "the same student trained on labels alone"
+    if p_value < SIGNIFICANT and points < 0:
+        points, low, high = -points, -high, -low
+        found = f"Distilling lost {points:.1f} points of test accuracy against {control}"
+    elif p_value < SIGNIFICANT:
+        found = f"Distilling gained {points:.1f} points of test accuracy over {control}"
+    else:
+        side = f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
+        side = "level with" if f"{abs(points):.1f}" == "0.0" else side
+        found = f"No gain was found: the distilled student is {side} {control}"
+    return f"{found} (95 % interval {low:z.1f} to {high:z.1f}), {_shown_p(p_value)}."
+
+
 def table(measurements: Rows, shapes: Sequence[str], *, style: str) -> str:
     """Return the measurements as a table in tabulate's `style` ("github", "simple")."""
     rows = [
@@ -85,6 +115,7 @@ def table(measurements: Rows, shapes: Sequence[str], *, style: str) -> str:
             "95 % interval": "{:.3f}-{:.3f}".format(*row["accuracy_ci95"]),
             "macro-F1": f"{row['macro_f1']:.4f}",
             "ECE": f"{row['ece']:.3f}",
+            "Brier": f"{row['brier']:.3f}",
             "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
             **{f"{shape} p50 ms": _p50(row, shape) for shape in shapes},
             "texts/s": f"{row['texts_per_second']:.1f}",
@@ -101,11 +132,13 @@ def _markdown(report: Mapping[str, Any], shapes: Sequence[str], *, picture: bool
     parts = [
         "# Accuracy against latency",
         report["choice"]["reason"][0].upper() + report["choice"]["reason"][1:] + ".",
+        report["control"]["sentence"] if report["control"] else "",
         f"![accuracy against latency]({PICTURE})" if picture else "",
         table(report["measurements"], shapes, style="github"),
-        "Accuracy with its Wilson 95 % interval, macro-F1 and calibration error (ECE, 15 bins) on "
-        f"{environment['test_examples']} test texts. Agreement: with the same model in torch fp32. Latency: the model "
-        "alone, batch x tokens, median. texts/s: end to end on the test texts, tokenising included.",
+        "Accuracy with its Wilson 95 % interval, macro-F1, calibration error (ECE, 15 bins) and Brier score (squared "
+        f"distance of the probabilities from the truth, 0 best, 2 worst) on {environment['test_examples']} test texts. "
+        "Agreement: with the same model in torch fp32. Latency: the model alone, batch x tokens, median. texts/s: end "
+        "to end on the test texts, tokenising included.",
         "\n".join(f"- {note}" for note in report["notes"]),
         "## Conditions",
         "\n".join(f"- {name}: {_shown(value)}" for name, value in environment.items()),
@@ -162,6 +195,10 @@ def _draw(path: Path, measurements: Rows, shape: str) -> None:
 
 def _p50(row: Mapping[str, Any], shape: str) -> str:
     return f"{row['latency_ms'][shape]['p50']:.1f}" if shape in row["latency_ms"] else "-"
+
+
+def _shown_p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
 
 
 def _megabytes(row: Mapping[str, Any]) -> float:

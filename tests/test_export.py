@@ -19,6 +19,7 @@ TEXTS = [" ".join((FILLER * 3)[i : i + 3 + i % 20] + [(GOOD if i % 2 else BAD)[i
 
 
 GOLD = np.random.default_rng(0).integers(0, 2, len(TEXTS))
+TEMPERATURE = 0.25  # small logits become large enough to tell none, one and two divisions apart
 
 
 def export(folder, target, formats=FORMATS, *, gold=None, drop=1.0):
@@ -33,10 +34,20 @@ def export(folder, target, formats=FORMATS, *, gold=None, drop=1.0):
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_bert, tmp_path_factory):
-    """Every format of the tiny BERT, with proofs against labels that it gets wrong half of the time."""
+def calibrated(tiny_bert, tmp_path_factory):
+    """The tiny BERT with a temperature in its config."""
+    folder = tmp_path_factory.mktemp("calibrated") / "bert"
+    shutil.copytree(tiny_bert, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"calibration_temperature": TEMPERATURE}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(calibrated, tmp_path_factory):
+    """Every format of the calibrated BERT, with proofs against labels that it gets wrong half of the time."""
     folder = tmp_path_factory.mktemp("exported")
-    return folder, export(tiny_bert, folder, gold=GOLD)
+    return folder, export(calibrated, folder, gold=GOLD)
 
 
 # Tracing takes seconds, so the other architectures are in the slow tier; `exported` is the BERT of every run.
@@ -57,9 +68,9 @@ def test_every_architecture_exports_with_attention_fused_and_agrees_with_torch(a
     assert proofs["onnx-int8"].size_bytes < proofs["onnx-fp32"].size_bytes
 
 
-def test_the_proof_states_what_the_written_folder_does(tiny_bert, exported):
+def test_the_proof_states_what_the_written_folder_does(calibrated, exported):
     folder, proofs = exported
-    reference = distill.load(tiny_bert).logits(TEXTS)
+    reference = distill.load(calibrated).logits(TEXTS)
     for name, proof in proofs.items():
         logits = distill.load(folder / name).logits(TEXTS)
         assert np.abs(logits - reference).max() < (0.5 if name == "onnx-int8" else 0.02), name
@@ -98,21 +109,35 @@ def test_the_graph_takes_any_batch_and_length_and_ignores_padding(architecture, 
             )
 
 
-def test_an_onnx_folder_is_complete_and_carries_the_label_names(tiny_bert, exported):
+def test_an_onnx_folder_is_complete_and_carries_the_label_names(calibrated, exported):
     folder = exported[0] / "onnx-fp32"
     assert json.loads((folder / "config.json").read_text())["id2label"] == {"0": "negative", "1": "positive"}
     assert (
         AutoTokenizer.from_pretrained(folder)("good")["input_ids"]
-        == AutoTokenizer.from_pretrained(tiny_bert)("good")["input_ids"]
+        == AutoTokenizer.from_pretrained(calibrated)("good")["input_ids"]
     )
     onnx.checker.check_model(onnx.load(folder / "model.onnx"))
-    for ours, torchs in zip(distill.load(folder)(TEXTS), distill.load(tiny_bert)(TEXTS), strict=True):
+    for ours, torchs in zip(distill.load(folder)(TEXTS), distill.load(calibrated)(TEXTS), strict=True):
         assert ours == {"label": torchs["label"], "score": pytest.approx(torchs["score"], abs=1e-5)}
 
 
-def test_a_torch_folder_works_in_the_transformers_pipeline(tiny_bert, exported):
+def test_exports_are_calibrated_once(tiny_bert, exported):
+    """The temperature is inside the graph and in no config beside it; a torch folder has it in its config instead."""
+    plain = distill.load(tiny_bert).logits(TEXTS)
+    for name, tolerance in (("torch-fp16", 0.02), ("onnx-fp32", 1e-4), ("onnx-fp16", 0.02), ("onnx-int8", 0.25)):
+        folder = exported[0] / name
+        np.testing.assert_allclose(distill.load(folder).logits(TEXTS), plain / TEMPERATURE, atol=tolerance)
+        config = json.loads((folder / "config.json").read_text())
+        if name.startswith("onnx-"):
+            assert "calibration_temperature" not in config
+        else:
+            assert config["calibration_temperature"] == TEMPERATURE
+    assert np.abs(plain / TEMPERATURE - plain).min() > 0.25  # beyond every tolerance: none would show, and so would two
+
+
+def test_a_torch_folder_works_in_the_transformers_pipeline(calibrated, exported):
     classify = pipeline("text-classification", model=str(exported[0] / "torch-fp16"), dtype=torch.float32)
-    assert [row["label"] for row in classify(TEXTS)] == [row["label"] for row in distill.load(tiny_bert)(TEXTS)]
+    assert [row["label"] for row in classify(TEXTS)] == [row["label"] for row in distill.load(calibrated)(TEXTS)]
 
 
 def test_a_format_that_loses_accuracy_fails_and_leaves_no_folder(tiny_bert, exported, tmp_path, monkeypatch):

@@ -1,9 +1,18 @@
+from math import comb
+
 import numpy as np
 import pytest
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from distill.metrics import accuracy_interval, agreement, expected_calibration_error, figures
+from distill.metrics import (
+    accuracy_interval,
+    agreement,
+    brier_score,
+    compare_paired,
+    expected_calibration_error,
+    figures,
+)
 
 
 def random_logits(examples=400, classes=3, seed=0):
@@ -26,6 +35,7 @@ def test_a_perfect_classifier_gets_perfect_figures():
     found = figures(np.eye(2, dtype=np.float32)[gold] * 40, gold)
     assert (found["accuracy"], found["macro_f1"], found["roc_auc"]) == (1, 1, 1)
     assert found["ece"] == pytest.approx(0, abs=1e-9)
+    assert found["brier"] == pytest.approx(0, abs=1e-9)
     assert found["accuracy_ci95"][1] == 1 and found["accuracy_ci95"][0] < 1  # four examples prove little
 
 
@@ -52,6 +62,69 @@ def test_calibration_error_weighs_bins_by_size():
     probabilities = np.array([[0.95, 0.05]] * 3 + [[0.45, 0.55]])
     gold = np.array([0, 0, 0, 0])
     assert expected_calibration_error(probabilities, gold) == pytest.approx((3 * 0.05 + 0.55) / 4)
+
+
+def test_brier_score_by_hand():
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]])
+    assert brier_score(probabilities, np.array([0, 2])) == pytest.approx((0.3**2 + 0.2**2 + 0.1**2 + 2 * 0.25 + 1) / 2)
+
+
+def test_brier_score_of_two_classes_is_twice_that_of_one():
+    """The other convention, of scikit-learn and of weather forecasts, counts only the second class."""
+    probabilities = softmax(random_logits(classes=2)[0].astype(float), axis=1)
+    _, gold = random_logits(classes=2)
+    assert brier_score(probabilities, gold) == pytest.approx(2 * np.mean((probabilities[:, 1] - gold) ** 2))
+
+
+def test_sure_and_wrong_every_time_is_the_worst_brier_score():
+    assert figures(np.tile([40.0, 0.0], (3, 1)), np.ones(3, int))["brier"] == pytest.approx(2)
+
+
+def pairs(both, only_first, only_second, neither):
+    """Who was right on each example, as two arrays."""
+    first = [True] * (both + only_first) + [False] * (only_second + neither)
+    second = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
+    return np.array(first), np.array(second)
+
+
+def test_mcnemar_p_value_is_the_binomial_sum():
+    found = compare_paired(*pairs(80, 9, 2, 9))
+    assert (found["only_first_correct"], found["only_second_correct"], found["examples"]) == (9, 2, 100)
+    assert found["gain"] == pytest.approx(0.07)
+    assert found["p_value"] == pytest.approx(2 * sum(comb(11, k) for k in range(3)) / 2**11)
+
+
+def test_swapping_the_two_negates_the_gain_and_keeps_the_p_value():
+    first, second = pairs(400, 40, 25, 35)
+    one, other = compare_paired(first, second), compare_paired(second, first)
+    assert other["gain"] == -one["gain"]
+    assert other["p_value"] == one["p_value"]
+    assert other["gain_ci95"] == pytest.approx([-one["gain_ci95"][1], -one["gain_ci95"][0]])
+
+
+def test_the_interval_is_about_as_wide_as_the_normal_one_and_always_the_same():
+    first, second = pairs(400, 40, 25, 35)
+    found = compare_paired(first, second)
+    low, high = found["gain_ci95"]
+    assert low < found["gain"] < high
+    assert (high - low) / 2 == pytest.approx(1.96 * np.std(first.astype(int) - second) / np.sqrt(500), rel=0.05)
+    assert compare_paired(first, second) == found
+    assert compare_paired(first, second, seed=1)["gain_ci95"] == pytest.approx([low, high], abs=0.003)
+
+
+def test_the_pairing_counts():
+    """Two classifiers of the same accuracies, independent or nearly the same: only the second pair differs for sure."""
+    independent, alike = compare_paired(*pairs(380, 100, 80, 0)), compare_paired(*pairs(450, 22, 2, 86))
+    assert independent["gain"] == pytest.approx(alike["gain"])
+    assert independent["p_value"] > 0.1 > 0.001 > alike["p_value"]
+    assert independent["gain_ci95"][0] < 0 < alike["gain_ci95"][0]
+
+
+@pytest.mark.parametrize("examples", [1, 30])
+def test_where_both_always_agree_nothing_was_gained(examples):
+    found = compare_paired(*pairs(examples, 0, 0, 0))
+    assert found["p_value"] == 1.0
+    assert (found["gain"], found["gain_ci95"]) == (0, [0, 0])
 
 
 def test_agreement_looks_at_labels_not_at_logits():

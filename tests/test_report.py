@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from distill.report import choose, table, write_report
+from distill.report import choose, control_sentence, table, write_report
 
 ENVIRONMENT = {"versions": {"torch": "2"}, "hardware": {"cpu": "c", "gpus": []}, "test_examples": 100}
 
@@ -10,8 +10,8 @@ ENVIRONMENT = {"versions": {"torch": "2"}, "hardware": {"cpu": "c", "gpus": []},
 def row(role, format, p50, accuracy, **more):
     return {
         "role": role, "model": f"runs/{role}", "format": format, "device": "cpu", "accuracy": accuracy,
-        "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "macro_f1": accuracy, "ece": 0.05, "agreement": 0.99,
-        "size_bytes": 17_000_000, "load_seconds": 0.2, "texts_per_second": 100.0,
+        "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "macro_f1": accuracy, "ece": 0.05, "brier": 0.123,
+        "agreement": 0.99, "size_bytes": 17_000_000, "load_seconds": 0.2, "texts_per_second": 100.0,
         "latency_ms": {"1x128": {"p50": p50, "p95": p50, "p99": p50, "raw": [p50]}},
     } | more  # fmt: skip
 
@@ -48,6 +48,74 @@ def test_a_report_is_json_markdown_and_a_picture(tmp_path):
     text = (tmp_path / "r" / "report.md").read_text()
     assert "a note <b>" in text and "accuracy_latency.png" in text
     assert (tmp_path / "r" / "accuracy_latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def comparison(gain, low, high, p_value):
+    return {
+        "examples": 1000, "gain": gain, "gain_ci95": [low, high], "p_value": p_value, "only_first_correct": 40,
+        "only_second_correct": 21,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "numbers, sentence",
+    [
+        (
+            (0.019, 0.008, 0.030, 0.0012),
+            "Distilling gained 1.9 points of test accuracy over the same student trained on labels alone "
+            "(95 % interval 0.8 to 3.0), p = 0.001.",
+        ),
+        (
+            (-0.019, -0.030, -0.008, 0.0003),
+            "Distilling lost 1.9 points of test accuracy against the same student trained on labels alone "
+            "(95 % interval 0.8 to 3.0), p < 0.001.",
+        ),
+        (
+            (0.003, -0.009, 0.015, 0.6),
+            "No gain was found: the distilled student is 0.3 points above the same student trained on labels alone "
+            "(95 % interval -0.9 to 1.5), p = 0.60.",
+        ),
+        (
+            (-0.003, -0.015, 0.009, 0.0712),
+            "No gain was found: the distilled student is 0.3 points below the same student trained on labels alone "
+            "(95 % interval -1.5 to 0.9), p = 0.071.",
+        ),
+        (
+            (-0.0002, -0.0004, 0.0003, 1.0),
+            "No gain was found: the distilled student is level with the same student trained on labels alone "
+            "(95 % interval 0.0 to 0.0), p = 1.00.",
+        ),
+    ],
+)
+def test_what_the_control_says_is_one_sentence_whatever_it_is(numbers, sentence):
+    assert control_sentence(comparison(*numbers)) == sentence
+
+
+def test_the_sentence_stands_right_after_the_answer(tmp_path):
+    found = comparison(0.019, 0.008, 0.030, 0.0012)
+    rows = [*ROWS, row("control", "torch-fp32", 20.0, 0.86)]
+    report = write_report(tmp_path, rows, ENVIRONMENT, ["1x128"], [], comparison=found)
+    assert report["control"] == found | {"sentence": control_sentence(found)}
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    paragraphs = (tmp_path / "report.md").read_text().split("\n\n")
+    assert "fastest student" in paragraphs[1] and paragraphs[2] == control_sentence(found)
+
+
+def test_without_a_control_nothing_is_said_of_it(tmp_path):
+    assert write_report(tmp_path, ROWS, ENVIRONMENT, ["1x128"], [])["control"] is None
+    assert "labels alone" not in (tmp_path / "report.md").read_text()
+
+
+def test_the_brier_score_has_a_column_and_an_explanation(tmp_path):
+    write_report(tmp_path, ROWS, ENVIRONMENT, ["1x128"], [])
+    text = (tmp_path / "report.md").read_text()
+    header = next(line for line in text.splitlines() if line.startswith("| role"))
+    column = [cell.strip() for cell in header.split("|")].index("Brier")
+    rows = [
+        line.split("|")[column].strip() for line in text.splitlines() if line.startswith(("| teacher", "| student"))
+    ]
+    assert rows == ["0.123"] * 3
+    assert "Brier score (" in text
 
 
 def test_a_shape_that_a_model_cannot_take_is_a_dash_in_its_row():
