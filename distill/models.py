@@ -1,13 +1,19 @@
-"""Models and tokenizers: loaded with every misfit named, and students built from a teacher's layers."""
+"""Models and tokenizers: loaded with every misfit named, and students built from a teacher's layers or sizes."""
 
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from optimum.utils import NormalizedConfig, NormalizedConfigManager
 from safetensors import SafetensorError
 from torch import nn
@@ -20,11 +26,24 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from distill.errors import ModelError
 
 # These number positions from pad_token_id + 1 (fairseq's habit), so the rows of the position table before are unused.
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
+# These embed a token as word + token type + position, all three before the first LayerNorm.
+TOKEN_TYPES_ARE_ADDED = {"bert", "roberta", "xlm-roberta", "camembert", "electra"}
+# Keys of a configuration that say what classes, vocabulary or architecture a model has, or what form it answers in.
+NOT_SIZES = {
+    "vocab_size", "num_labels", "id2label", "label2id", "problem_type", "model_type", "architectures", "auto_map",
+    "is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_word_embeddings", "dtype", "torch_dtype",
+    "return_dict", "output_attentions", "output_hidden_states", "transformers_version", "_name_or_path",
+    "calibration_temperature",
+}  # fmt: skip
+# What configurations and models raise for sizes that do not go together, and for what is no size at all.
+SIZE_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError)
+ONNX_WEIGHTS = "model.onnx"
 WEIGHT_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)  # what from_pretrained raises for bad weights
 
 
@@ -58,13 +77,14 @@ def load_classifier(
     max_tokens: int,
     vocabulary: int,
     pretrained: bool = True,
+    attention_dropout: float | None = None,
 ) -> PreTrainedModel:
     """Return a sequence classifier over `label_names`, fp32: pretrained weights, or random ones from the configuration.
 
     A head that knows the same names in another order is put in this one; what the weights lack (usually the head) is
-    drawn with `seed`. Weights come from safetensors only, and no code that
-    lies beside them is run. Raises `ModelError` where the model cannot be had, is no encoder that takes a
-    head, has another number of classes, knows fewer than `vocabulary` tokens, or takes fewer than `max_tokens`.
+    drawn with `seed`. `attention_dropout` replaces the model's own. Weights come from safetensors only, and no code
+    that lies beside them is run. Raises `ModelError` where the model cannot be had, is no encoder that takes a head,
+    has another number of classes, knows fewer than `vocabulary` tokens, or takes fewer than `max_tokens`.
     """
     config = load_config(name)
     if is_classifier(config) and config.num_labels != len(label_names):
@@ -75,7 +95,10 @@ def load_classifier(
     had = [config.id2label[index] for index in range(config.num_labels)] if is_classifier(config) else []
     config.id2label = dict(enumerate(label_names))
     config.label2id = {label: index for index, label in enumerate(label_names)}
+    vars(config).pop("calibration_temperature", None)  # of the logits before this training
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary)
+    if attention_dropout is not None:
+        config = with_attention_dropout(config, attention_dropout)
     set_seed(seed)
     try:
         if not pretrained:
@@ -93,6 +116,16 @@ def load_classifier(
     if had != list(label_names) and set(had) == set(label_names):  # the same classes in another order
         return reorder_classes(model, [had.index(label) for label in label_names], label_names)
     return model
+
+
+def with_attention_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
+    """Return the configuration with this dropout of attention probabilities, whatever the architecture calls it."""
+    names = [name for name in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, name)]
+    if not names:
+        raise ModelError(f"attention_dropout: {config.model_type} has no such setting; leave it out")
+    config = copy.deepcopy(config)
+    setattr(config, names[0], dropout)
+    return config
 
 
 def check_fit(config: PretrainedConfig, name: str, *, max_tokens: int, vocabulary: int) -> None:
@@ -123,32 +156,101 @@ def layer_count(config: PretrainedConfig) -> int:
     return normalized_config(config).num_layers
 
 
-def check_layers(config: PretrainedConfig, layers: Sequence[int]) -> None:
-    """Raise `ModelError` where a teacher of this configuration lacks one of `layers`."""
-    count = layer_count(config)
-    beyond = [layer for layer in layers if layer >= count]
+def choose_layers(count: int, layers: int | Sequence[int]) -> tuple[int, ...]:
+    """Return which of a teacher's `count` layers a student keeps, counted from 0.
+
+    A number means that many, evenly spread from the first to the last: 6 of 12 are 0, 2, 4, 7, 9, 11, which DistilBERT
+    kept (transformers, research_projects/distillation/scripts/extract_distilbert.py). One layer is the first: later
+    ones expect what earlier ones put out. Layers given one by one are checked and kept as they are. Raises
+    `ModelError` for layers the teacher lacks, and for none at all.
+    """
+    number = layers if isinstance(layers, int) else len(layers)
+    if number < 1:
+        raise ModelError(f"student.layers: wants one layer or more, got {number}")
+    if isinstance(layers, int):
+        if layers > count:
+            raise ModelError(f"student.layers: the teacher has {count} layers, got {layers}")
+        return tuple(int(layer) for layer in np.linspace(0, count - 1, layers).round())
+    beyond = [layer for layer in layers if not 0 <= layer < count]
     if beyond:
         raise ModelError(f"student.layers: the teacher has {count} layers (0-{count - 1}), got {beyond[0]}")
+    return tuple(layers)
 
 
-def build_from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """Return a student of the teacher's architecture with copies of `layers` (from 0), its embeddings, pooler and head.
+def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> PreTrainedModel:
+    """Return a student of the teacher's architecture with copies of `layers`, of its embeddings, pooler and head.
 
-    With every layer chosen it computes exactly what the teacher computes. Starting from the teacher's own layers is
-    DistilBERT's initialisation (Sanh et al. 2019, section 2). Raises `ModelError` for layers the teacher lacks.
+    With every layer chosen it computes what the teacher computes. `layers` as in `choose_layers`; starting from the
+    teacher's own is DistilBERT's initialisation (Sanh et al. 2019, section 2). As a text is always of token type 0, the
+    embedding of that type is added to each word's, and one row of zeros is left of the table of types. A temperature
+    that calibrates the teacher's logits is not carried over. Raises `ModelError` for layers the teacher lacks.
     """
-    check_layers(teacher.config, layers)
     count = layer_count(teacher.config)
+    layers = choose_layers(count, layers)
     config = copy.deepcopy(teacher.config)
     setattr(config, normalized_config(config).NUM_LAYERS, len(layers))
+    if getattr(config, "layer_types", None):  # one name per layer (ModernBERT)
+        config.layer_types = [config.layer_types[layer] for layer in layers]
+    vars(config).pop("calibration_temperature", None)
+    kept = teacher.state_dict()
+    if config.model_type in TOKEN_TYPES_ARE_ADDED:
+        config.type_vocab_size = 1
+        embeddings = f"{teacher.base_model_prefix}.embeddings"
+        types = kept[f"{embeddings}.token_type_embeddings.weight"]
+        # The padding row is shifted as well: padding is masked, and padding_idx only keeps gradients from its row.
+        kept[f"{embeddings}.word_embeddings.weight"] = kept[f"{embeddings}.word_embeddings.weight"].float() + types[0]
+        kept[f"{embeddings}.token_type_embeddings.weight"] = torch.zeros_like(types[:1])
     student = type(teacher)(config)
     source, target = _layer_list(teacher, count), _layer_list(student, len(layers))
-    kept = {name: tensor for name, tensor in teacher.state_dict().items() if not name.startswith(f"{source[0]}.")}
+    kept = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{source[0]}.")}
     for position, layer in enumerate(layers):
         for name, tensor in source[1][layer].state_dict().items():
             kept[f"{target[0]}.{position}.{name}"] = tensor
     student.load_state_dict(kept, strict=True)
     return student
+
+
+def build_from_config(teacher_config: PretrainedConfig, sizes: Mapping[str, Any], *, seed: int) -> PreTrainedModel:
+    """Return a student of the teacher's architecture, classes and vocabulary with other `sizes` and random weights.
+
+    `sizes` are keys of the teacher's configuration ({"hidden_size": 192, "num_hidden_layers": 3}); what they leave out
+    is as in the teacher. The weights are fp32, drawn with `seed`. Raises `ModelError` with one line for each key that
+    is unknown, is no size but a matter of classes, vocabulary or architecture, or has a value of another type than the
+    teacher's, and where the model cannot be built or run with these sizes together.
+    """
+    config = copy.deepcopy(teacher_config)
+    vars(config).pop("calibration_temperature", None)
+    problems = [problem for key, value in sizes.items() if (problem := _set_size(config, key, value))]
+    if problems:
+        raise ModelError(*problems)
+    settings = config.to_dict()
+    if "layer_types" not in sizes:  # one name per layer (ModernBERT): the configuration makes them for its own number
+        settings.pop("layer_types", None)
+    try:
+        config = type(config).from_dict(settings)
+        set_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[0, 1]]))  # sizes that do not fit each other may be built and not run
+    except SIZE_ERRORS as error:
+        raise ModelError(f"student.config: no {config.model_type} model has these sizes: {_reason(error)}") from error
+    return model
+
+
+def align_labels(teacher_labels: Sequence[str], label_names: Sequence[str], *, teacher: str) -> list[int]:
+    """Return for each of `label_names` the teacher's column of that name.
+
+    A teacher that was never told its names ("LABEL_0", "LABEL_1", ...) is taken to use the data's order. Raises
+    `ModelError` where the names or their number differ.
+    """
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in teacher_labels)
+    if unnamed and len(teacher_labels) == len(label_names):
+        return list(range(len(label_names)))
+    if set(teacher_labels) != set(label_names):
+        raise ModelError(
+            f"{teacher}: its classes ({', '.join(teacher_labels)}) are not the data's ({', '.join(label_names)})"
+        )
+    return [list(teacher_labels).index(name) for name in label_names]
 
 
 def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names: Sequence[str]) -> PreTrainedModel:
@@ -170,13 +272,77 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """Return a SHA-256 of all weights, by name, for manifests."""
+def weights_fingerprint(name: str) -> str:
+    """Return the SHA-256, in hex, of the weight files of a Hub name or local folder, without loading the model.
+
+    It covers names and bytes of `weight_files`, and nothing else beside them: what `sha256sum FILES | sha256sum` prints
+    in the folder. Raises `ModelError` where there are no weights.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for path in weight_files(name):
+        with open(path, "rb") as file:
+            digest.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode())
     return digest.hexdigest()
+
+
+def weight_files(name: str) -> list[Path]:
+    """Return the weight files of a Hub name (fetched if need be) or local folder, sorted by name.
+
+    They are model.onnx and its data where a local folder has it, else model.safetensors or its shards. Raises
+    `ModelError` where there are none.
+    """
+    _require_reachable(name)
+    folder = Path(name)
+    if folder.is_dir():
+        pattern = f"{ONNX_WEIGHTS}*" if (folder / ONNX_WEIGHTS).is_file() else "model*.safetensors"
+        files = [path for path in folder.glob(pattern) if path.is_file()]
+    else:
+        files = _hub_weights(name)
+    if not files:
+        raise ModelError(f"{name}: holds no weights ({SAFE_WEIGHTS_NAME} or {ONNX_WEIGHTS})")
+    return sorted(files, key=lambda path: path.name)
+
+
+def _hub_weights(name: str) -> list[Path]:
+    try:
+        return [Path(cached_file(name, SAFE_WEIGHTS_NAME))]
+    except OSError:  # in shards, or not there
+        try:
+            index = json.loads(Path(cached_file(name, SAFE_WEIGHTS_INDEX_NAME)).read_bytes())
+            return [Path(cached_file(name, shard)) for shard in set(index["weight_map"].values())]
+        except OSError:
+            return []
+
+
+def _set_size(config: PretrainedConfig, key: str, value: Any) -> str | None:
+    """Set `key` to `value`, or say in one line why that cannot be."""
+    place = f"student.config.{key}"
+    if key in NOT_SIZES or key.endswith("_token_id"):
+        return f"{place}: is the teacher's: classes, vocabulary and architecture stay as they are"
+    known = [name for name in (*config.to_dict(), *config.attribute_map) if name not in NOT_SIZES]
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{place}: {config.model_type} has no such key{hint}"
+    there = getattr(config, key)
+    number = isinstance(there, int | float) and not isinstance(there, bool)  # which of the two is the class's to say
+    same = type(value) in (int, float) if number else there is None or isinstance(value, type(there))
+    if not same:
+        return f"{place}: wants {type(there).__name__}, as the teacher's {there!r}, got {value!r}"
+    if type(there) is int and there > 0 and value <= 0:
+        return f"{place}: wants a number above 0, got {value!r}"
+    try:
+        setattr(config, key, value)
+    except SIZE_ERRORS as error:
+        return f"{place}: {_reason(error)}"
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """The one line that says why: the last of a strict configuration, which begins with where, else the first."""
+    if isinstance(error, StrictDataclassError):
+        return re.sub(r"^\w+: ", "", str(error).strip().splitlines()[-1].strip())
+    return _one_line(error)
 
 
 def _layer_list(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:

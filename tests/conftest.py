@@ -33,7 +33,7 @@ LABELS = ["negative", "positive"]
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
 CONFIGS = {
-    "bert": lambda **kw: BertConfig(**SIZES, max_position_embeddings=64, **kw),
+    "bert": lambda **kw: BertConfig(**{**SIZES, "max_position_embeddings": 64, **kw}),
     "distilbert": lambda **kw: DistilBertConfig(
         dim=32, n_layers=4, n_heads=4, hidden_dim=64, max_position_embeddings=64, **kw
     ),
