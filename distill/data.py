@@ -6,8 +6,8 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from distill.errors import DataError
+from distill.losses import UNLABELLED
 from distill.recipe import Data
 
 READERS = {
@@ -34,48 +35,59 @@ CHECKED_ROWS = 64  # rows on which tokenising is checked; a wrong tokenizer show
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, validation and test with columns example_id ("train/17"), text and label; class names in label order."""
+    """Train, validation and test with columns example_id ("train/17"), text and label; class names in label order.
+
+    `transfer` has texts without labels, for the teacher to label. `leaks` counts what was dropped from train and
+    transfer because it stands in validation or test too.
+    """
 
     train: Dataset
     validation: Dataset
     test: Dataset
     label_names: tuple[str, ...]
+    transfer: Dataset | None = None
+    leaks: Mapping[str, int] = field(default_factory=dict)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return a SHA-256 of the texts and labels of each split, for manifests."""
-        return {name: _fingerprint(getattr(self, name)) for name in ("train", "validation", "test")}
+        """Return a SHA-256 of the texts (and labels) of each split, for manifests."""
+        labelled = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        prints = {name: _digest(rows, ["text", "label"]) for name, rows in labelled.items()}
+        return prints | ({"transfer": _digest(self.transfer, ["text"])} if self.transfer is not None else {})
 
 
 def load_splits(data: Data) -> Splits:
     """Return the splits that `data` describes: loaded, checked, sampled, and validation carved out where it is missing.
 
+    A text that stands in validation or test too, but for case and white space, is dropped from train and transfer.
     Samples are taken as shuffle with the seed, then the first N; the validation split is then carved out of the sampled
     train rows, stratified by label, so `train_samples` is all the labelled text that a run may see besides test.
     Raises `DataError` naming the file or split, the rule and the value.
     """
     tables = _load_files(data) if data.files else _load_dataset(data)
     texts = {split: _texts(table, data, source) for split, (source, table) in tables.items()}
-    labels = {split: _labels(source, table, data) for split, (source, table) in tables.items()}
+    labels = {split: _labels(source, table, data) for split, (source, table) in tables.items() if split != "transfer"}
     label_names = _label_names(labels["train"], tables["train"][1].features[data.label_column], data)
     numbers_are_names = _are_names(labels["train"], label_names)
     splits: dict[str, Dataset] = {}
-    for split, (source, table) in tables.items():
-        feature = table.features[data.label_column]
-        codes = _encode(labels[split], feature, label_names, numbers_are_names, source)
-        rows = texts[split].add_column("label", codes, feature=ClassLabel(names=list(label_names)))
+    for split, rows in texts.items():
+        source, table = tables[split]
+        if split in labels:
+            feature = table.features[data.label_column]
+            codes = _encode(labels[split], feature, label_names, numbers_are_names, source)
+            rows = rows.add_column("label", codes, feature=ClassLabel(names=list(label_names)))
         ids = pa.array([f"{split}/{index}" for index in range(len(rows))])
         splits[split] = rows.add_column("example_id", ids.to_pylist())
-    for split, samples in (
-        ("train", data.train_samples),
-        ("validation", data.validation_samples),
-        ("test", data.test_samples),
-    ):
-        if samples and split in splits:
-            splits[split] = _sample(splits[split], samples, data.seed)
+    for split in ("validation", "test"):
+        splits |= _sampled(splits, split, data)
+    leaks = _drop_leaks(splits)
+    for split in ("train", "transfer"):
+        splits |= _sampled(splits, split, data)
     _check_every_class_is_trained(splits["train"], label_names, tables["train"][0])
     if "validation" not in splits:
         splits |= _carve_validation(splits["train"], label_names, data)
-    return Splits(splits["train"], splits["validation"], splits["test"], label_names)
+        for split, dropped in _drop_leaks(splits).items():
+            leaks[split] += dropped
+    return Splits(**splits, label_names=label_names, leaks=leaks)
 
 
 def tokenise(
@@ -87,8 +99,9 @@ def tokenise(
 ) -> Dataset:
     """Return `rows` with columns input_ids, attention_mask, length and labels, cut at `max_tokens`, not padded.
 
-    Tokenised once: the result is kept in datasets' cache under the texts, the tokenizer and `max_tokens`. The fast
-    tokenizers work on all cores by themselves. `progress` is told how many texts each batch held.
+    A text without a label gets `UNLABELLED`. Tokenised once: the result is kept in datasets' cache under the texts, the
+    tokenizer and `max_tokens`. The fast tokenizers work on all cores by themselves. `progress` is told how
+    many texts each batch held.
     """
 
     def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
@@ -96,17 +109,16 @@ def tokenise(
             batch["text"], truncation=True, max_length=max_tokens, return_token_type_ids=False, return_length=True
         )
         progress(len(batch["text"]))
-        return dict(encoded)
+        return {**encoded, "labels": batch.get("label", [UNLABELLED] * len(batch["text"]))}
 
-    key = json.dumps([rows._fingerprint, tokenizer_fingerprint(tokenizer), tokenizer.truncation_side, max_tokens])
-    tokenised = rows.map(
+    key = json.dumps([rows._fingerprint, tokenizer_fingerprint(tokenizer), max_tokens])
+    return rows.map(
         encode,
         batched=True,
-        remove_columns=["text", "example_id"],
+        remove_columns=rows.column_names,
         # datasets would hash the tokenizer, whose state changes with its first call: never the same key twice
         new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
     )
-    return tokenised.rename_column("label", "labels")
 
 
 def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
@@ -121,7 +133,7 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
     for row, encoded in zip(rows.select(range(count)), tokenised.select(range(count)), strict=True):
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         place = f"row {row['example_id']}"
-        if len(ids) != len(mask) or len(ids) != encoded["length"] or encoded["labels"] != row["label"]:
+        if len(ids) != len(mask) or len(ids) != encoded["length"] or encoded["labels"] != row.get("label", UNLABELLED):
             raise DataError(f"{place}: ids, mask and label disagree after tokenising; delete datasets' cache and retry")
         if max(ids) >= len(tokenizer):
             raise DataError(f"{place}: token id {max(ids)}, but the tokenizer knows {len(tokenizer)} tokens")
@@ -169,9 +181,14 @@ def read_texts(path: str, text_column: str) -> Iterator[str]:
             row += 1
 
 
+def text_fingerprint(rows: Dataset) -> str:
+    """Return a SHA-256 of the texts and their example ids, in order."""
+    return _digest(rows, ["example_id", "text"])
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a SHA-256 of all that decides which ids a text gets: vocabulary, normaliser, pre-tokeniser, model."""
-    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    """Return a SHA-256 of all that decides which ids a text gets: vocabulary, normaliser, side that is cut off."""
+    description = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation_side": tokenizer.truncation_side}
     for state in ("truncation", "padding"):  # set by the last call, no property of the tokenizer
         description.pop(state, None)
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
@@ -306,6 +323,36 @@ def _encode(
     return indices.to_numpy().astype(np.int64)
 
 
+def _drop_leaks(splits: dict[str, Dataset]) -> dict[str, int]:
+    """Drop what stands in validation or test too from train and transfer, in place; return how many rows each lost."""
+    held_out: set[bytes] = set()
+    for split in ("validation", "test"):
+        if split in splits:
+            held_out.update(_text_keys(splits[split]))
+    leaks = {}
+    for split in ("train", "transfer"):
+        if split in splits:
+            kept = [row for row, key in enumerate(_text_keys(splits[split])) if key not in held_out]
+            leaks[split] = len(splits[split]) - len(kept)
+            if not kept:
+                raise DataError(f"data: every {split} text stands in validation or test too; give texts of its own")
+            if leaks[split]:
+                splits[split] = splits[split].select(kept)
+    return leaks
+
+
+def _text_keys(rows: Dataset) -> Iterator[bytes]:
+    """A short digest of each text without regard to case and white space: a set of them fits where the texts do not."""
+    for batch in rows.select_columns(["text"]).iter(batch_size=1_000):
+        for text in batch["text"]:
+            yield hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()
+
+
+def _sampled(splits: dict[str, Dataset], split: str, data: Data) -> dict[str, Dataset]:
+    samples = getattr(data, f"{split}_samples")
+    return {split: _sample(splits[split], samples, data.seed)} if samples and split in splits else {}
+
+
 def _sample(rows: Dataset, samples: int, seed: int) -> Dataset:
     return rows.shuffle(seed=seed).select(range(min(samples, len(rows))))
 
@@ -356,8 +403,8 @@ def _one_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _fingerprint(rows: Dataset) -> str:
+def _digest(rows: Dataset, columns: list[str]) -> str:
     digest = hashlib.sha256()
-    for batch in rows.select_columns(["text", "label"]).iter(batch_size=10_000):
-        digest.update(json.dumps([batch["text"], batch["label"]]).encode())
+    for batch in rows.select_columns(columns).iter(batch_size=10_000):
+        digest.update(json.dumps([batch[name] for name in columns]).encode())
     return digest.hexdigest()

@@ -35,14 +35,22 @@ def write(path, rows, columns=("text", "label")):
     return path
 
 
-def rows_of(count, labels=(0, 1)):
-    return [(f'text "{index}", said\nNA', labels[index % len(labels)]) for index in range(count)]
+def rows_of(count, labels=(0, 1), word="text"):
+    return [(f'{word} "{index}", said\nNA', labels[index % len(labels)]) for index in range(count)]
+
+
+def other(file):
+    """A file beside `file` with the same labels and other texts, so that nothing leaks from one to the other."""
+    rows = (datasets.Dataset.from_csv if file.suffix == ".csv" else datasets.Dataset.from_parquet)(str(file))
+    rows = rows.map(lambda row: {"text": f"other {row['text']}"})
+    (rows.to_csv if file.suffix == ".csv" else rows.to_parquet)(file.with_stem(f"{file.stem}_other"))
+    return file.with_stem(f"{file.stem}_other")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
-    rows = rows_of(40)
-    splits = load_splits(data(write(tmp_path / f"a{suffix}", rows), write(tmp_path / f"b{suffix}", rows)))
+    rows = rows_of(40, word="test")
+    splits = load_splits(data(write(tmp_path / f"a{suffix}", rows_of(40)), write(tmp_path / f"b{suffix}", rows)))
     assert splits.test["text"] == [text for text, _ in rows]
     assert splits.test["label"] == [label for _, label in rows]
     assert splits.label_names == ("0", "1")
@@ -64,7 +72,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
 )
 def test_labels_of_any_kind_become_indices_of_names(tmp_path, labels, names, expected_names):
     file = write(tmp_path / "a.parquet", rows_of(40, labels))
-    splits = load_splits(data(file, file, label_names=names))
+    splits = load_splits(data(file, other(file), label_names=names))
     assert splits.label_names == expected_names
     meaning = [splits.label_names[label] for label in splits.test["label"][:2]]
     if labels == ("bad", "good") or names is None:
@@ -75,7 +83,7 @@ def test_labels_of_any_kind_become_indices_of_names(tmp_path, labels, names, exp
 def class_labels(path, names, labels):
     """A file whose label column knows its class names, as Hub data sets do."""
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
-    rows = {"text": [f"text {index}" for index in range(len(labels))], "label": labels}
+    rows = {"text": [f"{path.stem} {index}" for index in range(len(labels))], "label": labels}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
     return path
 
@@ -83,7 +91,7 @@ def class_labels(path, names, labels):
 def test_class_names_of_the_data_go_by_name_and_are_not_taken_for_numbers(tmp_path):
     names = ["0", "1", "10", "2"]  # sorted as text: the stored index 3 means "2"
     file = class_labels(tmp_path / "a.parquet", names, [0, 1, 2, 3] * 10)
-    splits = load_splits(data(file, file))
+    splits = load_splits(data(file, other(file)))
     assert [splits.label_names[label] for label in splits.test["label"][:4]] == names
 
 
@@ -91,7 +99,7 @@ def test_class_names_of_the_data_go_by_name_and_are_not_taken_for_numbers(tmp_pa
 def test_the_recipes_names_reorder_or_rename_those_of_the_data(tmp_path, names):
     train = class_labels(tmp_path / "a.parquet", ["neg", "pos"], [0, 1] * 20)
     test = class_labels(tmp_path / "b.parquet", ["pos", "neg"], [0, 1] * 20)
-    splits = load_splits(data(train, test if set(names) == {"neg", "pos"} else train, label_names=names))
+    splits = load_splits(data(train, test if set(names) == {"neg", "pos"} else other(train), label_names=names))
     meaning = [splits.label_names[label][:3] for label in splits.test["label"][:2]]
     assert meaning == (["pos", "neg"] if set(names) == {"neg", "pos"} else ["neg", "pos"])
 
@@ -99,7 +107,7 @@ def test_the_recipes_names_reorder_or_rename_those_of_the_data(tmp_path, names):
 def test_what_a_number_means_is_decided_by_train_for_every_split(tmp_path):
     names = ("1", "2", "3")
     train = write(tmp_path / "a.csv", rows_of(60, (0, 1, 2)))  # indices: 0 is no name
-    test = write(tmp_path / "b.csv", rows_of(60, (1, 2)))  # could be names, but train says otherwise
+    test = write(tmp_path / "b.csv", rows_of(60, (1, 2), "test"))  # could be names, but train says otherwise
     splits = load_splits(data(train, test, label_names=names))
     assert splits.test["label"][:2] == [1, 2]
 
@@ -107,25 +115,25 @@ def test_what_a_number_means_is_decided_by_train_for_every_split(tmp_path):
 def test_minus_one_means_no_label_and_is_refused(tmp_path):
     file = class_labels(tmp_path / "a.parquet", ["neg", "pos"], [0, 1] * 20 + [-1])
     with pytest.raises(DataError, match="row 40: label '-1' is not one of 2 classes"):
-        load_splits(data(file, file))
+        load_splits(data(file, other(file)))
 
 
 def test_validation_is_carved_out_of_train_stratified_and_seeded(tmp_path):
     rows = [(f"text {index}", "rare" if index % 10 == 0 else "common") for index in range(200)]
     file = write(tmp_path / "a.csv", rows)
-    first, again = (load_splits(data(file, file, validation_fraction=0.2)) for _ in range(2))
+    first, again = (load_splits(data(file, other(file), validation_fraction=0.2)) for _ in range(2))
     assert Counter(first.validation["label"]) == {0: 36, 1: 4}
     assert first.validation["example_id"] == again.validation["example_id"]
     assert set(first.validation["example_id"]).isdisjoint(first.train["example_id"])
     assert len(first.train) + len(first.validation) == 200
-    other = load_splits(data(file, file, validation_fraction=0.2, seed=1))
-    assert other.validation["example_id"] != first.validation["example_id"]
+    reseeded = load_splits(data(file, other(file), validation_fraction=0.2, seed=1))
+    assert reseeded.validation["example_id"] != first.validation["example_id"]
 
 
 def test_samples_are_the_first_n_after_a_seeded_shuffle(tmp_path):
     file = write(tmp_path / "a.csv", rows_of(100))
     whole, few, more = (
-        load_splits(data(file, file, test_samples=samples)).test["example_id"] for samples in (100, 10, 30)
+        load_splits(data(file, other(file), test_samples=samples)).test["example_id"] for samples in (100, 10, 30)
     )
     assert few == whole[:10] and more == whole[:30]
     assert few != [f"test/{index}" for index in range(10)]
@@ -134,30 +142,73 @@ def test_samples_are_the_first_n_after_a_seeded_shuffle(tmp_path):
 def test_an_example_id_names_the_row_of_the_file(tmp_path):
     rows = rows_of(60)
     file = write(tmp_path / "a.csv", rows)
-    splits = load_splits(data(file, file, train_samples=30))
+    splits = load_splits(data(file, other(file), train_samples=30))
     for row in splits.train:
         assert rows[int(row["example_id"].split("/")[1])][0] == row["text"]
 
 
 def test_train_samples_are_all_the_labelled_text_a_run_sees(tmp_path):
     file = write(tmp_path / "a.csv", rows_of(100))
-    splits = load_splits(data(file, file, train_samples=50))
+    splits = load_splits(data(file, other(file), train_samples=50))
     assert (len(splits.train), len(splits.validation)) == (45, 5)
 
 
 def test_a_local_folder_stands_in_for_a_hub_data_set(tmp_path):
     for split in ("train", "test", "validation"):
-        write(tmp_path / f"{split}.csv", rows_of(40))
+        write(tmp_path / f"{split}.csv", rows_of(40, word=split))
     splits = load_splits(Data(dataset=str(tmp_path)))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (40, 40, 40)
 
 
+def test_a_text_of_validation_or_test_is_dropped_from_train_and_transfer(tmp_path):
+    train = write(tmp_path / "train.csv", [*rows_of(40), ("  A Fine\tfilm", 0), ("seen while choosing", 1)])
+    validation = write(tmp_path / "validation.csv", [*rows_of(10, word="validation"), ("Seen while  choosing", 1)])
+    test = write(tmp_path / "test.csv", [*rows_of(40, word="test"), ("a fine FILM ", 0)])
+    texts = [("a fine film",), ("A FINE film",), ("seen while choosing",), ("new",), ("newer",)]
+    transfer = write(tmp_path / "transfer.csv", texts, ("text",))
+    files = Files(train=str(train), validation=str(validation), test=str(test), transfer=str(transfer))
+    splits = load_splits(Data(files=files))
+    assert splits.leaks == {"train": 2, "transfer": 3}
+    assert splits.train["text"] == [text for text, _ in rows_of(40)]
+    assert splits.transfer["text"] == ["new", "newer"]
+    assert splits.transfer["example_id"] == ["transfer/3", "transfer/4"]
+    assert len(splits.validation) == 11 and len(splits.test) == 41
+
+
+def test_a_text_that_stands_twice_is_not_in_train_and_in_the_validation_carved_from_it(tmp_path):
+    rows = rows_of(40)
+    file = write(tmp_path / "a.csv", rows * 2)
+    splits = load_splits(data(file, other(file), validation_fraction=0.25))
+    assert set(splits.train["text"]).isdisjoint(splits.validation["text"])
+    assert splits.leaks["train"] == 80 - len(splits.validation) - len(splits.train) > 0
+
+
+def test_leaks_are_dropped_before_samples_are_taken(tmp_path):
+    test = write(tmp_path / "b.csv", rows_of(30))
+    splits = load_splits(data(write(tmp_path / "a.csv", rows_of(60)), test, train_samples=30))
+    assert len(splits.train) + len(splits.validation) == 30
+    with pytest.raises(DataError, match="every train text stands in validation or test too"):
+        load_splits(data(test, test))
+
+
+def test_a_transfer_set_needs_no_label_column_and_has_no_labels(tmp_path):
+    labelled = write(tmp_path / "a.csv", rows_of(40))
+    with_labels = write(tmp_path / "c.csv", [("one", "no class of ours"), ("two", "")])
+    files = Files(train=str(labelled), test=str(other(labelled)), transfer=str(with_labels))
+    splits = load_splits(Data(files=files, transfer_samples=1))
+    assert splits.transfer.column_names == ["text", "example_id"] and len(splits.transfer) == 1
+    tokenised = tokenise(splits.transfer, make_tokenizer(["one", "two"]), 8)
+    assert tokenised["labels"] == [-1]
+    assert "transfer" in splits.fingerprints()
+
+
 def test_fingerprints_follow_the_content(tmp_path):
-    one = load_splits(data(*[write(tmp_path / "a.csv", rows_of(60))] * 2))
-    same = load_splits(data(*[write(tmp_path / "b.jsonl", rows_of(60))] * 2))
-    other = load_splits(data(*[write(tmp_path / "c.csv", rows_of(60, (1, 0)))] * 2))
-    assert one.fingerprints() == same.fingerprints()
-    assert one.fingerprints()["test"] != other.fingerprints()["test"]
+    def fingerprints(suffix, labels=(0, 1)):
+        train, test = (write(tmp_path / f"{word}{suffix}", rows_of(60, labels, word)) for word in ("train", "test"))
+        return load_splits(data(train, test)).fingerprints()
+
+    assert fingerprints(".csv") == fingerprints(".jsonl")
+    assert fingerprints(".csv")["test"] != fingerprints(".csv", (1, 0))["test"]
 
 
 BAD_DATA = {
@@ -188,6 +239,7 @@ BAD_DATA = {
 @pytest.mark.parametrize("name", BAD_DATA)
 def test_bad_data_gets_one_clear_line(tmp_path, name):
     train_rows, test_rows, settings, expected = BAD_DATA[name]
+    test_rows = [(f"test {text}", label) for text, label in test_rows]
     train, test = tmp_path / "train.csv", write(tmp_path / "test.csv", test_rows)
     if train_rows is not None:
         write(train, train_rows)
@@ -237,7 +289,8 @@ def test_files_that_are_no_data_are_named(tmp_path):
 @pytest.fixture
 def rows(tmp_path):
     write_reviews(tmp_path / "a.csv", 80, seed=3)
-    return load_splits(data(tmp_path / "a.csv", tmp_path / "a.csv", label_names=tuple(LABELS))).train
+    write_reviews(tmp_path / "b.csv", 8, seed=4)
+    return load_splits(data(tmp_path / "a.csv", tmp_path / "b.csv", label_names=tuple(LABELS))).train
 
 
 def test_tokens_masks_lengths_and_labels_agree(rows):
