@@ -29,11 +29,16 @@ SetOption = Annotated[
 OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Where to write.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Redo what is already there.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Distil from a teacher that has nothing to teach.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line of stdout is the whole result.")]
 RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", metavar="RECIPE", help="For models that carry no recipe.yaml of their own.")
 ]
+
+
+_CONTROL = "distilbert-student-control"
+_DEFAULT_MODELS = ("bert-teacher", "distilbert-student", _CONTROL)
 
 
 class _Group(TyperGroup):
@@ -91,7 +96,9 @@ def teacher(
 
 @app.command()
 def student(
-    teacher: Annotated[str, typer.Option("--teacher", metavar="DIR", help="The teacher's folder.")],
+    teacher: Annotated[
+        list[str], typer.Option("--teacher", metavar="DIR", help="A teacher's folder; several answer together.")
+    ],
     recipe: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file; default: the teacher's own.")
     ] = None,
@@ -99,13 +106,23 @@ def student(
     output: OutputOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
+    teacher_logits: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher-logits", metavar="DIR", help="Where the teachers' answers are kept (default: TEACHER)."
+        ),
+    ] = None,
+    force: ForceOption = False,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Distil the student from a teacher."""
+    """Distil the student from one teacher or several; its control follows where the recipe asks for one."""
     stages = _stages()
-    resolved = _recipe(recipe or Path(teacher, "recipe.yaml"), set_)
-    folder = stages.student(resolved, teacher, output, resume=resume, overwrite=overwrite, device=device)
+    resolved = _recipe(recipe or Path(teacher[0], "recipe.yaml"), set_)
+    folder = stages.student(
+        resolved, teacher, output, teacher_logits=teacher_logits, resume=resume, overwrite=overwrite, force=force,
+        device=device,
+    )  # fmt: skip
     _print_run(folder, json_)
 
 
@@ -150,7 +167,7 @@ def report(
 ) -> None:
     """Measure models and their exports on the test split: accuracy against latency."""
     stages = _stages()
-    models = folders or [Path("bert-teacher"), Path("distilbert-student")]
+    models = folders or [Path(name) for name in _DEFAULT_MODELS if name != _CONTROL or Path(name).is_dir()]
     resolved = _recipe(recipe or stages.recipe_file(models), set_) if recipe or set_ else None
     target = output or Path("report")
     _print_report(stages.report(models, target, recipe=resolved, device=device), target, json_)
@@ -163,13 +180,16 @@ def run(
     output: OutputOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
+    force: ForceOption = False,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
     """Teacher, student, exports and report in one folder (default: runs/RECIPE); finished stages are skipped."""
     stages = _stages()
     target = output or Path("runs") / recipe.stem
-    result = stages.run(stages.check(recipe, set_ or ()), target, resume=resume, overwrite=overwrite, device=device)
+    result = stages.run(
+        stages.check(recipe, set_ or ()), target, resume=resume, overwrite=overwrite, force=force, device=device
+    )
     _print_report(result, target / "report", json_)
 
 
@@ -245,6 +265,8 @@ def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
     shapes = dict.fromkeys(shape for row in result["measurements"] for shape in row["latency_ms"])
     print(table(result["measurements"], list(shapes), style="simple"))
     print(f"\n{result['choice']['reason']}")
+    if result["control"]:
+        print(result["control"]["sentence"])
     for note in result["notes"]:
         print(f"note: {note}", file=sys.stderr)
     print(f"{folder / 'report.md'}")

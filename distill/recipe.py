@@ -16,7 +16,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
@@ -39,19 +47,27 @@ class Section(BaseModel):
 
 
 class Files(Section):
-    """Local files, csv, tsv, json, jsonl, parquet or arrow, paths relative to the working directory."""
+    """Local files, csv, tsv, json, jsonl, parquet or arrow, paths relative to the working directory.
+
+    `transfer` holds texts that need no labels: the teacher labels them for the student.
+    """
 
     train: Line
     test: Line
     validation: Line | None = None
+    transfer: Line | None = None
 
 
 class HubSplits(Section):
-    """The names that the Hub data set gives its splits; `validation` is carved out of train where there is none."""
+    """The names that the Hub data set gives its splits; `validation` is carved out of train where there is none.
+
+    `transfer` is a split whose labels are not read (IMDb's `unsupervised`).
+    """
 
     train: Line = "train"
     test: Line = "test"
     validation: Line | None = None
+    transfer: Line | None = None
 
 
 class Data(Section):
@@ -67,6 +83,7 @@ class Data(Section):
     train_samples: Positive | None = None
     validation_samples: Positive | None = None
     test_samples: Positive | None = None
+    transfer_samples: Positive | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     max_tokens: Annotated[int, Field(ge=3)] = 512
     padding: Literal["longest", "max_length"] = "longest"
@@ -89,10 +106,16 @@ class Data(Section):
 
 
 class Stage(Section):
-    """What training a teacher and training a student have in common."""
+    """What training a teacher and training a student have in common.
+
+    `attention_dropout` replaces the model's own: at 0 torch's fused attention runs, many times faster on long texts.
+    `calibrate` fits a temperature on validation once trained, so that probabilities mean what they say.
+    """
 
     training: dict[str, Any] = {}
     early_stopping_patience: Positive | None = None
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    calibrate: bool = False
 
     @model_validator(mode="after")
     def _stopping_needs_evaluations(self) -> Stage:
@@ -109,27 +132,144 @@ class Teacher(Stage):
     output: Line = "./bert-teacher"
 
 
-class Loss(Section):
-    """soft_weight * T^2 * KL(teacher_T || student_T) + (1 - soft_weight) * cross-entropy (Hinton et al. 2015)."""
+class Schedule(Section):
+    """A number for the whole of training, or one that moves from `start` to `end` in a straight line."""
 
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-    soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    start: float
+    end: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant(cls, value: Any) -> Any:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number and not isinstance(value, dict):
+            raise ValueError(f"wants a number, or {{start: ..., end: ...}}, got {value!r}")
+        return {"start": value, "end": value} if is_number else value
+
+    @model_serializer
+    def _shown(self) -> float | dict[str, float]:
+        return self.start if self.start == self.end else {"start": self.start, "end": self.end}
+
+    def at(self, progress: float) -> float:
+        """Return the value once `progress` of training, from 0 to 1, is done."""
+        return self.start + (self.end - self.start) * progress
+
+
+class Temperature(Schedule):
+    """A `Schedule` above 0."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> Temperature:
+        if min(self.start, self.end) <= 0:
+            raise ValueError(f"wants a temperature above 0, got {self._shown()}")
+        return self
+
+
+class Share(Schedule):
+    """A `Schedule` from 0 to 1."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Share:
+        if not (0 <= self.start <= 1 and 0 <= self.end <= 1):
+            raise ValueError(f"wants a share from 0 to 1, got {self._shown()}")
+        return self
+
+
+class Weight(Schedule):
+    """A `Schedule` that is never negative."""
+
+    @model_validator(mode="after")
+    def _not_negative(self) -> Weight:
+        if min(self.start, self.end) < 0:
+            raise ValueError(f"wants a weight of 0 or more, got {self._shown()}")
+        return self
+
+
+class Decoupled(Section):
+    """The weights of decoupled knowledge distillation (Zhao et al. 2022, equation 7: alpha and beta)."""
+
+    target_weight: Annotated[float, Field(ge=0)] = 1.0
+    other_weight: Annotated[float, Field(ge=0)] = 8.0
+
+
+class HiddenStates(Section):
+    """Match hidden states, layer by layer; the teacher then runs at every step.
+
+    `teacher_layers` names, for each student layer, the teacher layer whose output it learns (from 0; default: evenly
+    spread, last to last). A projection, trained along and then dropped, joins widths that differ.
+    """
+
+    distance: Literal["cosine", "mse"] = "cosine"
+    weight: Weight = Weight(start=1.0, end=1.0)
+    teacher_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+
+
+class AttentionRelations(Section):
+    """Match the last layer's relations among queries, keys and values (MiniLM v2); the teacher runs at every step.
+
+    `heads` is the number of relation heads; both widths must divide by it. Default: the teacher's attention heads.
+    """
+
+    weight: Weight = Weight(start=1.0, end=1.0)
+    heads: Positive | None = None
+
+
+class Loss(Section):
+    """soft_weight * soft loss + (1 - soft_weight) * cross-entropy; a text without a label takes the soft loss alone.
+
+    `soft` is the soft loss: T^2 * KL on soft targets (Hinton et al. 2015), squared distance of logits (Ba and Caruana
+    2014), or decoupled (Zhao et al. 2022). `hidden_states` and `attention_relations` are added where they are given.
+    """
+
+    soft: Literal["soft_targets", "logit_mse", "decoupled"] = "soft_targets"
+    temperature: Temperature = Temperature(start=2.0, end=2.0)
+    soft_weight: Share = Share(start=0.5, end=0.5)
+    decoupled: Decoupled = Decoupled()
+    hidden_states: HiddenStates | None = None
+    attention_relations: AttentionRelations | None = None
+
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether the teacher must run at every step, since its hidden states are too many to keep."""
+        return self.hidden_states is not None or self.attention_relations is not None
 
 
 class Student(Stage):
-    """The small model: a pretrained one by name or folder, or chosen layers of the teacher, counted from 0."""
+    """The small model: a pretrained one by name or folder, layers of the teacher, or the teacher's shape made smaller.
+
+    `layers` is how many, evenly spread, or which ones, from 0. `config` changes sizes in the teacher's configuration
+    (hidden_size: 192) and starts from random weights. `teacher_weights` is how much each of several teachers counts.
+    `control` also trains the same student for as many steps on the labels alone.
+    """
 
     model: Line | None = None
-    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    layers: Positive | tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    config: dict[Line, Any] | None = None
     output: Line = "./distilbert-student"
     loss: Loss = Loss()
+    teacher_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    control: bool = False
+    calibrate: bool = True
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _rising(cls, layers: Any) -> Any:
+        is_number = isinstance(layers, int) and not isinstance(layers, bool)
+        is_list = isinstance(layers, list) and all(type(layer) is int and layer >= 0 for layer in layers)
+        if layers is not None and not (is_number and layers > 0) and not is_list:
+            raise ValueError(f"wants a number of layers, or a list of the teacher's layers from 0, got {layers!r}")
+        if is_list and (not layers or layers != sorted(set(layers))):
+            raise ValueError(f"wants one or more layers, rising, each once, got {layers}")
+        return layers
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:
-        if (self.model is None) == (self.layers is None):
-            raise ValueError("wants model (a pretrained one) or layers (of the teacher), one of the two")
-        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
-            raise ValueError(f"layers wants one or more, rising, each once, got {list(self.layers)}")
+        origins = {"model": self.model, "layers": self.layers, "config": self.config}
+        if sum(origin is not None for origin in origins.values()) != 1:
+            raise ValueError(
+                "wants model (a pretrained one), layers (of the teacher) or config (sizes to change in the teacher's), "
+                "one of the three"
+            )
         return self
 
 
@@ -170,8 +310,9 @@ class Recipe(Section):
 _EXCLUSIVE = {
     ("data", "dataset"): ("data", "files"),
     ("data", "files"): ("data", "dataset"),
-    ("student", "model"): ("student", "layers"),
-    ("student", "layers"): ("student", "model"),
+    ("student", "model"): ("student", "layers", "config"),
+    ("student", "layers"): ("student", "model", "config"),
+    ("student", "config"): ("student", "model", "layers"),
 }
 
 KeyPath = tuple[str | int, ...]
@@ -295,7 +436,8 @@ def _put(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
     for exclusive, dropped in _EXCLUSIVE.items():
         section = values.get(dropped[0])
         if key[: len(exclusive)] == exclusive and value is not None and isinstance(section, dict):
-            section.pop(dropped[1], None)
+            for name in dropped[1:]:
+                section.pop(name, None)
     for part in key[:-1]:
         inner = values.setdefault(part, {})
         if inner is None:

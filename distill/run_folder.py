@@ -106,7 +106,7 @@ class RunFolder:
         self.manifest.unlink(missing_ok=True)  # first, so that no kill leaves a folder that looks finished
         for file in (self.metrics, self.metrics_log, self.predictions, self.path / "model.safetensors"):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.tensorboard, self.export):
+        for folder in (self.checkpoints, self.tensorboard, self.export, self.path / "teacher_logits"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -147,6 +147,16 @@ def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarra
     )
     with atomic_path(path) as partial:
         pq.write_table(table, partial)
+
+
+def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return example ids, gold classes and logits (examples, classes); raises `FolderError` where they are missing."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise FolderError(f"{path}: cannot be read: {error}") from None
+    gold_labels, logits = table["gold_label"].to_numpy(), np.stack(table["logits"].to_numpy())
+    return table["example_id"].to_pylist(), gold_labels, logits
 
 
 @contextlib.contextmanager

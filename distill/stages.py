@@ -10,46 +10,40 @@ Notes go to the logger "distill", progress to stderr; nothing is printed to stdo
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from distill import distilling
 from distill import export as exporting
 from distill import report as reporting
 from distill.benchmark import Candidate, measure
-from distill.data import Splits, check_tokenised, load_splits, tokenise
 from distill.devices import Device, describe_hardware, has_fast_bf16, resolve_device
 from distill.errors import ExportError, FolderError, RecipeError
-from distill.metrics import figures
+from distill.fitting import fit, read_splits, tokenised
+from distill.metrics import compare_paired
 from distill.models import (
-    build_from_layers,
-    check_fit,
-    check_layers,
+    align_labels,
+    choose_layers,
+    layer_count,
     load_classifier,
     load_config,
     load_tokenizer,
-    parameter_count,
     reorder_classes,
-    weights_fingerprint,
 )
-from distill.predictors import Classifier, TorchSession, load, load_torch, onnx_runs_on_cuda
+from distill.predictors import TorchSession, load, onnx_runs_on_cuda
 from distill.progress import progress_line
-from distill.recipe import FORMATS, Recipe, Stage, load_recipe, with_absolute_paths
-from distill.run_folder import RunFolder, read_json, write_json, write_predictions
-from distill.teacher_logits import align_labels
-from distill.training import ClassificationTrainer, DistillationTrainer, train, training_arguments
+from distill.provenance import now, versions
+from distill.recipe import FORMATS, Recipe, Student, load_recipe, with_absolute_paths
+from distill.run_folder import RunFolder, read_json, read_predictions, write_json
+from distill.training import training_arguments
 
 log = logging.getLogger("distill")
 
 PREDICT_CHUNK = 4_096  # texts held at once by predict
-DISTRIBUTIONS = ("distill", "torch", "transformers", "datasets", "accelerate", "onnxruntime", "onnx", "optimum")
 
 
 def check(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -74,7 +68,7 @@ def teacher(
     folder = RunFolder(Path(output or settings.output))
     folder.check(recipe, resume=resume, overwrite=overwrite)
     arguments, precision = training_arguments(settings.training, folder, resolved, stage="teacher")
-    splits = _load_splits(recipe)
+    splits = read_splits(recipe)
     tokenizer = load_tokenizer(settings.model)
     model = load_classifier(
         settings.model,
@@ -83,62 +77,47 @@ def teacher(
         max_tokens=recipe.data.max_tokens,
         vocabulary=len(tokenizer),
         pretrained=settings.pretrained,
+        attention_dropout=settings.attention_dropout,
     )
-    return _train_and_finish(
-        ClassificationTrainer, model, tokenizer, splits, recipe, settings, folder, arguments, precision,
+    rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
+    return fit(
+        model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision,
         overwrite=overwrite, device=resolved, role="teacher", parents={"model": settings.model},
     )  # fmt: skip
 
 
 def student(
     recipe: Recipe,
-    teacher: Path | str,
+    teachers: Sequence[Path | str] | Path | str,
     output: Path | str | None = None,
     *,
+    control: Path | str | None = None,
+    teacher_logits: Path | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    force: bool = False,
     device: str = "auto",
 ) -> RunFolder:
-    """Distil the recipe's student from the classifier in `teacher` and leave a run folder at `output`."""
-    settings = recipe.student
-    if settings is None:
+    """Distil the recipe's student from the classifier or classifiers in `teachers` and leave a run folder at `output`.
+
+    Where the recipe asks for a control, it follows, in `control` (default: OUTPUT-control). `teacher_logits` is where
+    the teachers' answers are kept (default: in each teacher's folder). `force` distils from a teacher that is no better
+    than the commonest class.
+    """
+    if recipe.student is None:
         raise RecipeError("student: missing, and a student is to be distilled")
-    resolved = resolve_device(device)
-    recipe = with_absolute_paths(recipe)
-    folder = RunFolder(Path(output or settings.output))
-    if folder.path.resolve() == Path(teacher).resolve():
-        raise FolderError(f"{folder.path}: the student would overwrite its teacher", hint="--output DIR")
-    classifier = load(teacher, device)
-    folder.check(recipe, resume=resume, overwrite=overwrite)
-    arguments, precision = training_arguments(settings.training, folder, resolved, stage="student")
-    splits = _load_splits(recipe)
-    columns = align_labels(classifier.label_names, splits.label_names, teacher=str(teacher))
-    if settings.layers:
-        tokenizer = classifier.tokenizer
-        config = load_config(str(teacher))
-        check_fit(config, str(teacher), max_tokens=recipe.data.max_tokens, vocabulary=len(tokenizer))
-        whole = load_torch(str(teacher), config, "float32")
-        set_seed(arguments.seed)
-        model = build_from_layers(reorder_classes(whole, columns, splits.label_names), settings.layers)
+    names = [str(teachers)] if isinstance(teachers, Path | str) else [str(name) for name in teachers]
+    folder = RunFolder(Path(output or recipe.student.output))
+    beside = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
+    options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
+    if recipe.student.control and resume and folder.is_finished and not beside.is_finished:
+        log.info("student: finished before; its control is not")
     else:
-        assert settings.model is not None
-        tokenizer = load_tokenizer(settings.model)
-        model = load_classifier(
-            settings.model,
-            splits.label_names,
-            seed=arguments.seed,
-            max_tokens=recipe.data.max_tokens,
-            vocabulary=len(tokenizer),
-        )
-    fingerprint = _weights_of(Path(teacher), classifier)
-    with progress_line("teacher logits", len(splits.train), "text") as bar:
-        teacher_logits = classifier.logits(splits.train["text"], progress=bar.update)[:, columns]
-    return _train_and_finish(
-        DistillationTrainer, model, tokenizer, splits, recipe, settings, folder, arguments, precision,
-        overwrite=overwrite, device=resolved, role="student",
-        parents={"teacher": str(Path(teacher).absolute()), "teacher_weights": fingerprint, "model": settings.model},
-        teacher_logits=teacher_logits, temperature=settings.loss.temperature, soft_weight=settings.loss.soft_weight,
-    )  # fmt: skip
+        cache = Path(teacher_logits) if teacher_logits else None
+        distilling.distil(recipe, names, folder, cache=cache, force=force, **options)
+    if recipe.student.control:
+        distilling.control(recipe, names[0], folder, beside, **options)
+    return folder
 
 
 def export(
@@ -157,7 +136,7 @@ def export(
     recipe = recipe or _recipe_of([Path(model)])
     resolved = resolve_device(device)
     folder = Path(output) if output else RunFolder(Path(model)).export
-    splits = _load_splits(recipe)
+    splits = read_splits(recipe)
     classifier = load(model, "cpu")
     if not isinstance(classifier.session, TorchSession):
         raise FolderError(f"{model}: is itself an export; name the model that it came from")
@@ -207,7 +186,7 @@ def report(
     devices: list[Device] = [resolve_device(device)] if device != "auto" else ["cpu"]
     if device == "auto" and resolve_device("auto") == "cuda":
         devices.append("cuda")
-    splits = _load_splits(recipe)
+    splits = read_splits(recipe)
     notes: list[str] = []
     candidates = [item for model in models for item in _candidates(model, devices, notes)]
     measurements = measure(
@@ -220,8 +199,8 @@ def report(
         threads=recipe.benchmark.threads,
     )
     environment = {
-        "measured": _now(),
-        "versions": _versions(),
+        "measured": now(),
+        "versions": versions(),
         "hardware": describe_hardware(),
         "test_examples": len(splits.test),
         "max_tokens": recipe.data.max_tokens,
@@ -229,28 +208,44 @@ def report(
         "data": splits.fingerprints(),
     }
     return reporting.write_report(
-        Path(output), [item.as_json() for item in measurements], environment, recipe.benchmark.shapes, notes
+        Path(output),
+        [item.as_json() for item in measurements],
+        environment,
+        recipe.benchmark.shapes,
+        notes,
+        comparison=_comparison(models),
     )
 
 
 def run(
-    recipe: Recipe, output: Path | str, *, resume: bool = False, overwrite: bool = False, device: str = "auto"
+    recipe: Recipe,
+    output: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """Teacher, student, exports and report in one folder; return report.json.
+    """Teacher, student (and its control), exports and report in one folder; return report.json.
 
     A stage that finished with this very recipe is skipped; one that finished with another, and a student of another
     teacher, is an error, unless `overwrite` redoes all of them. The report is measured anew each time.
     """
     root = Path(output)
-    _check_student_can_be_had(recipe)
-    stages: tuple[tuple[str, Callable[..., RunFolder]], ...] = (("teacher", teacher), ("student", student))
-    for name, stage in stages:
-        folder = RunFolder(root / name)
+    settings = _check_student_can_be_had(recipe)
+    options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
+    folders = {name: RunFolder(root / name) for name in ("teacher", "student", "control")}
+    for name, folder in folders.items():
+        if name == "control" and not settings.control:
+            continue
         if folder.is_finished and not overwrite and _finished_with(folder, recipe):
             log.info("%s: finished before, skipped (%s)", name, folder.path)
-            continue
-        arguments = (recipe,) if name == "teacher" else (recipe, root / "teacher")
-        stage(*arguments, output=folder.path, resume=resume, overwrite=overwrite, device=device)
+        elif name == "teacher":
+            teacher(recipe, folder.path, **options)
+        elif name == "student":
+            distilling.distil(recipe, [str(root / "teacher")], folder, force=force, **options)
+        else:
+            distilling.control(recipe, str(root / "teacher"), folders["student"], folder, **options)
     failure: ExportError | None = None
     student_folder = RunFolder(root / "student")
     missing = [name for name in recipe.export.formats if not _was_exported(student_folder, name)]
@@ -286,111 +281,6 @@ def predict(model: Path | str, texts: Iterator[str], *, device: str = "auto") ->
             for text, row in zip(chunk, classifier.probabilities(chunk), strict=True):
                 yield text, dict(zip(classifier.label_names, map(float, row), strict=True))
             bar.update(len(chunk))
-
-
-def _train_and_finish(
-    trainer_class: type[ClassificationTrainer],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    splits: Splits,
-    recipe: Recipe,
-    settings: Stage,
-    folder: RunFolder,
-    arguments: TrainingArguments,
-    precision: str,
-    *,
-    overwrite: bool,
-    device: Device,
-    role: str,
-    parents: dict[str, Any],
-    teacher_logits: np.ndarray | None = None,
-    **loss_settings: float,
-) -> RunFolder:
-    """Train, judge on test once, and write the run folder, the manifest last."""
-    max_tokens = recipe.data.max_tokens
-    log.info(
-        "%s: %.1f M parameters on %s; %s; %d train, %d validation, %d test texts",
-        role, parameter_count(model) / 1e6, device, precision, len(splits.train), len(splits.validation),
-        len(splits.test),
-    )  # fmt: skip
-    tokenised = {}
-    for name in ("train", "validation"):
-        rows = getattr(splits, name)
-        with progress_line(f"tokenising {name}", len(rows), "text") as bar:
-            tokenised[name] = tokenise(rows, tokenizer, max_tokens, progress=bar.update)
-            bar.update(len(rows) - bar.n)  # all at once where the cache had it
-        check_tokenised(rows, tokenised[name], tokenizer, max_tokens)
-    if teacher_logits is not None:
-        tokenised["train"] = tokenised["train"].add_column("teacher_logits", list(teacher_logits.astype(np.float32)))
-    checkpoint = folder.start(recipe, overwrite=overwrite)  # only now that nothing of the user's can be wrong
-    if checkpoint:
-        log.info("%s: goes on from %s", role, checkpoint.name)
-    training = train(
-        trainer_class,
-        model,
-        tokenizer,
-        tokenised["train"],
-        tokenised["validation"],
-        arguments,
-        folder,
-        padding=recipe.data.padding,
-        max_tokens=max_tokens,
-        device=device,
-        early_stopping_patience=settings.early_stopping_patience,
-        checkpoint=checkpoint,
-        title=role,
-        **loss_settings,
-    )
-    tokenizer.model_max_length = max_tokens  # whoever loads the folder cuts texts where training did
-    classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
-    with progress_line(f"{role}: test", len(splits.test), "text") as bar:
-        test_logits = classifier.logits(splits.test["text"], progress=bar.update)
-    gold_labels = np.asarray(splits.test["label"])
-    test = figures(test_logits, gold_labels)
-    model.save_pretrained(folder.path)
-    tokenizer.save_pretrained(folder.path)
-    write_predictions(folder.predictions, splits.test["example_id"], gold_labels, test_logits)
-    write_json(folder.metrics, {"test": test, "training": training})
-    write_json(
-        folder.manifest,
-        {
-            "role": role,
-            "finished": _now(),
-            "versions": _versions(),
-            "hardware": describe_hardware(),
-            "device": device,
-            "precision": precision,
-            "seed": arguments.seed,
-            "labels": list(splits.label_names),
-            "data": splits.fingerprints(),
-            "weights": weights_fingerprint(model),
-            "parents": parents,
-            "training_arguments": {k: v for k, v in arguments.to_sanitized_dict().items() if "token" not in k},
-        },
-    )
-    log.info(
-        "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
-        role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.path,
-    )  # fmt: skip
-    return folder
-
-
-def _weights_of(folder: Path, classifier: Classifier) -> str | None:
-    """What tells this teacher from another: the fingerprint in its manifest, or one made of its torch weights."""
-    manifest = RunFolder(folder).manifest
-    if manifest.is_file():
-        return read_json(manifest)["weights"]
-    return weights_fingerprint(classifier.session.model) if isinstance(classifier.session, TorchSession) else None
-
-
-def _load_splits(recipe: Recipe) -> Splits:
-    log.info("data: reading %s", recipe.data.dataset or ", ".join(_file_names(recipe)))
-    return load_splits(recipe.data)
-
-
-def _file_names(recipe: Recipe) -> Iterator[str]:
-    assert recipe.data.files is not None
-    yield from (Path(path).name for path in recipe.data.files.model_dump(exclude_none=True).values())
 
 
 def _recipe_of(models: Sequence[Path]) -> Recipe:
@@ -446,22 +336,48 @@ def _finished_with(folder: RunFolder, recipe: Recipe) -> bool:
                 f"{folder.path}: finished with another `{section}` section than this recipe's ({folder.recipe})",
                 hint="--overwrite to redo it, or --output for another folder",
             )
-    if role == "student":
-        teacher_weights = read_json(RunFolder(folder.path.parent / "teacher").manifest)["weights"]
-        if read_json(folder.manifest)["parents"].get("teacher_weights") != teacher_weights:
-            raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
+    parents = read_json(folder.manifest)["parents"]
+    if role == "student" and list(parents["teachers"].values()) != [_weights_in(folder.path.parent / "teacher")]:
+        raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
+    if role == "control" and parents["student_weights"] != _weights_in(folder.path.parent / "student"):
+        raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
     return True
 
 
-def _check_student_can_be_had(recipe: Recipe) -> None:
+def _weights_in(folder: Path) -> str:
+    return read_json(RunFolder(folder).manifest)["weights"]
+
+
+def _comparison(models: Sequence[Path]) -> dict[str, Any] | None:
+    """A student's test answers against its control's, where both are among the models."""
+    manifests = {model: read_json(path) for model in models if (path := RunFolder(model).manifest).is_file()}
+    for model, manifest in manifests.items():
+        if manifest["role"] != "control":
+            continue
+        for other, its in manifests.items():
+            if its["role"] == "student" and its["weights"] == manifest["parents"]["student_weights"]:
+                ids, gold_labels, student_logits = read_predictions(RunFolder(other).predictions)
+                control_ids, _, control_logits = read_predictions(RunFolder(model).predictions)
+                if ids != control_ids:
+                    raise FolderError(f"{model}: was tested on other texts than {other}; make it anew")
+                correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
+                return compare_paired(*correct)
+    return None
+
+
+def _check_student_can_be_had(recipe: Recipe) -> Student:
     """Find what is wrong with the student before hours go into its teacher."""
     if recipe.teacher is None or recipe.student is None:
         raise RecipeError(f"{'teacher' if recipe.teacher is None else 'student'}: missing, and `run` needs both")
-    if recipe.student.layers:
-        check_layers(load_config(recipe.teacher.model), recipe.student.layers)
-    elif recipe.student.model:
-        load_config(recipe.student.model)
-        load_tokenizer(recipe.student.model)
+    student = recipe.student
+    if student.teacher_weights and len(student.teacher_weights) != 1:
+        raise RecipeError("student.teacher_weights: `run` has one teacher; distill student takes several")
+    if student.layers:
+        choose_layers(layer_count(load_config(recipe.teacher.model)), student.layers)
+    elif student.model:
+        load_config(student.model)
+        load_tokenizer(student.model)
+    return student
 
 
 def _was_exported(folder: RunFolder, name: str) -> bool:
@@ -479,11 +395,3 @@ def _chunks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in DISTRIBUTIONS}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

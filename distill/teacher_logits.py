@@ -1,24 +1,185 @@
-"""What the teacher answers on the training texts, in the order of the data's classes."""
+"""A teacher's logits on a split: computed once, kept in shards under what they depend on, read memory-mapped."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from distill.errors import ModelError
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets
+from huggingface_hub.constants import HF_HOME
+
+from distill.data import text_fingerprint, tokenizer_fingerprint
+from distill.errors import FolderError, ModelError
+from distill.models import align_labels, load_config, weights_fingerprint
+from distill.predictors import Classifier, calibration_temperature, identify
+from distill.progress import progress_line
+from distill.run_folder import atomic_path, read_json, write_json
+
+log = logging.getLogger("distill")
+
+SHARD_ROWS = 4_096  # what an interrupted pass may lose; enough texts to sort by length within
+COLUMN = "teacher_logits"
 
 
-def align_labels(teacher_labels: Sequence[str], label_names: Sequence[str], *, teacher: str) -> list[int]:
-    """Return for each of `label_names` the teacher's column of that name.
+@dataclass(frozen=True)
+class Origin:
+    """All that a teacher's logits on a split depend on; a cache is found by it and holds it."""
 
-    A teacher that was never told its names ("LABEL_0", "LABEL_1", ...) is taken to use the data's order. Raises
-    `ModelError` where the names or their number differ.
+    teacher_weights: str
+    calibration_temperature: float
+    tokenizer: str
+    texts: str
+    max_tokens: int
+    label_names: tuple[str, ...]
+    rows: int
+
+    @property
+    def key(self) -> str:
+        """A short name for a folder."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+
+
+def cache_of(teacher: Path | str) -> Path:
+    """Return where the logits of a teacher are kept: in its folder, and for one from the Hub in HF_HOME."""
+    return Path(teacher) / COLUMN if Path(teacher).is_dir() else Path(HF_HOME) / "distill" / COLUMN
+
+
+def teacher_logits(
+    teacher: Path | str,
+    rows: Dataset,
+    label_names: Sequence[str],
+    load_teacher: Callable[[], Classifier],
+    *,
+    cache: Path | None = None,
+    title: str = "teacher logits",
+) -> Dataset:
+    """Return the teacher's logits on `rows` (columns example_id and text): columns example_id and teacher_logits.
+
+    teacher_logits is float32 (rows, classes), in the rows' order and the order of `label_names`; the result is
+    memory-mapped. What `cache` (default: `cache_of`) holds is not computed again, and then `load_teacher` is not
+    called. The teacher reads as many tokens as it was made for. Several ranks split the work. Raises `ModelError` where
+    the classes are not the data's or a logit is not finite, and `FolderError` where the cache is of something else or
+    cannot be written.
     """
-    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in teacher_labels)
-    if unnamed and len(teacher_labels) == len(label_names):
-        return list(range(len(label_names)))
-    if set(teacher_labels) != set(label_names):
-        raise ModelError(
-            f"{teacher}: its classes ({', '.join(teacher_labels)}) are not the data's ({', '.join(label_names)})"
+    tokenizer, teacher_labels, max_tokens = identify(str(teacher))
+    columns = align_labels(teacher_labels, label_names, teacher=str(teacher))
+    origin = Origin(
+        teacher_weights=weights_fingerprint(str(teacher)),
+        calibration_temperature=calibration_temperature(load_config(str(teacher))),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        texts=text_fingerprint(rows),
+        max_tokens=max_tokens,
+        label_names=tuple(label_names),
+        rows=len(rows),
+    )
+    folder = (cache or cache_of(teacher)) / origin.key
+    _check_origin(folder, origin)
+    starts = range(0, len(rows), SHARD_ROWS)
+    found = {start: _whole_shard(folder, start) for start in starts}
+    missing = [start for start in starts if found[start] is None]
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if missing:
+        if len(missing) < len(starts):
+            log.info(
+                "%s: goes on, %d of %d shards are there (%s)", title, len(found) - len(missing), len(found), folder
+            )
+        own = missing[state.process_index :: state.num_processes]
+        _compute(folder, origin, rows, own, columns, load_teacher, title)
+        state.wait_for_everyone()
+        found |= {start: _whole_shard(folder, start) for start in missing}
+    else:
+        log.info("%s: %d texts were answered before (%s)", title, len(rows), folder)
+    shards = []
+    for start, shard in found.items():
+        ids = rows.select(range(start, min(start + SHARD_ROWS, len(rows))))["example_id"]
+        if shard is None or shard["example_id"][:] != ids[:]:
+            raise FolderError(f"{folder}: shard {start // SHARD_ROWS} is of other rows", hint="delete the folder")
+        shards.append(shard)
+    return concatenate_datasets(shards)
+
+
+def with_teacher_logits(tokenised: Dataset, teachers: Sequence[Dataset]) -> Dataset:
+    """Return `tokenised` with a column teacher_logits_K for each of `teachers`, row by row, still memory-mapped."""
+    columns = [
+        logits.select_columns([COLUMN]).rename_column(COLUMN, f"{COLUMN}_{index}")
+        for index, logits in enumerate(teachers)
+    ]
+    return concatenate_datasets([tokenised, *columns], axis=1)
+
+
+def _check_origin(folder: Path, origin: Origin) -> None:
+    path = folder / "origin.json"
+    if not path.is_file():
+        return
+    found, wanted = read_json(path), json.loads(json.dumps(asdict(origin)))
+    wrong = [name for name in wanted if not isinstance(found, dict) or found.get(name) != wanted[name]]
+    if wrong:
+        raise FolderError(
+            f"{folder}: these teacher logits were made with another {', '.join(wrong)}", hint=f"delete {folder}"
         )
-    return [list(teacher_labels).index(name) for name in label_names]
+
+
+def _compute(
+    folder: Path,
+    origin: Origin,
+    rows: Dataset,
+    starts: Sequence[int],
+    columns: Sequence[int],
+    load_teacher: Callable[[], Classifier],
+    title: str,
+) -> None:
+    try:
+        write_json(folder / "origin.json", asdict(origin))
+    except OSError as error:
+        raise FolderError(f"{folder}: cannot be written: {error.strerror}", hint="--teacher-logits DIR") from None
+    classifier = load_teacher()
+    parts = [rows.select(range(start, min(start + SHARD_ROWS, len(rows)))) for start in starts]
+    with progress_line(title, sum(map(len, parts)), "text") as bar:
+        for start, part in zip(starts, parts, strict=True):
+            logits = classifier.logits(part["text"][:], progress=bar.update)[:, columns]
+            ids = part["example_id"][:]
+            if not np.isfinite(logits).all():
+                row = ids[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
+                raise ModelError(f"teacher: its logits on row {row} are not finite; nothing can be learned from them")
+            _write_shard(folder, start, ids, logits)
+
+
+def _write_shard(folder: Path, start: int, ids: list[str], logits: np.ndarray) -> None:
+    values = pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel(), pa.float32()), logits.shape[1])
+    table = pa.table({"example_id": pa.array(ids, pa.string()), COLUMN: values})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue().to_pybytes()
+    with atomic_path(folder / f"{_shard_name(start)}-{_checksum(content)}.arrow") as partial:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _whole_shard(folder: Path, start: int) -> Dataset | None:
+    """The shard from row `start`, memory-mapped; None where it is missing or its bytes are not those once written."""
+    for path in folder.glob(f"{_shard_name(start)}-*.arrow"):
+        if path.stem.rpartition("-")[2] == _checksum(path.read_bytes()):
+            return Dataset.from_file(str(path))
+        log.warning("%s: damaged, so its texts are answered again", path)
+        path.unlink(missing_ok=True)  # another rank may have been here
+    return None
+
+
+def _shard_name(start: int) -> str:
+    return f"shard-{start // SHARD_ROWS:06d}"
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

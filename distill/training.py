@@ -32,9 +32,18 @@ from transformers.trainer_callback import PrinterCallback
 
 from distill.devices import Device, peak_memory_bytes, training_precision
 from distill.errors import Interrupted, RecipeError, TrainingError
-from distill.losses import distillation_loss
+from distill.hidden_states import OnlineTeacher
+from distill.losses import (
+    UNLABELLED,
+    decoupled_loss,
+    distillation_loss,
+    logit_mse_loss,
+    mean_of_teachers,
+    soft_target_loss,
+)
 from distill.metrics import ClassificationMetrics
 from distill.progress import progress_line
+from distill.recipe import Loss
 from distill.run_folder import RunFolder, write_text
 
 
@@ -50,8 +59,9 @@ class Collator:
         tokens = {name: [row[name] for row in rows] for name in ("input_ids", "attention_mask")}
         batch = self.tokenizer.pad(tokens, padding=self.padding, max_length=self.max_tokens, return_tensors="pt")
         tensors = {"labels": torch.tensor([row["labels"] for row in rows])}
-        if "teacher_logits" in rows[0]:
-            tensors["teacher_logits"] = torch.tensor([row["teacher_logits"] for row in rows])
+        answers = sorted(name for name in rows[0] if name.startswith("teacher_logits_"))
+        if answers:  # (batch, teachers, classes)
+            tensors["teacher_logits"] = torch.tensor([[row[name] for name in answers] for row in rows])
         return {**batch, **tensors}
 
 
@@ -66,9 +76,16 @@ class ClassificationTrainer(Trainer):
         self.positions = 0
         self.examples = 0
 
-    def example_losses(self, logits: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the training loss of each example, shape (batch,), of logits (batch, classes)."""
-        return functional.cross_entropy(
+    def finish(self) -> dict[str, Any]:
+        """Take away what training alone needed; return figures of its own for metrics.json."""
+        return {}
+
+    def training_losses(
+        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits (batch, classes) and the training loss of each example, shape (batch,)."""
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return logits, functional.cross_entropy(
             logits.float(), inputs["labels"], reduction="none", label_smoothing=self.args.label_smoothing_factor
         )
 
@@ -80,13 +97,13 @@ class ClassificationTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Return the mean loss of the step's examples; in evaluation the plain cross-entropy, which students share."""
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         if model.training:
             self.tokens = self.tokens + inputs["attention_mask"].sum()  # a tensor: reading it would stall a GPU
             self.positions += inputs["attention_mask"].numel()
             self.examples += len(inputs["labels"])
-            losses = self.example_losses(logits, inputs)
+            logits, losses = self.training_losses(model, inputs)
         else:
+            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
             losses = functional.cross_entropy(logits.float(), inputs["labels"], reduction="none")
         if num_items_in_batch is None or not model.training:
             loss = losses.mean()
@@ -98,26 +115,77 @@ class ClassificationTrainer(Trainer):
 
 
 class DistillationTrainer(ClassificationTrainer):
-    """Soft targets from `teacher_logits` in each batch plus cross-entropy on gold labels: see losses.distillation_loss.
+    """The loss of a recipe's `loss` section: soft targets from `teacher_logits` in each batch, labels, hidden states.
 
-    The teacher's logits are computed beforehand, in eval mode and without gradients, so each model sees its own tokens.
+    `teacher_logits` (batch, teachers, classes) are computed beforehand, in eval mode and without gradients, so each
+    model sees its own tokens. Only hidden states and attention relations need `online`, the teacher itself.
     """
 
-    def __init__(self, *args: Any, temperature: float, soft_weight: float, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        loss: Loss,
+        teacher_weights: Sequence[float],
+        online: OnlineTeacher | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.temperature = temperature
-        self.soft_weight = soft_weight
+        self.loss = loss
+        self.teacher_weights = teacher_weights
+        self.online = online
 
-    def example_losses(self, logits: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the distillation loss of each example, shape (batch,), of logits (batch, classes)."""
+    def training_losses(
+        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits (batch, classes) and the distillation loss of each example, shape (batch,)."""
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        if self.online is None:
+            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            return logits, self.logit_losses(logits, inputs, progress)
+        student_states = self.online.student_states(model, inputs)
+        teacher_states = self.online.teacher_states(inputs, self._autocast_dtype())
+        losses = self.logit_losses(student_states.logits, inputs, progress)
+        mask = inputs["attention_mask"]
+        if self.loss.hidden_states:
+            weight = self.loss.hidden_states.weight.at(progress)
+            losses = losses + weight * self.online.hidden_loss(student_states, teacher_states, mask)
+        if self.loss.attention_relations:
+            weight = self.loss.attention_relations.weight.at(progress)
+            losses = losses + weight * self.online.relation_loss(student_states, teacher_states, mask)
+        return student_states.logits, losses
+
+    def logit_losses(
+        self, student_logits: torch.Tensor, inputs: Mapping[str, torch.Tensor], progress: float
+    ) -> torch.Tensor:
+        """Return the soft loss and cross-entropy, weighted, shape (batch,), once `progress` (0 to 1) is done."""
+        teacher_logits = mean_of_teachers(inputs["teacher_logits"], self.teacher_weights)
+        gold_labels, temperature = inputs["labels"], self.loss.temperature.at(progress)
+        if self.loss.soft == "logit_mse":
+            soft = logit_mse_loss(student_logits, teacher_logits)
+        elif self.loss.soft == "decoupled":
+            # What an unlabelled text is of, only the teacher can say.
+            targets = torch.where(gold_labels == UNLABELLED, teacher_logits.argmax(dim=-1), gold_labels)
+            weights = self.loss.decoupled.model_dump()
+            soft = decoupled_loss(student_logits, teacher_logits, targets, temperature, **weights)
+        else:
+            soft = soft_target_loss(student_logits, teacher_logits, temperature)
         return distillation_loss(
-            logits,
-            inputs["teacher_logits"],
-            inputs["labels"],
-            temperature=self.temperature,
-            soft_weight=self.soft_weight,
+            student_logits,
+            soft,
+            gold_labels,
+            soft_weight=self.loss.soft_weight.at(progress),
             label_smoothing=self.args.label_smoothing_factor,
         )
+
+    def finish(self) -> dict[str, Any]:
+        """Take away what training alone needed; return how long the teacher ran beside the student."""
+        if self.online is None:
+            return {}
+        self.online.close()
+        return {"teacher_seconds": self.online.seconds}
+
+    def _autocast_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
 
 
 def training_arguments(
@@ -159,7 +227,7 @@ def train(
     early_stopping_patience: int | None,
     checkpoint: Path | None,
     title: str,
-    **loss_settings: float,
+    **loss_settings: Any,
 ) -> dict[str, Any]:
     """Train `model` in place, ending with the checkpoint that did best on validation; return the training figures.
 
@@ -198,9 +266,11 @@ def train(
         "padding_fraction": 1 - tokens / trainer.positions if trainer.positions else None,
         "peak_memory_bytes": peak_memory_bytes(device),
         "steps": trainer.state.global_step,
+        "planned_steps": trainer.state.max_steps,
         "best_checkpoint": Path(best).name if (best := trainer.state.best_model_checkpoint) else None,
         "selected_by": arguments.metric_for_best_model,
         "selected_at": trainer.state.best_metric,
+        **trainer.finish(),
     }
 
 

@@ -64,7 +64,7 @@ OWNED = {
 LOGGING_STEPS = 50
 # What an evaluation gives: the names that metric_for_best_model may have.
 HIGHER_IS_BETTER = ("accuracy", "macro_f1", "roc_auc")
-LOWER_IS_BETTER = ("loss", "log_loss", "ece")
+LOWER_IS_BETTER = ("loss", "log_loss", "ece", "brier")
 
 
 def with_defaults(given: Mapping[str, Any], *, seed: int) -> dict[str, Any]:

@@ -12,12 +12,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "distill"
 # Ground floor first; a module imports only from lower floors, and floor-mates do not import each other.
 FLOORS = [
-    {"errors", "progress", "timing"},
-    {"training_arguments", "devices", "losses", "metrics", "teacher_logits"},
+    {"errors", "progress", "timing", "provenance"},
+    {"training_arguments", "devices", "losses", "metrics", "calibration"},
     {"recipe"},
     {"run_folder", "data", "models"},
-    {"predictors", "training", "report"},
-    {"export", "benchmark"},
+    {"predictors", "hidden_states", "report"},
+    {"teacher_logits", "training", "export", "benchmark"},
+    {"fitting"},
+    {"distilling"},
     {"stages"},
     {"cli"},
     {"__main__", "__init__"},

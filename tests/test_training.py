@@ -9,15 +9,15 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from distill.data import load_splits, tokenise
 from distill.devices import has_fast_bf16, training_precision
-from distill.errors import Interrupted, ModelError, RecipeError, TrainingError
+from distill.errors import Interrupted, RecipeError, TrainingError
 from distill.models import load_tokenizer
 from distill.predictors import Classifier, TorchSession
-from distill.recipe import Data, Files
+from distill.recipe import Data, Files, Loss
 from distill.run_folder import RunFolder
-from distill.teacher_logits import align_labels
 from distill.training import ClassificationTrainer, Collator, DistillationTrainer, train, training_arguments
 
 FP32 = {"bf16": False}
+DISTILLATION = {"loss": Loss(), "teacher_weights": (1.0,)}
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def splits(data):
 def rows_with_teacher(rows, tokenizer):
     tokenised = tokenise(rows, tokenizer, 32)
     logits = np.random.default_rng(0).normal(size=(len(rows), 2)).astype(np.float32) * 3
-    return tokenised.add_column("teacher_logits", list(logits))
+    return tokenised.add_column("teacher_logits_0", list(logits))
 
 
 def without_dropout(folder):
@@ -70,7 +70,7 @@ def test_one_batch_of_sixteen_and_four_of_four_give_the_same_gradients(tmp_path,
         settings["num_train_epochs"] = 1  # nine steps, the last of 10 examples: one batch, or 4 + 4 + 2
         # SGD: a step is the gradient. Adam would turn rounding into steps of full size.
         settings |= {"optim": "sgd", "learning_rate": 0.1, "save_strategy": "no", "max_grad_norm": 0.0}
-        loss = {"temperature": 2.0, "soft_weight": 0.5} if kind == "distillation" else {}
+        loss = DISTILLATION if kind == "distillation" else {}
         trainer = DistillationTrainer if loss else ClassificationTrainer
         folder = RunFolder(tmp_path / f"{batch}")
         models.append(run(folder, splits, tiny_bert, settings, trainer, rows=138, **loss)[0])
@@ -98,10 +98,10 @@ def test_the_student_follows_the_teacher_at_soft_weight_one_and_the_labels_at_ze
         arguments, _ = training_arguments({"report_to": "none", **training}, folder, "cpu", stage="student")
         model = without_dropout(tiny_bert)
         train(
-            DistillationTrainer, model, tokenizer, tokenised.add_column("teacher_logits", contrary),
+            DistillationTrainer, model, tokenizer, tokenised.add_column("teacher_logits_0", contrary),
             tokenise(splits.validation, tokenizer, 32), arguments, folder, padding="longest", max_tokens=32,
-            device="cpu", early_stopping_patience=None, checkpoint=None, title="test", temperature=2.0,
-            soft_weight=weight,
+            device="cpu", early_stopping_patience=None, checkpoint=None, title="test",
+            loss=Loss(soft_weight=weight), teacher_weights=(1.0,),
         )  # fmt: skip
         classifier = Classifier(TorchSession(model, "cpu"), tokenizer, LABELS, 32)
         predicted = classifier.logits(splits.test["text"]).argmax(1)
@@ -113,7 +113,7 @@ def test_a_step_in_mixed_precision_is_the_fp32_step_but_for_rounding(tmp_path, s
     """Under autocast the logits are bf16; the losses, which subtract nearly equal numbers, must not be."""
     settings = {"per_device_train_batch_size": 16, "max_steps": 1, "optim": "sgd", "learning_rate": 1.0}
     settings |= {"save_strategy": "no", "max_grad_norm": 0.0}
-    loss = {"temperature": 2.0, "soft_weight": 0.5}
+    loss = DISTILLATION
     steps = []
     for bf16 in (False, True):
         folder = RunFolder(tmp_path / str(bf16))
@@ -226,14 +226,17 @@ def test_tensorboard_writes_where_the_run_is(tmp_path, splits, tiny_bert):
 def test_the_collator_pads_to_the_batch_or_to_the_limit():
     tokenizer = make_tokenizer(["good", "bad"])
     rows = [
-        {"input_ids": [2, 5, 3], "attention_mask": [1, 1, 1], "labels": 1, "teacher_logits": [0.5, -0.5], "length": 3},
-        {"input_ids": [2, 3], "attention_mask": [1, 1], "labels": 0, "teacher_logits": [1.0, 2.0], "length": 2},
+        {"input_ids": [2, 5, 3], "attention_mask": [1, 1, 1], "labels": 1, "length": 3},
+        {"input_ids": [2, 3], "attention_mask": [1, 1], "labels": 0, "length": 2},
     ]
+    assert set(Collator(tokenizer, "longest", 8)(rows)) == {"input_ids", "attention_mask", "labels"}
+    for row, (first, second) in zip(rows, (([0.5, -0.5], [3.0, 4.0]), ([1.0, 2.0], [5.0, 6.0])), strict=True):
+        row |= {"teacher_logits_0": first, "teacher_logits_1": second}
     batch = Collator(tokenizer, "longest", 8)(rows)
     assert batch["input_ids"].tolist() == [[2, 5, 3], [2, 3, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [1, 0]
-    assert batch["teacher_logits"].tolist() == [[0.5, -0.5], [1.0, 2.0]]
+    assert batch["teacher_logits"].tolist() == [[[0.5, -0.5], [3.0, 4.0]], [[1.0, 2.0], [5.0, 6.0]]]
     assert set(batch) == {"input_ids", "attention_mask", "labels", "teacher_logits"}
     assert Collator(tokenizer, "max_length", 8)(rows)["input_ids"].shape == (2, 8)
 
@@ -251,14 +254,6 @@ def test_precision_is_the_recipes_or_follows_the_device():
     assert reason.startswith("bf16" if has_fast_bf16("cpu") else "fp32")
     assert training_precision("cpu", {"bf16": False}) == ({}, "fp32, as the recipe says")
     assert training_precision("cpu", {"bf16": True}) == ({}, "bf16, as the recipe says")
-
-
-def test_labels_are_aligned_by_name():
-    assert align_labels(["bad", "good"], ["good", "bad"], teacher="t") == [1, 0]
-    assert align_labels(["LABEL_0", "LABEL_1"], ["good", "bad"], teacher="t") == [0, 1]
-    for names in (["bad", "fine"], ["bad"], ["LABEL_0", "LABEL_1", "LABEL_2"]):
-        with pytest.raises(ModelError, match="t: its classes"):
-            align_labels(names, ["good", "bad"], teacher="t")
 
 
 def test_reviews_of_the_tests_are_balanced(tmp_path):

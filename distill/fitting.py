@@ -1,0 +1,153 @@
+"""A model and its rows to a finished run folder: trained, calibrated on validation, judged on test once."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from scipy.special import softmax
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from distill.calibration import CONFIG_KEY, fit_temperature
+from distill.data import Splits, check_tokenised, load_splits, tokenise
+from distill.devices import Device, describe_hardware
+from distill.metrics import expected_calibration_error, figures
+from distill.models import parameter_count, weights_fingerprint
+from distill.predictors import Classifier, TorchSession
+from distill.progress import progress_line
+from distill.provenance import now, versions
+from distill.recipe import Recipe, Stage
+from distill.run_folder import RunFolder, write_json, write_predictions
+from distill.training import ClassificationTrainer, train
+
+log = logging.getLogger("distill")
+
+
+def read_splits(recipe: Recipe) -> Splits:
+    """Return the recipe's splits, having said what is read and which texts were dropped as leaks."""
+    files = recipe.data.files
+    names = [path.rpartition("/")[2] for path in files.model_dump(exclude_none=True).values()] if files else []
+    log.info("data: reading %s", recipe.data.dataset or ", ".join(names))
+    splits = load_splits(recipe.data)
+    for split, dropped in splits.leaks.items():
+        if dropped:
+            log.info("data: %d %s texts dropped: they stand in validation or test too", dropped, split)
+    return splits
+
+
+def tokenised(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
+    """Return `rows` tokenised (see data.tokenise) and checked, with a progress line."""
+    with progress_line(f"tokenising {split}", len(rows), "text") as bar:
+        result = tokenise(rows, tokenizer, max_tokens, progress=bar.update)
+        bar.update(len(rows) - bar.n)  # all at once where the cache had it
+    check_tokenised(rows, result, tokenizer, max_tokens)
+    return result
+
+
+def fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Dataset,
+    splits: Splits,
+    recipe: Recipe,
+    settings: Stage,
+    folder: RunFolder,
+    arguments: TrainingArguments,
+    precision: str,
+    *,
+    overwrite: bool,
+    device: Device,
+    role: str,
+    parents: dict[str, Any],
+    trainer_class: type[ClassificationTrainer] = ClassificationTrainer,
+    **loss_settings: Any,
+) -> RunFolder:
+    """Train `model` on the tokenised `train_rows` and write the run folder, the manifest last.
+
+    Checkpoint and temperature are chosen on validation. `precision` is the reason for what the arguments train in,
+    `loss_settings` are what `trainer_class` wants beside Trainer's own.
+    """
+    max_tokens = recipe.data.max_tokens
+    transfer = f" and {len(train_rows) - len(splits.train)} transfer" if len(train_rows) > len(splits.train) else ""
+    log.info(
+        "%s: %.1f M parameters on %s; %s; %d train%s, %d validation, %d test texts",
+        role, parameter_count(model) / 1e6, device, precision, len(splits.train), transfer, len(splits.validation),
+        len(splits.test),
+    )  # fmt: skip
+    validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
+    checkpoint = folder.start(recipe, overwrite=overwrite)  # only now that nothing of the user's can be wrong
+    if checkpoint:
+        log.info("%s: goes on from %s", role, checkpoint.name)
+    training = train(
+        trainer_class,
+        model,
+        tokenizer,
+        train_rows,
+        validation_rows,
+        arguments,
+        folder,
+        padding=recipe.data.padding,
+        max_tokens=max_tokens,
+        device=device,
+        early_stopping_patience=settings.early_stopping_patience,
+        checkpoint=checkpoint,
+        title=role,
+        **loss_settings,
+    )
+    if "teacher_seconds" in training:
+        log.info(
+            "%s: the teacher took %.0f %% of the time", role, 100 * training["teacher_seconds"] / training["seconds"]
+        )
+    tokenizer.model_max_length = max_tokens  # whoever loads the folder cuts texts where training did
+    classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
+    calibration = _calibrate(classifier, model, splits.validation, role) if settings.calibrate else None
+    with progress_line(f"{role}: test", len(splits.test), "text") as bar:
+        test_logits = classifier.logits(splits.test["text"], progress=bar.update)
+    gold_labels = np.asarray(splits.test["label"])
+    test = figures(test_logits, gold_labels)
+    model.save_pretrained(folder.path)
+    tokenizer.save_pretrained(folder.path)
+    write_predictions(folder.predictions, splits.test["example_id"], gold_labels, test_logits)
+    write_json(
+        folder.metrics,
+        {"test": test, "training": training, **({"calibration": calibration} if calibration else {})},
+    )
+    write_json(
+        folder.manifest,
+        {
+            "role": role,
+            "finished": now(),
+            "versions": versions(),
+            "hardware": describe_hardware(),
+            "device": device,
+            "precision": precision,
+            "seed": arguments.seed,
+            "labels": list(splits.label_names),
+            "data": splits.fingerprints(),
+            "leaks_dropped": dict(splits.leaks),
+            "weights": weights_fingerprint(str(folder.path)),
+            "parents": parents,
+            "training_arguments": {k: v for k, v in arguments.to_sanitized_dict().items() if "token" not in k},
+        },
+    )
+    log.info(
+        "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
+        role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.path,
+    )  # fmt: skip
+    return folder
+
+
+def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Dataset, role: str) -> dict[str, float]:
+    """Fit the temperature on validation and keep it in the model's configuration; return what it did there."""
+    with progress_line(f"{role}: calibration", len(validation), "text") as bar:
+        logits = classifier.logits(validation["text"], progress=bar.update)
+    gold_labels = np.asarray(validation["label"])
+    temperature = fit_temperature(logits, gold_labels)
+    setattr(model.config, CONFIG_KEY, temperature)
+    before, after = (
+        expected_calibration_error(softmax(logits / divisor, axis=1), gold_labels) for divisor in (1.0, temperature)
+    )
+    log.info("%s: temperature %.2f (calibration error on validation %.3f -> %.3f)", role, temperature, before, after)
+    return {"temperature": temperature, "validation_ece_before": before, "validation_ece": after}

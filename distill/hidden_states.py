@@ -1,0 +1,162 @@
+"""A teacher that runs beside its student: how far the student's hidden states and attention relations are from its."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from distill.errors import RecipeError
+from distill.losses import attention_relation_loss, hidden_cosine_loss, hidden_mse_loss
+from distill.models import layer_count, normalized_config
+
+PROJECTIONS = "distill_projections"
+RECORDING = "distill_recording"
+DISTANCES = {"cosine": hidden_cosine_loss, "mse": hidden_mse_loss}
+
+
+class States(NamedTuple):
+    """What one forward pass leaves: logits (batch, classes), the layers' outputs and the last layer's attention.
+
+    `hidden` is one (batch, tokens, width) per layer, `heads` the last layer's queries, keys and values (batch, heads,
+    tokens, size); each is empty where it was not asked for.
+    """
+
+    logits: torch.Tensor
+    hidden: tuple[torch.Tensor, ...] = ()
+    heads: tuple[torch.Tensor, ...] = ()
+
+
+class OnlineTeacher:
+    """The teacher's hidden states and attention relations for each batch, and the student's distance from them.
+
+    Widths that differ are joined by one linear projection per layer, kept as a submodule of the student while it
+    trains, so that optimiser, checkpoints and DDP know it; `close` takes it away. Both must read the same tokens.
+    Raises `RecipeError` for layers or relation heads that do not fit the two models.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        student: PreTrainedModel,
+        *,
+        distance: Literal["cosine", "mse"] | None,
+        teacher_layers: Sequence[int] | None = None,
+        relations: bool = False,
+        relation_heads: int | None = None,
+    ):
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.student = student
+        self.distance = DISTANCES[distance] if distance else None
+        self.relations = relations
+        self.seconds = 0.0
+        teacher_sizes, student_sizes = normalized_config(teacher.config), normalized_config(student.config)
+        widths = teacher_sizes.hidden_size, student_sizes.hidden_size
+        self.relation_heads = relation_heads or teacher_sizes.num_attention_heads
+        if relations and any(width % self.relation_heads for width in widths):
+            raise RecipeError(
+                f"student.loss.attention_relations.heads: {self.relation_heads} does not divide the hidden sizes of "
+                f"teacher and student, {widths[0]} and {widths[1]}"
+            )
+        self.layers = _layer_map(layer_count(teacher.config), layer_count(student.config), teacher_layers)
+        if distance and widths[0] != widths[1]:
+            projections = nn.ModuleList(nn.Linear(widths[1], widths[0]) for _ in self.layers)
+            student.add_module(PROJECTIONS, projections)
+        if relations:
+            _record_attention(self.teacher)
+            _record_attention(student)
+
+    def student_states(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> States:
+        """Return the student's states; `model` is the student, or what DDP or autocast made of it."""
+        return _forward(model, self.student, inputs, hidden=self.distance is not None, heads=self.relations)
+
+    @torch.no_grad()
+    def teacher_states(self, inputs: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> States:
+        """Return the teacher's states for the same tokens, computed in `dtype` (autocast); counts its `seconds`."""
+        self.teacher.to(inputs["input_ids"].device)  # where Trainer has put the student since
+        _synchronize()
+        start = time.perf_counter()
+        with torch.autocast(self.teacher.device.type, dtype=dtype, enabled=dtype is not None):
+            states = _forward(
+                self.teacher, self.teacher, inputs, hidden=self.distance is not None, heads=self.relations
+            )
+        _synchronize()
+        self.seconds += time.perf_counter() - start
+        return states
+
+    def hidden_loss(self, student: States, teacher: States, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the mean distance of the mapped layers' outputs, shape (batch,)."""
+        assert self.distance is not None
+        hidden: Sequence[torch.Tensor] = student.hidden
+        projections = getattr(self.student, PROJECTIONS, None)
+        if projections is not None:
+            hidden = [project(states) for project, states in zip(projections, hidden, strict=True)]
+        distances = [
+            self.distance(states, teacher.hidden[layer], attention_mask)
+            for states, layer in zip(hidden, self.layers, strict=True)
+        ]
+        return torch.stack(distances).mean(dim=0)
+
+    def relation_loss(self, student: States, teacher: States, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the divergence of the last layers' query, key and value relations, summed, shape (batch,)."""
+        pairs = zip(student.heads, teacher.heads, strict=True)
+        losses = [attention_relation_loss(own, its, attention_mask, self.relation_heads) for own, its in pairs]
+        return torch.stack(losses).sum(dim=0)
+
+    def close(self) -> None:
+        """Leave the student as it was: no projections, transformers' own attention."""
+        if hasattr(self.student, PROJECTIONS):
+            delattr(self.student, PROJECTIONS)
+        if self.relations:
+            self.student.set_attn_implementation("sdpa")
+
+
+def _layer_map(teacher_layers: int, student_layers: int, given: Sequence[int] | None) -> tuple[int, ...]:
+    """For each student layer the teacher layer it learns from: evenly spread, last to last (TinyBERT, section 3.1)."""
+    key = "student.loss.hidden_states.teacher_layers"
+    if given is None:
+        if student_layers > teacher_layers:
+            raise RecipeError(f"{key}: missing, and the student has more layers than the teacher's {teacher_layers}")
+        return tuple(math.ceil((layer + 1) * teacher_layers / student_layers) - 1 for layer in range(student_layers))
+    if len(given) != student_layers:
+        raise RecipeError(f"{key}: wants one for each of the student's {student_layers} layers, got {list(given)}")
+    if max(given) >= teacher_layers:
+        raise RecipeError(f"{key}: the teacher has {teacher_layers} layers (0-{teacher_layers - 1}), got {max(given)}")
+    return tuple(given)
+
+
+def _forward(
+    model: nn.Module, modules: PreTrainedModel, inputs: Mapping[str, torch.Tensor], *, hidden: bool, heads: bool
+) -> States:
+    output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=hidden)
+    recorded = ()
+    if heads:  # modules come in the order of the layers, so the last one stays
+        for module in modules.modules():
+            recorded = module.__dict__.pop("recorded_heads", recorded)
+    return States(output.logits, tuple(output.hidden_states[1:]) if hidden else (), recorded)
+
+
+def _record_attention(model: PreTrainedModel) -> None:
+    """Let each attention module keep its queries, keys and values, through transformers' own extension point."""
+    AttentionInterface.register(RECORDING, _recording_attention)
+    AttentionMaskInterface.register(RECORDING, sdpa_mask)
+    model.set_attn_implementation(RECORDING)
+
+
+def _recording_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    module.__dict__["recorded_heads"] = (query, key, value)  # past nn.Module's own bookkeeping of tensors
+    return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

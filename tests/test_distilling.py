@@ -1,0 +1,229 @@
+"""What `distill student` promises beyond a plain student: transfer set, losses, several teachers, control."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import BAD, FILLER, GOOD, LABELS, make_classifier, write_reviews
+from safetensors.torch import load_file
+
+import distill
+from distill import stages
+from distill.errors import DataError, ModelError, RecipeError
+from distill.recipe import load_recipe
+from distill.run_folder import RunFolder, read_predictions
+
+TRAINING = {
+    "num_train_epochs": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "save_strategy": "no",
+    "eval_strategy": "no", "load_best_model_at_end": False, "bf16": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, data, tiny_bert):
+    """A folder with a trained teacher, transfer texts and the recipe they are used with."""
+    folder = tmp_path_factory.mktemp("distilling")
+    write_reviews(folder / "transfer.csv", 120, seed=5)
+    files = {"train": str(data / "train.csv"), "test": str(data / "test.csv")}
+    recipe = {
+        "data": {"files": files, "label_names": LABELS, "max_tokens": 32},
+        "teacher": {
+            "model": str(tiny_bert), "pretrained": False, "training": {**TRAINING, "num_train_epochs": 4},
+        },
+        "student": {"layers": 2, "training": TRAINING},
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    stages.teacher(load_recipe(folder / "recipe.yaml"), folder / "teacher", device="cpu")
+    return folder
+
+
+def distil(world, output, *overrides, teachers=None, **options):
+    recipe = load_recipe(world / "recipe.yaml", overrides)
+    return stages.student(recipe, teachers or world / "teacher", output, device="cpu", **options)
+
+
+def metrics(folder):
+    return json.loads(folder.metrics.read_text())
+
+
+def manifest(folder):
+    return json.loads(folder.manifest.read_text())
+
+
+def weights(folder):
+    return load_file(folder.path / "model.safetensors")
+
+
+def test_the_second_student_never_loads_the_teacher(world, tmp_path, monkeypatch, tiny_bert):
+    small = f"student.model={make_classifier(tmp_path / 'small', num_hidden_layers=2)}"
+    first = distil(world, tmp_path / "first", small)
+    monkeypatch.setattr("distill.distilling.load", lambda *_, **__: pytest.fail("the teacher was loaded"))
+    second = distil(world, tmp_path / "second", small)
+    assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
+    assert manifest(first)["parents"]["teachers"] == {
+        str(world / "teacher"): manifest(RunFolder(world / "teacher"))["weights"]
+    }
+
+
+def test_transfer_texts_are_trained_on_without_labels(world, tmp_path):
+    plain = distil(world, tmp_path / "plain")
+    more = distil(world, tmp_path / "more", f"data.files.transfer={world / 'transfer.csv'}")
+    steps = [metrics(folder)["training"]["steps"] for folder in (plain, more)]
+    assert steps == [2 * 9, 2 * -(-(144 + 120) // 16)]
+    assert "transfer" in manifest(more)["data"] and "transfer" not in manifest(plain)["data"]
+    assert metrics(more)["test"]["accuracy"] > 0.9
+    contrary = tmp_path / "contrary.csv"  # labels that nobody must read
+    contrary.write_text((world / "transfer.csv").read_text().replace("positive", "x").replace("negative", "positive"))
+    same = distil(world, tmp_path / "same", f"data.files.transfer={contrary}")
+    assert all(torch.equal(tensor, weights(same)[name]) for name, tensor in weights(more).items())
+
+
+def test_leaks_are_counted_in_the_manifest(world, data, tmp_path):
+    leaky = tmp_path / "leaky.csv"
+    leaky.write_text((world / "transfer.csv").read_text() + (data / "test.csv").read_text().partition("\n")[2].upper())
+    folder = distil(world, tmp_path / "student", f"data.files.transfer={leaky}")
+    assert manifest(folder)["leaks_dropped"] == {"train": 0, "transfer": 40}
+    assert metrics(folder)["training"]["steps"] == 2 * -(-(144 + 120) // 16)
+
+
+def test_a_transfer_set_wants_a_soft_loss(world, tmp_path):
+    with pytest.raises(RecipeError, match="nothing but the soft loss"):
+        distil(world, tmp_path / "x", f"data.files.transfer={world / 'transfer.csv'}", "student.loss.soft_weight=0")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "{soft: logit_mse}",
+        "{soft: decoupled, soft_weight: 0.2}",
+        "{temperature: {start: 4, end: 1}, soft_weight: {start: 1.0, end: 0.0}}",
+        "{hidden_states: {}}",
+        "{hidden_states: {distance: mse, teacher_layers: [1, 3], weight: {start: 1, end: 0}}, attention_relations: {}}",
+    ],
+)
+def test_every_loss_trains_a_student_with_and_without_labels(world, tmp_path, loss):
+    folder = distil(
+        world, tmp_path / "student", f"student.loss={loss}", f"data.files.transfer={world / 'transfer.csv'}"
+    )
+    assert metrics(folder)["test"]["accuracy"] > 0.9
+    assert ("teacher_seconds" in metrics(folder)["training"]) == ("hidden" in loss)
+    assert not [name for name in weights(folder) if "projection" in name]
+
+
+def test_a_narrower_student_learns_hidden_states_and_resumes_bit_for_bit(world, tmp_path):
+    """The projections are in the checkpoints and not in the finished model."""
+    settings = (
+        "student.config={hidden_size: 16, num_hidden_layers: 2, intermediate_size: 32}",
+        "student.loss.hidden_states={distance: mse}",
+        "student.training.save_strategy=steps",
+        "student.training.save_steps=9",
+    )
+    whole = distil(world, tmp_path / "whole", *settings)
+    assert distill.load(whole.path).session.model.config.hidden_size == 16
+    half = RunFolder(shutil.copytree(whole.path, tmp_path / "half"))
+    for path in (half.manifest, half.metrics, half.path / "model.safetensors"):
+        path.unlink()
+    shutil.rmtree(half.checkpoints / "checkpoint-18")
+    distil(world, half.path, *settings, resume=True)
+    assert all(torch.equal(tensor, weights(half)[name]) for name, tensor in weights(whole).items())
+    assert not [name for name in weights(whole) if "projection" in name]
+    assert [n for n in load_file(half.checkpoints / "checkpoint-9" / "model.safetensors") if "projection" in n]
+
+
+def test_hidden_states_want_one_tokenizer_and_one_teacher(world, tmp_path):
+    other = make_classifier(tmp_path / "other", words=["bad", "good", "film"])
+    with pytest.raises(RecipeError, match="hidden_states compare token by token"):
+        distil(world, tmp_path / "x", f"student.model={other}", "student.loss.hidden_states={}")
+    with pytest.raises(RecipeError, match="attention_relations match one teacher's layers, got 2"):
+        distil(world, tmp_path / "x", "student.loss.attention_relations={}", teachers=[world / "teacher"] * 2)
+
+
+def test_two_teachers_of_different_tokens_and_label_order_answer_together(world, tmp_path, tiny_bert, data):
+    words = ["extra", *BAD, *GOOD, *FILLER]
+    other = make_classifier(tmp_path / "distilbert", "distilbert", words=words)
+    recipe = load_recipe(world / "recipe.yaml", [f"teacher.model={other}", "data.label_names=[positive, negative]"])
+    stages.teacher(recipe, tmp_path / "second", device="cpu")
+    folder = distil(
+        world, tmp_path / "student", "student.loss.soft_weight=1.0", "student.teacher_weights=[2, 1]",
+        teachers=[world / "teacher", tmp_path / "second"],
+    )  # fmt: skip
+    assert metrics(folder)["test"]["accuracy"] > 0.9
+    assert list(manifest(folder)["parents"]["teachers"]) == [str(world / "teacher"), str(tmp_path / "second")]
+    with pytest.raises(RecipeError, match="wants one for each of 1 teachers, got 2"):
+        distil(world, tmp_path / "x", "student.teacher_weights=[2, 1]")
+
+
+def test_a_teacher_with_nothing_to_teach_stops_unless_forced(world, tmp_path, tiny_bert):
+    dull = make_classifier(tmp_path / "dull")
+    model = distill.load(dull, "cpu").session.model
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([1.0, 0.0]))
+    model.save_pretrained(dull)
+    with pytest.raises(ModelError, match=r"0\.5000 is no better than always answering the commonest class") as caught:
+        distil(world, tmp_path / "student", teachers=dull)
+    assert "--force" in caught.value.hint
+    assert not (tmp_path / "student").exists()
+    assert distil(world, tmp_path / "student", teachers=dull, force=True).is_finished
+
+
+def test_the_control_is_the_same_student_on_labels_alone_for_as_many_steps(world, tmp_path):
+    settings = (
+        f"data.files.transfer={world / 'transfer.csv'}", "student.control=true", "student.loss.soft_weight=1.0",
+        "student.training.eval_strategy=epoch", "student.training.save_strategy=epoch",
+        "student.training.load_best_model_at_end=true",
+    )  # fmt: skip
+    folder = distil(world, tmp_path / "student", *settings)
+    control = RunFolder(tmp_path / "student-control")
+    assert manifest(control)["role"] == "control" and manifest(folder)["role"] == "student"
+    assert metrics(control)["training"]["steps"] == metrics(folder)["training"]["steps"]
+    logs = [[json.loads(line) for line in run.metrics_log.read_text().splitlines()] for run in (folder, control)]
+    evaluations = [[entry["step"] for entry in log if "eval_loss" in entry] for log in logs]
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 2
+
+    report = stages.report([world / "teacher", folder.path, control.path], tmp_path / "report", device="cpu")
+    assert [row["role"] for row in report["measurements"]] == ["teacher", "student", "control"]
+    found = report["control"]
+    ids, gold, student_logits = read_predictions(folder.predictions)
+    _, _, control_logits = read_predictions(control.predictions)
+    difference = (student_logits.argmax(1) == gold).mean() - (control_logits.argmax(1) == gold).mean()
+    assert found["gain"] == pytest.approx(difference) and found["examples"] == len(ids) == 40
+    assert found["sentence"] in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_without_a_transfer_set_and_soft_weight_the_control_equals_its_student(world, tmp_path):
+    """What differs between the two is the teacher and nothing else."""
+    folder = distil(world, tmp_path / "student", "student.control=true", "student.loss.soft_weight=0.0")
+    control = RunFolder(tmp_path / "student-control")
+    assert all(torch.equal(tensor, weights(control)[name]) for name, tensor in weights(folder).items())
+
+
+def test_an_interrupted_control_is_resumed_without_its_student_being_redone(world, tmp_path):
+    folder = distil(world, tmp_path / "student", "student.control=true")
+    finished = folder.manifest.read_text()
+    shutil.rmtree(tmp_path / "student-control")
+    distil(world, tmp_path / "student", "student.control=true", resume=True)
+    assert RunFolder(tmp_path / "student-control").is_finished
+    assert folder.manifest.read_text() == finished
+
+
+def test_the_student_is_calibrated_on_validation_and_says_so_in_its_config(world, tmp_path):
+    settings = ("student.training.num_train_epochs=6", "student.loss.soft_weight=0")
+    calibrated = distil(world, tmp_path / "student", *settings)
+    raw = distil(world, tmp_path / "raw", *settings, "student.calibrate=false")
+    temperature = json.loads((calibrated.path / "config.json").read_text())["calibration_temperature"]
+    assert metrics(calibrated)["calibration"]["temperature"] == temperature
+    assert "calibration" not in metrics(raw)
+    logits = [read_predictions(folder.predictions)[2] for folder in (calibrated, raw)]
+    np.testing.assert_allclose(logits[0] * temperature, logits[1], rtol=1e-4, atol=1e-4)
+
+
+def test_attention_dropout_is_the_recipes(world, tmp_path):
+    for origin in ("student.layers=2", f"student.model={make_classifier(tmp_path / 'd', 'distilbert')}"):
+        folder = distil(world, tmp_path / origin[:15], origin, "student.attention_dropout=0.25")
+        config = json.loads((folder.path / "config.json").read_text())
+        assert 0.25 in (config.get("attention_probs_dropout_prob"), config.get("attention_dropout"))
+    with pytest.raises(DataError):
+        distil(world, tmp_path / "x", "data.files.train=nowhere.csv")
