@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import math
 import re
 import types
 import typing
@@ -141,7 +142,7 @@ class Schedule(Section):
     @model_validator(mode="before")
     @classmethod
     def _constant(cls, value: Any) -> Any:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number and not isinstance(value, dict):
             raise ValueError(f"wants a number, or {{start: ..., end: ...}}, got {value!r}")
         return {"start": value, "end": value} if is_number else value
@@ -254,13 +255,12 @@ class Student(Stage):
     @field_validator("layers", mode="before")
     @classmethod
     def _rising(cls, layers: Any) -> Any:
-        is_number = isinstance(layers, int) and not isinstance(layers, bool)
         is_list = isinstance(layers, list) and all(type(layer) is int and layer >= 0 for layer in layers)
-        if layers is not None and not (is_number and layers > 0) and not is_list:
+        if layers is not None and not is_list and not (type(layers) is int and layers > 0):
             raise ValueError(f"wants a number of layers, or a list of the teacher's layers from 0, got {layers!r}")
         if is_list and (not layers or layers != sorted(set(layers))):
             raise ValueError(f"wants one or more layers, rising, each once, got {layers}")
-        return layers
+        return tuple(layers) if is_list else layers  # a validator that runs first ends JSON mode's leave to pass lists
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:

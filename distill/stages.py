@@ -24,7 +24,7 @@ from distill.benchmark import Candidate, measure
 from distill.devices import Device, describe_hardware, has_fast_bf16, resolve_device
 from distill.errors import ExportError, FolderError, RecipeError
 from distill.fitting import fit, read_splits, tokenised
-from distill.metrics import compare_paired
+from distill.metrics import PairedComparison, compare_paired
 from distill.models import (
     align_labels,
     choose_layers,
@@ -348,7 +348,7 @@ def _weights_in(folder: Path) -> str:
     return read_json(RunFolder(folder).manifest)["weights"]
 
 
-def _comparison(models: Sequence[Path]) -> dict[str, Any] | None:
+def _comparison(models: Sequence[Path]) -> PairedComparison | None:
     """A student's test answers against its control's, where both are among the models."""
     manifests = {model: read_json(path) for model in models if (path := RunFolder(model).manifest).is_file()}
     for model, manifest in manifests.items():
