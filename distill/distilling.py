@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,11 @@ def distil(
         raise RecipeError("student.loss.soft_weight: 0, but the transfer texts have nothing but the soft loss")
     model, tokenizer = _new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
     online = _online_teacher(settings, teachers, model, tokenizer)
+    start = time.perf_counter()
     answers = [
         _answers(name, splits, cache, device=resolved, single=len(teachers) == 1, force=force) for name in teachers
     ]
+    prepared = {"teacher_logits_seconds": time.perf_counter() - start}
     rows = []
     for split in answers[0]:
         part = tokenised(split, getattr(splits, split), tokenizer, recipe.data.max_tokens)
@@ -85,7 +88,8 @@ def distil(
     return fit(
         model, tokenizer, concatenate_datasets(rows), splits, recipe, settings, folder, arguments, precision,
         overwrite=overwrite, device=resolved, role="student", parents={"teachers": parents, "model": settings.model},
-        trainer_class=DistillationTrainer, loss=settings.loss, teacher_weights=weights, online=online,
+        prepared=prepared, trainer_class=DistillationTrainer, loss=settings.loss, teacher_weights=weights,
+        online=online,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,12 +63,13 @@ def fit(
     role: str,
     parents: dict[str, Any],
     trainer_class: type[ClassificationTrainer] = ClassificationTrainer,
+    prepared: Mapping[str, float] | None = None,
     **loss_settings: Any,
 ) -> RunFolder:
     """Train `model` on the tokenised `train_rows` and write the run folder, the manifest last.
 
     Checkpoint and temperature are chosen on validation. `precision` is the reason for what the arguments train in,
-    `loss_settings` are what `trainer_class` wants beside Trainer's own.
+    `prepared` what was measured before training, `loss_settings` what `trainer_class` wants beside Trainer's own.
     """
     max_tokens = recipe.data.max_tokens
     transfer = f" and {len(train_rows) - len(splits.train)} transfer" if len(train_rows) > len(splits.train) else ""
@@ -112,7 +114,11 @@ def fit(
     write_predictions(folder.predictions, splits.test["example_id"], gold_labels, test_logits)
     write_json(
         folder.metrics,
-        {"test": test, "training": training, **({"calibration": calibration} if calibration else {})},
+        {
+            "test": test,
+            "training": {**training, **(prepared or {})},
+            **({"calibration": calibration} if calibration else {}),
+        },
     )
     write_json(
         folder.manifest,

@@ -1,0 +1,176 @@
+"""What each way of distilling is worth: teacher, students and their control over several seeds, as one table.
+
+usage: python3 tools/distillation_gain.py --encoder DIR --train FILE --test FILE --work DIR
+           [--unlabelled FILE] [--seeds 1 2 3] [--best KEY=VALUE ...] [--arms ARM ...]
+
+The train file is cut in two: `--labelled` texts keep their labels, the others become the transfer set. Every student
+takes the same number of steps. Finished runs in WORK are kept, interrupted ones resumed, so the script can be stopped
+and started again. Prints the table; the last line is the whole result as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from scipy.stats import permutation_test
+
+from distill.metrics import compare_paired, figures
+from distill.run_folder import RunFolder, read_json, read_predictions
+
+TRAINING = {"learning_rate": 1e-4, "per_device_train_batch_size": 16, "warmup_steps": 0.1}
+
+
+def main() -> None:
+    """Train what is missing and print what was found."""
+    parser = argparse.ArgumentParser(description="What each way of distilling is worth, over several seeds.")
+    parser.add_argument("--encoder", required=True, help="folder of the pretrained encoder")
+    parser.add_argument("--train", required=True, help="parquet file with text and label")
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--unlabelled", help="parquet file with more texts, for the arm `unlabelled`")
+    parser.add_argument("--work", required=True, type=Path)
+    parser.add_argument("--labels", nargs="+", default=["negative", "positive"])
+    parser.add_argument("--labelled", type=int, default=5_000)
+    parser.add_argument("--transfer", type=int, default=20_000)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--teacher-epochs", type=int, default=3)
+    parser.add_argument("--student-steps", type=int, default=1_530, help="of 16 texts, for every student")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--best", nargs="*", default=[], help="recipe keys of the arm `best`, chosen on validation")
+    parser.add_argument("--arms", nargs="+", default=["soft", "transfer", "best"])
+    parser.add_argument("--report-only", action="store_true", help="train nothing; say what the finished runs found")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if not arguments.report_only:
+        prepare(arguments)
+        for seed in arguments.seeds:
+            train(arguments, seed)
+    report(arguments)
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Cut the train file in two and write the recipe that all runs start from."""
+    labelled, transfer = arguments.work / "labelled.parquet", arguments.work / "transfer.parquet"
+    if not transfer.is_file():
+        rows = Dataset.from_parquet(arguments.train).shuffle(seed=42)
+        end = min(len(rows), arguments.labelled + arguments.transfer)
+        rows.select(range(arguments.labelled)).to_parquet(labelled)
+        rows.select(range(arguments.labelled, end)).select_columns(["text"]).to_parquet(transfer)
+    steps = arguments.student_steps
+    recipe = {
+        "data": {
+            "files": {"train": str(labelled.absolute()), "test": str(Path(arguments.test).absolute())},
+            "label_names": arguments.labels,
+            "max_tokens": arguments.max_tokens,
+        },
+        "teacher": {
+            "model": str(Path(arguments.encoder).absolute()),
+            "attention_dropout": 0.0,
+            "training": {**TRAINING, "num_train_epochs": arguments.teacher_epochs},
+        },
+        "student": {
+            "layers": arguments.layers,
+            "training": {**TRAINING, "max_steps": steps, "eval_strategy": "steps", "eval_steps": -(-steps // 4)},
+        },
+    }
+    (arguments.work / "recipe.yaml").write_text(json.dumps(recipe, indent=2))  # JSON is YAML
+
+
+def arm_settings(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """Return what each arm changes in the recipe."""
+    transfer = f"data.files.transfer={(arguments.work / 'transfer.parquet').absolute()}"
+    arms = {
+        "soft": ["student.loss.soft_weight=0.5"],
+        "transfer": [transfer, "student.loss.soft_weight=0.9", "student.control=true"],
+        "best": [transfer, *arguments.best],
+    }
+    if arguments.unlabelled:
+        both = arguments.work / "both.parquet"
+        if not both.is_file():
+            files = (str(arguments.work / "transfer.parquet"), arguments.unlabelled)
+            concatenate_datasets([Dataset.from_parquet(file).select_columns(["text"]) for file in files]).to_parquet(
+                both
+            )
+        arms["unlabelled"] = [f"data.files.transfer={both.absolute()}", *arguments.best]
+    return arms
+
+
+def train(arguments: argparse.Namespace, seed: int) -> None:
+    """Train the teacher of a seed and every arm's student, skipping what is finished."""
+    recipe, folder = arguments.work / "recipe.yaml", arguments.work / f"seed-{seed}"
+    teacher = RunFolder(folder / "teacher")
+    if not teacher.is_finished:
+        distill("teacher", recipe, "--output", teacher.path, "--set", f"teacher.training.seed={seed}", "--resume")
+    for arm, settings in arm_settings(arguments).items():
+        student = RunFolder(folder / arm)
+        finished = student.is_finished and (arm != "transfer" or RunFolder(folder / f"{arm}-control").is_finished)
+        if arm in arguments.arms and not finished:
+            sets = [part for setting in (*settings, f"student.training.seed={seed}") for part in ("--set", setting)]
+            distill("student", recipe, "--teacher", teacher.path, "--output", student.path, "--resume", *sets)
+
+
+def distill(*arguments: object) -> None:
+    """Run a command of distill; stop where it stops."""
+    command = [sys.executable, "-m", "distill", *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Print accuracies per seed and on average, and each arm against the control of its seed."""
+    names = ["teacher", "transfer-control", "soft", "transfer", "best", "unlabelled"]
+    result: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "arms": {}}
+    correct: dict[tuple[str, int], np.ndarray] = {}
+    for name in names:
+        runs = {seed: RunFolder(arguments.work / f"seed-{seed}" / name) for seed in arguments.seeds}
+        finished = {seed: run for seed, run in runs.items() if run.is_finished}
+        if not finished:
+            continue
+        entry: dict[str, Any] = {"accuracy": {}, "ece": {}, "brier": {}, "validation": {}, "seconds": {}}
+        for seed, run in finished.items():
+            _, gold_labels, logits = read_predictions(run.predictions)
+            correct[name, seed] = logits.argmax(axis=1) == gold_labels
+            metrics, found = read_json(run.metrics), figures(logits, gold_labels)
+            for key in ("accuracy", "ece", "brier"):
+                entry[key][seed] = found[key]
+            entry["validation"][seed] = metrics["training"]["selected_at"]
+            entry["seconds"][seed] = metrics["training"]["seconds"]
+        entry["mean_accuracy"] = statistics.mean(entry["accuracy"].values())
+        for other in ("transfer-control", "teacher"):
+            pairs = [seed for seed in finished if (other, seed) in correct and other != name]
+            if pairs:
+                own, its = (np.mean([correct[arm, seed] for seed in pairs], 0) for arm in (name, other))
+                entry[f"against_{other}"] = {
+                    "per_seed": {seed: compare_paired(correct[name, seed], correct[other, seed]) for seed in pairs},
+                    "mean_gain": float(own.mean() - its.mean()),
+                    # The seeds share their test texts, so it is texts, with their mean over seeds, that are exchanged.
+                    "p_value": float(
+                        permutation_test(
+                            (own, its),
+                            lambda a, b: a.mean() - b.mean(),
+                            permutation_type="samples",
+                            n_resamples=9_999,
+                            batch=500,
+                            random_state=0,
+                        ).pvalue
+                    ),
+                }
+        result["arms"][name] = entry
+        shown = ", ".join(f"{value:.4f}" for value in entry["accuracy"].values())
+        print(f"{name:18} {entry['mean_accuracy']:.4f} ({shown})")
+        for other in ("transfer-control", "teacher"):
+            if against := entry.get(f"against_{other}"):
+                print(f"{'':18} {100 * against['mean_gain']:+.2f} points over {other}, p = {against['p_value']:.2g}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

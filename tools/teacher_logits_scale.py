@@ -1,0 +1,102 @@
+"""What kept teacher logits cost on disk and in memory, at two sizes: the larger must not take more memory.
+
+usage: python3 tools/teacher_logits_scale.py MODEL_DIR [--rows 65000 650000] [--classes 5]
+
+The teacher is a classifier that answers at once (random logits), so that what is measured is the keeping: computing,
+writing, checking and reading every row back in batches, each size in a process of its own. The last line of stdout is
+one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from distill.provenance import versions
+
+
+def main() -> None:
+    """Measure each size in its own process."""
+    parser = argparse.ArgumentParser(description="What kept teacher logits cost on disk and in memory.")
+    parser.add_argument("model", help="a classifier's folder with as many classes")
+    parser.add_argument("--rows", type=int, nargs="+", default=[65_000, 650_000])
+    parser.add_argument("--classes", type=int, default=5)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(arguments.model, arguments.rows[0], arguments.classes)))
+        return
+    sizes = []
+    for rows in arguments.rows:
+        command = [sys.executable, __file__, arguments.model, "--child", "--rows", str(rows)]
+        command += ["--classes", str(arguments.classes)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        sizes.append(json.loads(done.stdout.splitlines()[-1]))
+        shown = "{rows:,} rows: {bytes_on_disk:,} bytes on disk, {seconds:.1f} s, {growth:,} bytes of memory"
+        print(shown.format(**sizes[-1]))
+    print(json.dumps({"sizes": sizes, "classes": arguments.classes, "versions": versions()}))
+
+
+def measure(model: str, rows: int, classes: int) -> dict[str, float]:
+    """Return the bytes on disk, the seconds and the growth of the peak memory of keeping and reading `rows` answers."""
+    from distill.predictors import identify
+    from distill.teacher_logits import teacher_logits
+
+    class Instant:
+        def logits(self, texts: list[str], progress: object) -> np.ndarray:
+            return np.random.default_rng(len(texts)).normal(size=(len(texts), classes)).astype(np.float32)
+
+    with tempfile.TemporaryDirectory() as work:
+        texts = ({"example_id": f"train/{row}", "text": f"review {row} " + "word " * 130} for row in range(rows))
+        path = Path(work) / "texts.jsonl"
+        with open(path, "w") as file:
+            file.writelines(json.dumps(text) + "\n" for text in texts)
+        table = Dataset.from_json(str(path), cache_dir=work)
+        labels = identify(model)[1]
+        teacher_logits(model, table.select(range(5_000)), labels, lambda: Instant(), cache=Path(work) / "warm")
+        start, peak = time.perf_counter(), Peak()
+        with peak:
+            kept = teacher_logits(model, table, labels, lambda: Instant(), cache=Path(work) / "cache")
+            total = sum(len(batch["teacher_logits"]) for batch in kept.iter(batch_size=1_000))
+        seconds = time.perf_counter() - start
+        assert total == rows
+        size = sum(file.stat().st_size for file in (Path(work) / "cache").rglob("*") if file.is_file())
+        return {"rows": rows, "bytes_on_disk": size, "seconds": seconds, "peak": peak.most, "growth": peak.growth}
+
+
+class Peak:
+    """The most anonymous memory (Linux's RssAnon: mapped files do not count) held while the block runs, in bytes."""
+
+    def __enter__(self) -> None:
+        self.before = self.most = anonymous_bytes()
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+        self.growth = self.most - self.before
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.02):
+            self.most = max(self.most, anonymous_bytes())
+
+
+def anonymous_bytes() -> int:
+    """Return the anonymous memory of this process now."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+
+
+if __name__ == "__main__":
+    main()
