@@ -260,13 +260,13 @@ def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
     if json_:
         print(json.dumps(result))
         return
-    from distill.report import table
+    from distill.report import control_sentences, table
 
     shapes = dict.fromkeys(shape for row in result["measurements"] for shape in row["latency_ms"])
     print(table(result["measurements"], list(shapes), style="simple"))
     print(f"\n{result['choice']['reason']}")
-    if result["control"]:
-        print(result["control"]["sentence"])
+    for sentence in control_sentences(result):
+        print(sentence)
     for note in result["notes"]:
         print(f"note: {note}", file=sys.stderr)
     print(f"{folder / 'report.md'}")

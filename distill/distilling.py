@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -16,15 +18,18 @@ from distill.data import Splits, tokenizer_fingerprint
 from distill.devices import has_fast_bf16, resolve_device
 from distill.errors import FolderError, ModelError, RecipeError
 from distill.fitting import fit, read_splits, tokenised
-from distill.hidden_states import OnlineTeacher
+from distill.hidden_states import OnlineTeacher, map_layers, relation_heads
 from distill.models import (
     align_labels,
     build_from_config,
     build_from_layers,
     check_fit,
+    choose_layers,
+    layer_count,
     load_classifier,
     load_config,
     load_tokenizer,
+    normalized_config,
     parameter_count,
     reorder_classes,
     weights_fingerprint,
@@ -37,6 +42,32 @@ from distill.teacher_logits import teacher_logits, with_teacher_logits
 from distill.training import DistillationTrainer, training_arguments
 
 log = logging.getLogger("distill")
+
+
+def check_student(recipe: Recipe, teacher: str) -> None:
+    """Raise what is wrong with the recipe's student before any training; of `teacher` only the configuration is read.
+
+    What data or weights alone can show is left for later.
+    """
+    settings, config = _student_of(recipe), load_config(teacher)
+    layers = layer_count(config)
+    if settings.attention_dropout is not None:
+        config = with_attention_dropout(config, settings.attention_dropout)
+    if settings.layers is not None:
+        student_config = copy.deepcopy(config)
+        setattr(student_config, normalized_config(config).NUM_LAYERS, len(choose_layers(layers, settings.layers)))
+    elif settings.config is not None:
+        student_config = build_from_config(config, settings.config, seed=0).config
+        check_fit(student_config, "student.config", max_tokens=recipe.data.max_tokens, vocabulary=0)
+    else:
+        assert settings.model is not None
+        student_config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
+        check_fit(student_config, settings.model, max_tokens=recipe.data.max_tokens, vocabulary=len(tokenizer))
+        _check_one_tokenizer(settings, tokenizer, teacher)
+    if settings.loss.hidden_states:
+        map_layers(layers, layer_count(student_config), settings.loss.hidden_states.teacher_layers)
+    if settings.loss.attention_relations:
+        relation_heads(config, student_config, settings.loss.attention_relations.heads)
 
 
 def distil(
@@ -69,14 +100,15 @@ def distil(
     folder.check(recipe, resume=resume, overwrite=overwrite)
     arguments, precision = training_arguments(settings.training, folder, resolved, stage="student")
     splits = read_splits(recipe)
-    if splits.transfer is not None and settings.loss.soft_weight.start == settings.loss.soft_weight.end == 0:
-        raise RecipeError("student.loss.soft_weight: 0, but the transfer texts have nothing but the soft loss")
     model, tokenizer = _new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
-    online = _online_teacher(settings, teachers, model, tokenizer)
+    online = _online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
+    if online and online.projects and arguments.ddp_find_unused_parameters is None:
+        arguments.ddp_find_unused_parameters = False  # projections work outside forward, where DDP does not see them
     start = time.perf_counter()
-    answers = [
-        _answers(name, splits, cache, device=resolved, single=len(teachers) == 1, force=force) for name in teachers
-    ]
+    answerers = [_Answerer(name, splits, cache, device, title=name if len(teachers) > 1 else "") for name in teachers]
+    for answerer in answerers:
+        answerer.check(force=force)  # all of them, before hours go into the first one's answers
+    answers = [answerer.logits() for answerer in answerers]
     prepared = {"teacher_logits_seconds": time.perf_counter() - start}
     rows = []
     for split in answers[0]:
@@ -111,8 +143,8 @@ def control(
     resolved = resolve_device(device)
     recipe = with_absolute_paths(recipe)
     folder.check(recipe, resume=resume, overwrite=overwrite)
-    steps = read_json(student.metrics)["training"]["planned_steps"]
-    training = _for_as_many_steps(settings.training, steps)
+    figures = read_json(student.metrics)["training"]
+    training = _for_as_many_steps(settings.training, figures["planned_steps"], figures["steps_per_epoch"])
     arguments, precision = training_arguments(training, folder, resolved, stage="student")
     splits = read_splits(recipe)
     model, tokenizer = _new_student(settings, recipe, teacher, splits.label_names, seed=arguments.seed)
@@ -131,12 +163,16 @@ def _student_of(recipe: Recipe) -> Student:
     return recipe.student
 
 
-def _for_as_many_steps(training: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """`training` for exactly `steps`, with as many evaluations at the same steps however long its own epochs are."""
+def _for_as_many_steps(training: Mapping[str, Any], steps: int, steps_per_epoch: float) -> dict[str, Any]:
+    """`training` for exactly `steps`, evaluated at the same steps as before however long its own epochs are."""
     changed = {**training, "max_steps": steps}
+    every = max(1, round(steps_per_epoch))
     if training["eval_strategy"] == "epoch":
-        every = max(1, round(steps / training.get("num_train_epochs", 3)))
-        changed |= {"eval_strategy": "steps", "eval_steps": every, "save_strategy": "steps", "save_steps": every}
+        changed |= {"eval_strategy": "steps", "eval_steps": every}
+        if training.get("eval_delay"):
+            changed["eval_delay"] = round(training["eval_delay"] * steps_per_epoch)
+    if training["save_strategy"] == "epoch":
+        changed |= {"save_strategy": "steps", "save_steps": every}
     return changed
 
 
@@ -169,56 +205,65 @@ def _new_student(
     return build_from_layers(reorder_classes(whole, columns, label_names), settings.layers), tokenizer
 
 
-def _answers(
-    teacher: str, splits: Splits, cache: Path | None, *, device: str, single: bool, force: bool
-) -> dict[str, Dataset]:
-    """The teacher's logits on train and, where there is one, transfer; checked on validation to be worth learning."""
-    loaded: list[Classifier] = []  # once for all splits, and not at all where every answer is kept already
+class _Answerer:
+    """A teacher's logits on the splits; it is loaded once, and not at all where every answer is kept already."""
 
-    def load_once() -> Classifier:
-        if not loaded:
-            dtype = "bfloat16" if has_fast_bf16(resolve_device(device)) else None
-            loaded.append(load(teacher, device, dtype=dtype))
-        return loaded[0]
+    def __init__(self, teacher: str, splits: Splits, cache: Path | None, device: str, *, title: str):
+        self.teacher, self.splits, self.cache, self.device = teacher, splits, cache, device
+        self.title = f"teacher {Path(title).name}".strip()
 
-    title = "teacher" if single else Path(teacher).name
-    answers = {
-        split: teacher_logits(
-            teacher, getattr(splits, split), splits.label_names, load_once, cache=cache, title=f"{title}: {split}"
+    def check(self, *, force: bool) -> None:
+        """Raise `ModelError` where the teacher is no better on validation than always answering the commonest class."""
+        predicted = np.asarray(self._on("validation")["teacher_logits"]).argmax(axis=1)
+        gold_labels = np.asarray(self.splits.validation["label"])
+        accuracy = float((predicted == gold_labels).mean())
+        majority = float(np.bincount(gold_labels).max() / len(gold_labels))
+        log.info(
+            "%s: validation accuracy %.4f; the commonest class alone would give %.4f", self.title, accuracy, majority
         )
-        for split in ("validation", "train", "transfer")
-        if getattr(splits, split) is not None
-    }
-    _check_teacher(teacher, answers.pop("validation"), np.asarray(splits.validation["label"]), force=force)
-    return answers
+        if accuracy > majority:
+            return
+        problem = f"validation accuracy {accuracy:.4f} is no better than always answering the commonest class"
+        problem = f"{self.teacher}: {problem} ({majority:.4f}): it has nothing to teach"
+        if not force:
+            raise ModelError(
+                problem, hint="train the teacher longer or at another learning rate; --force distils anyway"
+            )
+        log.warning("%s; distilled all the same (--force)", problem)
 
+    def logits(self) -> dict[str, Dataset]:
+        """Return its logits on train and, where there is one, transfer."""
+        return {split: self._on(split) for split in ("train", "transfer") if getattr(self.splits, split) is not None}
 
-def _check_teacher(teacher: str, logits: Dataset, gold_labels: np.ndarray, *, force: bool) -> None:
-    predicted = np.asarray(logits["teacher_logits"]).argmax(axis=1)
-    accuracy = float((predicted == gold_labels).mean())
-    majority = float(np.bincount(gold_labels).max() / len(gold_labels))
-    log.info("%s: validation accuracy %.4f; the commonest class alone would give %.4f", teacher, accuracy, majority)
-    if accuracy > majority:
-        return
-    problem = f"validation accuracy {accuracy:.4f} is no better than always answering the commonest class"
-    problem = f"{teacher}: {problem} ({majority:.4f}): it has nothing to teach"
-    if not force:
-        raise ModelError(problem, hint="train the teacher longer or at another learning rate; --force distils anyway")
-    log.warning("%s; distilled all the same (--force)", problem)
+    def _on(self, split: str) -> Dataset:
+        rows, label_names = getattr(self.splits, split), self.splits.label_names
+        title = f"{self.title}: {split}"
+        return teacher_logits(self.teacher, rows, label_names, lambda: self._loaded, cache=self.cache, title=title)
+
+    @functools.cached_property
+    def _loaded(self) -> Classifier:
+        dtype = "bfloat16" if has_fast_bf16(resolve_device(self.device)) else None
+        return load(self.teacher, self.device, dtype=dtype)
 
 
 def _online_teacher(
-    settings: Student, teachers: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    settings: Student,
+    teachers: Sequence[str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
 ) -> OnlineTeacher | None:
     hidden, relations = settings.loss.hidden_states, settings.loss.attention_relations
     if not settings.loss.runs_teacher:
         return None
-    names = " and ".join(name for name in ("hidden_states", "attention_relations") if getattr(settings.loss, name))
+    names = _online_losses(settings)
     if len(teachers) > 1:
         raise RecipeError(f"student.loss: {names} match one teacher's layers, got {len(teachers)} teachers")
-    if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(load_tokenizer(teachers[0])):
-        raise RecipeError(f"student.loss: {names} compare token by token, but teacher and student tokenise differently")
-    teacher = load_torch(teachers[0], load_config(teachers[0]), "float32")
+    _check_one_tokenizer(settings, tokenizer, teachers[0])
+    config = load_config(teachers[0])
+    check_fit(config, teachers[0], max_tokens=max_tokens, vocabulary=len(tokenizer))
+    teacher = load_torch(teachers[0], config, "float32")
     log.info(
         "student: %s: the teacher (%.1f M parameters) runs at every step, beside a student of %.1f M; "
         "the other losses need its cached logits alone",
@@ -230,5 +275,17 @@ def _online_teacher(
         distance=hidden.distance if hidden else None,
         teacher_layers=hidden.teacher_layers if hidden else None,
         relations=relations is not None,
-        relation_heads=relations.heads if relations else None,
+        heads=relations.heads if relations else None,
     )
+
+
+def _online_losses(settings: Student) -> str:
+    return " and ".join(name for name in ("hidden_states", "attention_relations") if getattr(settings.loss, name))
+
+
+def _check_one_tokenizer(settings: Student, tokenizer: PreTrainedTokenizerBase, teacher: str) -> None:
+    if not settings.loss.runs_teacher:
+        return
+    if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(load_tokenizer(teacher)):
+        names = _online_losses(settings)
+        raise RecipeError(f"student.loss: {names} compare token by token, but teacher and student tokenise differently")

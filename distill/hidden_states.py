@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -50,25 +51,24 @@ class OnlineTeacher:
         distance: Literal["cosine", "mse"] | None,
         teacher_layers: Sequence[int] | None = None,
         relations: bool = False,
-        relation_heads: int | None = None,
+        heads: int | None = None,
     ):
         self.teacher = teacher.eval().requires_grad_(False)
         self.student = student
         self.distance = DISTANCES[distance] if distance else None
         self.relations = relations
-        self.seconds = 0.0
-        teacher_sizes, student_sizes = normalized_config(teacher.config), normalized_config(student.config)
-        widths = teacher_sizes.hidden_size, student_sizes.hidden_size
-        self.relation_heads = relation_heads or teacher_sizes.num_attention_heads
-        if relations and any(width % self.relation_heads for width in widths):
-            raise RecipeError(
-                f"student.loss.attention_relations.heads: {self.relation_heads} does not divide the hidden sizes of "
-                f"teacher and student, {widths[0]} and {widths[1]}"
-            )
-        self.layers = _layer_map(layer_count(teacher.config), layer_count(student.config), teacher_layers)
-        if distance and widths[0] != widths[1]:
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        widths = [normalized_config(model.config).hidden_size for model in (teacher, student)]
+        self.heads = relation_heads(teacher.config, student.config, heads) if relations else 0
+        self.layers: tuple[int, ...] = ()
+        if distance:
+            self.layers = map_layers(layer_count(teacher.config), layer_count(student.config), teacher_layers)
+        self.projects = distance is not None and widths[0] != widths[1]
+        if self.projects:
             projections = nn.ModuleList(nn.Linear(widths[1], widths[0]) for _ in self.layers)
             student.add_module(PROJECTIONS, projections)
+        self._attention = student.config._attn_implementation
         if relations:
             _record_attention(self.teacher)
             _record_attention(student)
@@ -79,17 +79,30 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def teacher_states(self, inputs: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> States:
-        """Return the teacher's states for the same tokens, computed in `dtype` (autocast); counts its `seconds`."""
+        """Return the teacher's states for the same tokens, computed in `dtype` (autocast)."""
         self.teacher.to(inputs["input_ids"].device)  # where Trainer has put the student since
-        _synchronize()
-        start = time.perf_counter()
-        with torch.autocast(self.teacher.device.type, dtype=dtype, enabled=dtype is not None):
-            states = _forward(
-                self.teacher, self.teacher, inputs, hidden=self.distance is not None, heads=self.relations
-            )
-        _synchronize()
-        self.seconds += time.perf_counter() - start
-        return states
+        device = self.teacher.device.type
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None), self._timed(device):
+            return _forward(self.teacher, self.teacher, inputs, hidden=self.distance is not None, heads=self.relations)
+
+    def seconds(self) -> float:
+        """Return how long the teacher has run so far, in seconds."""
+        if self._events:
+            torch.cuda.synchronize()
+        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1e3
+
+    @contextlib.contextmanager
+    def _timed(self, device: str) -> Iterator[None]:
+        if device == "cuda":  # events: waiting for the GPU at each step only to time it would slow the run
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._events.append((start, end))
+        else:
+            begin = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - begin
 
     def hidden_loss(self, student: States, teacher: States, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return the mean distance of the mapped layers' outputs, shape (batch,)."""
@@ -107,7 +120,7 @@ class OnlineTeacher:
     def relation_loss(self, student: States, teacher: States, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return the divergence of the last layers' query, key and value relations, summed, shape (batch,)."""
         pairs = zip(student.heads, teacher.heads, strict=True)
-        losses = [attention_relation_loss(own, its, attention_mask, self.relation_heads) for own, its in pairs]
+        losses = [attention_relation_loss(own, its, attention_mask, self.heads) for own, its in pairs]
         return torch.stack(losses).sum(dim=0)
 
     def close(self) -> None:
@@ -115,11 +128,14 @@ class OnlineTeacher:
         if hasattr(self.student, PROJECTIONS):
             delattr(self.student, PROJECTIONS)
         if self.relations:
-            self.student.set_attn_implementation("sdpa")
+            self.student.set_attn_implementation(self._attention)
 
 
-def _layer_map(teacher_layers: int, student_layers: int, given: Sequence[int] | None) -> tuple[int, ...]:
-    """For each student layer the teacher layer it learns from: evenly spread, last to last (TinyBERT, section 3.1)."""
+def map_layers(teacher_layers: int, student_layers: int, given: Sequence[int] | None) -> tuple[int, ...]:
+    """Return for each student layer the teacher layer it learns from: those given, or evenly spread, last to last.
+
+    The spread is TinyBERT's (Jiao et al. 2020, section 3.1). Raises `RecipeError` where the two do not fit.
+    """
     key = "student.loss.hidden_states.teacher_layers"
     if given is None:
         if student_layers > teacher_layers:
@@ -130,6 +146,21 @@ def _layer_map(teacher_layers: int, student_layers: int, given: Sequence[int] | 
     if max(given) >= teacher_layers:
         raise RecipeError(f"{key}: the teacher has {teacher_layers} layers (0-{teacher_layers - 1}), got {max(given)}")
     return tuple(given)
+
+
+def relation_heads(teacher: PretrainedConfig, student: PretrainedConfig, given: int | None) -> int:
+    """Return the number of relation heads: the one given, or the teacher's attention heads.
+
+    Raises `RecipeError` where the widths of the two do not divide by it.
+    """
+    sizes = [normalized_config(config) for config in (teacher, student)]
+    heads = given or sizes[0].num_attention_heads
+    if any(size.hidden_size % heads for size in sizes):
+        raise RecipeError(
+            f"student.loss.attention_relations.heads: {heads} does not divide the hidden sizes of teacher and student, "
+            f"{sizes[0].hidden_size} and {sizes[1].hidden_size}"
+        )
+    return heads
 
 
 def _forward(
@@ -148,6 +179,11 @@ def _record_attention(model: PreTrainedModel) -> None:
     AttentionInterface.register(RECORDING, _recording_attention)
     AttentionMaskInterface.register(RECORDING, sdpa_mask)
     model.set_attn_implementation(RECORDING)
+    if model.config._attn_implementation != RECORDING:  # transformers only logs it
+        raise RecipeError(
+            f"student.loss.attention_relations: {model.config.model_type} does not run its attention through "
+            "transformers' AttentionInterface, where queries, keys and values could be read; leave it out"
+        )
 
 
 def _recording_attention(
@@ -155,8 +191,3 @@ def _recording_attention(
 ) -> Any:
     module.__dict__["recorded_heads"] = (query, key, value)  # past nn.Module's own bookkeeping of tensors
     return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from distill.errors import ModelError
@@ -284,6 +284,12 @@ def weights_fingerprint(name: str) -> str:
         with open(path, "rb") as file:
             digest.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode())
     return digest.hexdigest()
+
+
+def config_fingerprint(name: str) -> str:
+    """Return the SHA-256, in hex, of the config.json of a Hub name or local folder."""
+    load_config(name)  # names what is wrong where there is none
+    return hashlib.sha256(Path(cached_file(name, CONFIG_NAME)).read_bytes()).hexdigest()
 
 
 def weight_files(name: str) -> list[Path]:

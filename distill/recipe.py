@@ -305,6 +305,15 @@ class Recipe(Section):
     export: Export = Export()
     benchmark: Benchmark = Benchmark()
 
+    @model_validator(mode="after")
+    def _transfer_is_learned_from(self) -> Recipe:
+        source = self.data.files or self.data.splits
+        if source.transfer and self.student and not self.student.loss.runs_teacher:
+            weight = self.student.loss.soft_weight
+            if weight.start == weight.end == 0:
+                raise ValueError("student.loss.soft_weight: 0, but transfer texts have nothing but the soft loss")
+        return self
+
 
 # In one file both are an error, but --set of one drops the other that the file holds.
 _EXCLUSIVE = {

@@ -36,20 +36,20 @@ def write_report(
     shapes: Sequence[str],
     notes: Sequence[str],
     *,
-    comparison: Mapping[str, Any] | None = None,
+    comparisons: Rows = (),
 ) -> dict[str, Any]:
     """Write report.json, report.md and the picture into `folder`; return the contents of report.json.
 
     `measurements` are entries of report.json, `shapes` the shapes measured (the first is the one that decides), `notes`
-    what a reader must know of rows that are missing, `comparison` the student against its control (see
-    metrics.compare_paired), None where there is no control.
+    what a reader must know of rows that are missing, `comparisons` students against their controls (see
+    metrics.compare_paired), each with the folder of its `student`.
     """
     decisive = next((shape for shape in shapes if all(shape in row["latency_ms"] for row in measurements)), None)
     report = {
         "environment": dict(environment),
         "measurements": list(measurements),
         "choice": choose(measurements, decisive),
-        "control": dict(comparison) | {"sentence": control_sentence(comparison)} if comparison else None,
+        "controls": [{**comparison, "sentence": control_sentence(comparison)} for comparison in comparisons],
         "notes": list(notes),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +104,14 @@ def control_sentence(comparison: Mapping[str, Any]) -> str:
     return f"{found} (95 % interval {low:z.1f} to {high:z.1f}), {_shown_p(p_value)}."
 
 
+def control_sentences(report: Mapping[str, Any]) -> list[str]:
+    """Return the sentence of each control in report.json, with the student's folder where there are several."""
+    several = len(report["controls"]) > 1
+    return [
+        f"{found['student']}: {found['sentence']}" if several else found["sentence"] for found in report["controls"]
+    ]
+
+
 def table(measurements: Rows, shapes: Sequence[str], *, style: str) -> str:
     """Return the measurements as a table in tabulate's `style` ("github", "simple")."""
     rows = [
@@ -132,7 +140,7 @@ def _markdown(report: Mapping[str, Any], shapes: Sequence[str], *, picture: bool
     parts = [
         "# Accuracy against latency",
         report["choice"]["reason"][0].upper() + report["choice"]["reason"][1:] + ".",
-        report["control"]["sentence"] if report["control"] else "",
+        "\n\n".join(control_sentences(report)),
         f"![accuracy against latency]({PICTURE})" if picture else "",
         table(report["measurements"], shapes, style="github"),
         "Accuracy with its Wilson 95 % interval, macro-F1, calibration error (ECE, 15 bins) and Brier score (squared "

@@ -24,20 +24,18 @@ from distill.benchmark import Candidate, measure
 from distill.devices import Device, describe_hardware, has_fast_bf16, resolve_device
 from distill.errors import ExportError, FolderError, RecipeError
 from distill.fitting import fit, read_splits, tokenised
-from distill.metrics import PairedComparison, compare_paired
+from distill.metrics import compare_paired
 from distill.models import (
     align_labels,
-    choose_layers,
-    layer_count,
     load_classifier,
-    load_config,
     load_tokenizer,
     reorder_classes,
+    weights_fingerprint,
 )
 from distill.predictors import TorchSession, load, onnx_runs_on_cuda
 from distill.progress import progress_line
 from distill.provenance import now, versions
-from distill.recipe import FORMATS, Recipe, Student, load_recipe, with_absolute_paths
+from distill.recipe import FORMATS, Recipe, Stage, load_recipe, with_absolute_paths
 from distill.run_folder import RunFolder, read_json, read_predictions, write_json
 from distill.training import training_arguments
 
@@ -110,8 +108,15 @@ def student(
     folder = RunFolder(Path(output or recipe.student.output))
     beside = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
-    if recipe.student.control and resume and folder.is_finished and not beside.is_finished:
-        log.info("student: finished before; its control is not")
+    is_done = False
+    if recipe.student.control:
+        if beside.path.resolve() in [Path(name).resolve() for name in names]:
+            raise FolderError(f"{beside.path}: the control would overwrite a teacher", hint="--output DIR")
+        # Before hours go into the student: its control must find its folder free too.
+        beside.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+        is_done = resume and folder.is_finished and _finished_with(folder, recipe, names)
+    if is_done:
+        log.info("student: finished before, skipped (%s); its control is not", folder.path)
     else:
         cache = Path(teacher_logits) if teacher_logits else None
         distilling.distil(recipe, names, folder, cache=cache, force=force, **options)
@@ -198,6 +203,7 @@ def report(
         rounds=recipe.benchmark.rounds,
         threads=recipe.benchmark.threads,
     )
+    comparisons = _comparisons(models, notes)
     environment = {
         "measured": now(),
         "versions": versions(),
@@ -213,7 +219,7 @@ def report(
         environment,
         recipe.benchmark.shapes,
         notes,
-        comparison=_comparison(models),
+        comparisons=comparisons,
     )
 
 
@@ -232,13 +238,17 @@ def run(
     teacher, is an error, unless `overwrite` redoes all of them. The report is measured anew each time.
     """
     root = Path(output)
-    settings = _check_student_can_be_had(recipe)
+    if recipe.teacher is None or recipe.student is None:
+        raise RecipeError(f"{'teacher' if recipe.teacher is None else 'student'}: missing, and `run` needs both")
+    if len(recipe.student.teacher_weights or (1.0,)) != 1:
+        raise RecipeError("student.teacher_weights: `run` has one teacher; distill student takes several")
+    distilling.check_student(recipe, recipe.teacher.model)
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
     folders = {name: RunFolder(root / name) for name in ("teacher", "student", "control")}
     for name, folder in folders.items():
-        if name == "control" and not settings.control:
+        if name == "control" and not recipe.student.control:
             continue
-        if folder.is_finished and not overwrite and _finished_with(folder, recipe):
+        if folder.is_finished and not overwrite and _finished_with(folder, recipe, [str(root / "teacher")]):
             log.info("%s: finished before, skipped (%s)", name, folder.path)
         elif name == "teacher":
             teacher(recipe, folder.path, **options)
@@ -326,58 +336,52 @@ def _candidates(model: Path, devices: Sequence[Device], notes: list[str]) -> Ite
                 notes.append(f"{role} onnx-fp16 is meant for GPUs; a CPU converts it to fp32 as it goes.")
 
 
-def _finished_with(folder: RunFolder, recipe: Recipe) -> bool:
-    """Say whether a finished run used the same data and stages; raise where it did not, rather than mix two runs."""
-    wanted, found = with_absolute_paths(recipe), load_recipe(folder.recipe)
-    role = folder.path.name
-    for section in ("data", "teacher") if role == "teacher" else ("data", "teacher", "student"):
-        if getattr(wanted, section) != getattr(found, section):
+def _finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -> bool:
+    """Say that a finished run had the same data, stages and teachers; raise where not, rather than mix two runs."""
+    wanted, found, manifest = with_absolute_paths(recipe), load_recipe(folder.recipe), read_json(folder.manifest)
+    role, parents = manifest["role"], manifest["parents"]
+    for section in ("data", "teacher") if role == "teacher" else ("data", "student"):
+        if _what_matters(getattr(wanted, section)) != _what_matters(getattr(found, section)):
             raise FolderError(
                 f"{folder.path}: finished with another `{section}` section than this recipe's ({folder.recipe})",
                 hint="--overwrite to redo it, or --output for another folder",
             )
-    parents = read_json(folder.manifest)["parents"]
-    if role == "student" and list(parents["teachers"].values()) != [_weights_in(folder.path.parent / "teacher")]:
+    if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:
         raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
     if role == "control" and parents["student_weights"] != _weights_in(folder.path.parent / "student"):
         raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
     return True
 
 
+def _what_matters(section: Any) -> Any:
+    """A section without what changes nothing in the run itself: where it went, and whether a control follows it."""
+    return section.model_copy(update={"output": "", "control": False}) if isinstance(section, Stage) else section
+
+
 def _weights_in(folder: Path) -> str:
     return read_json(RunFolder(folder).manifest)["weights"]
 
 
-def _comparison(models: Sequence[Path]) -> PairedComparison | None:
-    """A student's test answers against its control's, where both are among the models."""
+def _comparisons(models: Sequence[Path], notes: list[str]) -> list[dict[str, Any]]:
+    """Students' test answers against those of their controls, where both are among the models."""
     manifests = {model: read_json(path) for model in models if (path := RunFolder(model).manifest).is_file()}
+    found = []
     for model, manifest in manifests.items():
         if manifest["role"] != "control":
             continue
-        for other, its in manifests.items():
-            if its["role"] == "student" and its["weights"] == manifest["parents"]["student_weights"]:
-                ids, gold_labels, student_logits = read_predictions(RunFolder(other).predictions)
-                control_ids, _, control_logits = read_predictions(RunFolder(model).predictions)
-                if ids != control_ids:
-                    raise FolderError(f"{model}: was tested on other texts than {other}; make it anew")
-                correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
-                return compare_paired(*correct)
-    return None
-
-
-def _check_student_can_be_had(recipe: Recipe) -> Student:
-    """Find what is wrong with the student before hours go into its teacher."""
-    if recipe.teacher is None or recipe.student is None:
-        raise RecipeError(f"{'teacher' if recipe.teacher is None else 'student'}: missing, and `run` needs both")
-    student = recipe.student
-    if student.teacher_weights and len(student.teacher_weights) != 1:
-        raise RecipeError("student.teacher_weights: `run` has one teacher; distill student takes several")
-    if student.layers:
-        choose_layers(layer_count(load_config(recipe.teacher.model)), student.layers)
-    elif student.model:
-        load_config(student.model)
-        load_tokenizer(student.model)
-    return student
+        students = [
+            other for other, its in manifests.items() if its["weights"] == manifest["parents"]["student_weights"]
+        ]
+        if not students:
+            notes.append(f"{model} is the control of a student that is not here ({manifest['parents']['student']}).")
+            continue
+        ids, gold_labels, student_logits = read_predictions(RunFolder(students[0]).predictions)
+        control_ids, _, control_logits = read_predictions(RunFolder(model).predictions)
+        if ids != control_ids:
+            raise FolderError(f"{model}: was tested on other texts than {students[0]}; make it anew")
+        correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
+        found.append({"student": str(students[0]), "control": str(model), **compare_paired(*correct)})
+    return found
 
 
 def _was_exported(folder: RunFolder, name: str) -> bool:

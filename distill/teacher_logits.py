@@ -19,8 +19,8 @@ from huggingface_hub.constants import HF_HOME
 
 from distill.data import text_fingerprint, tokenizer_fingerprint
 from distill.errors import FolderError, ModelError
-from distill.models import align_labels, load_config, weights_fingerprint
-from distill.predictors import Classifier, calibration_temperature, identify
+from distill.models import align_labels, config_fingerprint, weights_fingerprint
+from distill.predictors import Classifier, identify
 from distill.progress import progress_line
 from distill.run_folder import atomic_path, read_json, write_json
 
@@ -35,7 +35,8 @@ class Origin:
     """All that a teacher's logits on a split depend on; a cache is found by it and holds it."""
 
     teacher_weights: str
-    calibration_temperature: float
+    config: str
+    columns: tuple[int, ...]
     tokenizer: str
     texts: str
     max_tokens: int
@@ -74,7 +75,8 @@ def teacher_logits(
     columns = align_labels(teacher_labels, label_names, teacher=str(teacher))
     origin = Origin(
         teacher_weights=weights_fingerprint(str(teacher)),
-        calibration_temperature=calibration_temperature(load_config(str(teacher))),
+        config=config_fingerprint(str(teacher)),
+        columns=tuple(columns),
         tokenizer=tokenizer_fingerprint(tokenizer),
         texts=text_fingerprint(rows),
         max_tokens=max_tokens,
@@ -87,13 +89,19 @@ def teacher_logits(
     found = {start: _whole_shard(folder, start) for start in starts}
     missing = [start for start in starts if found[start] is None]
     state = PartialState(cpu=not torch.cuda.is_available())
+    state.wait_for_everyone()  # before anyone writes, so that all ranks found the same shards missing
     if missing:
         if len(missing) < len(starts):
             log.info(
                 "%s: goes on, %d of %d shards are there (%s)", title, len(found) - len(missing), len(found), folder
             )
         own = missing[state.process_index :: state.num_processes]
-        _compute(folder, origin, rows, own, columns, load_teacher, title)
+        if own:
+            try:
+                _compute(folder, origin, rows, own, columns, load_teacher, title)
+            except OSError as error:
+                problem = f"{folder}: cannot be written: {error.strerror or error}"
+                raise FolderError(problem, hint="--teacher-logits DIR keeps them elsewhere") from None
         state.wait_for_everyone()
         found |= {start: _whole_shard(folder, start) for start in missing}
     else:
@@ -101,7 +109,10 @@ def teacher_logits(
     shards = []
     for start, shard in found.items():
         ids = rows.select(range(start, min(start + SHARD_ROWS, len(rows))))["example_id"]
-        if shard is None or shard["example_id"][:] != ids[:]:
+        if shard is None:
+            problem = f"{folder}: shard {start // SHARD_ROWS} was answered and is not there"
+            raise FolderError(problem, hint="several ranks need one disk that all of them see")
+        if shard["example_id"][:] != ids[:]:
             raise FolderError(f"{folder}: shard {start // SHARD_ROWS} is of other rows", hint="delete the folder")
         shards.append(shard)
     return concatenate_datasets(shards)
@@ -137,10 +148,7 @@ def _compute(
     load_teacher: Callable[[], Classifier],
     title: str,
 ) -> None:
-    try:
-        write_json(folder / "origin.json", asdict(origin))
-    except OSError as error:
-        raise FolderError(f"{folder}: cannot be written: {error.strerror}", hint="--teacher-logits DIR") from None
+    write_json(folder / "origin.json", asdict(origin))
     classifier = load_teacher()
     parts = [rows.select(range(start, min(start + SHARD_ROWS, len(rows)))) for start in starts]
     with progress_line(title, sum(map(len, parts)), "text") as bar:
@@ -173,7 +181,6 @@ def _whole_shard(folder: Path, start: int) -> Dataset | None:
         if path.stem.rpartition("-")[2] == _checksum(path.read_bytes()):
             return Dataset.from_file(str(path))
         log.warning("%s: damaged, so its texts are answered again", path)
-        path.unlink(missing_ok=True)  # another rank may have been here
     return None
 
 

@@ -59,9 +59,10 @@ class Collator:
         tokens = {name: [row[name] for row in rows] for name in ("input_ids", "attention_mask")}
         batch = self.tokenizer.pad(tokens, padding=self.padding, max_length=self.max_tokens, return_tensors="pt")
         tensors = {"labels": torch.tensor([row["labels"] for row in rows])}
-        answers = sorted(name for name in rows[0] if name.startswith("teacher_logits_"))
-        if answers:  # (batch, teachers, classes)
-            tensors["teacher_logits"] = torch.tensor([[row[name] for name in answers] for row in rows])
+        teachers = range(sum(name.startswith("teacher_logits_") for name in rows[0]))
+        if teachers:  # (batch, teachers, classes)
+            answers = [[row[f"teacher_logits_{teacher}"] for teacher in teachers] for row in rows]
+            tensors["teacher_logits"] = torch.tensor(answers)
         return {**batch, **tensors}
 
 
@@ -182,7 +183,7 @@ class DistillationTrainer(ClassificationTrainer):
         if self.online is None:
             return {}
         self.online.close()
-        return {"teacher_seconds": self.online.seconds}
+        return {"teacher_seconds": self.online.seconds()}
 
     def _autocast_dtype(self) -> torch.dtype | None:
         return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
@@ -267,6 +268,7 @@ def train(
         "peak_memory_bytes": peak_memory_bytes(device),
         "steps": trainer.state.global_step,
         "planned_steps": trainer.state.max_steps,
+        "steps_per_epoch": trainer.state.global_step / trainer.state.epoch if trainer.state.epoch else None,
         "best_checkpoint": Path(best).name if (best := trainer.state.best_model_checkpoint) else None,
         "selected_by": arguments.metric_for_best_model,
         "selected_at": trainer.state.best_metric,

@@ -123,8 +123,8 @@ def test_running_again_with_another_recipe_mixes_nothing(finished):
 def test_a_student_of_another_teacher_is_not_taken_for_finished(finished, tmp_path):
     folder, _, _ = finished
     shutil.copytree(folder / "out", tmp_path / "out")
-    manifest = tmp_path / "out" / "teacher" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"weights": "others"}))
+    manifest = tmp_path / "out" / "student" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"parents": {"teachers": {"it": "others"}}}))
     code, _, err = run("run", folder / "recipe.yaml", "--output", tmp_path / "out")
     assert code == 2 and "was distilled from another teacher" in err
 

@@ -11,9 +11,12 @@ from safetensors.torch import load_file
 
 import distill
 from distill import stages
-from distill.errors import DataError, ModelError, RecipeError
+from distill.errors import DataError, FolderError, ModelError, RecipeError, UserError
+from distill.hidden_states import OnlineTeacher
+from distill.losses import soft_target_loss
 from distill.recipe import load_recipe
 from distill.run_folder import RunFolder, read_predictions
+from distill.teacher_logits import cache_of
 
 TRAINING = {
     "num_train_epochs": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "save_strategy": "no",
@@ -89,7 +92,7 @@ def test_leaks_are_counted_in_the_manifest(world, data, tmp_path):
 
 
 def test_a_transfer_set_wants_a_soft_loss(world, tmp_path):
-    with pytest.raises(RecipeError, match="nothing but the soft loss"):
+    with pytest.raises(RecipeError, match="transfer texts have nothing but the soft loss"):
         distil(world, tmp_path / "x", f"data.files.transfer={world / 'transfer.csv'}", "student.loss.soft_weight=0")
 
 
@@ -116,7 +119,8 @@ def test_a_narrower_student_learns_hidden_states_and_resumes_bit_for_bit(world, 
     """The projections are in the checkpoints and not in the finished model."""
     settings = (
         "student.config={hidden_size: 16, num_hidden_layers: 2, intermediate_size: 32}",
-        "student.loss.hidden_states={distance: mse}",
+        "student.loss.hidden_states={distance: mse, weight: {start: 2, end: 0}}",
+        "student.loss.temperature={start: 4, end: 1}",
         "student.training.save_strategy=steps",
         "student.training.save_steps=9",
     )
@@ -132,6 +136,37 @@ def test_a_narrower_student_learns_hidden_states_and_resumes_bit_for_bit(world, 
     assert [n for n in load_file(half.checkpoints / "checkpoint-9" / "model.safetensors") if "projection" in n]
 
 
+def test_schedules_move_with_the_steps(world, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(student_logits, teacher_logits, temperature):
+        seen.append(temperature)
+        return soft_target_loss(student_logits, teacher_logits, temperature)
+
+    monkeypatch.setattr("distill.training.soft_target_loss", spy)
+    distil(world, tmp_path / "student", "student.loss.temperature={start: 4, end: 1}")
+    assert seen == pytest.approx([4 - 3 * step / 18 for step in range(18)])
+
+
+@pytest.mark.parametrize("section", ["hidden_states", "attention_relations"])
+def test_what_the_teacher_is_run_for_brings_the_student_nearer_to_it(world, tmp_path, section):
+    """The same student, seed and steps, with the term and with the term at weight 0."""
+    distances = []
+    for weight in (0.0, 5.0):
+        folder = distil(
+            world, tmp_path / f"{section}{weight}", f"student.loss={{soft_weight: 0, {section}: {{weight: {weight}}}}}"
+        )
+        models = [distill.load(path, "cpu").session.model for path in (world / "teacher", folder.path)]
+        online = OnlineTeacher(*models, distance="cosine", relations=True)
+        ids = torch.randint(5, 29, (8, 12), generator=torch.Generator().manual_seed(0))
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        states = online.student_states(models[1], inputs), online.teacher_states(inputs, None)
+        measure = online.hidden_loss if section == "hidden_states" else online.relation_loss
+        with torch.no_grad():
+            distances.append(float(measure(*states, inputs["attention_mask"]).mean()))
+    assert distances[1] < 0.8 * distances[0]
+
+
 def test_hidden_states_want_one_tokenizer_and_one_teacher(world, tmp_path):
     other = make_classifier(tmp_path / "other", words=["bad", "good", "film"])
     with pytest.raises(RecipeError, match="hidden_states compare token by token"):
@@ -145,11 +180,17 @@ def test_two_teachers_of_different_tokens_and_label_order_answer_together(world,
     other = make_classifier(tmp_path / "distilbert", "distilbert", words=words)
     recipe = load_recipe(world / "recipe.yaml", [f"teacher.model={other}", "data.label_names=[positive, negative]"])
     stages.teacher(recipe, tmp_path / "second", device="cpu")
-    folder = distil(
-        world, tmp_path / "student", "student.loss.soft_weight=1.0", "student.teacher_weights=[2, 1]",
-        teachers=[world / "teacher", tmp_path / "second"],
-    )  # fmt: skip
-    assert metrics(folder)["test"]["accuracy"] > 0.9
+    contrary = shutil.copytree(world / "teacher", tmp_path / "contrary")  # says the opposite of the truth
+    config = json.loads((contrary / "config.json").read_text())
+    config |= {"id2label": {"0": LABELS[1], "1": LABELS[0]}, "label2id": {LABELS[1]: 0, LABELS[0]: 1}}
+    (contrary / "config.json").write_text(json.dumps(config))
+    for name, shares, expected in (("heeds", [9, 1], True), ("ignores", [1, 9], False)):
+        folder = distil(
+            world, tmp_path / name, "student.loss.soft_weight=1.0", f"student.teacher_weights={shares}",
+            "student.training.num_train_epochs=6", teachers=[tmp_path / "second", contrary], force=True,
+        )  # fmt: skip
+        assert (metrics(folder)["test"]["accuracy"] > 0.9) is expected
+    folder = distil(world, tmp_path / "student", teachers=[world / "teacher", tmp_path / "second"])
     assert list(manifest(folder)["parents"]["teachers"]) == [str(world / "teacher"), str(tmp_path / "second")]
     with pytest.raises(RecipeError, match="wants one for each of 1 teachers, got 2"):
         distil(world, tmp_path / "x", "student.teacher_weights=[2, 1]")
@@ -166,6 +207,7 @@ def test_a_teacher_with_nothing_to_teach_stops_unless_forced(world, tmp_path, ti
         distil(world, tmp_path / "student", teachers=dull)
     assert "--force" in caught.value.hint
     assert not (tmp_path / "student").exists()
+    assert len(list(cache_of(dull).iterdir())) == 1  # validation alone was answered
     assert distil(world, tmp_path / "student", teachers=dull, force=True).is_finished
 
 
@@ -185,7 +227,7 @@ def test_the_control_is_the_same_student_on_labels_alone_for_as_many_steps(world
 
     report = stages.report([world / "teacher", folder.path, control.path], tmp_path / "report", device="cpu")
     assert [row["role"] for row in report["measurements"]] == ["teacher", "student", "control"]
-    found = report["control"]
+    (found,) = report["controls"]
     ids, gold, student_logits = read_predictions(folder.predictions)
     _, _, control_logits = read_predictions(control.predictions)
     difference = (student_logits.argmax(1) == gold).mean() - (control_logits.argmax(1) == gold).mean()
@@ -198,6 +240,52 @@ def test_without_a_transfer_set_and_soft_weight_the_control_equals_its_student(w
     folder = distil(world, tmp_path / "student", "student.control=true", "student.loss.soft_weight=0.0")
     control = RunFolder(tmp_path / "student-control")
     assert all(torch.equal(tensor, weights(control)[name]) for name, tensor in weights(folder).items())
+
+
+def test_the_control_is_evaluated_at_the_same_steps_whatever_ends_the_training(world, tmp_path):
+    settings = (
+        f"data.files.transfer={world / 'transfer.csv'}", "student.control=true", "student.training.max_steps=40",
+        "student.training.eval_strategy=epoch", "student.training.eval_delay=1",
+    )  # fmt: skip
+    folder = distil(world, tmp_path / "student", *settings)
+    logs = [run.metrics_log.read_text().splitlines() for run in (folder, RunFolder(tmp_path / "student-control"))]
+    steps = [[json.loads(line)["step"] for line in log if "eval_loss" in line] for log in logs]
+    assert steps[0][:2] == steps[1][:2] == [17, 34]
+    assert not list((tmp_path / "student-control" / "checkpoints").iterdir())  # save_strategy: no is kept
+
+
+def test_a_control_of_another_student_is_not_trained(world, tmp_path):
+    distil(world, tmp_path / "student")
+    with pytest.raises(FolderError, match="finished with another `student` section"):
+        distil(world, tmp_path / "student", "student.layers=3", "student.control=true", resume=True)
+    other = make_classifier(tmp_path / "other")
+    with pytest.raises(FolderError, match="was distilled from another teacher"):
+        distil(world, tmp_path / "student", "student.control=true", teachers=other, resume=True)
+
+
+def test_a_control_with_no_room_stops_before_its_student_is_trained(world, tmp_path):
+    (tmp_path / "student-control").mkdir()
+    (tmp_path / "student-control" / "mine.txt").write_text("not a run")
+    with pytest.raises(FolderError, match="student-control: not empty and not a run folder"):
+        distil(world, tmp_path / "student", "student.control=true")
+    assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("student.config={hiden_size: 8}", "did you mean hidden_size"),
+        ("student.config={hidden_size: 30}", "no bert model has these sizes"),
+        ("student.layers=9", "the teacher has 4 layers, got 9"),
+        ("student.loss.hidden_states={teacher_layers: [1]}", "wants one for each of the student's 2 layers"),
+        ("student.loss.attention_relations={heads: 5}", "5 does not divide"),
+        ("student.teacher_weights=[1, 2]", "`run` has one teacher"),
+    ],
+)
+def test_run_finds_what_is_wrong_with_the_student_before_it_trains_the_teacher(world, tmp_path, override, expected):
+    with pytest.raises(UserError, match=expected):
+        stages.run(load_recipe(world / "recipe.yaml", [override]), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_control_is_resumed_without_its_student_being_redone(world, tmp_path):

@@ -65,7 +65,7 @@ def test_the_states_are_those_of_the_model_itself(any_classifier, inputs):
     for found, wanted in zip(states.hidden, expected.hidden_states[1:], strict=True):
         torch.testing.assert_close(found, wanted)
     assert all(heads.shape == (3, 4, 7, 8) for heads in states.heads)
-    assert online.seconds > 0
+    assert online.seconds() > 0
 
 
 def test_the_relations_are_those_of_the_last_layer(tiny_bert, inputs):
@@ -99,7 +99,7 @@ def test_a_narrower_student_is_joined_by_projections_that_do_not_stay(tiny_bert,
     teacher, student = load(tiny_bert), load(narrow)
     names = set(student.state_dict())
     before = student(**inputs).logits
-    online = OnlineTeacher(teacher, student, distance="mse", relations=True, relation_heads=4)
+    online = OnlineTeacher(teacher, student, distance="mse", relations=True, heads=4)
     assert set(student.state_dict()) > names
     hidden, relations = losses(online, student, inputs)
     (hidden + relations).sum().backward()
@@ -116,7 +116,7 @@ def test_a_narrower_student_is_joined_by_projections_that_do_not_stay(tiny_bert,
     [
         ({"teacher_layers": [0]}, "wants one for each of the student's 2 layers, got [0]"),
         ({"teacher_layers": [0, 4]}, "the teacher has 4 layers (0-3), got 4"),
-        ({"relations": True, "relation_heads": 5}, "5 does not divide the hidden sizes"),
+        ({"relations": True, "heads": 5}, "5 does not divide the hidden sizes"),
     ],
 )
 def test_what_does_not_fit_is_one_line(tiny_bert, settings, expected):

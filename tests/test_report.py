@@ -53,7 +53,7 @@ def test_a_report_is_json_markdown_and_a_picture(tmp_path):
 def comparison(gain, low, high, p_value):
     return {
         "examples": 1000, "gain": gain, "gain_ci95": [low, high], "p_value": p_value, "only_first_correct": 40,
-        "only_second_correct": 21,
+        "only_second_correct": 21, "student": "runs/student",
     }  # fmt: skip
 
 
@@ -94,15 +94,22 @@ def test_what_the_control_says_is_one_sentence_whatever_it_is(numbers, sentence)
 def test_the_sentence_stands_right_after_the_answer(tmp_path):
     found = comparison(0.019, 0.008, 0.030, 0.0012)
     rows = [*ROWS, row("control", "torch-fp32", 20.0, 0.86)]
-    report = write_report(tmp_path, rows, ENVIRONMENT, ["1x128"], [], comparison=found)
-    assert report["control"] == found | {"sentence": control_sentence(found)}
+    report = write_report(tmp_path, rows, ENVIRONMENT, ["1x128"], [], comparisons=[found])
+    assert report["controls"] == [found | {"sentence": control_sentence(found)}]
     assert json.loads((tmp_path / "report.json").read_text()) == report
     paragraphs = (tmp_path / "report.md").read_text().split("\n\n")
     assert "fastest student" in paragraphs[1] and paragraphs[2] == control_sentence(found)
 
 
+def test_each_of_several_controls_says_of_which_student_it_speaks(tmp_path):
+    found = [comparison(0.019, 0.008, 0.030, 0.0012) | {"student": name} for name in ("runs/a", "runs/b")]
+    write_report(tmp_path, ROWS, ENVIRONMENT, ["1x128"], [], comparisons=found)
+    text = (tmp_path / "report.md").read_text()
+    assert "runs/a: Distilling gained" in text and "runs/b: Distilling gained" in text
+
+
 def test_without_a_control_nothing_is_said_of_it(tmp_path):
-    assert write_report(tmp_path, ROWS, ENVIRONMENT, ["1x128"], [])["control"] is None
+    assert write_report(tmp_path, ROWS, ENVIRONMENT, ["1x128"], [])["controls"] == []
     assert "labels alone" not in (tmp_path / "report.md").read_text()
 
 

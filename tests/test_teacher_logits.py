@@ -87,7 +87,7 @@ def test_an_interrupted_pass_goes_on_and_equals_an_uninterrupted_one(teacher, ro
     assert (answers(resumed) == answers(whole)).all()
 
 
-@pytest.mark.parametrize("change", ["weights", "texts", "max_tokens", "tokenizer", "calibration"])
+@pytest.mark.parametrize("change", ["weights", "texts", "max_tokens", "tokenizer", "calibration", "classes"])
 def test_what_the_logits_depend_on_makes_another_cache(teacher, rows, change):
     before = answers(teacher_logits(teacher, rows, LABELS, Teacher(teacher)))
     if change == "weights":
@@ -95,9 +95,11 @@ def test_what_the_logits_depend_on_makes_another_cache(teacher, rows, change):
         make_classifier(teacher, "bert", hidden_act="relu")
     elif change == "texts":
         rows = rows.map(lambda row: {"text": f"{row['text']} awful"})
-    elif change == "calibration":
+    elif change in ("calibration", "classes"):  # the weights stay the same
         path = Path(teacher, "config.json")
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration_temperature": 2.0}))
+        classes = {"id2label": {"0": LABELS[1], "1": LABELS[0]}, "label2id": {LABELS[1]: 0, LABELS[0]: 1}}
+        changes = {"calibration_temperature": 2.0} if change == "calibration" else classes
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     else:
         path = Path(teacher, "tokenizer_config.json" if change == "max_tokens" else "tokenizer.json")
         settings = json.loads(path.read_text())
@@ -111,7 +113,8 @@ def test_what_the_logits_depend_on_makes_another_cache(teacher, rows, change):
     assert asked.texts == 50
     if change != "tokenizer":  # the reviews are all lower case
         assert not np.allclose(before, answers(after))
-    np.testing.assert_allclose(answers(after), load(teacher, "cpu").logits(rows["text"]), atol=1e-5)
+    columns = [1, 0] if change == "classes" else [0, 1]
+    np.testing.assert_allclose(answers(after), load(teacher, "cpu").logits(rows["text"])[:, columns], atol=1e-5)
 
 
 def test_a_cache_of_something_else_is_refused_by_name(teacher, rows):
@@ -163,6 +166,14 @@ def test_a_cache_that_cannot_be_written_is_one_line(teacher, rows, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(FolderError, match="cannot be written"):
         teacher_logits(teacher, rows, LABELS, Teacher(teacher), cache=tmp_path / "file")
+
+
+def test_five_logits_of_650_000_texts_stay_under_30_mb(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    ids = [f"transfer/{row}" for row in range(645_000, 645_000 + module.SHARD_ROWS)]
+    module._write_shard(tmp_path, 0, ids, np.zeros((len(ids), 5), np.float32))
+    (shard,) = tmp_path.iterdir()
+    assert shard.stat().st_size / module.SHARD_ROWS * 650_000 < 30e6
 
 
 def test_columns_join_the_tokens_row_by_row(teacher, rows):

@@ -239,6 +239,10 @@ def test_the_collator_pads_to_the_batch_or_to_the_limit():
     assert batch["teacher_logits"].tolist() == [[[0.5, -0.5], [3.0, 4.0]], [[1.0, 2.0], [5.0, 6.0]]]
     assert set(batch) == {"input_ids", "attention_mask", "labels", "teacher_logits"}
     assert Collator(tokenizer, "max_length", 8)(rows)["input_ids"].shape == (2, 8)
+    many = {f"teacher_logits_{teacher}": [float(teacher), 0.0] for teacher in range(11)}
+    row = {"input_ids": [2, 3], "attention_mask": [1, 1], "labels": 0, **many}
+    answers = Collator(tokenizer, "longest", 8)([row])["teacher_logits"]
+    assert answers[0, :, 0].tolist() == list(range(11))  # in order, not as text: 1, 10, 2
 
 
 def test_fields_that_do_not_go_together_are_one_clear_line(tmp_path):
