@@ -19,7 +19,15 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from distill.calibration import CONFIG_KEY
 from distill.devices import Device, resolve_device
 from distill.errors import DeviceError, ModelError
-from distill.models import WEIGHT_ERRORS, check_fit, is_classifier, load_config, load_tokenizer, token_limit
+from distill.models import (
+    WEIGHT_ERRORS,
+    check_fit,
+    first_token_only,
+    is_classifier,
+    load_config,
+    load_tokenizer,
+    token_limit,
+)
 
 # Padded tokens in one batch. Larger batches stop being faster long before they stop costing memory.
 BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 65_536}
@@ -56,7 +64,8 @@ class TorchSession:
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
         mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
-        logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+        with first_token_only(self.model):
+            logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
         return logits / calibration_temperature(self.model.config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -42,6 +43,7 @@ from distill.losses import (
     soft_target_loss,
 )
 from distill.metrics import ClassificationMetrics
+from distill.models import first_token_only
 from distill.progress import progress_line
 from distill.recipe import Loss
 from distill.run_folder import RunFolder, write_text
@@ -257,7 +259,8 @@ def train(
         **loss_settings,
     )
     trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
-    with StopOnSignal(trainer):
+    needs_all_tokens = getattr(trainer, "online", None) is not None
+    with StopOnSignal(trainer), contextlib.nullcontext() if needs_all_tokens else first_token_only(model):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds, tokens = result.metrics["train_runtime"], int(trainer.tokens)
     return {
