@@ -105,10 +105,7 @@ def distil(
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # projections work outside forward, where DDP does not see them
     start = time.perf_counter()
-    answerers = [_Answerer(name, splits, cache, device, title=name if len(teachers) > 1 else "") for name in teachers]
-    for answerer in answerers:
-        answerer.check(force=force)  # all of them, before hours go into the first one's answers
-    answers = [answerer.logits() for answerer in answerers]
+    answers = _answers(teachers, splits, cache, device, force=force)
     prepared = {"teacher_logits_seconds": time.perf_counter() - start}
     rows = []
     for split in answers[0]:
@@ -203,6 +200,16 @@ def _new_student(
     columns = align_labels([config.id2label[index] for index in range(config.num_labels)], label_names, teacher=teacher)
     set_seed(seed)
     return build_from_layers(reorder_classes(whole, columns, label_names), settings.layers), tokenizer
+
+
+def _answers(
+    teachers: Sequence[str], splits: Splits, cache: Path | None, device: str, *, force: bool
+) -> list[dict[str, Dataset]]:
+    """Each teacher's logits on train and, where there is one, transfer; no teacher stays in memory."""
+    answerers = [_Answerer(name, splits, cache, device, title=name if len(teachers) > 1 else "") for name in teachers]
+    for answerer in answerers:
+        answerer.check(force=force)  # all of them, before hours go into the first one's answers
+    return [answerer.logits() for answerer in answerers]
 
 
 class _Answerer:

@@ -39,7 +39,7 @@ def finished(tmp_path_factory, data, tiny_bert):
             "max_tokens": 32,
         },
         "teacher": {"model": str(tiny_bert), "pretrained": False, "training": training},
-        "student": {"layers": [0, 2], "training": training},
+        "student": {"layers": [0, 2], "control": True, "training": training},
         "export": {"max_accuracy_drop": 0.1},
         "benchmark": {"shapes": ["1x8", "2x16"], "rounds": 5},
     }
@@ -68,6 +68,30 @@ def test_a_run_leaves_every_stage_and_a_report(finished):
     }
 
 
+def test_a_run_with_a_control_says_what_distilling_was_worth(finished):
+    folder, out, _ = finished
+    (found,) = json.loads(out.splitlines()[-1])["controls"]
+    assert (folder / "out" / "control" / "manifest.json").is_file()
+    assert found["student"] == str(folder / "out" / "student")
+    assert found["sentence"] in (folder / "out" / "report" / "report.md").read_text()
+    code, out, _ = run("report", folder / "out", "--output", folder / "again")
+    assert code == 0 and found["sentence"] in out
+
+
+def test_several_teachers_and_a_place_for_their_answers_on_the_command_line(finished, tmp_path):
+    folder, _, _ = finished
+    teachers = [tmp_path / name for name in ("one", "two")]
+    for teacher in teachers:
+        shutil.copytree(folder / "out" / "teacher", teacher, ignore=shutil.ignore_patterns("teacher_logits"))
+    code, out, err = run(
+        "student", "--teacher", teachers[0], "--teacher", teachers[1], "--teacher-logits", tmp_path / "answers",
+        "--output", tmp_path / "student", "--set", "student.control=false", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["test"]["accuracy"] > 0.9
+    assert list((tmp_path / "answers").iterdir()) and not (teachers[0] / "teacher_logits").exists()
+
+
 def test_a_run_folder_holds_what_the_contract_says(finished):
     folder, _, _ = finished
     for role in ("teacher", "student"):
@@ -78,7 +102,7 @@ def test_a_run_folder_holds_what_the_contract_says(finished):
         metrics = json.loads((run_folder / "metrics.json").read_text())
         assert metrics["test"]["accuracy"] > 0.9  # these reviews are easy
         assert set(metrics["test"]) == {
-            "examples", "accuracy", "accuracy_ci95", "macro_f1", "roc_auc", "log_loss", "ece",
+            "examples", "accuracy", "accuracy_ci95", "macro_f1", "roc_auc", "log_loss", "ece", "brier",
         }  # fmt: skip
         assert {
             "seconds", "samples_per_second", "tokens_per_second", "padding_fraction", "peak_memory_bytes",
@@ -92,7 +116,7 @@ def test_a_run_folder_holds_what_the_contract_says(finished):
         assert manifest["versions"]["torch"] and manifest["data"]["test"] and manifest["weights"]
         log = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
         assert sum("eval_accuracy" in entry for entry in log) == 4
-    assert manifest["parents"]["teacher"] == str(folder / "out" / "teacher")
+    assert list(manifest["parents"]["teachers"]) == [str(folder / "out" / "teacher")]
 
 
 def test_stdout_is_data_and_stderr_is_ours(finished):
