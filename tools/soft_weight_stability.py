@@ -1,7 +1,7 @@
-"""Whether a student trains as stably on soft targets alone (soft weight 1) as on half of each, warm-up or not.
+"""Whether a student trains as stably on soft targets alone (soft weight 1) as on half of each.
 
 usage: python3 tools/soft_weight_stability.py TEACHER_DIR TRAIN.parquet TEST.parquet --work DIR
-           [--texts 1200] [--layers 3] [--learning-rate 1e-4] [--seeds 1 2 3]
+           [--texts 1200] [--layers 3] [--learning-rate 1e-4] [--warmups 0] [--seeds 1 2 3]
 
 A collapsed run answers one class, so its accuracy is that of the commonest. Finished runs in WORK are kept. Prints a
 line per run; the last line is the whole result as JSON.
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--warmups", type=float, nargs="+", default=[0.0], help="shares of the steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def main() -> None:
     path = arguments.work / "recipe.yaml"
     path.write_text(json.dumps(recipe))
     results = []
-    for warmup in (0.0, 0.1):
+    for warmup in arguments.warmups:
         for weight in (0.5, 1.0):
             for seed in arguments.seeds:
                 folder = RunFolder(arguments.work / f"warmup-{warmup}-weight-{weight}-seed-{seed}")
