@@ -233,7 +233,7 @@ def test_report_takes_any_classifier_and_export_flags_name_formats(finished, tin
     )
     assert code == 0, err
     rows = json.loads((tmp_path / "r" / "report.json").read_text())["measurements"]
-    assert {row["role"] for row in rows} == {"other", "teacher", "student"}
+    assert {row["role"] for row in rows} == {"other", "teacher", "student", "control"}
     assert [row["format"] for row in rows if row["role"] == "other"][-1] == "onnx-fp32"
 
 

@@ -46,7 +46,7 @@ def test_fewer_layers_are_at_a_distance_that_training_shortens(any_classifier, i
     seen = []
     for _ in range(20):
         hidden, relations = losses(online, student, inputs)
-        seen.append((float(hidden.mean()), float(relations.mean())))
+        seen.append((hidden.mean().item(), relations.mean().item()))
         optimizer.zero_grad()
         (hidden + relations).mean().backward()
         optimizer.step()
