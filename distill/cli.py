@@ -37,10 +37,6 @@ RecipeOption = Annotated[
 ]
 
 
-_CONTROL = "distilbert-student-control"
-_DEFAULT_MODELS = ("bert-teacher", "distilbert-student", _CONTROL)
-
-
 class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -72,7 +68,7 @@ app = typer.Typer(
 @app.command()
 def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Validate a recipe and print it with every default filled in."""
-    from distill.recipe import dump_recipe, load_recipe
+    from distill.recipe_file import dump_recipe, load_recipe
 
     resolved = load_recipe(recipe, set_ or ())
     print(json.dumps(resolved.model_dump(mode="json")) if json_ else dump_recipe(resolved), end="\n" if json_ else "")
@@ -167,8 +163,8 @@ def report(
 ) -> None:
     """Measure models and their exports on the test split: accuracy against latency."""
     stages = _stages()
-    models = folders or [Path(name) for name in _DEFAULT_MODELS if name != _CONTROL or Path(name).is_dir()]
-    resolved = _recipe(recipe or stages.recipe_file(models), set_) if recipe or set_ else None
+    models = folders or [Path("bert-teacher"), Path("distilbert-student"), *Path().glob("distilbert-student-control")]
+    resolved = _recipe(recipe or stages.find_recipe(models), set_) if recipe or set_ else None
     target = output or Path("report")
     _print_report(stages.report(models, target, recipe=resolved, device=device), target, json_)
 
@@ -231,7 +227,7 @@ def main() -> None:
 
 
 def _recipe(path: Path, set_: list[str] | None) -> Any:
-    from distill.recipe import load_recipe
+    from distill.recipe_file import load_recipe
 
     if not path.is_file() and path.name == "recipe.yaml":
         raise UserError(f"{path.parent}: holds no recipe.yaml", hint="name a recipe")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, load_dataset
 from datasets.exceptions import DatasetsError
-from transformers import PreTrainedTokenizerBase
 
-from distill.errors import DataError
-from distill.losses import UNLABELLED
+from distill.errors import DataError, one_line
 from distill.recipe import Data
 
 READERS = {
@@ -30,7 +28,6 @@ READERS = {
     ".parquet": ("parquet", {}),
     ".arrow": ("arrow", {}),
 }
-CHECKED_ROWS = 64  # rows on which tokenising is checked; a wrong tokenizer shows on the first few
 
 
 @dataclass(frozen=True)
@@ -75,78 +72,18 @@ def load_splits(data: Data) -> Splits:
             feature = table.features[data.label_column]
             codes = _encode(labels[split], feature, label_names, numbers_are_names, source)
             rows = rows.add_column("label", codes, feature=ClassLabel(names=list(label_names)))
-        ids = pa.array([f"{split}/{index}" for index in range(len(rows))])
-        splits[split] = rows.add_column("example_id", ids.to_pylist())
+        splits[split] = rows.add_column("example_id", [f"{split}/{index}" for index in range(len(rows))])
     for split in ("validation", "test"):
         splits |= _sampled(splits, split, data)
-    leaks = _drop_leaks(splits)
+    leaks = _drop_leaks(splits, ("validation", "test"))
     for split in ("train", "transfer"):
         splits |= _sampled(splits, split, data)
     _check_every_class_is_trained(splits["train"], label_names, tables["train"][0])
     if "validation" not in splits:
         splits |= _carve_validation(splits["train"], label_names, data)
-        for split, dropped in _drop_leaks(splits).items():
+        for split, dropped in _drop_leaks(splits, ("validation",)).items():
             leaks[split] += dropped
     return Splits(**splits, label_names=label_names, leaks=leaks)
-
-
-def tokenise(
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    *,
-    progress: Callable[[int], object] = lambda done: None,
-) -> Dataset:
-    """Return `rows` with columns input_ids, attention_mask, length and labels, cut at `max_tokens`, not padded.
-
-    A text without a label gets `UNLABELLED`. Tokenised once: the result is kept in datasets' cache under the texts, the
-    tokenizer and `max_tokens`. The fast tokenizers work on all cores by themselves. `progress` is told how
-    many texts each batch held.
-    """
-
-    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
-        encoded = tokenizer(
-            batch["text"], truncation=True, max_length=max_tokens, return_token_type_ids=False, return_length=True
-        )
-        progress(len(batch["text"]))
-        return {**encoded, "labels": batch.get("label", [UNLABELLED] * len(batch["text"]))}
-
-    key = json.dumps([rows._fingerprint, tokenizer_fingerprint(tokenizer), max_tokens])
-    return rows.map(
-        encode,
-        batched=True,
-        remove_columns=rows.column_names,
-        # datasets would hash the tokenizer, whose state changes with its first call: never the same key twice
-        new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
-    )
-
-
-def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-    """Raise `DataError` unless ids, masks and labels agree and decoding gives the text back, on the first rows.
-
-    A text that the tokenizer cuts, or that holds unknown or special tokens of its own, cannot come back whole and is
-    compared no further; more than half of the tokens unknown means that the tokenizer was made for other texts.
-    """
-    count = min(CHECKED_ROWS, len(rows))
-    unknown = total = 0
-    special, added = set(tokenizer.all_special_ids), tokenizer.num_special_tokens_to_add()
-    for row, encoded in zip(rows.select(range(count)), tokenised.select(range(count)), strict=True):
-        ids, mask = encoded["input_ids"], encoded["attention_mask"]
-        place = f"row {row['example_id']}"
-        if len(ids) != len(mask) or len(ids) != encoded["length"] or encoded["labels"] != row.get("label", UNLABELLED):
-            raise DataError(f"{place}: ids, mask and label disagree after tokenising; delete datasets' cache and retry")
-        if max(ids) >= len(tokenizer):
-            raise DataError(f"{place}: token id {max(ids)}, but the tokenizer knows {len(tokenizer)} tokens")
-        total += len(ids)
-        unknown += ids.count(tokenizer.unk_token_id)
-        if len(ids) < max_tokens and sum(token in special for token in ids) == added:
-            decoded = tokenizer.decode(ids, skip_special_tokens=True)
-            if _comparable(decoded, None) != _comparable(row["text"], tokenizer):
-                raise DataError(
-                    f"{place}: decoding the tokens does not give the text: {decoded[:50]!r}, text {row['text'][:50]!r}"
-                )
-    if unknown > total / 2:
-        raise DataError(f"{unknown / total:.0%} of the tokens are unknown to the tokenizer: made for other texts")
 
 
 def read_texts(path: str, text_column: str) -> Iterator[str]:
@@ -186,20 +123,6 @@ def text_fingerprint(rows: Dataset) -> str:
     return _digest(rows, ["example_id", "text"])
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a SHA-256 of all that decides which ids a text gets: vocabulary, normaliser, side that is cut off."""
-    description = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation_side": tokenizer.truncation_side}
-    for state in ("truncation", "padding"):  # set by the last call, no property of the tokenizer
-        description.pop(state, None)
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-
-
-def _comparable(text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """The text as the tokenizer normalises it (case, accents), without white space, which none keeps exactly."""
-    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer else None
-    return "".join((normalizer.normalize_str(text) if normalizer else text).split())
-
-
 def _load_files(data: Data) -> dict[str, tuple[str, Dataset]]:
     assert data.files is not None
     return {split: (path, _read_file(path, split)) for split, path in data.files.model_dump(exclude_none=True).items()}
@@ -219,7 +142,7 @@ def _read_file(path: str, split: str) -> Dataset:
         table = load_dataset(reader, data_files={split: path}, split=split, **options)
     except (DatasetsError, OSError, ValueError, pa.ArrowException) as error:
         cause = error.__cause__ or error
-        raise DataError(f"{place}{path}: cannot be read as {suffix[1:]}: {_one_line(cause)}") from error
+        raise DataError(f"{place}{path}: cannot be read as {suffix[1:]}: {one_line(cause)}") from error
     assert isinstance(table, Dataset)
     return table
 
@@ -229,7 +152,7 @@ def _load_dataset(data: Data) -> dict[str, tuple[str, Dataset]]:
         loaded = load_dataset(data.dataset, data.subset)
     except (DatasetsError, OSError, ValueError) as error:
         raise DataError(
-            f"data.dataset: {data.dataset}: cannot be loaded: {_one_line(error)}",
+            f"data.dataset: {data.dataset}: cannot be loaded: {one_line(error)}",
             hint="--set data.files.train=FILE --set data.files.test=FILE uses local files instead",
         ) from error
     names = data.splits.model_dump()
@@ -323,10 +246,10 @@ def _encode(
     return indices.to_numpy().astype(np.int64)
 
 
-def _drop_leaks(splits: dict[str, Dataset]) -> dict[str, int]:
-    """Drop what stands in validation or test too from train and transfer, in place; return how many rows each lost."""
+def _drop_leaks(splits: dict[str, Dataset], held_out_splits: Sequence[str]) -> dict[str, int]:
+    """Drop what is held out too from train and transfer, in place; return how many rows each lost."""
     held_out: set[bytes] = set()
-    for split in ("validation", "test"):
+    for split in held_out_splits:
         if split in splits:
             held_out.update(_text_keys(splits[split]))
     leaks = {}
@@ -396,11 +319,6 @@ def _is_string(kind: pa.DataType) -> bool:
 
 def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _digest(rows: Dataset, columns: list[str]) -> str:

@@ -14,17 +14,15 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from distill.data import Splits, tokenizer_fingerprint
+from distill.data import Splits
 from distill.devices import has_fast_bf16, resolve_device
 from distill.errors import FolderError, ModelError, RecipeError
 from distill.fitting import fit, read_splits, tokenised
 from distill.hidden_states import OnlineTeacher, map_layers, relation_heads
+from distill.metrics import compare_paired
 from distill.models import (
     align_labels,
-    build_from_config,
-    build_from_layers,
     check_fit,
-    choose_layers,
     layer_count,
     load_classifier,
     load_config,
@@ -32,13 +30,14 @@ from distill.models import (
     normalized_config,
     parameter_count,
     reorder_classes,
-    weights_fingerprint,
     with_attention_dropout,
 )
 from distill.predictors import Classifier, load, load_torch
 from distill.recipe import Recipe, Student, with_absolute_paths
-from distill.run_folder import RunFolder, read_json
-from distill.teacher_logits import teacher_logits, with_teacher_logits
+from distill.run_folder import RunFolder, read_json, read_predictions
+from distill.students import build_from_config, build_from_layers, choose_layers
+from distill.teacher_logits import Teacher, identify_teacher, teacher_logits, with_teacher_logits
+from distill.tokens import tokenizer_fingerprint
 from distill.training import DistillationTrainer, training_arguments
 
 log = logging.getLogger("distill")
@@ -105,14 +104,16 @@ def distil(
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # projections work outside forward, where DDP does not see them
     start = time.perf_counter()
-    answers = _answers(teachers, splits, cache, device, force=force)
+    known = [identify_teacher(name, splits.label_names) for name in teachers]
+    answers = _answers(known, splits, cache, device, force=force)
     prepared = {"teacher_logits_seconds": time.perf_counter() - start}
     rows = []
     for split in answers[0]:
         part = tokenised(split, getattr(splits, split), tokenizer, recipe.data.max_tokens)
         rows.append(with_teacher_logits(part, [answer[split] for answer in answers]))
     parents = {
-        str(Path(name).absolute() if Path(name).is_dir() else name): weights_fingerprint(name) for name in teachers
+        str(Path(teacher.name).absolute() if Path(teacher.name).is_dir() else teacher.name): teacher.weights
+        for teacher in known
     }
     return fit(
         model, tokenizer, concatenate_datasets(rows), splits, recipe, settings, folder, arguments, precision,
@@ -152,6 +153,31 @@ def control(
         parents={"student": str(student.path.absolute()), "student_weights": read_json(student.manifest)["weights"],
                  "model": settings.model},
     )  # fmt: skip
+
+
+def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict[str, Any]]:
+    """Return how students stand against their controls on test, one entry for each pair among the run folders `models`.
+
+    A control whose student is not among them becomes a note. Raises `FolderError` where the two saw other test texts.
+    """
+    manifests = {model: read_json(path) for model in models if (path := RunFolder(model).manifest).is_file()}
+    found = []
+    for model, manifest in manifests.items():
+        if manifest["role"] != "control":
+            continue
+        students = [
+            other for other, its in manifests.items() if its["weights"] == manifest["parents"]["student_weights"]
+        ]
+        if not students:
+            notes.append(f"{model} is the control of a student that is not here ({manifest['parents']['student']}).")
+            continue
+        ids, gold_labels, student_logits = read_predictions(RunFolder(students[0]).predictions)
+        control_ids, _, control_logits = read_predictions(RunFolder(model).predictions)
+        if ids != control_ids:
+            raise FolderError(f"{model}: was tested on other texts than {students[0]}; make it anew")
+        correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
+        found.append({"student": str(students[0]), "control": str(model), **compare_paired(*correct)})
+    return found
 
 
 def _student_of(recipe: Recipe) -> Student:
@@ -203,10 +229,13 @@ def _new_student(
 
 
 def _answers(
-    teachers: Sequence[str], splits: Splits, cache: Path | None, device: str, *, force: bool
+    teachers: Sequence[Teacher], splits: Splits, cache: Path | None, device: str, *, force: bool
 ) -> list[dict[str, Dataset]]:
     """Each teacher's logits on train and, where there is one, transfer; no teacher stays in memory."""
-    answerers = [_Answerer(name, splits, cache, device, title=name if len(teachers) > 1 else "") for name in teachers]
+    answerers = [
+        _Answerer(teacher, splits, cache, device, title=Path(teacher.name).name if len(teachers) > 1 else "teacher")
+        for teacher in teachers
+    ]
     for answerer in answerers:
         answerer.check(force=force)  # all of them, before hours go into the first one's answers
     return [answerer.logits() for answerer in answerers]
@@ -215,9 +244,8 @@ def _answers(
 class _Answerer:
     """A teacher's logits on the splits; it is loaded once, and not at all where every answer is kept already."""
 
-    def __init__(self, teacher: str, splits: Splits, cache: Path | None, device: str, *, title: str):
-        self.teacher, self.splits, self.cache, self.device = teacher, splits, cache, device
-        self.title = f"teacher {Path(title).name}".strip()
+    def __init__(self, teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, title: str):
+        self.teacher, self.splits, self.cache, self.device, self.title = teacher, splits, cache, device, title
 
     def check(self, *, force: bool) -> None:
         """Raise `ModelError` where the teacher is no better on validation than always answering the commonest class."""
@@ -231,7 +259,7 @@ class _Answerer:
         if accuracy > majority:
             return
         problem = f"validation accuracy {accuracy:.4f} is no better than always answering the commonest class"
-        problem = f"{self.teacher}: {problem} ({majority:.4f}): it has nothing to teach"
+        problem = f"{self.teacher.name}: {problem} ({majority:.4f}): it has nothing to teach"
         if not force:
             raise ModelError(
                 problem, hint="train the teacher longer or at another learning rate; --force distils anyway"
@@ -243,14 +271,13 @@ class _Answerer:
         return {split: self._on(split) for split in ("train", "transfer") if getattr(self.splits, split) is not None}
 
     def _on(self, split: str) -> Dataset:
-        rows, label_names = getattr(self.splits, split), self.splits.label_names
-        title = f"{self.title}: {split}"
-        return teacher_logits(self.teacher, rows, label_names, lambda: self._loaded, cache=self.cache, title=title)
+        rows, title = getattr(self.splits, split), f"{self.title}: {split}"
+        return teacher_logits(self.teacher, rows, lambda: self._loaded, cache=self.cache, title=title)
 
     @functools.cached_property
     def _loaded(self) -> Classifier:
         dtype = "bfloat16" if has_fast_bf16(resolve_device(self.device)) else None
-        return load(self.teacher, self.device, dtype=dtype)
+        return load(self.teacher.name, self.device, dtype=dtype)
 
 
 def _online_teacher(

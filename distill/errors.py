@@ -50,3 +50,9 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, how_to_go_on: str):
         super().__init__(how_to_go_on)
         self.exit_code = 128 + signal_number
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of a library's error, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

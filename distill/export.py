@@ -25,9 +25,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from distill.calibration import CONFIG_KEY
 from distill.devices import Device
 from distill.metrics import agreement
-from distill.models import first_token_only, layer_count, load_config, normalized_config
+from distill.models import ONNX_WEIGHTS, after_attention, first_token_only, layer_count, load_config, normalized_config
 from distill.predictors import (
-    ONNX_WEIGHTS,
     Classifier,
     OnnxSession,
     Session,
@@ -137,7 +136,7 @@ def trace(model: PreTrainedModel, path: Path) -> None:
     AttentionInterface.register("distill_onnx", _attention_node)
     AttentionMaskInterface.register("distill_onnx", _padding_mask)
     traced.set_attn_implementation("distill_onnx")
-    with _quiet(), first_token_only(traced):
+    with _quiet(), first_token_only(after_attention(traced)):
         program = torch.onnx.export(
             _LogitsOnly(traced).eval(),
             kwargs=example,

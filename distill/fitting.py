@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from distill.calibration import CONFIG_KEY, fit_temperature
-from distill.data import Splits, check_tokenised, load_splits, tokenise
+from distill.data import Splits, load_splits
 from distill.devices import Device, describe_hardware
 from distill.metrics import expected_calibration_error, figures
 from distill.models import parameter_count, weights_fingerprint
@@ -21,6 +22,7 @@ from distill.progress import progress_line
 from distill.provenance import now, versions
 from distill.recipe import Recipe, Stage
 from distill.run_folder import RunFolder, write_json, write_predictions
+from distill.tokens import check_tokenised, tokenise
 from distill.training import ClassificationTrainer, train
 
 log = logging.getLogger("distill")
@@ -29,7 +31,7 @@ log = logging.getLogger("distill")
 def read_splits(recipe: Recipe) -> Splits:
     """Return the recipe's splits, having said what is read and which texts were dropped as leaks."""
     files = recipe.data.files
-    names = [path.rpartition("/")[2] for path in files.model_dump(exclude_none=True).values()] if files else []
+    names = [Path(path).name for path in files.model_dump(exclude_none=True).values()] if files else []
     log.info("data: reading %s", recipe.data.dataset or ", ".join(names))
     splits = load_splits(recipe.data)
     for split, dropped in splits.leaks.items():

@@ -1,20 +1,16 @@
-"""Models and tokenizers: loaded with every misfit named, and students built from a teacher's layers or sizes."""
+"""Models and tokenizers: loaded and identified, with every misfit named."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from optimum.utils import NormalizedConfig, NormalizedConfigManager
 from safetensors import SafetensorError
 from torch import nn
@@ -30,24 +26,15 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from distill.errors import ModelError
+from distill.calibration import CONFIG_KEY
+from distill.errors import ModelError, one_line
 
 # These number positions from pad_token_id + 1 (fairseq's habit), so the rows of the position table before are unused.
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
-# These embed a token as word + token type + position, all three before the first LayerNorm.
-TOKEN_TYPES_ARE_ADDED = {"bert", "roberta", "xlm-roberta", "camembert", "electra"}
-# What comes after the last layer's attention in architectures whose head reads the first token and nothing else.
-AFTER_ATTENTION = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), "attention.output")
-AFTER_ATTENTION["distilbert"] = "sa_layer_norm"
-# Keys of a configuration that say what classes, vocabulary or architecture a model has, or what form it answers in.
-NOT_SIZES = {
-    "vocab_size", "num_labels", "id2label", "label2id", "problem_type", "model_type", "architectures", "auto_map",
-    "is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_word_embeddings", "dtype", "torch_dtype",
-    "return_dict", "output_attentions", "output_hidden_states", "transformers_version", "_name_or_path",
-    "calibration_temperature",
-}  # fmt: skip
-# What configurations and models raise for sizes that do not go together, and for what is no size at all.
-SIZE_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError)
+# BERT's embeddings (word + token type + position before the first LayerNorm), layers and reading of the first token.
+BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+# What comes after a layer's attention, in architectures whose head reads the first token and nothing else.
+AFTER_ATTENTION = dict.fromkeys(BERT_LIKE, "attention.output") | {"distilbert": "sa_layer_norm"}
 ONNX_WEIGHTS = "model.onnx"
 WEIGHT_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)  # what from_pretrained raises for bad weights
 
@@ -58,7 +45,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{name}: no tokenizer can be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{name}: no tokenizer can be loaded: {one_line(error)}") from error
     # Where the files are missing, transformers 5 makes a tokenizer that knows its special tokens and nothing else.
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{name}: has no fast tokenizer (tokenizer.json or a vocabulary)")
@@ -71,7 +58,7 @@ def load_config(name: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{name}: no model configuration can be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{name}: no model configuration can be loaded: {one_line(error)}") from error
 
 
 def load_classifier(
@@ -100,7 +87,7 @@ def load_classifier(
     had = [config.id2label[index] for index in range(config.num_labels)] if is_classifier(config) else []
     config.id2label = dict(enumerate(label_names))
     config.label2id = {label: index for index, label in enumerate(label_names)}
-    vars(config).pop("calibration_temperature", None)  # of the logits before this training
+    vars(config).pop(CONFIG_KEY, None)  # of the logits before this training
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary)
     if attention_dropout is not None:
         config = with_attention_dropout(config, attention_dropout)
@@ -112,7 +99,7 @@ def load_classifier(
             name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except WEIGHT_ERRORS as error:
-        raise ModelError(f"{name}: no classifier can be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{name}: no classifier can be loaded: {one_line(error)}") from error
     # A head and a pooler may be new; an encoder of random weights would train, badly, and nobody would know.
     prefix = f"{model.base_model_prefix}."
     random = [key for key in report["missing_keys"] if key.startswith(prefix) and ".pooler." not in key]
@@ -161,87 +148,6 @@ def layer_count(config: PretrainedConfig) -> int:
     return normalized_config(config).num_layers
 
 
-def choose_layers(count: int, layers: int | Sequence[int]) -> tuple[int, ...]:
-    """Return which of a teacher's `count` layers a student keeps, counted from 0.
-
-    A number means that many, evenly spread from the first to the last: 6 of 12 are 0, 2, 4, 7, 9, 11, which DistilBERT
-    kept (transformers, research_projects/distillation/scripts/extract_distilbert.py). One layer is the first: later
-    ones expect what earlier ones put out. Layers given one by one are checked and kept as they are. Raises
-    `ModelError` for layers the teacher lacks, and for none at all.
-    """
-    number = layers if isinstance(layers, int) else len(layers)
-    if number < 1:
-        raise ModelError(f"student.layers: wants one layer or more, got {number}")
-    if isinstance(layers, int):
-        if layers > count:
-            raise ModelError(f"student.layers: the teacher has {count} layers, got {layers}")
-        return tuple(int(layer) for layer in np.linspace(0, count - 1, layers).round())
-    beyond = [layer for layer in layers if not 0 <= layer < count]
-    if beyond:
-        raise ModelError(f"student.layers: the teacher has {count} layers (0-{count - 1}), got {beyond[0]}")
-    return tuple(layers)
-
-
-def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> PreTrainedModel:
-    """Return a student of the teacher's architecture with copies of `layers`, of its embeddings, pooler and head.
-
-    With every layer chosen it computes what the teacher computes. `layers` as in `choose_layers`; starting from the
-    teacher's own is DistilBERT's initialisation (Sanh et al. 2019, section 2). As a text is always of token type 0, the
-    embedding of that type is added to each word's, and one row of zeros is left of the table of types. A temperature
-    that calibrates the teacher's logits is not carried over. Raises `ModelError` for layers the teacher lacks.
-    """
-    count = layer_count(teacher.config)
-    layers = choose_layers(count, layers)
-    config = copy.deepcopy(teacher.config)
-    setattr(config, normalized_config(config).NUM_LAYERS, len(layers))
-    if getattr(config, "layer_types", None):  # one name per layer (ModernBERT)
-        config.layer_types = [config.layer_types[layer] for layer in layers]
-    vars(config).pop("calibration_temperature", None)
-    kept = teacher.state_dict()
-    if config.model_type in TOKEN_TYPES_ARE_ADDED:
-        config.type_vocab_size = 1
-        embeddings = f"{teacher.base_model_prefix}.embeddings"
-        types = kept[f"{embeddings}.token_type_embeddings.weight"]
-        # The padding row is shifted as well: padding is masked, and padding_idx only keeps gradients from its row.
-        kept[f"{embeddings}.word_embeddings.weight"] = kept[f"{embeddings}.word_embeddings.weight"].float() + types[0]
-        kept[f"{embeddings}.token_type_embeddings.weight"] = torch.zeros_like(types[:1])
-    student = type(teacher)(config)
-    source, target = _layer_list(teacher, count), _layer_list(student, len(layers))
-    kept = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{source[0]}.")}
-    for position, layer in enumerate(layers):
-        for name, tensor in source[1][layer].state_dict().items():
-            kept[f"{target[0]}.{position}.{name}"] = tensor
-    student.load_state_dict(kept, strict=True)
-    return student
-
-
-def build_from_config(teacher_config: PretrainedConfig, sizes: Mapping[str, Any], *, seed: int) -> PreTrainedModel:
-    """Return a student of the teacher's architecture, classes and vocabulary with other `sizes` and random weights.
-
-    `sizes` are keys of the teacher's configuration ({"hidden_size": 192, "num_hidden_layers": 3}); what they leave out
-    is as in the teacher. The weights are fp32, drawn with `seed`. Raises `ModelError` with one line for each key that
-    is unknown, is no size but a matter of classes, vocabulary or architecture, or has a value of another type than the
-    teacher's, and where the model cannot be built or run with these sizes together.
-    """
-    config = copy.deepcopy(teacher_config)
-    vars(config).pop("calibration_temperature", None)
-    problems = [problem for key, value in sizes.items() if (problem := _set_size(config, key, value))]
-    if problems:
-        raise ModelError(*problems)
-    settings = config.to_dict()
-    if "layer_types" not in sizes:  # one name per layer (ModernBERT): the configuration makes them for its own number
-        settings.pop("layer_types", None)
-    try:
-        config = type(config).from_dict(settings)
-        set_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
-        with torch.no_grad():
-            model(input_ids=torch.tensor([[0, 1]]))  # sizes that do not fit each other may be built and not run
-    except SIZE_ERRORS as error:
-        raise ModelError(f"student.config: no {config.model_type} model has these sizes: {_reason(error)}") from error
-    return model
-
-
 def align_labels(teacher_labels: Sequence[str], label_names: Sequence[str], *, teacher: str) -> list[int]:
     """Return for each of `label_names` the teacher's column of that name.
 
@@ -272,22 +178,23 @@ def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names:
     return model
 
 
+def after_attention(model: PreTrainedModel) -> nn.Module | None:
+    """Return what follows the last layer's attention; None where the head may read more than the first token."""
+    name = AFTER_ATTENTION.get(model.config.model_type)
+    return layer_list(model, layer_count(model.config))[1][-1].get_submodule(name) if name else None
+
+
 @contextlib.contextmanager
-def first_token_only(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block, the last layer works on the first token alone from its attention's output on.
+def first_token_only(module: nn.Module | None) -> Iterator[None]:
+    """Within the block, the last layer works on the first token alone from `module` on (see `after_attention`).
 
     The head reads nothing else, so logits and gradients are what they were, but for rounding, and three quarters of a
-    layer's work are saved. `last_hidden_state` then holds that one token. Architectures not known to read the first
-    token alone are left as they are.
+    layer's matrix products are saved. `last_hidden_state` then holds that one token. None changes nothing.
     """
-    name = AFTER_ATTENTION.get(model.config.model_type)
-    if name is None:
+    if module is None:
         yield
         return
-    last = _layer_list(model, layer_count(model.config))[1][-1]
-    hook = last.get_submodule(name).register_forward_pre_hook(
-        lambda _, inputs: tuple(tensor[:, :1] for tensor in inputs)
-    )
+    hook = module.register_forward_pre_hook(lambda _, inputs: tuple(tensor[:, :1] for tensor in inputs))
     try:
         yield
     finally:
@@ -347,39 +254,8 @@ def _hub_weights(name: str) -> list[Path]:
             return []
 
 
-def _set_size(config: PretrainedConfig, key: str, value: Any) -> str | None:
-    """Set `key` to `value`, or say in one line why that cannot be."""
-    place = f"student.config.{key}"
-    if key in NOT_SIZES or key.endswith("_token_id"):
-        return f"{place}: is the teacher's: classes, vocabulary and architecture stay as they are"
-    known = [name for name in (*config.to_dict(), *config.attribute_map) if name not in NOT_SIZES]
-    if key not in known:
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{place}: {config.model_type} has no such key{hint}"
-    there = getattr(config, key)
-    number = isinstance(there, int | float) and not isinstance(there, bool)  # which of the two is the class's to say
-    same = type(value) in (int, float) if number else there is None or isinstance(value, type(there))
-    if not same:
-        return f"{place}: wants {type(there).__name__}, as the teacher's {there!r}, got {value!r}"
-    if type(there) is int and there > 0 and value <= 0:
-        return f"{place}: wants a number above 0, got {value!r}"
-    try:
-        setattr(config, key, value)
-    except SIZE_ERRORS as error:
-        return f"{place}: {_reason(error)}"
-    return None
-
-
-def _reason(error: BaseException) -> str:
-    """The one line that says why: the last of a strict configuration, which begins with where, else the first."""
-    if isinstance(error, StrictDataclassError):
-        return re.sub(r"^\w+: ", "", str(error).strip().splitlines()[-1].strip())
-    return _one_line(error)
-
-
-def _layer_list(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
-    """The name and the list of the transformer layers: the one ModuleList as long as the configuration says."""
+def layer_list(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of the transformer layers: the one ModuleList as long as the configuration says."""
     lists = [
         (name, module)
         for name, module in model.named_modules()
@@ -408,8 +284,3 @@ def _require_reachable(name: str) -> None:
         raise ModelError(f"{name}: no such folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: not a model folder: it has no config.json")
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -20,20 +20,21 @@ from distill.calibration import CONFIG_KEY
 from distill.devices import Device, resolve_device
 from distill.errors import DeviceError, ModelError
 from distill.models import (
+    ONNX_WEIGHTS,
     WEIGHT_ERRORS,
+    after_attention,
     check_fit,
     first_token_only,
     is_classifier,
     load_config,
     load_tokenizer,
     token_limit,
+    weight_files,
 )
 
 # Padded tokens in one batch. Larger batches stop being faster long before they stop costing memory.
 BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 65_536}
 TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
-ONNX_WEIGHTS = "model.onnx"
-TORCH_WEIGHTS = "model.safetensors"
 
 
 class Session(Protocol):
@@ -59,12 +60,13 @@ class TorchSession:
             model = model.float()
         self.model = model.to(torch.device(device)).eval()
         self.device: Device = device
+        self._after_attention = after_attention(self.model)  # looked up once: finding it takes as long as a small batch
 
     @torch.inference_mode()
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
         mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
-        with first_token_only(self.model):
+        with first_token_only(self._after_attention):
             logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
         return logits / calibration_temperature(self.model.config)
 
@@ -183,8 +185,7 @@ def load(
     classifier or its calibration temperature no temperature, `DeviceError` where the device is not there.
     """
     name = str(folder)
-    config = load_config(name)
-    tokenizer, labels, max_tokens = identify(name)
+    config, tokenizer, max_tokens = identify(name)
     is_onnx = (Path(folder) / ONNX_WEIGHTS).is_file()
     resolved = "cpu" if device == "auto" and is_onnx and not onnx_runs_on_cuda() else resolve_device(device)
     if is_onnx:
@@ -192,11 +193,11 @@ def load(
         session: Session = OnnxSession(Path(folder) / ONNX_WEIGHTS, resolved, threads, format=format_)
     else:
         session = TorchSession(load_torch(name, config, dtype), resolved)
-    return Classifier(session, tokenizer, labels, max_tokens)
+    return Classifier(session, tokenizer, label_names(config), max_tokens)
 
 
-def identify(name: str) -> tuple[PreTrainedTokenizerBase, tuple[str, ...], int]:
-    """Return a classifier's tokenizer, class names and most tokens that it reads, without loading its weights.
+def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]:
+    """Return a classifier's configuration, tokenizer and most tokens that it reads, without loading its weights.
 
     Raises `ModelError` where the model is no classifier, its tokenizer is not there or not its own, or its calibration
     temperature is no temperature.
@@ -208,7 +209,7 @@ def identify(name: str) -> tuple[PreTrainedTokenizerBase, tuple[str, ...], int]:
     tokenizer = load_tokenizer(name)
     max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
     check_fit(config, name, max_tokens=max_tokens, vocabulary=len(tokenizer))
-    return tokenizer, label_names(config), max_tokens
+    return config, tokenizer, max_tokens
 
 
 def onnx_runs_on_cuda() -> bool:
@@ -252,5 +253,4 @@ def _cores() -> int:
 
 def weights_bytes(folder: Path) -> int:
     """Return the size of a model folder's weights in bytes: of model.onnx and its data, or of the safetensors."""
-    pattern = f"{ONNX_WEIGHTS}*" if (folder / ONNX_WEIGHTS).is_file() else "model*.safetensors"
-    return sum(file.stat().st_size for file in folder.glob(pattern))
+    return sum(file.stat().st_size for file in weight_files(str(folder)))

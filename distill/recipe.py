@@ -1,39 +1,24 @@
-"""A YAML file to a frozen, typed `Recipe`; no network, device or environment is touched.
+"""What a run needs to know, as a frozen, typed `Recipe`; no network, device or environment is touched.
 
-Every mistake is reported at once, each with its file and line. YAML 1.2 through ruamel.yaml (`3e-4` is a number, `no` a
-string, an equal key twice an error), types through pydantic in strict mode (`"8"` is not 8).
+Types are checked through pydantic in strict mode: `"8"` is not 8.
 """
 
 from __future__ import annotations
 
-import difflib
-import io
-import json
 import math
 import re
-import types
 import typing
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
 )
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
-
-from distill import training_arguments
-from distill.errors import RecipeError
-
-MAX_RECIPE_BYTES = 1_000_000  # far above any recipe; keeps a data file given by mistake from being parsed as YAML
 
 Format = Literal["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8"]
 FORMATS: tuple[Format, ...] = typing.get_args(Format)
@@ -109,7 +94,7 @@ class Data(Section):
 class Stage(Section):
     """What training a teacher and training a student have in common.
 
-    `attention_dropout` replaces the model's own: at 0 torch's fused attention runs, many times faster on long texts.
+    `attention_dropout` replaces the model's own; at 0 torch can use its fused attention on a CPU.
     `calibrate` fits a temperature on validation once trained, so that probabilities mean what they say.
     """
 
@@ -315,57 +300,6 @@ class Recipe(Section):
         return self
 
 
-# In one file both are an error, but --set of one drops the other that the file holds.
-_EXCLUSIVE = {
-    ("data", "dataset"): ("data", "files"),
-    ("data", "files"): ("data", "dataset"),
-    ("student", "model"): ("student", "layers", "config"),
-    ("student", "layers"): ("student", "model", "config"),
-    ("student", "config"): ("student", "model", "layers"),
-}
-
-KeyPath = tuple[str | int, ...]
-
-
-class Place(NamedTuple):
-    """Where a value was written: its line (0 for the command line) and the text that says so."""
-
-    line: int
-    shown: str
-
-
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe in the YAML file `path` with `overrides` ("dotted.key=YAML value") on top, defaults filled in.
-
-    Raises `RecipeError` with every mistake: unreadable file, YAML fault, unknown key, wrong type or value, unknown
-    TrainingArguments field.
-    """
-    text = _read(path)
-    values, lines = _parse(text, str(path))
-    places: dict[KeyPath, Place] = {at: Place(line, f"{path}:{line}") for at, line in lines.items()}
-    mistakes: list[tuple[int, str]] = []
-    for override in overrides:
-        try:
-            key, value = _parse_override(override)
-            _put(values, key, value)
-        except ValueError as error:
-            mistakes.append((0, f"--set {override}: {error}"))
-            continue
-        places[key] = Place(0, f"--set {override}")
-    return _validate(values, places, mistakes, name=str(path))
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
-    yaml.width = 120
-    stream = io.StringIO()
-    yaml.dump(recipe.model_dump(mode="json", exclude_none=True), stream)
-    return stream.getvalue()
-
-
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """Return the recipe with data files and local model folders made absolute, so that it runs from anywhere."""
     updates: dict[str, Any] = {}
@@ -379,140 +313,3 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         if stage and stage.model and Path(stage.model).is_dir():
             updates[name] = stage.model_copy(update={"model": str(Path(stage.model).absolute())})
     return recipe.model_copy(update=updates)
-
-
-def _read(path: Path | str) -> str:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_RECIPE_BYTES + 1)
-    except IsADirectoryError:
-        raise RecipeError(f"{path}: a folder, not a recipe file") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}", hint="recipes that come with distill are in recipes/") from None
-    if len(content) > MAX_RECIPE_BYTES:
-        raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, which no recipe is")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}") from None
-
-
-def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
-    """Return the plain values of a YAML text and the line (from 1) of each key path."""
-    try:
-        values = YAML(typ="safe", pure=True).load(text)
-        root = YAML(typ="rt", pure=True).compose(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}" if mark else name
-        problem = (error.problem or str(error.context)).splitlines()[0]
-        raise RecipeError(f"{place}: {problem}") from None
-    except (YAMLError, ValueError) as error:  # e.g. a control character, or a date that is none
-        raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise RecipeError(f"{name}: nested too deeply for a recipe") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{name}: wants keys and values at the top (data:, teacher:, student: ...)")
-    return values, dict(_lines(root, (), set()))
-
-
-def _lines(node: Node | None, at: KeyPath, seen: set[int]) -> Iterator[tuple[KeyPath, int]]:
-    if id(node) in seen:  # an alias, perhaps of a node that holds it
-        return
-    seen.add(id(node))
-    if isinstance(node, MappingNode):
-        for key, value in node.value:
-            yield (*at, str(key.value)), key.start_mark.line + 1
-            yield from _lines(value, (*at, str(key.value)), seen)
-    elif isinstance(node, SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*at, index), value.start_mark.line + 1
-            yield from _lines(value, (*at, index), seen)
-
-
-def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
-    key, equals, text = override.partition("=")
-    parts = tuple(key.strip().split("."))
-    if not equals or not all(parts):
-        raise ValueError("wants dotted.key=value")
-    try:
-        return parts, YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        raise ValueError(f"{text!r} is not a YAML value") from None
-
-
-def _put(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
-    for exclusive, dropped in _EXCLUSIVE.items():
-        section = values.get(dropped[0])
-        if key[: len(exclusive)] == exclusive and value is not None and isinstance(section, dict):
-            for name in dropped[1:]:
-                section.pop(name, None)
-    for part in key[:-1]:
-        inner = values.setdefault(part, {})
-        if inner is None:
-            inner = values[part] = {}
-        if not isinstance(inner, dict):
-            raise ValueError(f"{part} is not a section")
-        values = inner
-    values[key[-1]] = value
-
-
-def _validate(
-    values: dict[str, Any], places: dict[KeyPath, Place], mistakes: list[tuple[int, str]], *, name: str
-) -> Recipe:
-    def report(at: KeyPath, problem: str) -> None:
-        # The nearest place known: that of the key itself, or of the section that lacks it.
-        place = next((places[at[:n]] for n in range(len(at), 0, -1) if at[:n] in places), Place(0, name))
-        key = f"{'.'.join(map(str, at))}: " if at else ""
-        mistakes.append((place.line, f"{place.shown}: {key}{problem}"))
-
-    recipe: Recipe | None = None
-    try:
-        # JSON mode, because strict mode takes a YAML list for a tuple only there.
-        recipe = Recipe.model_validate_json(json.dumps(values, default=str))
-    except ValidationError as error:
-        for fault in error.errors():
-            report(fault["loc"], _explain(fault))
-    except ValueError as error:  # an alias that holds itself
-        raise RecipeError(f"{name}: {error}") from None
-    for stage in ("teacher", "student"):
-        section = values.get(stage)
-        training = section.get("training") if isinstance(section, dict) else None
-        if isinstance(training, dict):
-            for name, problem in training_arguments.problems({str(k): v for k, v in training.items()}):
-                report((stage, "training", name), problem)
-    if mistakes or recipe is None:
-        raise RecipeError(*(text for _, text in sorted(mistakes, key=lambda mistake: mistake[0])))
-    return _fill_training(recipe)
-
-
-def _fill_training(recipe: Recipe) -> Recipe:
-    def filled(stage: Any) -> Any:
-        training = training_arguments.with_defaults(stage.training, seed=recipe.data.seed)
-        return stage.model_copy(update={"training": training})
-
-    stages = {name: getattr(recipe, name) for name in ("teacher", "student")}
-    return recipe.model_copy(update={name: filled(stage) for name, stage in stages.items() if stage})
-
-
-def _explain(fault: Any) -> str:
-    """One line for a pydantic fault: the rule, the value got, and the key that was probably meant."""
-    if fault["type"] == "extra_forbidden":
-        *section, key = fault["loc"]
-        close = difflib.get_close_matches(str(key), _keys(section), n=1)
-        return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; known: {', '.join(_keys(section))}"
-    if fault["type"] == "missing":
-        return "missing"
-    if fault["type"] == "value_error":  # our own validators say the value themselves
-        return str(fault["ctx"]["error"])
-    rule = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{rule}, got {fault['input']!r}"
-
-
-def _keys(section: Sequence[str | int]) -> list[str]:
-    model: Any = Recipe
-    for part in section:
-        annotation = model.model_fields[part].annotation
-        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, Section))
-    return list(model.model_fields)

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill.errors import FolderError
-from distill.recipe import Recipe, dump_recipe, load_recipe
+from distill.recipe import Recipe
+from distill.recipe_file import dump_recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class RunFolder:
     @property
     def manifest(self) -> Path:
         return self.path / "manifest.json"
+
+    @property
+    def teacher_logits(self) -> Path:
+        """What the model in this folder answered as a teacher."""
+        return self.path / "teacher_logits"
 
     @property
     def export(self) -> Path:
@@ -106,7 +112,7 @@ class RunFolder:
         self.manifest.unlink(missing_ok=True)  # first, so that no kill leaves a folder that looks finished
         for file in (self.metrics, self.metrics_log, self.predictions, self.path / "model.safetensors"):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.tensorboard, self.export, self.path / "teacher_logits"):
+        for folder in (self.checkpoints, self.tensorboard, self.export, self.teacher_logits):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -3,7 +3,7 @@
     from distill import stages
     recipe = stages.check("recipes/quickstart.yaml")
     stages.teacher(recipe)
-    stages.student(recipe, teacher=recipe.teacher.output)
+    stages.student(recipe, recipe.teacher.output)
 
 Notes go to the logger "distill", progress to stderr; nothing is printed to stdout.
 """
@@ -24,19 +24,13 @@ from distill.benchmark import Candidate, measure
 from distill.devices import Device, describe_hardware, has_fast_bf16, resolve_device
 from distill.errors import ExportError, FolderError, RecipeError
 from distill.fitting import fit, read_splits, tokenised
-from distill.metrics import compare_paired
-from distill.models import (
-    align_labels,
-    load_classifier,
-    load_tokenizer,
-    reorder_classes,
-    weights_fingerprint,
-)
+from distill.models import align_labels, load_classifier, load_tokenizer, reorder_classes, weights_fingerprint
 from distill.predictors import TorchSession, load, onnx_runs_on_cuda
 from distill.progress import progress_line
 from distill.provenance import now, versions
-from distill.recipe import FORMATS, Recipe, Stage, load_recipe, with_absolute_paths
-from distill.run_folder import RunFolder, read_json, read_predictions, write_json
+from distill.recipe import FORMATS, Recipe, Stage, with_absolute_paths
+from distill.recipe_file import load_recipe
+from distill.run_folder import RunFolder, read_json, write_json
 from distill.training import training_arguments
 
 log = logging.getLogger("distill")
@@ -203,7 +197,7 @@ def report(
         rounds=recipe.benchmark.rounds,
         threads=recipe.benchmark.threads,
     )
-    comparisons = _comparisons(models, notes)
+    comparisons = distilling.compare_with_controls(models, notes)
     environment = {
         "measured": now(),
         "versions": versions(),
@@ -272,7 +266,7 @@ def run(
     return result
 
 
-def recipe_file(folders: Sequence[Path]) -> Path:
+def find_recipe(folders: Sequence[Path]) -> Path:
     """Return the first recipe.yaml found in model folders, or in the run folder that an export lies in."""
     for model in (model for folder in folders for model in _models_in(folder)):
         for folder in (model, model.parent.parent):
@@ -294,7 +288,7 @@ def predict(model: Path | str, texts: Iterator[str], *, device: str = "auto") ->
 
 
 def _recipe_of(models: Sequence[Path]) -> Recipe:
-    return load_recipe(recipe_file(models))
+    return load_recipe(find_recipe(models))
 
 
 def _models_in(folder: Path) -> list[Path]:
@@ -360,28 +354,6 @@ def _what_matters(section: Any) -> Any:
 
 def _weights_in(folder: Path) -> str:
     return read_json(RunFolder(folder).manifest)["weights"]
-
-
-def _comparisons(models: Sequence[Path], notes: list[str]) -> list[dict[str, Any]]:
-    """Students' test answers against those of their controls, where both are among the models."""
-    manifests = {model: read_json(path) for model in models if (path := RunFolder(model).manifest).is_file()}
-    found = []
-    for model, manifest in manifests.items():
-        if manifest["role"] != "control":
-            continue
-        students = [
-            other for other, its in manifests.items() if its["weights"] == manifest["parents"]["student_weights"]
-        ]
-        if not students:
-            notes.append(f"{model} is the control of a student that is not here ({manifest['parents']['student']}).")
-            continue
-        ids, gold_labels, student_logits = read_predictions(RunFolder(students[0]).predictions)
-        control_ids, _, control_logits = read_predictions(RunFolder(model).predictions)
-        if ids != control_ids:
-            raise FolderError(f"{model}: was tested on other texts than {students[0]}; make it anew")
-        correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
-        found.append({"student": str(students[0]), "control": str(model), **compare_paired(*correct)})
-    return found
 
 
 def _was_exported(folder: RunFolder, name: str) -> bool:

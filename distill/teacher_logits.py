@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +19,14 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub.constants import HF_HOME
 
-from distill.data import text_fingerprint, tokenizer_fingerprint
+from distill.data import text_fingerprint
 from distill.errors import FolderError, ModelError
 from distill.models import align_labels, config_fingerprint, weights_fingerprint
 from distill.predictors import Classifier, identify
+from distill.predictors import label_names as classes_of
 from distill.progress import progress_line
-from distill.run_folder import atomic_path, read_json, write_json
+from distill.run_folder import RunFolder, atomic_path, read_json, write_json
+from distill.tokens import tokenizer_fingerprint
 
 log = logging.getLogger("distill")
 
@@ -31,33 +35,47 @@ COLUMN = "teacher_logits"
 
 
 @dataclass(frozen=True)
-class Origin:
-    """All that a teacher's logits on a split depend on; a cache is found by it and holds it."""
+class Teacher:
+    """A classifier and all that its logits depend on besides the texts: fingerprints of what it is made of, and order.
 
-    teacher_weights: str
+    `columns` puts its classes in the order of `label_names`. It reads `max_tokens` of a text, as it was made to.
+    """
+
+    name: str
+    weights: str
     config: str
-    columns: tuple[int, ...]
     tokenizer: str
-    texts: str
     max_tokens: int
     label_names: tuple[str, ...]
-    rows: int
+    columns: tuple[int, ...]
 
     @property
-    def key(self) -> str:
-        """A short name for a folder."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+    def cache(self) -> Path:
+        """Where its logits are kept: in its folder, and for one from the Hub in HF_HOME."""
+        folder = Path(self.name)
+        return RunFolder(folder).teacher_logits if folder.is_dir() else Path(HF_HOME) / "distill" / "teacher_logits"
 
 
-def cache_of(teacher: Path | str) -> Path:
-    """Return where the logits of a teacher are kept: in its folder, and for one from the Hub in HF_HOME."""
-    return Path(teacher) / COLUMN if Path(teacher).is_dir() else Path(HF_HOME) / "distill" / COLUMN
+def identify_teacher(name: str, label_names: Sequence[str]) -> Teacher:
+    """Return the classifier in a folder or on the Hub as a `Teacher` of `label_names`, without loading its weights.
+
+    Raises `ModelError` where it is no classifier, has no weights, or its classes are not these.
+    """
+    config, tokenizer, max_tokens = identify(name)
+    return Teacher(
+        name=name,
+        weights=weights_fingerprint(name),
+        config=config_fingerprint(name),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        max_tokens=max_tokens,
+        label_names=tuple(label_names),
+        columns=tuple(align_labels(classes_of(config), label_names, teacher=name)),
+    )
 
 
 def teacher_logits(
-    teacher: Path | str,
+    teacher: Teacher,
     rows: Dataset,
-    label_names: Sequence[str],
     load_teacher: Callable[[], Classifier],
     *,
     cache: Path | None = None,
@@ -65,25 +83,21 @@ def teacher_logits(
 ) -> Dataset:
     """Return the teacher's logits on `rows` (columns example_id and text): columns example_id and teacher_logits.
 
-    teacher_logits is float32 (rows, classes), in the rows' order and the order of `label_names`; the result is
-    memory-mapped. What `cache` (default: `cache_of`) holds is not computed again, and then `load_teacher` is not
-    called. The teacher reads as many tokens as it was made for. Several ranks split the work. Raises `ModelError` where
-    the classes are not the data's or a logit is not finite, and `FolderError` where the cache is of something else or
-    cannot be written.
+    teacher_logits is float32 (rows, classes), in the rows' order and that of the teacher's `label_names`; the result is
+    memory-mapped. What `cache` (default: the teacher's) holds is not computed again, and then `load_teacher` is not
+    called. Several ranks split the work. Raises `ModelError` where a logit is not finite, and `FolderError` where the
+    cache is of something else or cannot be written.
     """
-    tokenizer, teacher_labels, max_tokens = identify(str(teacher))
-    columns = align_labels(teacher_labels, label_names, teacher=str(teacher))
-    origin = Origin(
-        teacher_weights=weights_fingerprint(str(teacher)),
-        config=config_fingerprint(str(teacher)),
-        columns=tuple(columns),
-        tokenizer=tokenizer_fingerprint(tokenizer),
-        texts=text_fingerprint(rows),
-        max_tokens=max_tokens,
-        label_names=tuple(label_names),
-        rows=len(rows),
-    )
-    folder = (cache or cache_of(teacher)) / origin.key
+    origin = {
+        "teacher_weights": teacher.weights,
+        "config": teacher.config,
+        "tokenizer": teacher.tokenizer,
+        "texts": text_fingerprint(rows),
+        "max_tokens": teacher.max_tokens,
+        "label_names": list(teacher.label_names),
+    }
+    key = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
+    folder = (cache or teacher.cache) / key
     _check_origin(folder, origin)
     starts = range(0, len(rows), SHARD_ROWS)
     found = {start: _whole_shard(folder, start) for start in starts}
@@ -97,11 +111,9 @@ def teacher_logits(
             )
         own = missing[state.process_index :: state.num_processes]
         if own:
-            try:
-                _compute(folder, origin, rows, own, columns, load_teacher, title)
-            except OSError as error:
-                problem = f"{folder}: cannot be written: {error.strerror or error}"
-                raise FolderError(problem, hint="--teacher-logits DIR keeps them elsewhere") from None
+            with _writing(folder):
+                write_json(folder / "origin.json", origin)
+            _compute(folder, rows, own, teacher.columns, load_teacher(), title)
         state.wait_for_everyone()
         found |= {start: _whole_shard(folder, start) for start in missing}
     else:
@@ -127,12 +139,12 @@ def with_teacher_logits(tokenised: Dataset, teachers: Sequence[Dataset]) -> Data
     return concatenate_datasets([tokenised, *columns], axis=1)
 
 
-def _check_origin(folder: Path, origin: Origin) -> None:
+def _check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
     path = folder / "origin.json"
     if not path.is_file():
         return
-    found, wanted = read_json(path), json.loads(json.dumps(asdict(origin)))
-    wrong = [name for name in wanted if not isinstance(found, dict) or found.get(name) != wanted[name]]
+    found = read_json(path)
+    wrong = [name for name in origin if not isinstance(found, dict) or found.get(name) != origin[name]]
     if wrong:
         raise FolderError(
             f"{folder}: these teacher logits were made with another {', '.join(wrong)}", hint=f"delete {folder}"
@@ -140,25 +152,27 @@ def _check_origin(folder: Path, origin: Origin) -> None:
 
 
 def _compute(
-    folder: Path,
-    origin: Origin,
-    rows: Dataset,
-    starts: Sequence[int],
-    columns: Sequence[int],
-    load_teacher: Callable[[], Classifier],
-    title: str,
+    folder: Path, rows: Dataset, starts: Sequence[int], columns: Sequence[int], classifier: Classifier, title: str
 ) -> None:
-    write_json(folder / "origin.json", asdict(origin))
-    classifier = load_teacher()
     parts = [rows.select(range(start, min(start + SHARD_ROWS, len(rows)))) for start in starts]
     with progress_line(title, sum(map(len, parts)), "text") as bar:
         for start, part in zip(starts, parts, strict=True):
-            logits = classifier.logits(part["text"][:], progress=bar.update)[:, columns]
+            logits = classifier.logits(part["text"][:], progress=bar.update)[:, list(columns)]
             ids = part["example_id"][:]
             if not np.isfinite(logits).all():
                 row = ids[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
                 raise ModelError(f"teacher: its logits on row {row} are not finite; nothing can be learned from them")
-            _write_shard(folder, start, ids, logits)
+            with _writing(folder):
+                _write_shard(folder, start, ids, logits)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"{folder}: cannot be written: {error.strerror or error}"
+        raise FolderError(problem, hint="--teacher-logits DIR keeps them elsewhere") from None
 
 
 def _write_shard(folder: Path, start: int, ids: list[str], logits: np.ndarray) -> None:

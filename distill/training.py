@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import sys
@@ -43,7 +42,7 @@ from distill.losses import (
     soft_target_loss,
 )
 from distill.metrics import ClassificationMetrics
-from distill.models import first_token_only
+from distill.models import after_attention, first_token_only
 from distill.progress import progress_line
 from distill.recipe import Loss
 from distill.run_folder import RunFolder, write_text
@@ -70,6 +69,8 @@ class Collator:
 
 class ClassificationTrainer(Trainer):
     """Cross-entropy on gold labels, averaged over the examples of a step however they are cut into batches."""
+
+    reads_all_tokens = False  # of the last layer's output; the classification head reads the first
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -136,6 +137,7 @@ class DistillationTrainer(ClassificationTrainer):
         self.loss = loss
         self.teacher_weights = teacher_weights
         self.online = online
+        self.reads_all_tokens = online is not None
 
     def training_losses(
         self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
@@ -259,8 +261,7 @@ def train(
         **loss_settings,
     )
     trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
-    needs_all_tokens = getattr(trainer, "online", None) is not None
-    with StopOnSignal(trainer), contextlib.nullcontext() if needs_all_tokens else first_token_only(model):
+    with StopOnSignal(trainer), first_token_only(None if trainer.reads_all_tokens else after_attention(model)):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds, tokens = result.metrics["train_runtime"], int(trainer.tokens)
     return {

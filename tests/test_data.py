@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import BAD, FILLER, GOOD, LABELS, make_tokenizer, write_reviews
 
-from distill.data import check_tokenised, load_splits, read_texts, tokenise
+from distill.data import load_splits, read_texts
 from distill.errors import DataError
 from distill.recipe import Data, Files
+from distill.tokens import check_tokenised, tokenise
 
 
 def data(train, test, **settings):

@@ -11,12 +11,11 @@ from safetensors.torch import load_file
 
 import distill
 from distill import stages
-from distill.errors import DataError, FolderError, ModelError, RecipeError, UserError
+from distill.errors import FolderError, ModelError, RecipeError, UserError
 from distill.hidden_states import OnlineTeacher
 from distill.losses import soft_target_loss
-from distill.recipe import load_recipe
+from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, read_predictions
-from distill.teacher_logits import cache_of
 
 TRAINING = {
     "num_train_epochs": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "save_strategy": "no",
@@ -207,7 +206,7 @@ def test_a_teacher_with_nothing_to_teach_stops_unless_forced(world, tmp_path, ti
         distil(world, tmp_path / "student", teachers=dull)
     assert "--force" in caught.value.hint
     assert not (tmp_path / "student").exists()
-    assert len(list(cache_of(dull).iterdir())) == 1  # validation alone was answered
+    assert len(list(RunFolder(dull).teacher_logits.iterdir())) == 1  # validation alone was answered
     assert distil(world, tmp_path / "student", teachers=dull, force=True).is_finished
 
 
@@ -313,5 +312,3 @@ def test_attention_dropout_is_the_recipes(world, tmp_path):
         folder = distil(world, tmp_path / origin[:15], origin, "student.attention_dropout=0.25")
         config = json.loads((folder.path / "config.json").read_text())
         assert 0.25 in (config.get("attention_probs_dropout_prob"), config.get("attention_dropout"))
-    with pytest.raises(DataError):
-        distil(world, tmp_path / "x", "data.files.train=nowhere.csv")

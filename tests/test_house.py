@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.recipe import load_recipe
+from distill.recipe_file import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "distill"
@@ -17,9 +17,9 @@ FLOORS = [
     {"errors", "progress", "timing", "provenance"},
     {"training_arguments", "devices", "losses", "metrics", "calibration"},
     {"recipe"},
-    {"run_folder", "data", "models"},
-    {"predictors", "hidden_states", "report"},
-    {"teacher_logits", "training", "export", "benchmark"},
+    {"recipe_file", "data", "models", "tokens"},
+    {"run_folder", "predictors", "students", "hidden_states"},
+    {"teacher_logits", "training", "export", "benchmark", "report"},
     {"fitting"},
     {"distilling"},
     {"stages"},
@@ -60,7 +60,9 @@ def test_a_module_imports_in_a_cold_interpreter(module):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["cli", "errors", "recipe", "report", "run_folder", "timing", "progress"])
+@pytest.mark.parametrize(
+    "module", ["cli", "errors", "recipe", "recipe_file", "report", "run_folder", "timing", "progress"]
+)
 def test_light_modules_do_not_import_torch(module):
     done = python(f"import sys, distill.{module}; print('torch' in sys.modules, 'transformers' in sys.modules)")
     assert done.stdout.split() == ["False", "False"], done.stderr

@@ -12,10 +12,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Deberta
 
 from distill.errors import ModelError
 from distill.models import (
+    after_attention,
     align_labels,
-    build_from_config,
-    build_from_layers,
-    choose_layers,
     first_token_only,
     layer_count,
     load_classifier,
@@ -24,6 +22,7 @@ from distill.models import (
     token_limit,
     weights_fingerprint,
 )
+from distill.students import build_from_config, build_from_layers, choose_layers
 
 IDS = torch.tensor([[2, 6, 7, 8, 9, 3], [2, 10, 11, 3, 0, 0]])
 MASK = (IDS != 0).long()
@@ -381,7 +380,7 @@ def test_the_last_layer_needs_the_first_token_alone(any_classifier):
         return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     whole, whole_gradients = logits_and_gradients()
-    with first_token_only(model):
+    with first_token_only(after_attention(model)):
         first, first_gradients = logits_and_gradients()
         assert model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state.shape[1] == 1
     torch.testing.assert_close(first, whole, atol=1e-5, rtol=1e-4)

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from distill.errors import RecipeError
-from distill.recipe import dump_recipe, load_recipe, with_absolute_paths
+from distill.recipe import with_absolute_paths
+from distill.recipe_file import dump_recipe, load_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 GOOD = """\

@@ -11,12 +11,14 @@ from conftest import LABELS, make_classifier, write_reviews
 from datasets import Dataset
 
 from distill import teacher_logits as module
-from distill.data import load_splits, tokenise
+from distill.data import load_splits
 from distill.errors import FolderError, ModelError
 from distill.models import load_tokenizer
 from distill.predictors import load
 from distill.recipe import Data, Files
-from distill.teacher_logits import cache_of, teacher_logits, with_teacher_logits
+from distill.run_folder import RunFolder
+from distill.teacher_logits import identify_teacher, with_teacher_logits
+from distill.tokens import tokenise
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +53,10 @@ class Teacher:
             raise KeyboardInterrupt
         self.texts += len(texts)
         return self.classifier.logits(texts, progress=progress)
+
+
+def teacher_logits(folder, rows, label_names, load_teacher, **options):
+    return module.teacher_logits(identify_teacher(str(folder), label_names), rows, load_teacher, **options)
 
 
 def answers(logits):
@@ -119,7 +125,7 @@ def test_what_the_logits_depend_on_makes_another_cache(teacher, rows, change):
 
 def test_a_cache_of_something_else_is_refused_by_name(teacher, rows):
     teacher_logits(teacher, rows, LABELS, Teacher(teacher))
-    (folder,) = cache_of(teacher).iterdir()
+    (folder,) = RunFolder(teacher).teacher_logits.iterdir()
     origin = json.loads((folder / "origin.json").read_text())
     (folder / "origin.json").write_text(json.dumps(origin | {"texts": "of others", "teacher_weights": "of another"}))
     with pytest.raises(FolderError, match=r"made with another teacher_weights, texts") as caught:
@@ -129,7 +135,7 @@ def test_a_cache_of_something_else_is_refused_by_name(teacher, rows):
 
 def test_shards_of_other_rows_are_refused_by_name(teacher, rows):
     teacher_logits(teacher, rows, LABELS, Teacher(teacher))
-    (folder,) = cache_of(teacher).iterdir()
+    (folder,) = RunFolder(teacher).teacher_logits.iterdir()
     first, second = sorted(folder.glob("shard-*"))[:2]
     second.write_bytes(first.read_bytes())
     second.rename(second.with_name(second.name.replace(second.stem[-16:], first.stem[-16:])))
@@ -140,7 +146,7 @@ def test_shards_of_other_rows_are_refused_by_name(teacher, rows):
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone"])
 def test_a_damaged_shard_is_answered_again(teacher, rows, damage):
     whole = answers(teacher_logits(teacher, rows, LABELS, Teacher(teacher)))
-    shard = sorted(cache_of(teacher).glob("*/shard-*"))[1]
+    shard = sorted(RunFolder(teacher).teacher_logits.glob("*/shard-*"))[1]
     content = bytearray(shard.read_bytes())
     if damage == "gone":
         shard.unlink()
@@ -159,7 +165,7 @@ def test_a_teacher_that_answers_nonsense_is_named(teacher, rows):
 
     with pytest.raises(ModelError, match=f"row {rows[0]['example_id']} are not finite"):
         teacher_logits(teacher, rows, LABELS, Broken(teacher))
-    assert not list(cache_of(teacher).glob("*/shard-*"))
+    assert not list(RunFolder(teacher).teacher_logits.glob("*/shard-*"))
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(teacher, rows, tmp_path):
@@ -196,7 +202,7 @@ from distill import teacher_logits as module
 module.SHARD_ROWS = 16
 teacher = tests.Teacher(sys.argv[1])
 rows = Dataset.from_csv(sys.argv[2])
-logits = module.teacher_logits(sys.argv[1], rows, ["negative", "positive"], teacher)
+logits = tests.teacher_logits(sys.argv[1], rows, ["negative", "positive"], teacher)
 state = PartialState()
 logits.to_json(f"{sys.argv[3]}/{state.process_index}.json")
 print("asked", state.process_index, teacher.texts)

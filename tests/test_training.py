@@ -7,13 +7,14 @@ import torch
 from conftest import LABELS, make_classifier, make_tokenizer, write_reviews
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from distill.data import load_splits, tokenise
+from distill.data import load_splits
 from distill.devices import has_fast_bf16, training_precision
 from distill.errors import Interrupted, RecipeError, TrainingError
 from distill.models import load_tokenizer
 from distill.predictors import Classifier, TorchSession
 from distill.recipe import Data, Files, Loss
 from distill.run_folder import RunFolder
+from distill.tokens import tokenise
 from distill.training import ClassificationTrainer, Collator, DistillationTrainer, train, training_arguments
 
 FP32 = {"bf16": False}

@@ -93,7 +93,7 @@ def arm_settings(arguments: argparse.Namespace) -> dict[str, list[str]]:
         "transfer": [transfer, "student.loss.soft_weight=0.9", "student.control=true"],
         "best": [transfer, *arguments.best],
     }
-    if arguments.unlabelled:
+    if arguments.unlabelled and "unlabelled" in arguments.arms:
         both = arguments.work / "both.parquet"
         if not both.is_file():
             files = (str(arguments.work / "transfer.parquet"), arguments.unlabelled)

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from distill.data import tokenise
-from distill.models import build_from_layers, load_classifier, load_tokenizer
+from distill.models import load_classifier, load_tokenizer
 from distill.provenance import versions
 from distill.recipe import Loss
 from distill.run_folder import RunFolder
+from distill.students import build_from_layers
 from distill.timing import time_in_turn
+from distill.tokens import tokenise
 from distill.training import ClassificationTrainer, Collator, DistillationTrainer, training_arguments
 
 

@@ -48,8 +48,9 @@ def main() -> None:
 
 def measure(model: str, rows: int, classes: int) -> dict[str, float]:
     """Return the bytes on disk, the seconds and the growth of the peak memory of keeping and reading `rows` answers."""
-    from distill.predictors import identify
-    from distill.teacher_logits import teacher_logits
+    from distill.models import load_config
+    from distill.predictors import label_names
+    from distill.teacher_logits import identify_teacher, teacher_logits
 
     class Instant:
         def logits(self, texts: list[str], progress: object) -> np.ndarray:
@@ -61,11 +62,11 @@ def measure(model: str, rows: int, classes: int) -> dict[str, float]:
         with open(path, "w") as file:
             file.writelines(json.dumps(text) + "\n" for text in texts)
         table = Dataset.from_json(str(path), cache_dir=work)
-        labels = identify(model)[1]
-        teacher_logits(model, table.select(range(5_000)), labels, lambda: Instant(), cache=Path(work) / "warm")
+        teacher = identify_teacher(model, label_names(load_config(model)))
+        teacher_logits(teacher, table.select(range(5_000)), Instant, cache=Path(work) / "warm")
         start, peak = time.perf_counter(), Peak()
         with peak:
-            kept = teacher_logits(model, table, labels, lambda: Instant(), cache=Path(work) / "cache")
+            kept = teacher_logits(teacher, table, Instant, cache=Path(work) / "cache")
             total = sum(len(batch["teacher_logits"]) for batch in kept.iter(batch_size=1_000))
         seconds = time.perf_counter() - start
         assert total == rows
