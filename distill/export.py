@@ -24,8 +24,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from distill.calibration import CONFIG_KEY
 from distill.devices import Device
+from distill.first_token import first_token_only, last_layer
 from distill.metrics import agreement
-from distill.models import ONNX_WEIGHTS, after_attention, first_token_only, layer_count, load_config, normalized_config
+from distill.models import ONNX_WEIGHTS, layer_count, load_config, normalized_config
 from distill.predictors import (
     Classifier,
     OnnxSession,
@@ -136,7 +137,7 @@ def trace(model: PreTrainedModel, path: Path) -> None:
     AttentionInterface.register("distill_onnx", _attention_node)
     AttentionMaskInterface.register("distill_onnx", _padding_mask)
     traced.set_attn_implementation("distill_onnx")
-    with _quiet(), first_token_only(after_attention(traced)):
+    with _quiet(), first_token_only(last_layer(traced)):
         program = torch.onnx.export(
             _LogitsOnly(traced).eval(),
             kwargs=example,

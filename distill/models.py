@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,8 +32,6 @@ from distill.errors import ModelError, one_line
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
 # BERT's embeddings (word + token type + position before the first LayerNorm), layers and reading of the first token.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-# What comes after a layer's attention, in architectures whose head reads the first token and nothing else.
-AFTER_ATTENTION = dict.fromkeys(BERT_LIKE, "attention.output") | {"distilbert": "sa_layer_norm"}
 ONNX_WEIGHTS = "model.onnx"
 WEIGHT_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)  # what from_pretrained raises for bad weights
 
@@ -176,29 +173,6 @@ def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names:
     model.config.id2label = dict(enumerate(label_names))
     model.config.label2id = {label: index for index, label in enumerate(label_names)}
     return model
-
-
-def after_attention(model: PreTrainedModel) -> nn.Module | None:
-    """Return what follows the last layer's attention; None where the head may read more than the first token."""
-    name = AFTER_ATTENTION.get(model.config.model_type)
-    return layer_list(model, layer_count(model.config))[1][-1].get_submodule(name) if name else None
-
-
-@contextlib.contextmanager
-def first_token_only(module: nn.Module | None) -> Iterator[None]:
-    """Within the block, the last layer works on the first token alone from `module` on (see `after_attention`).
-
-    The head reads nothing else, so logits and gradients are what they were, but for rounding, and three quarters of a
-    layer's matrix products are saved. `last_hidden_state` then holds that one token. None changes nothing.
-    """
-    if module is None:
-        yield
-        return
-    hook = module.register_forward_pre_hook(lambda _, inputs: tuple(tensor[:, :1] for tensor in inputs))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def parameter_count(model: nn.Module) -> int:

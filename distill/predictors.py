@@ -19,12 +19,11 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from distill.calibration import CONFIG_KEY
 from distill.devices import Device, resolve_device
 from distill.errors import DeviceError, ModelError
+from distill.first_token import first_token_only, last_layer
 from distill.models import (
     ONNX_WEIGHTS,
     WEIGHT_ERRORS,
-    after_attention,
     check_fit,
-    first_token_only,
     is_classifier,
     load_config,
     load_tokenizer,
@@ -60,13 +59,13 @@ class TorchSession:
             model = model.float()
         self.model = model.to(torch.device(device)).eval()
         self.device: Device = device
-        self._after_attention = after_attention(self.model)  # looked up once: finding it takes as long as a small batch
+        self._last_layer = last_layer(self.model)
 
     @torch.inference_mode()
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
         mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
-        with first_token_only(self._after_attention):
+        with first_token_only(self._last_layer):
             logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
         return logits / calibration_temperature(self.model.config)
 

@@ -32,6 +32,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from distill.devices import Device, peak_memory_bytes, training_precision
 from distill.errors import Interrupted, RecipeError, TrainingError
+from distill.first_token import first_token_only, last_layer
 from distill.hidden_states import OnlineTeacher
 from distill.losses import (
     UNLABELLED,
@@ -42,7 +43,6 @@ from distill.losses import (
     soft_target_loss,
 )
 from distill.metrics import ClassificationMetrics
-from distill.models import after_attention, first_token_only
 from distill.progress import progress_line
 from distill.recipe import Loss
 from distill.run_folder import RunFolder, write_text
@@ -261,7 +261,7 @@ def train(
         **loss_settings,
     )
     trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
-    with StopOnSignal(trainer), first_token_only(None if trainer.reads_all_tokens else after_attention(model)):
+    with StopOnSignal(trainer), first_token_only(None if trainer.reads_all_tokens else last_layer(model)):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds, tokens = result.metrics["train_runtime"], int(trainer.tokens)
     return {

@@ -12,9 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Deberta
 
 from distill.errors import ModelError
 from distill.models import (
-    after_attention,
     align_labels,
-    first_token_only,
     layer_count,
     load_classifier,
     load_tokenizer,
@@ -365,26 +363,3 @@ def test_no_weights_no_fingerprint(tmp_path):
         weights_fingerprint("no-such-org/no-such-model")
     with pytest.raises(ModelError, match="no such folder"):
         weights_fingerprint("./nowhere")
-
-
-def test_the_last_layer_needs_the_first_token_alone(any_classifier):
-    model = AutoModelForSequenceClassification.from_pretrained(any_classifier).eval()
-    ids = torch.randint(5, 24, (3, 9), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids)
-    mask[1, 4:] = 0
-
-    def logits_and_gradients():
-        model.zero_grad()
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        logits.square().sum().backward()
-        return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-    whole, whole_gradients = logits_and_gradients()
-    with first_token_only(after_attention(model)):
-        first, first_gradients = logits_and_gradients()
-        assert model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state.shape[1] == 1
-    torch.testing.assert_close(first, whole, atol=1e-5, rtol=1e-4)
-    assert first_gradients.keys() == whole_gradients.keys()
-    for name, gradient in whole_gradients.items():
-        torch.testing.assert_close(first_gradients[name], gradient, atol=1e-5, rtol=1e-3)
-    assert model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state.shape[1] == 9
