@@ -54,8 +54,9 @@ def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> 
 
     With every layer chosen it computes what the teacher computes. `layers` as in `choose_layers`; starting from the
     teacher's own is DistilBERT's initialisation (Sanh et al. 2019, section 2). As a text is always of token type 0, the
-    embedding of that type is added to each word's, and one row of zeros is left of the table of types. A temperature
-    that calibrates the teacher's logits is not carried over. Raises `ModelError` for layers the teacher lacks.
+    embedding of that type is added to each word's and the table of types is zeros; it keeps its size, since exporters
+    that know nothing of the student feed it all types. A temperature that calibrates the teacher's logits is not
+    carried over. Raises `ModelError` for layers the teacher lacks.
     """
     count = layer_count(teacher.config)
     layers = choose_layers(count, layers)
@@ -66,12 +67,11 @@ def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> 
     vars(config).pop(CONFIG_KEY, None)
     kept = teacher.state_dict()
     if config.model_type in BERT_LIKE:
-        config.type_vocab_size = 1
         embeddings = f"{teacher.base_model_prefix}.embeddings"
         types = kept[f"{embeddings}.token_type_embeddings.weight"]
         # The padding row is shifted as well: padding is masked, and padding_idx only keeps gradients from its row.
         kept[f"{embeddings}.word_embeddings.weight"] = kept[f"{embeddings}.word_embeddings.weight"].float() + types[0]
-        kept[f"{embeddings}.token_type_embeddings.weight"] = torch.zeros_like(types[:1])
+        kept[f"{embeddings}.token_type_embeddings.weight"] = torch.zeros_like(types)
     student = type(teacher)(config)
     source, target = layer_list(teacher, count), layer_list(student, len(layers))
     kept = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{source[0]}.")}
