@@ -128,26 +128,23 @@ def export(
     onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx-fp32; with --fp16, that as ONNX only.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Write torch-fp16 and onnx-fp16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Write onnx-int8.")] = False,
+    openvino: Annotated[bool, typer.Option("--openvino", help="Write openvino-bf16 and openvino-int8.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     output: OutputOption = None,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Write a model's fast formats, each proved on the validation texts (all of the recipe's when none is named)."""
+    """Write a model's fast formats, each proved on the validation texts (the recipe's when none is named)."""
     stages = _stages()
-    named = _formats(onnx=onnx, fp16=fp16, int8=int8)
+    named = _formats(onnx=onnx, fp16=fp16, int8=int8, openvino=openvino)
     resolved = _recipe(recipe or Path(model, "recipe.yaml"), set_) if recipe or set_ else None
     entries = stages.export(model, named, recipe=resolved, output=output, device=device)
     if json_:
         print(json.dumps(entries))
         return
     for name, proof in entries.items():
-        print(
-            f"{name}\taccuracy {proof['accuracy']:.4f}\tdrop {proof['accuracy_drop']:.4f}\t"
-            f"agreement {proof['agreement']:.4f}\tlargest logit difference {proof['max_logit_diff']:.2g}\t"
-            f"{proof['size_bytes'] / 1e6:.1f} MB"
-        )
+        print(f"{name}\t{_shown_proof(proof)}")
 
 
 @app.command()
@@ -234,14 +231,33 @@ def _recipe(path: Path, set_: list[str] | None) -> Any:
     return load_recipe(path, set_ or ())
 
 
-def _formats(*, onnx: bool, fp16: bool, int8: bool) -> list[str] | None:
+def _formats(*, onnx: bool, fp16: bool, int8: bool, openvino: bool) -> list[str] | None:
     """The formats that flags name: --onnx alone is fp32; --fp16 is torch and ONNX, with --onnx just ONNX."""
-    if not (onnx or fp16 or int8):
+    if not (onnx or fp16 or int8 or openvino):
         return None
     named = ["torch-fp16"] if fp16 and not onnx else []
     named += ["onnx-fp32"] if onnx else []
     named += ["onnx-fp16"] if fp16 else []
-    return named + (["onnx-int8"] if int8 else [])
+    named += ["onnx-int8"] if int8 else []
+    return named + (["openvino-bf16", "openvino-int8"] if openvino else [])
+
+
+def _shown_proof(proof: dict[str, Any]) -> str:
+    """A format's proof on one line, tabs between its parts; what was fused comes last."""
+    parts = [
+        f"accuracy {proof['accuracy']:.4f}",
+        f"drop {proof['accuracy_drop']:.4f}",
+        f"agreement {proof['agreement']:.4f}",
+        f"{proof['flipped']} flipped",
+        f"logit difference {proof['mean_logit_diff']:.2g} mean, {proof['max_logit_diff']:.2g} largest",
+        f"{proof['size_bytes'] / 1e6:.1f} MB",
+    ]
+    for name, found in proof["fusion"].items():
+        counted = f"{found['fused']}/{found['expected']}" if isinstance(found, dict) else found
+        parts.append(f"{name.replace('_', ' ')} {counted}")
+    if proof["tried"]:
+        parts.append(f"{len(proof['tried'])} settings given up before: {proof['tried'][-1]['reason']}")
+    return "\t".join(parts)
 
 
 def _print_run(folder: Any, json_: bool) -> None:

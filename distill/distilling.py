@@ -32,9 +32,10 @@ from distill.models import (
     reorder_classes,
     with_attention_dropout,
 )
-from distill.predictors import Classifier, load, load_torch
+from distill.predictors import Classifier, load
 from distill.recipe import Recipe, Student, with_absolute_paths
 from distill.run_folder import RunFolder, read_json, read_predictions
+from distill.sessions import load_torch
 from distill.students import build_from_config, build_from_layers, choose_layers
 from distill.teacher_logits import Teacher, identify_teacher, teacher_logits, with_teacher_logits
 from distill.tokens import tokenizer_fingerprint

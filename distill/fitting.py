@@ -17,11 +17,12 @@ from distill.data import Splits, load_splits
 from distill.devices import Device, describe_hardware
 from distill.metrics import expected_calibration_error, figures
 from distill.models import parameter_count, weights_fingerprint
-from distill.predictors import Classifier, TorchSession
+from distill.predictors import Classifier
 from distill.progress import progress_line
 from distill.provenance import now, versions
 from distill.recipe import Recipe, Stage
 from distill.run_folder import RunFolder, write_json, write_predictions
+from distill.sessions import TorchSession
 from distill.tokens import check_tokenised, tokenise
 from distill.training import ClassificationTrainer, train
 

@@ -33,6 +33,7 @@ POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 # BERT's embeddings (word + token type + position before the first LayerNorm), layers and reading of the first token.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 ONNX_WEIGHTS = "model.onnx"
+OPENVINO_WEIGHTS = "openvino_model.xml"
 WEIGHT_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)  # what from_pretrained raises for bad weights
 
 
@@ -202,13 +203,15 @@ def config_fingerprint(name: str) -> str:
 def weight_files(name: str) -> list[Path]:
     """Return the weight files of a Hub name (fetched if need be) or local folder, sorted by name.
 
-    They are model.onnx and its data where a local folder has it, else model.safetensors or its shards. Raises
-    `ModelError` where there are none.
+    They are model.onnx and its data, or openvino_model.xml and .bin, where a local folder has them, else
+    model.safetensors or its shards. Raises `ModelError` where there are none.
     """
     _require_reachable(name)
     folder = Path(name)
     if folder.is_dir():
-        pattern = f"{ONNX_WEIGHTS}*" if (folder / ONNX_WEIGHTS).is_file() else "model*.safetensors"
+        graph = next((graph for graph in (ONNX_WEIGHTS, OPENVINO_WEIGHTS) if (folder / graph).is_file()), None)
+        patterns = {ONNX_WEIGHTS: f"{ONNX_WEIGHTS}*", OPENVINO_WEIGHTS: "openvino_model.*"}
+        pattern = patterns[graph] if graph else "model*.safetensors"
         files = [path for path in folder.glob(pattern) if path.is_file()]
     else:
         files = _hub_weights(name)

@@ -1,111 +1,21 @@
-"""Texts to logits, with torch and ONNX Runtime behind the same face."""
+"""Texts to logits: tokenised in one call, packed by length, run in a session, put back in order."""
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import onnxruntime
-import torch
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OnnxRuntimeFail
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf as OnnxRuntimeInvalid
 from scipy.special import softmax
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from distill.calibration import CONFIG_KEY
-from distill.devices import Device, resolve_device
-from distill.errors import DeviceError, ModelError
-from distill.first_token import first_token_only, last_layer
-from distill.models import (
-    ONNX_WEIGHTS,
-    WEIGHT_ERRORS,
-    check_fit,
-    is_classifier,
-    load_config,
-    load_tokenizer,
-    token_limit,
-    weight_files,
-)
+from distill.devices import Device
+from distill.errors import ModelError
+from distill.models import check_fit, is_classifier, load_config, load_tokenizer, token_limit, weight_files
+from distill.sessions import Session, calibration_temperature, open_session
 
 # Padded tokens in one batch. Larger batches stop being faster long before they stop costing memory.
 BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 65_536}
-TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
-
-
-class Session(Protocol):
-    """A classifier on a device: token ids in, logits out."""
-
-    device: Device
-    format: str
-
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """Return float32 logits (batch, classes) of int64 ids and mask, both (batch, tokens)."""
-        ...
-
-
-class TorchSession:
-    """A transformers model in eval mode, in the dtype of its weights, its logits divided by its config's temperature.
-
-    Except fp16 on a CPU, which computes in fp32: torch's fp16 kernels for CPUs are many times slower.
-    """
-
-    def __init__(self, model: PreTrainedModel, device: Device):
-        self.format = TORCH_FORMATS[model.dtype]
-        if model.dtype == torch.float16 and device == "cpu":
-            model = model.float()
-        self.model = model.to(torch.device(device)).eval()
-        self.device: Device = device
-        self._last_layer = last_layer(self.model)
-
-    @torch.inference_mode()
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
-        mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
-        with first_token_only(self._last_layer):
-            logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
-        return logits / calibration_temperature(self.model.config)
-
-
-class OnnxSession:
-    """An ONNX file with inputs input_ids and attention_mask and output logits, in ONNX Runtime.
-
-    The logits are the graph's own: what calibrates them is in the graph, for those who run it without distill.
-    """
-
-    def __init__(self, path: Path, device: Device, threads: int | None = None, *, format: str = "onnx"):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # warnings are about the graph's history, nothing a user can act on
-        options.intra_op_num_threads = threads or _cores()
-        providers = ["CPUExecutionProvider"]
-        if device == "cuda":
-            if not onnx_runs_on_cuda():
-                raise DeviceError(
-                    f"{path.parent}: this onnxruntime has no CUDA provider", hint="pip install onnxruntime-gpu"
-                )
-            onnxruntime.preload_dlls()  # the CUDA libraries that torch brought
-            providers = ["CUDAExecutionProvider", *providers]
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except (OnnxRuntimeFail, OnnxRuntimeInvalid, RuntimeError) as error:
-            raise ModelError(f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
-        # ONNX Runtime falls back to the CPU in silence where CUDA cannot start; a figure would then carry a false name.
-        if device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
-            raise DeviceError(
-                f"{path}: ONNX Runtime could not start CUDA", hint="distill works on the CPU: --device cpu"
-            )
-        self._inputs = {item.name for item in self._session.get_inputs()}
-        self.device: Device = device
-        self.format = format
-
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if "token_type_ids" in self._inputs:  # graphs of other exporters
-            feed["token_type_ids"] = np.zeros_like(input_ids)
-        return self._session.run(["logits"], feed)[0].astype(np.float32)
 
 
 class Classifier:
@@ -179,19 +89,13 @@ def load(
 ) -> Classifier:
     """Return the classifier in a run folder, an export folder or any transformers model (also by Hub name).
 
-    A folder with model.onnx runs in ONNX Runtime, any other in torch, in the dtype it was saved in or in `dtype`
-    ("bfloat16"). Texts are cut at the tokenizer's model_max_length. Raises `ModelError` where the model is no
-    classifier or its calibration temperature no temperature, `DeviceError` where the device is not there.
+    What runs it, and in which dtype, is told in `sessions.open_session`. Texts are cut at the tokenizer's
+    model_max_length. Raises `ModelError` where the model is no classifier or its calibration temperature no
+    temperature, `DeviceError` where the device is not there.
     """
     name = str(folder)
     config, tokenizer, max_tokens = identify(name)
-    is_onnx = (Path(folder) / ONNX_WEIGHTS).is_file()
-    resolved = "cpu" if device == "auto" and is_onnx and not onnx_runs_on_cuda() else resolve_device(device)
-    if is_onnx:
-        format_ = Path(folder).name if Path(folder).name.startswith("onnx-") else "onnx"
-        session: Session = OnnxSession(Path(folder) / ONNX_WEIGHTS, resolved, threads, format=format_)
-    else:
-        session = TorchSession(load_torch(name, config, dtype), resolved)
+    session = open_session(name, config, device, dtype=dtype, threads=threads)
     return Classifier(session, tokenizer, label_names(config), max_tokens)
 
 
@@ -211,43 +115,9 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]
     return config, tokenizer, max_tokens
 
 
-def onnx_runs_on_cuda() -> bool:
-    """Say whether the installed ONNX Runtime has a CUDA provider; the one for CPUs, which pip installs, has none."""
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-
-
-def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:
-    """Return the finished classifier `name` from safetensors; raises `ModelError` where a weight of it is missing."""
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
-        )
-    except WEIGHT_ERRORS as error:
-        raise ModelError(f"{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
-    if report["missing_keys"]:
-        raise ModelError(
-            f"{name}: {len(report['missing_keys'])} weights are missing, first {min(report['missing_keys'])}"
-        )
-    return model
-
-
-def calibration_temperature(config: PretrainedConfig) -> float:
-    """Return what the configuration says the logits are to be divided by; 1.0 where it says nothing."""
-    value = getattr(config, CONFIG_KEY, None)
-    if value is None:
-        return 1.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ModelError(f"{config.name_or_path}: config.json: {CONFIG_KEY} must be a number above 0, got {value!r}")
-    return float(value)
-
-
 def label_names(config: PretrainedConfig) -> tuple[str, ...]:
     """Return the class names in the order of the logits."""
     return tuple(config.id2label[index] for index in range(config.num_labels))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def weights_bytes(folder: Path) -> int:

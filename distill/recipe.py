@@ -20,8 +20,9 @@ from pydantic import (
     model_validator,
 )
 
-Format = Literal["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8"]
+Format = Literal["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-bf16", "openvino-int8"]
 FORMATS: tuple[Format, ...] = typing.get_args(Format)
+DEFAULT_FORMATS: tuple[Format, ...] = FORMATS[:4]  # OpenVINO is an extra
 Positive = Annotated[int, Field(gt=0)]
 Line = Annotated[str, Field(min_length=1)]
 
@@ -259,10 +260,14 @@ class Student(Stage):
 
 
 class Export(Section):
-    """Formats to write, and how much validation accuracy one may cost before it counts as failed."""
+    """Formats to write, and what one may cost on the validation texts before it counts as failed.
 
-    formats: tuple[Format, ...] = FORMATS
+    `max_accuracy_drop` is in accuracy, `min_agreement` the share of texts that keep the label the model gave them.
+    """
+
+    formats: tuple[Format, ...] = DEFAULT_FORMATS
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] = 0.01
+    min_agreement: Annotated[float, Field(ge=0, le=1)] = 0.95
 
 
 class Benchmark(Section):

@@ -22,6 +22,9 @@ FORMAT_MARKERS = {
     "onnx-fp16": "D",
     "onnx-int8": "^",
     "onnx": "v",
+    "openvino-bf16": "p",
+    "openvino-int8": "*",
+    "openvino": "h",
 }
 
 SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss

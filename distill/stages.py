@@ -25,12 +25,14 @@ from distill.devices import Device, describe_hardware, has_fast_bf16, resolve_de
 from distill.errors import ExportError, FolderError, RecipeError
 from distill.fitting import fit, read_splits, tokenised
 from distill.models import align_labels, load_classifier, load_tokenizer, reorder_classes, weights_fingerprint
-from distill.predictors import TorchSession, load, onnx_runs_on_cuda
+from distill.predictors import load
 from distill.progress import progress_line
+from distill.proofs import Bounds
 from distill.provenance import now, versions
 from distill.recipe import FORMATS, Recipe, Stage, with_absolute_paths
 from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, read_json, write_json
+from distill.sessions import TorchSession, import_openvino, onnx_runs_on_cuda
 from distill.training import training_arguments
 
 log = logging.getLogger("distill")
@@ -135,6 +137,9 @@ def export(
     recipe = recipe or _recipe_of([Path(model)])
     resolved = resolve_device(device)
     folder = Path(output) if output else RunFolder(Path(model)).export
+    formats = formats or recipe.export.formats
+    if any(name.startswith("openvino-") for name in formats):
+        import_openvino()  # what is not installed is said before anything is written
     splits = read_splits(recipe)
     classifier = load(model, "cpu")
     if not isinstance(classifier.session, TorchSession):
@@ -149,9 +154,9 @@ def export(
         splits.validation["text"],
         np.asarray(splits.validation["label"]),
         folder,
-        formats or recipe.export.formats,
+        formats,
         max_tokens=classifier.max_tokens,
-        max_accuracy_drop=recipe.export.max_accuracy_drop,
+        bounds=Bounds(recipe.export.max_accuracy_drop, recipe.export.min_agreement),
         device=resolved,
         progress=lambda step: log.info("export: %s", step),
     )
@@ -163,7 +168,7 @@ def export(
     if failed:
         raise ExportError(
             *(f"{folder / proof.format}: failed and not kept: {proof.reason}" for proof in failed),
-            hint=f"every figure is in {path}; export.max_accuracy_drop sets the bound",
+            hint=f"every figure is in {path}, the texts it got otherwise in flipped-FORMAT.jsonl beside it",
         )
     return {proof.format: proof.as_json() for proof in proofs}
 
@@ -322,10 +327,14 @@ def _candidates(model: Path, devices: Sequence[Device], notes: list[str]) -> Ite
             if name.startswith("onnx-") and device == "cuda" and not onnx_runs_on_cuda():
                 notes.append(f"{role} {name} is not measured on CUDA: this onnxruntime has no CUDA provider.")
                 continue
+            if name.startswith("openvino-") and device == "cuda":
+                continue
             if name == "torch-fp16" and device == "cpu":
                 notes.append(f"{role} torch-fp16 is not measured on the CPU: it is meant for GPUs.")
                 continue
             yield Candidate(role, str(model), exports / name, device)
+            if name == "openvino-bf16" and not has_fast_bf16("cpu"):
+                notes.append(f"{role} openvino-bf16 ran in fp32: this CPU does not multiply bf16 in hardware.")
             if name == "onnx-fp16" and device == "cpu":
                 notes.append(f"{role} onnx-fp16 is meant for GPUs; a CPU converts it to fp32 as it goes.")
 

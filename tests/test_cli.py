@@ -242,7 +242,7 @@ def test_an_export_that_breaks_its_bound_exits_2_and_is_not_kept(finished, tmp_p
 
     folder, _, _ = finished
 
-    def useless(model, graph, target):
+    def useless(source, target, settings):
         worse = AutoModelForSequenceClassification.from_pretrained(folder / "out" / "student")
         worse.classifier.weight.data.neg_()
         worse.classifier.bias.data.neg_()
@@ -254,7 +254,8 @@ def test_an_export_that_breaks_its_bound_exits_2_and_is_not_kept(finished, tmp_p
     )
     assert code == 2
     assert "torch-fp16: failed and not kept: validation accuracy falls by" in err
-    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == ["export.json", "onnx-fp16"]
+    left = sorted(path.name for path in (tmp_path / "export").iterdir())
+    assert left == ["export.json", "flipped-torch-fp16.jsonl", "onnx-fp16"]
     assert not json.loads((tmp_path / "export" / "export.json").read_text())["torch-fp16"]["passed"]
 
 

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -11,8 +13,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import distill
 from distill import export as exporting
-from distill.export import export_formats, trace
-from distill.recipe import FORMATS
+from distill import onnx_graph
+from distill.errors import DeviceError
+from distill.export import export_formats
+from distill.onnx_graph import trace
+from distill.proofs import Bounds
+from distill.quantisation import Int8Settings, int8_settings, quantise
+from distill.recipe import DEFAULT_FORMATS as FORMATS
 
 OTHERS = ["distilbert", "electra", "roberta"]
 TEXTS = [" ".join((FILLER * 3)[i : i + 3 + i % 20] + [(GOOD if i % 2 else BAD)[i % 5]] * 2) for i in range(40)]
@@ -22,15 +29,26 @@ GOLD = np.random.default_rng(0).integers(0, 2, len(TEXTS))
 TEMPERATURE = 0.25  # small logits become large enough to tell none, one and two divisions apart
 
 
-def export(folder, target, formats=FORMATS, *, gold=None, drop=1.0):
+def export(folder, target, formats=FORMATS, *, gold=None, drop=1.0, agreement=0.0):
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if gold is None:
         gold = distill.load(folder).logits(TEXTS).argmax(axis=1)  # the model is right by definition
     proofs = export_formats(
-        model, tokenizer, LABELS, TEXTS, gold, target, formats, max_tokens=64, max_accuracy_drop=drop, device="cpu"
-    )
+        model, tokenizer, LABELS, TEXTS, gold, target, formats,
+        max_tokens=64, bounds=Bounds(drop, agreement), device="cpu",
+    )  # fmt: skip
     return {proof.format: proof for proof in proofs}
+
+
+def assert_whole(proof):
+    """Every attention, LayerNorm and Gelu of four layers is one node, and int8 weights are used in every product."""
+    assert proof.fusion["attention"] == {"fused": 4, "expected": 4}
+    assert proof.fusion["layer_norm"] == {"fused": 9, "expected": 9}
+    assert proof.fusion["gelu"]["fused"] >= proof.fusion["gelu"]["expected"] == 4  # ELECTRA's head has one more
+    if proof.format == "onnx-int8":
+        assert proof.fusion["int8_products"] >= 6 * 4
+    assert proof.fusion.get("stray_casts", 0) == 0
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +68,14 @@ def exported(calibrated, tmp_path_factory):
     return folder, export(calibrated, folder, gold=GOLD)
 
 
+@pytest.fixture
+def traced_before(exported, monkeypatch):
+    """Tracing takes seconds: the calibrated BERT's graph is the one that was traced for `exported`."""
+    monkeypatch.setattr(
+        exporting, "trace", lambda model, path: shutil.copy(exported[0] / "onnx-fp32" / "model.onnx", path)
+    )
+
+
 # Tracing takes seconds, so the other architectures are in the slow tier; `exported` is the BERT of every run.
 @pytest.mark.slow
 def test_every_architecture_exports_with_attention_fused_and_agrees_with_torch(any_classifier, tmp_path):
@@ -62,7 +88,7 @@ def test_every_architecture_exports_with_attention_fused_and_agrees_with_torch(a
         logits = distill.load(tmp_path / "export" / name).logits(TEXTS)
         assert np.abs(logits - reference).max() <= tolerance * max(1, scale), name
         if name.startswith("onnx"):
-            assert proof.fusion == {"attention": {"fused": 4, "expected": 4}}
+            assert_whole(proof)
     assert proofs["onnx-fp32"].agreement == 1
     assert proofs["onnx-fp32"].accuracy_drop == 0
     assert proofs["onnx-int8"].size_bytes < proofs["onnx-fp32"].size_bytes
@@ -79,7 +105,7 @@ def test_the_proof_states_what_the_written_folder_does(calibrated, exported):
         assert proof.agreement == pytest.approx((logits.argmax(1) == reference.argmax(1)).mean())
         if name.startswith("onnx"):
             assert proof.max_logit_diff == pytest.approx(np.abs(logits - reference).max(), rel=1e-3)
-            assert proof.fusion == {"attention": {"fused": 4, "expected": 4}}
+            assert_whole(proof)
 
 
 @pytest.mark.parametrize("architecture", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
@@ -143,7 +169,7 @@ def test_a_torch_folder_works_in_the_transformers_pipeline(calibrated, exported)
 def test_a_format_that_loses_accuracy_fails_and_leaves_no_folder(tiny_bert, exported, tmp_path, monkeypatch):
     shutil.copytree(exported[0], tmp_path, dirs_exist_ok=True)
 
-    def write_a_worse_model(model, graph, folder):
+    def write_a_worse_model(source, folder, settings):
         worse = make_classifier(folder.parent / "other", num_labels=2)
         other = AutoModelForSequenceClassification.from_pretrained(worse)
         other.classifier.weight.data.neg_()
@@ -152,9 +178,14 @@ def test_a_format_that_loses_accuracy_fails_and_leaves_no_folder(tiny_bert, expo
     monkeypatch.setitem(exporting.WRITERS, "torch-fp16", write_a_worse_model)
     proof = export(tiny_bert, tmp_path, ["torch-fp16"], drop=0.01)["torch-fp16"]
     assert not proof.passed and "more than export.max_accuracy_drop 0.01" in proof.reason
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        set(FORMATS) - {"torch-fp16"}
-    )  # the older one is gone too
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == set(FORMATS) - {"torch-fp16"}  # the older too
+    flipped = [json.loads(line) for line in (tmp_path / "flipped-torch-fp16.jsonl").read_text().splitlines()]
+    assert len(flipped) == proof.flipped == len(TEXTS)  # the head was negated, so every label is
+    by_text = {row["text"]: row for row in flipped}
+    for text, probabilities in zip(TEXTS, distill.load(tiny_bert).probabilities(TEXTS), strict=True):
+        row = by_text[text]
+        assert row["model"] == row["gold"] == LABELS[probabilities.argmax()] != row["format"]
+        assert row["model_probabilities"] == pytest.approx(dict(zip(LABELS, probabilities, strict=True)), abs=1e-4)
 
 
 def test_logits_that_are_not_finite_fail(tmp_path):
@@ -168,15 +199,15 @@ def test_logits_that_are_not_finite_fail(tmp_path):
     assert np.isfinite(distill.load(folder).logits(TEXTS)).all()
     for name, proof in export(folder, tmp_path / "export", ["torch-fp16", "onnx-fp16"]).items():
         assert not proof.passed and "are not finite" in proof.reason, name
-    assert not list((tmp_path / "export").iterdir())
+    assert not [path for path in (tmp_path / "export").iterdir() if path.is_dir()]
 
 
 def test_attention_that_is_not_fused_fails(tiny_bert, tmp_path, monkeypatch):
     """The exporter of a transformers that no longer asked our attention function would look like this."""
     monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", lambda model, name: None)
     proof = export(tiny_bert, tmp_path, ["onnx-fp32"])["onnx-fp32"]
-    assert not proof.passed and proof.reason == "attention fused in 0 of 4 layers"
-    assert not list(tmp_path.iterdir())
+    assert not proof.passed and proof.reason == "attention is one node in 0 of 4 places"
+    assert not list(tmp_path.iterdir())  # and no label was flipped
 
 
 def test_exporting_leaves_the_model_as_it_was(tiny_bert, tmp_path):
@@ -187,3 +218,102 @@ def test_exporting_leaves_the_model_as_it_was(tiny_bert, tmp_path):
     assert torch.equal(model(input_ids=ids).logits, before)
     assert model.config._attn_implementation == "sdpa"
     assert next(model.parameters()).dtype == torch.float32
+
+
+def test_int8_that_collapses_falls_back_to_other_settings_and_says_so(calibrated, traced_before, tmp_path, monkeypatch):
+    smallest = int8_settings()[0]
+
+    def collapse_at_first(graph, target, settings):
+        quantise(graph, target, settings)
+        if settings == smallest:
+            broken = onnx.load(target)
+            (last,) = (node for node in broken.graph.node if "logits" in node.output)
+            last.output[0] = "uneven"
+            broken.graph.initializer.append(onnx.numpy_helper.from_array(np.array([99, -99], np.float32), "sure"))
+            broken.graph.node.append(onnx.helper.make_node("Add", ["uneven", "sure"], ["logits"]))
+            onnx.save(broken, target)
+
+    monkeypatch.setattr(exporting, "quantise", collapse_at_first)
+    proof = export(calibrated, tmp_path, ["onnx-int8"], drop=0.3, agreement=0.7)["onnx-int8"]
+    assert proof.passed and (tmp_path / "onnx-int8" / "model.onnx").is_file()
+    assert [attempt["settings"]["fp32_products"] for attempt in proof.tried] == [smallest.fp32_products]
+    assert "agrees with the model on 0.0000" in proof.tried[0]["reason"]
+    assert proof.settings != proof.tried[0]["settings"]
+    monkeypatch.setattr(exporting, "int8_settings", lambda: (smallest,))
+    proof = export(calibrated, tmp_path, ["onnx-int8"], drop=0.3, agreement=0.7)["onnx-int8"]
+    assert not proof.passed and not (tmp_path / "onnx-int8").exists()
+
+
+def test_what_stays_in_fp32_is_what_the_settings_name(exported, tmp_path):
+    def products(**settings):
+        quantise(exported[0] / "onnx-fp32" / "model.onnx", tmp_path / "int8.onnx", Int8Settings(**settings))
+        nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+        return sum(node.op_type in ("MatMul", "Gemm") for node in nodes), (tmp_path / "int8.onnx").stat().st_size
+
+    everything, size = products()
+    assert everything == 0
+    assert products(fp32_products=("feed_forward",))[0] == 4  # one in each layer
+    assert products(fp32_products=("head",))[0] == 2  # pooler and classifier
+    assert products(embeddings=False)[1] > size
+
+
+@pytest.mark.slow
+def test_weights_past_the_size_of_a_file_lie_beside_the_graph(tiny_bert, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "LARGEST_FILE", 0)
+    proofs = export(tiny_bert, tmp_path, ["onnx-fp32", "onnx-int8"])
+    reference = distill.load(tiny_bert).logits(TEXTS)
+    for name, tolerance in (("onnx-fp32", 1e-4), ("onnx-int8", 0.25)):
+        folder = tmp_path / name
+        (data,) = (path for path in folder.iterdir() if path.name.startswith("model.onnx") and path.suffix != ".onnx")
+        np.testing.assert_allclose(distill.load(folder).logits(TEXTS), reference, atol=tolerance)
+        assert proofs[name].size_bytes == data.stat().st_size + (folder / "model.onnx").stat().st_size
+
+
+def assert_openvino_formats_agree(folder, target):
+    proofs = export(folder, target, ["openvino-bf16", "openvino-int8"])
+    reference = distill.load(folder).logits(TEXTS)
+    for name, tolerance in (("openvino-bf16", 0.1), ("openvino-int8", 0.4)):
+        assert proofs[name].passed, proofs[name]
+        classifier = distill.load(target / name)
+        assert classifier.session.format == name
+        logits = classifier.logits(TEXTS)
+        assert np.abs(logits - reference).max() <= tolerance * max(1, np.abs(reference).max()), name
+        alone = np.concatenate([classifier.logits([text]) for text in TEXTS[:5]])
+        np.testing.assert_allclose(alone, logits[:5], atol=tolerance)
+        assert "calibration_temperature" not in json.loads((target / name / "config.json").read_text())
+
+
+def test_openvino_formats_agree_with_torch_and_run_in_the_same_predictor(calibrated, traced_before, tmp_path):
+    pytest.importorskip("nncf")
+    assert_openvino_formats_agree(calibrated, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_openvino_formats_of_other_architectures_agree_too(architecture, tmp_path):
+    assert_openvino_formats_agree(make_classifier(tmp_path / "model", architecture), tmp_path / "export")
+
+
+def test_openvino_formats_without_the_extra_are_refused_before_anything_is_written(tiny_bert, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(DeviceError, match="OpenVINO is not installed"):
+        export(tiny_bert, tmp_path, ["openvino-bf16"])
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_nncf_reports_nothing_to_its_makers():
+    pytest.importorskip("nncf")
+    code = """
+import os, socket, sys
+def refuse(*_): raise SystemExit("a connection was tried")
+socket.socket.connect = refuse
+from distill import quantisation
+quantisation.silence_nncf()
+import nncf, nncf.telemetry
+from unittest.mock import MagicMock
+assert nncf.telemetry.wrapper.telemetry.__class__ is MagicMock or nncf.telemetry.wrapper.telemetry is MagicMock or \
+    isinstance(nncf.telemetry.wrapper.telemetry, MagicMock), nncf.telemetry.wrapper.telemetry
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -11,9 +11,10 @@ from distill.data import load_splits
 from distill.devices import has_fast_bf16, training_precision
 from distill.errors import Interrupted, RecipeError, TrainingError
 from distill.models import load_tokenizer
-from distill.predictors import Classifier, TorchSession
+from distill.predictors import Classifier
 from distill.recipe import Data, Files, Loss
 from distill.run_folder import RunFolder
+from distill.sessions import TorchSession
 from distill.tokens import tokenise
 from distill.training import ClassificationTrainer, Collator, DistillationTrainer, train, training_arguments
 

@@ -1,0 +1,95 @@
+"""What a runtime makes of a graph: the nodes that it runs, counted against those that the model should have."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+from transformers import PretrainedConfig
+
+from distill.devices import Device
+from distill.models import layer_count
+from distill.onnx_graph import FUSED_ATTENTION
+
+LAYER_NORM = ("LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization")
+GELU = ("Gelu", "BiasGelu", "FastGelu", "QuickGelu")
+INT8_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
+FLOATS = ("float", "float16", "bfloat16")  # as ONNX Runtime's profile names them
+
+
+def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, Any]:
+    """Return how many attentions, LayerNorms and Gelus ONNX Runtime runs as one node, and how many the model has.
+
+    They are counted in a run of the graph on `device`, in the profile that ONNX Runtime writes of it: not what the file
+    says, but what is executed. `int8_products` counts the matrix products on int8 weights, `stray_casts` conversions to
+    a floating type, `on_cpu` the nodes of a CUDA session that run on the CPU. A graph in fp16 has casts that are meant,
+    around its fp32 LayerNorms; on a CPU, which converts all of it, its nodes are counted in the file.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    is_fp16 = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
+    ran = list(_executed(path, device))
+    in_file = (node.op_type for node in graph.node)
+    kinds = Counter(in_file if is_fp16 and device == "cpu" else (node.kind for node in ran))
+    layers = layer_count(config)
+    found: dict[str, Any] = {
+        "attention": {"fused": kinds[FUSED_ATTENTION], "expected": layers},
+        "layer_norm": {"fused": sum(kinds[kind] for kind in LAYER_NORM), "expected": 2 * layers + 1},
+    }
+    if "gelu" in str(getattr(config, "hidden_act", getattr(config, "activation", ""))):
+        found["gelu"] = {"fused": sum(kinds[kind] for kind in GELU), "expected": layers}
+    if not is_fp16:
+        found["int8_products"] = sum(kinds[kind] for kind in INT8_PRODUCTS)
+        found["stray_casts"] = sum(node.kind == "Cast" and node.makes in FLOATS for node in ran)
+    if device == "cuda":
+        found["on_cpu"] = sum(node.provider == "CPUExecutionProvider" for node in ran)
+    return found
+
+
+def shortfall(found: Mapping[str, Any]) -> str | None:
+    """Return what a receipt says is not as it should be, in words; None where nothing is missing."""
+    words = {
+        "attention": "attention",
+        "layer_norm": "LayerNorm",
+        "gelu": "Gelu",
+    }
+    short = [
+        f"{said} is one node in {found[name]['fused']} of {found[name]['expected']} places"
+        for name, said in words.items()
+        if name in found and found[name]["fused"] < found[name]["expected"]
+    ]
+    if found.get("stray_casts"):
+        short.append(f"{found['stray_casts']} stray casts")
+    return "; ".join(short) or None
+
+
+class Executed(NamedTuple):
+    """A node that was run: its kind, the provider that ran it, and the type of its first output."""
+
+    kind: str
+    provider: str
+    makes: str
+
+
+def _executed(path: Path, device: Device) -> Iterator[Executed]:
+    """Yield each node that a run on two short rows executes."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        ids = np.ones((2, 8), np.int64)
+        session.run(None, {"input_ids": ids, "attention_mask": ids})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            made = event["args"]["output_type_shape"]
+            yield Executed(event["args"]["op_name"], event["args"]["provider"], next(iter(made[0]), "") if made else "")

@@ -1,0 +1,109 @@
+"""Weights to int8: for ONNX Runtime with activations quantised as they come, for OpenVINO calibrated on texts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from distill.models import OPENVINO_WEIGHTS
+from distill.sessions import import_openvino
+
+CALIBRATION_TEXTS = 300  # NNCF's own default for a calibration set
+
+
+@dataclass(frozen=True)
+class Int8Settings:
+    """How ONNX Runtime's weights become int8.
+
+    `signed` or unsigned weights, one scale `per_channel` or per tensor, 7 of the 8 bits with `reduce_range`; in fp32
+    stay the products of `fp32_products` ("feed_forward" outputs, "head" and pooler) and, where False, the `embeddings`.
+    """
+
+    signed: bool = True
+    per_channel: bool = True
+    reduce_range: bool = False
+    embeddings: bool = True
+    fp32_products: tuple[str, ...] = ()
+
+
+def int8_settings() -> tuple[Int8Settings, ...]:
+    """Return the settings worth trying on this CPU, smallest and fastest first.
+
+    Without VNNI, x86 adds two products of int8 in 16 bits and saturates, so a bit is left free, or the weights are
+    unsigned, for which it takes a slower way. The outputs of the feed-forward part carry outliers (Bondarenko et al.
+    2021), so they are the first to stay in fp32; docs/results.md has what each setting is worth.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    saturates = platform.machine().lower() in ("x86_64", "amd64") and not capabilities.get("avx512_vnni", False)
+    smallest = Int8Settings(reduce_range=saturates)
+    return (
+        smallest,
+        *((Int8Settings(signed=False),) if saturates else ()),
+        replace(smallest, fp32_products=("feed_forward",)),
+        replace(smallest, fp32_products=("feed_forward", "head"), embeddings=False),
+    )
+
+
+def quantise(graph: Path, target: Path, settings: Int8Settings) -> None:
+    """Write the fp32 `graph` with int8 weights of matrix products and, where `settings` say so, embedding tables."""
+    quantize_dynamic(
+        graph,
+        target,
+        # The tables are most of a small model's bytes.
+        op_types_to_quantize=["MatMul", "Gemm", *(["Gather"] if settings.embeddings else [])],
+        per_channel=settings.per_channel,
+        weight_type=QuantType.QInt8 if settings.signed else QuantType.QUInt8,
+        reduce_range=settings.reduce_range,
+        nodes_to_exclude=_products(graph, settings.fp32_products),
+        use_external_data_format=graph.with_name(f"{graph.name}.data").is_file(),
+        # onnx cannot infer the type behind the attention node, a com.microsoft one.
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
+    )
+
+
+def quantise_openvino(graph: Path, target: Path, batches: Sequence[dict[str, np.ndarray]]) -> None:
+    """Write the fp32 `graph` with int8 weights and activations, whose ranges are taken from `batches` of tokens.
+
+    Raises `DeviceError` where the extra is not installed.
+    """
+    openvino = import_openvino()
+    silence_nncf()
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bars go to stdout, which is for data
+        import nncf
+
+        model = nncf.quantize(
+            openvino.Core().read_model(graph),
+            nncf.Dataset(batches),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(batches),
+        )
+    openvino.save_model(model, target / OPENVINO_WEIGHTS)
+
+
+def silence_nncf() -> None:
+    """Keep NNCF from reporting its use to its makers, which it does unless this is set before it is imported."""
+    os.environ.setdefault("NNCF_CI", "1")
+
+
+def _products(graph: Path, kinds: Sequence[str]) -> list[str]:
+    """Return the names of the matrix products of these kinds."""
+    loaded = onnx.load(graph, load_external_data=False).graph
+    shapes = {weight.name: list(weight.dims) for weight in loaded.initializer}
+    chosen = []
+    for node in loaded.node:
+        shape = shapes.get(node.input[1], []) if len(node.input) > 1 else []
+        head = node.op_type == "Gemm"  # of the first token alone, so of two dimensions
+        narrows = node.op_type == "MatMul" and len(shape) == 2 and shape[0] > shape[1]
+        if ("head" in kinds and head) or ("feed_forward" in kinds and narrows):
+            chosen += [node.name, f"{node.name}_MatMul"]  # the quantiser takes a Gemm apart before it looks at names
+    return chosen

@@ -1,0 +1,188 @@
+"""A finished classifier on a device, token ids in and logits out: torch, ONNX Runtime and OpenVINO."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OnnxRuntimeFail
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf as OnnxRuntimeInvalid
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from distill.calibration import CONFIG_KEY
+from distill.devices import Device, has_fast_bf16, resolve_device
+from distill.errors import DeviceError, ModelError, one_line
+from distill.first_token import first_token_only, last_layer
+from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, WEIGHT_ERRORS
+
+TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
+
+
+class Session(Protocol):
+    """A classifier on a device: token ids in, logits out."""
+
+    device: Device
+    format: str
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """Return float32 logits (batch, classes) of int64 ids and mask, both (batch, tokens)."""
+        ...
+
+
+class TorchSession:
+    """A transformers model in eval mode, in the dtype of its weights, its logits divided by its config's temperature.
+
+    Except fp16 on a CPU, which computes in fp32: torch's fp16 kernels for CPUs are many times slower.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: Device):
+        self.format = TORCH_FORMATS[model.dtype]
+        if model.dtype == torch.float16 and device == "cpu":
+            model = model.float()
+        self.model = model.to(torch.device(device)).eval()
+        self.device: Device = device
+        self._last_layer = last_layer(self.model)
+
+    @torch.inference_mode()
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
+        mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
+        with first_token_only(self._last_layer):
+            logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+        return logits / calibration_temperature(self.model.config)
+
+
+class OnnxSession:
+    """An ONNX file with inputs input_ids and attention_mask and output logits, in ONNX Runtime.
+
+    The logits are the graph's own: what calibrates them is in the graph, for those who run it without distill.
+    """
+
+    def __init__(self, path: Path, device: Device, threads: int | None = None, *, format: str = "onnx"):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # warnings are about the graph's history, nothing a user can act on
+        options.intra_op_num_threads = threads or _cores()
+        providers = ["CPUExecutionProvider"]
+        if device == "cuda":
+            if not onnx_runs_on_cuda():
+                raise DeviceError(
+                    f"{path.parent}: this onnxruntime has no CUDA provider", hint="pip install onnxruntime-gpu"
+                )
+            onnxruntime.preload_dlls()  # the CUDA libraries that torch brought
+            providers = ["CUDAExecutionProvider", *providers]
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except (OnnxRuntimeFail, OnnxRuntimeInvalid, RuntimeError) as error:
+            raise ModelError(f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+        # ONNX Runtime falls back to the CPU in silence where CUDA cannot start; a figure would then carry a false name.
+        if device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
+            raise DeviceError(
+                f"{path}: ONNX Runtime could not start CUDA", hint="distill works on the CPU: --device cpu"
+            )
+        self._inputs = {item.name for item in self._session.get_inputs()}
+        self.device: Device = device
+        self.format = format
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if "token_type_ids" in self._inputs:  # graphs of other exporters
+            feed["token_type_ids"] = np.zeros_like(input_ids)
+        return self._session.run(["logits"], feed)[0].astype(np.float32)
+
+
+class OpenVinoSession:
+    """An OpenVINO model of the same inputs and output as an ONNX one, on the CPU.
+
+    What is not int8 runs in bf16 where the CPU multiplies that in hardware, else in fp32: OpenVINO emulates bf16
+    elsewhere, some forty times slower. Raises `DeviceError` where the extra is not installed.
+    """
+
+    device: Device = "cpu"
+
+    def __init__(self, path: Path, threads: int | None = None, *, format: str = "openvino"):
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads or _cores(),
+            "INFERENCE_PRECISION_HINT": "bf16" if has_fast_bf16("cpu") else "f32",
+        }
+        try:
+            core = import_openvino().Core()
+            self._request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
+        except RuntimeError as error:
+            raise ModelError(f"{path}: OpenVINO cannot load it: {one_line(error)}") from error
+        self.format = format
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        self._request.infer({"input_ids": input_ids, "attention_mask": attention_mask}, share_inputs=True)
+        return np.array(self._request.get_output_tensor().data, np.float32)  # a copy: the next call writes there
+
+
+def open_session(
+    name: str, config: PretrainedConfig, device: str, *, dtype: str | None = None, threads: int | None = None
+) -> Session:
+    """Return the session of a model folder or Hub name: model.onnx in ONNX Runtime, openvino_model.xml in OpenVINO.
+
+    Anything else runs in torch, in the dtype it was saved in or in `dtype` ("bfloat16"). `device` "auto" is CUDA where
+    that can run it. Raises `ModelError` where it cannot be loaded, `DeviceError` where the device is not there.
+    """
+    folder = Path(name)
+    if (folder / OPENVINO_WEIGHTS).is_file():
+        if device == "cuda":
+            raise DeviceError(f"{name}: OpenVINO formats run on CPUs", hint="--device cpu")
+        return OpenVinoSession(folder / OPENVINO_WEIGHTS, threads, format=_format(folder, "openvino"))
+    if (folder / ONNX_WEIGHTS).is_file():
+        resolved = "cpu" if device == "auto" and not onnx_runs_on_cuda() else resolve_device(device)
+        return OnnxSession(folder / ONNX_WEIGHTS, resolved, threads, format=_format(folder, "onnx"))
+    return TorchSession(load_torch(name, config, dtype), resolve_device(device))
+
+
+def import_openvino() -> Any:
+    """Return the module openvino; raises `DeviceError` where the extra is not installed."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise DeviceError("OpenVINO is not installed", hint='pip install "distill[openvino]"') from error
+    return openvino
+
+
+def onnx_runs_on_cuda() -> bool:
+    """Say whether the installed ONNX Runtime has a CUDA provider; the one for CPUs, which pip installs, has none."""
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:
+    """Return the finished classifier `name` from safetensors; raises `ModelError` where a weight of it is missing."""
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
+        )
+    except WEIGHT_ERRORS as error:
+        raise ModelError(f"{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    if report["missing_keys"]:
+        raise ModelError(
+            f"{name}: {len(report['missing_keys'])} weights are missing, first {min(report['missing_keys'])}"
+        )
+    return model
+
+
+def calibration_temperature(config: PretrainedConfig) -> float:
+    """Return what the configuration says the logits are to be divided by; 1.0 where it says nothing."""
+    value = getattr(config, CONFIG_KEY, None)
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelError(f"{config.name_or_path}: config.json: {CONFIG_KEY} must be a number above 0, got {value!r}")
+    return float(value)
+
+
+def _format(folder: Path, runtime: str) -> str:
+    return folder.name if folder.name.startswith(f"{runtime}-") else runtime
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,94 @@
+"""What each way of making a model's weights int8 is worth: agreement with fp32, size and latency, on unlabelled texts.
+
+usage: python3 tools/int8_settings.py MODEL_DIR TEXTS.parquet [--texts 1500] [--max-tokens 128] [--rounds 15]
+
+Latencies at 1x128 and 8x128 are taken in turn. The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from distill.onnx_graph import quiet, trace
+from distill.predictors import Classifier, load
+from distill.provenance import versions
+from distill.quantisation import Int8Settings, quantise
+from distill.sessions import OnnxSession, TorchSession
+from distill.timing import time_in_turn
+
+SETTINGS = {
+    "all int8": Int8Settings(),
+    "unsigned": Int8Settings(signed=False),
+    "7 bits": Int8Settings(reduce_range=True),
+    "one scale per tensor": Int8Settings(per_channel=False),
+    "embeddings fp32": Int8Settings(embeddings=False),
+    "head fp32": Int8Settings(fp32_products=("head",)),
+    "feed-forward outputs fp32": Int8Settings(fp32_products=("feed_forward",)),
+    "feed-forward outputs, head and embeddings fp32": Int8Settings(
+        fp32_products=("feed_forward", "head"), embeddings=False
+    ),
+}
+
+
+def main() -> None:
+    """Quantise in each way and print how far it is from fp32."""
+    parser = argparse.ArgumentParser(description="What each way of making weights int8 is worth.")
+    parser.add_argument("model")
+    parser.add_argument("texts_file")
+    parser.add_argument("--texts", type=int, default=1_500)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    texts = Dataset.from_parquet(arguments.texts_file).select(range(arguments.texts))["text"]
+    source = load(arguments.model, "cpu")
+    assert isinstance(source.session, TorchSession)
+    with tempfile.TemporaryDirectory() as work:
+        trace(source.session.model, Path(work) / "fp32.onnx")
+        files = {"fp32": Path(work) / "fp32.onnx"}
+        for name, settings in SETTINGS.items():
+            files[name] = Path(work) / f"{len(files)}.onnx"
+            with quiet():
+                quantise(files["fp32"], files[name], settings)
+        sizes = {name: path.stat().st_size for name, path in files.items()}
+        sessions = {name: OnnxSession(path, "cpu") for name, path in files.items()}
+    logits = {
+        name: Classifier(session, source.tokenizer, source.label_names, arguments.max_tokens).logits(texts)
+        for name, session in sessions.items()
+    }
+    latencies = {shape: latency(sessions, shape, arguments.rounds) for shape in ("1x128", "8x128")}
+    rows: dict[str, Any] = {}
+    for name, found in logits.items():
+        rows[name] = {
+            "settings": asdict(SETTINGS[name]) if name in SETTINGS else None,
+            "agreement": float((found.argmax(1) == logits["fp32"].argmax(1)).mean()),
+            "mean_logit_diff": float(np.abs(found - logits["fp32"]).mean()),
+            "size_bytes": sizes[name],
+            "latency_p50_ms": {shape: statistics.median(times[name]) for shape, times in latencies.items()},
+        }
+        shown = ", ".join(f"{ms:.1f} ms at {shape}" for shape, ms in rows[name]["latency_p50_ms"].items())
+        print(
+            f"{name:46} agreement {rows[name]['agreement']:.4f}, mean difference {rows[name]['mean_logit_diff']:.4f}, "
+            f"{sizes[name] / 1e6:.1f} MB, {shown}"
+        )
+    print(json.dumps({"rows": rows, "raw_ms": latencies, "arguments": vars(arguments), "versions": versions()}))
+
+
+def latency(sessions: dict[str, OnnxSession], shape: str, rounds: int) -> dict[str, list[float]]:
+    """Return the latencies of each session at a shape, in milliseconds."""
+    batch, tokens = map(int, shape.split("x"))
+    ids = np.random.default_rng(0).integers(5, 20_000, (batch, tokens))
+    mask = np.ones_like(ids)
+    return time_in_turn({name: lambda s=session: s.run(ids, mask) for name, session in sessions.items()}, rounds)
+
+
+if __name__ == "__main__":
+    main()
