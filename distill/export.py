@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill import fusion
 from distill.calibration import CONFIG_KEY
 from distill.devices import Device, has_fast_bf16
+from distill.errors import FolderError, ModelError
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, load_config
 from distill.onnx_graph import quiet, trace
 from distill.predictors import Classifier, pack, pad, weights_bytes
@@ -61,14 +62,18 @@ def export_formats(
     bounds: Bounds,
     device: Device,
     progress: Callable[[str], None] = lambda step: None,
-) -> list[Proof]:
-    """Write each of `formats` of the fp32 `model` to its own folder in `folder`; return their proofs, made on `texts`.
+) -> Iterator[Proof]:
+    """Write each of `formats` of the fp32 `model` to its own folder in `folder`; yield its proof, made on `texts`.
 
     The reference is `model` itself. A format that breaks a bound (accuracy, agreement, logits that are not finite,
     nodes not fused) leaves no folder, and takes away the one an earlier export left; int8 tries its next settings
     first. The texts whose label changed are kept in flipped-FORMAT.jsonl beside it, for a person to read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        work_folder = tempfile.TemporaryDirectory(prefix=".partial-", dir=folder)
+    except OSError as error:
+        raise FolderError(f"{folder}: cannot be written to: {error.strerror}", hint="--output DIR") from error
 
     def classify(session: Session) -> np.ndarray:
         return Classifier(session, tokenizer, label_names, max_tokens).logits(texts)
@@ -83,17 +88,21 @@ def export_formats(
         receipt: dict[str, Any] = {}
         if name.startswith("onnx-"):
             receipt = fusion.receipt(made / ONNX_WEIGHTS, model.config, _device(name, device))
-        logits = _logits(name, made, model, device, classify)
+        unfused = fusion.shortfall(receipt)
+        if name == "onnx-int8" and not receipt["int8_products"]:
+            unfused = "; ".join(filter(None, (unfused, "no product runs on int8 weights")))
+        logits = _logits(name, made, model, device, classify, reference)
         return prove(
             name, logits, reference, gold_labels, label_names, bounds,
-            size_bytes=weights_bytes(made), fusion=receipt, unfused=fusion.shortfall(receipt),
+            size_bytes=weights_bytes(made), fusion=receipt, unfused=unfused,
             settings=asdict(settings) if settings else {},
         ), logits  # fmt: skip
 
-    progress("torch-fp32, the reference")
-    reference = classify(TorchSession(model, device))
-    proofs = []
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as work:
+    with work_folder as work:
+        progress("torch-fp32, the reference")
+        reference = classify(TorchSession(model, device))
+        if not np.isfinite(reference).all():
+            raise ModelError(f"{model.name_or_path}: its own logits are not finite on the validation texts")
         source = Source(model, tokenizer, texts, max_tokens, Path(work))
         for name in formats:
             progress(name)
@@ -101,17 +110,16 @@ def export_formats(
             proof, logits = attempt(name, first)
             tried: list[dict[str, Any]] = []
             for settings in others:
-                if proof.passed:
+                if proof.passed or fusion.shortfall(proof.fusion):  # which other settings do not mend
                     break
-                progress(f"{name} once more, with more of it in fp32: {proof.reason}")
+                progress(f"{name} once more, with other settings: {proof.reason}")
                 tried.append({"settings": proof.settings, "reason": proof.reason, "agreement": proof.agreement})
                 proof, logits = attempt(name, settings)
-            proofs.append(replace(proof, tried=tried))
             shutil.rmtree(folder / name, ignore_errors=True)
             if proof.passed:
                 os.replace(source.work / name, folder / name)
             _keep_flips(folder / f"flipped-{name}.jsonl", flips(texts, logits, reference, gold_labels, label_names))
-    return proofs
+            yield replace(proof, tried=tried)
 
 
 def _write_rest(source: Source, folder: Path, name: str) -> None:
@@ -124,12 +132,17 @@ def _write_rest(source: Source, folder: Path, name: str) -> None:
 
 
 def _logits(
-    name: str, folder: Path, model: PreTrainedModel, device: Device, classify: Callable[[Session], np.ndarray]
+    name: str,
+    folder: Path,
+    model: PreTrainedModel,
+    device: Device,
+    classify: Callable[[Session], np.ndarray],
+    reference: np.ndarray,
 ) -> np.ndarray:
-    """What the format answers here; where this machine computes in fp32 instead, what rounding would make of it.
+    """What the format answers; where this machine computes it in fp32, that or what rounding would make of it.
 
     A CPU runs fp16 graphs in fp32, and one without bf16 runs OpenVINO's bf16 so: an overflow, or a label that rounding
-    turns, would first show on the user's machine.
+    turns, would first show on the user's machine. Of the two answers to a text, the one further from the reference.
     """
     if name == "torch-fp16" and device == "cpu":
         half = open_session(str(folder), load_config(str(folder)), "cpu")
@@ -137,17 +150,22 @@ def _logits(
         return classify(TorchSession(_rounding(half.model, torch.float16), "cpu"))
     logits = classify(open_session(str(folder), load_config(str(folder)), _device(name, device)))
     if name == "onnx-fp16" and _device(name, device) == "cpu":
-        rounded = classify(TorchSession(_rounding(model, torch.float16), "cpu"))
-        return np.where(np.isfinite(rounded), logits, rounded)
+        return _further(reference, logits, classify(TorchSession(_rounding(model, torch.float16), "cpu")))
     if name == "openvino-bf16" and not has_fast_bf16("cpu"):
-        return classify(TorchSession(_rounding(model, torch.bfloat16), "cpu"))
+        return _further(reference, logits, classify(TorchSession(_rounding(model, torch.bfloat16), "cpu")))
     return logits
+
+
+def _further(reference: np.ndarray, *answers: np.ndarray) -> np.ndarray:
+    """Of each row, the answer further from the reference; one that is not finite is furthest."""
+    distances = [np.nan_to_num(np.abs(answer - reference).max(axis=1), nan=np.inf) for answer in answers]
+    return np.stack(answers)[np.argmax(distances, axis=0), np.arange(len(reference))]
 
 
 def _device(name: str, device: Device) -> Device:
     if name.startswith("torch-"):
         return device
-    return device if name.startswith("onnx-") and onnx_runs_on_cuda() else "cpu"
+    return device if name in ("onnx-fp32", "onnx-fp16") and onnx_runs_on_cuda() else "cpu"
 
 
 def _keep_flips(path: Path, rows: Iterator[dict[str, Any]]) -> None:
@@ -213,7 +231,8 @@ WRITERS: dict[str, Callable[[Source, Path, Any], None]] = {
 def _rounding(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Return a copy that rounds weights and each module's output to `dtype`: what hardware with fp32 sums computes.
 
-    Values past fp16's range become infinite, as they would there. The CPU's own fp16 is many times slower.
+    Residual sums, no module's output, are rounded where they enter a LayerNorm. Values past fp16's range become
+    infinite, as they would there. The CPU's own fp16 is many times slower.
     """
 
     def rounded(_: torch.nn.Module, __: Any, output: Any) -> Any:
@@ -223,4 +242,6 @@ def _rounding(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for module in emulation.modules():
         if not any(module.children()):
             module.register_forward_hook(rounded)
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_pre_hook(lambda _, inputs: tuple(tensor.to(dtype).float() for tensor in inputs))
     return emulation

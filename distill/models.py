@@ -216,7 +216,7 @@ def weight_files(name: str) -> list[Path]:
     else:
         files = _hub_weights(name)
     if not files:
-        raise ModelError(f"{name}: holds no weights ({SAFE_WEIGHTS_NAME} or {ONNX_WEIGHTS})")
+        raise ModelError(f"{name}: holds no weights ({SAFE_WEIGHTS_NAME}, {ONNX_WEIGHTS} or {OPENVINO_WEIGHTS})")
     return sorted(files, key=lambda path: path.name)
 
 

@@ -15,8 +15,9 @@ import torch
 from optimum.utils import DummyTextInputGenerator
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from distill.first_token import first_token_only, last_layer
-from distill.models import ONNX_WEIGHTS, normalized_config
+from distill.errors import ModelError
+from distill.first_token import PARTS, first_token_only, last_layer
+from distill.models import normalized_config
 from distill.sessions import calibration_temperature
 
 OPSET = 20  # the first with Gelu as one node; from 23 attention is one too, which onnxruntime's quantiser breaks
@@ -31,6 +32,10 @@ def trace(model: PreTrainedModel, path: Path) -> None:
     transformers 5 no optimiser finds its pattern afterwards (0 of 6 layers fused, in silence). Residual sums stay apart
     from the LayerNorm after them: on a CPU, one SkipLayerNormalization takes twice as long as the three nodes.
     """
+    if model.config.model_type not in PARTS:  # others may mask in ways that the node does not know (windows, causality)
+        raise ModelError(
+            f"{model.config.model_type}: not an architecture that distill exports to ONNX ({', '.join(sorted(PARTS))})"
+        )
     generator = DummyTextInputGenerator(
         "text-classification", normalized_config(model.config), batch_size=2, sequence_length=16
     )
@@ -58,7 +63,7 @@ def trace(model: PreTrainedModel, path: Path) -> None:
         for value in (*inner, *graph.graph.initializers.values()):
             value.shape = value.type = None
         large = sum(weight.const_value.nbytes for weight in graph.graph.initializers.values()) > LARGEST_FILE
-        onnx_ir.save(graph, path, external_data=f"{ONNX_WEIGHTS}.data" if large else None)
+        onnx_ir.save(graph, path, external_data=f"{path.name}.data" if large else None)
 
 
 class _LogitsOnly(torch.nn.Module):
@@ -107,10 +112,11 @@ def _padding_mask(*_: Any, attention_mask: torch.Tensor, **__: Any) -> torch.Ten
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence exporters that report their own progress and deprecations as warnings."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

@@ -121,5 +121,5 @@ def label_names(config: PretrainedConfig) -> tuple[str, ...]:
 
 
 def weights_bytes(folder: Path) -> int:
-    """Return the size of a model folder's weights in bytes: of model.onnx and its data, or of the safetensors."""
+    """Return the size of a model folder's weights in bytes: whatever runs it (see models.weight_files)."""
     return sum(file.stat().st_size for file in weight_files(str(folder)))

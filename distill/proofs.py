@@ -116,8 +116,9 @@ def flips(
 
     Texts whose logits are not finite have no label, and are left out.
     """
-    before, after = softmax(reference, axis=1), softmax(logits, axis=1)
-    changed = np.flatnonzero((before.argmax(axis=1) != after.argmax(axis=1)) & np.isfinite(after).all(axis=1))
+    finite = np.isfinite(logits).all(axis=1, keepdims=True)
+    before, after = softmax(reference, axis=1), softmax(np.where(finite, logits, reference), axis=1)
+    changed = np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1))
     for row in sorted(changed, key=lambda row: -np.abs(after[row] - before[row]).max()):
         yield {
             "text": texts[row],

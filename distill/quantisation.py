@@ -9,14 +9,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from distill.errors import DeviceError
 from distill.models import OPENVINO_WEIGHTS
-from distill.sessions import import_openvino
+from distill.sessions import OPENVINO_EXTRA, import_openvino
 
 CALIBRATION_TEXTS = 300  # NNCF's own default for a calibration set
 
@@ -44,7 +46,8 @@ def int8_settings() -> tuple[Int8Settings, ...]:
     2021), so they are the first to stay in fp32; docs/results.md has what each setting is worth.
     """
     capabilities = torch.cpu.get_capabilities()
-    saturates = platform.machine().lower() in ("x86_64", "amd64") and not capabilities.get("avx512_vnni", False)
+    vnni = capabilities.get("avx512_vnni", False) or capabilities.get("avx_vnni", False)
+    saturates = platform.machine().lower() in ("x86_64", "amd64") and not vnni
     smallest = Int8Settings(reduce_range=saturates)
     return (
         smallest,
@@ -76,11 +79,8 @@ def quantise_openvino(graph: Path, target: Path, batches: Sequence[dict[str, np.
 
     Raises `DeviceError` where the extra is not installed.
     """
-    openvino = import_openvino()
-    silence_nncf()
+    openvino, nncf = import_openvino(), import_nncf()
     with contextlib.redirect_stdout(sys.stderr):  # its progress bars go to stdout, which is for data
-        import nncf
-
         model = nncf.quantize(
             openvino.Core().read_model(graph),
             nncf.Dataset(batches),
@@ -90,9 +90,15 @@ def quantise_openvino(graph: Path, target: Path, batches: Sequence[dict[str, np.
     openvino.save_model(model, target / OPENVINO_WEIGHTS)
 
 
-def silence_nncf() -> None:
-    """Keep NNCF from reporting its use to its makers, which it does unless this is set before it is imported."""
+def import_nncf() -> Any:
+    """Return the module nncf; raises `DeviceError` where the extra is not installed."""
+    # It reports its use to its makers unless this is set before it is imported; nothing leaves without being asked.
     os.environ.setdefault("NNCF_CI", "1")
+    try:
+        import nncf
+    except ImportError as error:
+        raise DeviceError("NNCF, which openvino-int8 needs, is not installed", hint=OPENVINO_EXTRA) from error
+    return nncf
 
 
 def _products(graph: Path, kinds: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from distill.errors import DeviceError, ModelError, one_line
 from distill.first_token import first_token_only, last_layer
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, WEIGHT_ERRORS
 
+OPENVINO_EXTRA = 'pip install "distill[openvino]"'
 TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
 
 
@@ -136,7 +137,8 @@ def open_session(
             raise DeviceError(f"{name}: OpenVINO formats run on CPUs", hint="--device cpu")
         return OpenVinoSession(folder / OPENVINO_WEIGHTS, threads, format=_format(folder, "openvino"))
     if (folder / ONNX_WEIGHTS).is_file():
-        resolved = "cpu" if device == "auto" and not onnx_runs_on_cuda() else resolve_device(device)
+        is_for_cpus = folder.name == "onnx-int8" or not onnx_runs_on_cuda()
+        resolved = "cpu" if device == "auto" and is_for_cpus else resolve_device(device)
         return OnnxSession(folder / ONNX_WEIGHTS, resolved, threads, format=_format(folder, "onnx"))
     return TorchSession(load_torch(name, config, dtype), resolve_device(device))
 
@@ -146,7 +148,7 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise DeviceError("OpenVINO is not installed", hint='pip install "distill[openvino]"') from error
+        raise DeviceError("OpenVINO is not installed", hint=OPENVINO_EXTRA) from error
     return openvino
 
 

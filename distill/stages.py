@@ -10,6 +10,7 @@ Notes go to the logger "distill", progress to stderr; nothing is printed to stdo
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,15 +25,24 @@ from distill.benchmark import Candidate, measure
 from distill.devices import Device, describe_hardware, has_fast_bf16, resolve_device
 from distill.errors import ExportError, FolderError, RecipeError
 from distill.fitting import fit, read_splits, tokenised
-from distill.models import align_labels, load_classifier, load_tokenizer, reorder_classes, weights_fingerprint
+from distill.models import (
+    ONNX_WEIGHTS,
+    OPENVINO_WEIGHTS,
+    align_labels,
+    load_classifier,
+    load_tokenizer,
+    reorder_classes,
+    weights_fingerprint,
+)
 from distill.predictors import load
 from distill.progress import progress_line
 from distill.proofs import Bounds
 from distill.provenance import now, versions
+from distill.quantisation import import_nncf
 from distill.recipe import FORMATS, Recipe, Stage, with_absolute_paths
 from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, read_json, write_json
-from distill.sessions import TorchSession, import_openvino, onnx_runs_on_cuda
+from distill.sessions import OPENVINO_EXTRA, TorchSession, import_openvino, onnx_runs_on_cuda
 from distill.training import training_arguments
 
 log = logging.getLogger("distill")
@@ -138,8 +148,12 @@ def export(
     resolved = resolve_device(device)
     folder = Path(output) if output else RunFolder(Path(model)).export
     formats = formats or recipe.export.formats
-    if any(name.startswith("openvino-") for name in formats):
-        import_openvino()  # what is not installed is said before anything is written
+    if any(name.startswith("openvino-") for name in formats):  # what is not installed is said before the work
+        import_openvino()
+    if "openvino-int8" in formats:
+        import_nncf()
+    if not output and not Path(model).is_dir():
+        raise FolderError(f"{model}: no such folder, so the exports have no place to go", hint="--output DIR")
     splits = read_splits(recipe)
     classifier = load(model, "cpu")
     if not isinstance(classifier.session, TorchSession):
@@ -161,16 +175,19 @@ def export(
         progress=lambda step: log.info("export: %s", step),
     )
     path = folder / "export.json"
-    entries = read_json(path) if path.is_file() else {}
-    entries |= {proof.format: proof.as_json() for proof in proofs}
-    write_json(path, {name: entries[name] for name in FORMATS if name in entries})
-    failed = [proof for proof in proofs if not proof.passed]
+    made = []
+    for proof in proofs:  # each is on record before the next begins
+        made.append(proof)
+        entries = (read_json(path) if path.is_file() else {}) | {proof.format: proof.as_json()}
+        write_json(path, {name: entries[name] for name in FORMATS if name in entries})
+    failed = [proof for proof in made if not proof.passed]
     if failed:
         raise ExportError(
             *(f"{folder / proof.format}: failed and not kept: {proof.reason}" for proof in failed),
-            hint=f"every figure is in {path}, the texts it got otherwise in flipped-FORMAT.jsonl beside it",
+            hint=f"every figure is in {path}"
+            + (", the texts answered otherwise in flipped-*.jsonl beside it" if any(p.flipped for p in failed) else ""),
         )
-    return {proof.format: proof.as_json() for proof in proofs}
+    return {proof.format: proof.as_json() for proof in made}
 
 
 def report(
@@ -318,8 +335,12 @@ def _candidates(model: Path, devices: Sequence[Device], notes: list[str]) -> Ite
         if not proof["passed"]:
             notes.append(f"{role} {name} is not here: it failed its proof ({proof['reason']}).")
     for device in devices:
+        is_torch = not any((model / weights).is_file() for weights in (ONNX_WEIGHTS, OPENVINO_WEIGHTS))
+        if device == "cuda" and (model / OPENVINO_WEIGHTS).is_file():
+            notes.append(f"{model} is not measured on CUDA: OpenVINO formats run on CPUs.")
+            continue
         yield Candidate(role, str(model), model, device)
-        if has_fast_bf16(device) and not (model / "model.onnx").is_file():
+        if has_fast_bf16(device) and is_torch:
             yield Candidate(role, str(model), model, device, "bfloat16")
         for name in FORMATS:
             if not (exports / name / "config.json").is_file():
@@ -327,7 +348,10 @@ def _candidates(model: Path, devices: Sequence[Device], notes: list[str]) -> Ite
             if name.startswith("onnx-") and device == "cuda" and not onnx_runs_on_cuda():
                 notes.append(f"{role} {name} is not measured on CUDA: this onnxruntime has no CUDA provider.")
                 continue
-            if name.startswith("openvino-") and device == "cuda":
+            if name in ("onnx-int8", "openvino-bf16", "openvino-int8") and device == "cuda":
+                continue  # meant for CPUs, where they are measured
+            if name.startswith("openvino-") and importlib.util.find_spec("openvino") is None:
+                notes.append(f"{role} {name} is not measured: OpenVINO is not installed ({OPENVINO_EXTRA}).")
                 continue
             if name == "torch-fp16" and device == "cpu":
                 notes.append(f"{role} torch-fp16 is not measured on the CPU: it is meant for GPUs.")

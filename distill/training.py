@@ -261,7 +261,9 @@ def train(
         **loss_settings,
     )
     trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
-    with StopOnSignal(trainer), first_token_only(None if trainer.reads_all_tokens else last_layer(model)):
+    # DataParallel, which Trainer takes for several GPUs in one process, copies what the block changes to other devices.
+    whole = trainer.reads_all_tokens or arguments.n_gpu > 1
+    with StopOnSignal(trainer), first_token_only(None if whole else last_layer(model)):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds, tokens = result.metrics["train_runtime"], int(trainer.tokens)
     return {

@@ -9,17 +9,18 @@ import onnxruntime
 import pytest
 import torch
 from conftest import BAD, FILLER, GOOD, LABELS, make_classifier
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertConfig, PreTrainedModel, pipeline
 
 import distill
 from distill import export as exporting
-from distill import onnx_graph
-from distill.errors import DeviceError
+from distill import onnx_graph, stages
+from distill.errors import DeviceError, ModelError
 from distill.export import export_formats
 from distill.onnx_graph import trace
 from distill.proofs import Bounds
 from distill.quantisation import Int8Settings, int8_settings, quantise
 from distill.recipe import DEFAULT_FORMATS as FORMATS
+from distill.recipe_file import load_recipe
 
 OTHERS = ["distilbert", "electra", "roberta"]
 TEXTS = [" ".join((FILLER * 3)[i : i + 3 + i % 20] + [(GOOD if i % 2 else BAD)[i % 5]] * 2) for i in range(40)]
@@ -34,10 +35,15 @@ def export(folder, target, formats=FORMATS, *, gold=None, drop=1.0, agreement=0.
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if gold is None:
         gold = distill.load(folder).logits(TEXTS).argmax(axis=1)  # the model is right by definition
-    proofs = export_formats(
+    ids = torch.tensor([[2, 6, 7, 3]])
+    before = model.eval()(input_ids=ids).logits
+    proofs = list(export_formats(
         model, tokenizer, LABELS, TEXTS, gold, target, formats,
         max_tokens=64, bounds=Bounds(drop, agreement), device="cpu",
-    )  # fmt: skip
+    ))  # fmt: skip
+    # Exporting leaves the model as it was.
+    assert torch.equal(model(input_ids=ids).logits, before) and next(model.parameters()).dtype == torch.float32
+    assert model.config._attn_implementation == "sdpa"
     return {proof.format: proof for proof in proofs}
 
 
@@ -104,16 +110,16 @@ def test_the_proof_states_what_the_written_folder_does(calibrated, exported):
         assert proof.accuracy_drop == pytest.approx((reference.argmax(1) == GOLD).mean() - proof.accuracy)
         assert proof.agreement == pytest.approx((logits.argmax(1) == reference.argmax(1)).mean())
         if name.startswith("onnx"):
-            assert proof.max_logit_diff == pytest.approx(np.abs(logits - reference).max(), rel=1e-3)
+            largest = np.abs(logits - reference).max()
+            if name == "onnx-fp16":  # or what rounding would make of it, where a CPU computes it in fp32
+                assert largest * 0.999 <= proof.max_logit_diff < 0.02
+            else:
+                assert proof.max_logit_diff == pytest.approx(largest, rel=1e-3)
             assert_whole(proof)
 
 
-@pytest.mark.parametrize("architecture", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-def test_the_graph_takes_any_batch_and_length_and_ignores_padding(architecture, tmp_path):
-    folder = make_classifier(tmp_path / "model", architecture)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    trace(model, tmp_path / "m.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+def assert_takes_any_shape_and_ignores_padding(path, model, temperature=1.0):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [(item.name, item.type) for item in session.get_inputs()] == [
         ("input_ids", "tensor(int64)"),
         ("attention_mask", "tensor(int64)"),
@@ -126,13 +132,30 @@ def test_the_graph_takes_any_batch_and_length_and_ignores_padding(architecture, 
         mask[-1, tokens // 2 + 1 :] = 0
         (logits,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
         with torch.no_grad():
-            expected = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
+            expected = (
+                model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
+                / temperature
+            )
         np.testing.assert_allclose(logits, expected, atol=1e-4)
         if tokens > 2:
             ids[-1, tokens // 2 + 1 :] = 7  # what stands under the padding
             np.testing.assert_allclose(
                 session.run(None, {"input_ids": ids, "attention_mask": mask})[0], logits, atol=1e-5
             )
+
+
+def test_the_graph_takes_any_batch_and_length_and_ignores_padding(calibrated, exported):
+    model = AutoModelForSequenceClassification.from_pretrained(calibrated).eval()
+    assert_takes_any_shape_and_ignores_padding(exported[0] / "onnx-fp32" / "model.onnx", model, TEMPERATURE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_graphs_of_other_architectures_take_any_shape_too(architecture, tmp_path):
+    folder = make_classifier(tmp_path / "model", architecture)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    trace(model, tmp_path / "m.onnx")
+    assert_takes_any_shape_and_ignores_padding(tmp_path / "m.onnx", model)
 
 
 def test_an_onnx_folder_is_complete_and_carries_the_label_names(calibrated, exported):
@@ -210,16 +233,6 @@ def test_attention_that_is_not_fused_fails(tiny_bert, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())  # and no label was flipped
 
 
-def test_exporting_leaves_the_model_as_it_was(tiny_bert, tmp_path):
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
-    ids = torch.tensor([[2, 6, 7, 3]])
-    before = model(input_ids=ids).logits
-    trace(model, tmp_path / "m.onnx")
-    assert torch.equal(model(input_ids=ids).logits, before)
-    assert model.config._attn_implementation == "sdpa"
-    assert next(model.parameters()).dtype == torch.float32
-
-
 def test_int8_that_collapses_falls_back_to_other_settings_and_says_so(calibrated, traced_before, tmp_path, monkeypatch):
     smallest = int8_settings()[0]
 
@@ -291,14 +304,29 @@ def test_openvino_formats_agree_with_torch_and_run_in_the_same_predictor(calibra
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", OTHERS)
 def test_openvino_formats_of_other_architectures_agree_too(architecture, tmp_path):
+    pytest.importorskip("nncf")
     assert_openvino_formats_agree(make_classifier(tmp_path / "model", architecture), tmp_path / "export")
 
 
-def test_openvino_formats_without_the_extra_are_refused_before_anything_is_written(tiny_bert, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(DeviceError, match="OpenVINO is not installed"):
-        export(tiny_bert, tmp_path, ["openvino-bf16"])
-    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+@pytest.mark.parametrize("missing", ["openvino", "nncf"])
+def test_formats_without_their_extra_are_refused_before_anything_is_written(
+    missing, recipe_path, tiny_bert, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(DeviceError, match="is not installed"):
+        stages.export(
+            tiny_bert, ["onnx-fp32", "openvino-int8"], recipe=load_recipe(recipe_path), output=tmp_path / "export"
+        )
+    assert not (tmp_path / "export").exists()
+
+
+def test_an_architecture_that_masks_otherwise_is_refused(tmp_path):
+    config = ModernBertConfig(
+        vocab_size=29, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match=r"modernbert: not an architecture that distill exports to ONNX \(bert, "):
+        trace(AutoModelForSequenceClassification.from_config(config), tmp_path / "model.onnx")
 
 
 @pytest.mark.slow
@@ -309,11 +337,10 @@ import os, socket, sys
 def refuse(*_): raise SystemExit("a connection was tried")
 socket.socket.connect = refuse
 from distill import quantisation
-quantisation.silence_nncf()
-import nncf, nncf.telemetry
+quantisation.import_nncf()
+import nncf.telemetry
 from unittest.mock import MagicMock
-assert nncf.telemetry.wrapper.telemetry.__class__ is MagicMock or nncf.telemetry.wrapper.telemetry is MagicMock or \
-    isinstance(nncf.telemetry.wrapper.telemetry, MagicMock), nncf.telemetry.wrapper.telemetry
+assert isinstance(nncf.telemetry.wrapper.telemetry, MagicMock) or nncf.telemetry.wrapper.telemetry is MagicMock
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
