@@ -27,7 +27,7 @@ from distill.predictors import Classifier, pack, pad, weights_bytes
 from distill.proofs import Bounds, Proof, flips, prove
 from distill.quantisation import CALIBRATION_TEXTS, Int8Settings, int8_settings, quantise, quantise_openvino
 from distill.run_folder import write_text
-from distill.sessions import Session, TorchSession, import_openvino, onnx_runs_on_cuda, open_session
+from distill.sessions import FOR_CPUS, Session, TorchSession, import_openvino, onnx_runs_on_cuda, open_session
 
 
 @dataclass
@@ -165,7 +165,7 @@ def _further(reference: np.ndarray, *answers: np.ndarray) -> np.ndarray:
 def _device(name: str, device: Device) -> Device:
     if name.startswith("torch-"):
         return device
-    return device if name in ("onnx-fp32", "onnx-fp16") and onnx_runs_on_cuda() else "cpu"
+    return device if name not in FOR_CPUS and onnx_runs_on_cuda() else "cpu"
 
 
 def _keep_flips(path: Path, rows: Iterator[dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from distill.first_token import first_token_only, last_layer
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, WEIGHT_ERRORS
 
 OPENVINO_EXTRA = 'pip install "distill[openvino]"'
+FOR_CPUS = ("onnx-int8", "openvino-bf16", "openvino-int8")  # formats that run on no other device
 TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
 
 
@@ -137,7 +138,7 @@ def open_session(
             raise DeviceError(f"{name}: OpenVINO formats run on CPUs", hint="--device cpu")
         return OpenVinoSession(folder / OPENVINO_WEIGHTS, threads, format=_format(folder, "openvino"))
     if (folder / ONNX_WEIGHTS).is_file():
-        is_for_cpus = folder.name == "onnx-int8" or not onnx_runs_on_cuda()
+        is_for_cpus = folder.name in FOR_CPUS or not onnx_runs_on_cuda()
         resolved = "cpu" if device == "auto" and is_for_cpus else resolve_device(device)
         return OnnxSession(folder / ONNX_WEIGHTS, resolved, threads, format=_format(folder, "onnx"))
     return TorchSession(load_torch(name, config, dtype), resolve_device(device))

@@ -10,7 +10,6 @@ Notes go to the logger "distill", progress to stderr; nothing is printed to stdo
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,13 +20,12 @@ import numpy as np
 from distill import distilling
 from distill import export as exporting
 from distill import report as reporting
-from distill.benchmark import Candidate, measure
-from distill.devices import Device, describe_hardware, has_fast_bf16, resolve_device
+from distill.benchmark import measure
+from distill.candidates import candidates_of, models_in
+from distill.devices import Device, describe_hardware, resolve_device
 from distill.errors import ExportError, FolderError, RecipeError
 from distill.fitting import fit, read_splits, tokenised
 from distill.models import (
-    ONNX_WEIGHTS,
-    OPENVINO_WEIGHTS,
     align_labels,
     load_classifier,
     load_tokenizer,
@@ -42,7 +40,7 @@ from distill.quantisation import import_nncf
 from distill.recipe import FORMATS, Recipe, Stage, with_absolute_paths
 from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, read_json, write_json
-from distill.sessions import OPENVINO_EXTRA, TorchSession, import_openvino, onnx_runs_on_cuda
+from distill.sessions import TorchSession, import_openvino, onnx_runs_on_cuda
 from distill.training import training_arguments
 
 log = logging.getLogger("distill")
@@ -202,14 +200,14 @@ def report(
     A folder is a run folder, an export, any transformers classifier, or the output of `run`. `recipe` (data, shapes)
     defaults to the first one found in them. Devices: the CPU always, CUDA where there is one, or just `device`.
     """
-    models = [model for folder in folders for model in _models_in(Path(folder))]
+    models = [model for folder in folders for model in models_in(Path(folder))]
     recipe = recipe or _recipe_of(models)
     devices: list[Device] = [resolve_device(device)] if device != "auto" else ["cpu"]
     if device == "auto" and resolve_device("auto") == "cuda":
         devices.append("cuda")
     splits = read_splits(recipe)
     notes: list[str] = []
-    candidates = [item for model in models for item in _candidates(model, devices, notes)]
+    candidates = [item for model in models for item in candidates_of(model, devices, notes)]
     measurements = measure(
         candidates,
         splits.label_names,
@@ -290,7 +288,7 @@ def run(
 
 def find_recipe(folders: Sequence[Path]) -> Path:
     """Return the first recipe.yaml found in model folders, or in the run folder that an export lies in."""
-    for model in (model for folder in folders for model in _models_in(folder)):
+    for model in (model for folder in folders for model in models_in(folder)):
         for folder in (model, model.parent.parent):
             if RunFolder(folder).recipe.is_file():
                 return RunFolder(folder).recipe
@@ -311,56 +309,6 @@ def predict(model: Path | str, texts: Iterator[str], *, device: str = "auto") ->
 
 def _recipe_of(models: Sequence[Path]) -> Recipe:
     return load_recipe(find_recipe(models))
-
-
-def _models_in(folder: Path) -> list[Path]:
-    """The folder itself, or the stages of a `run` in it."""
-    if (folder / "config.json").is_file():
-        return [folder]
-    inner = [folder / name for name in ("teacher", "student", "control") if (folder / name / "config.json").is_file()]
-    if not inner:
-        raise FolderError(
-            f"{folder}: no model there (no config.json)" if folder.is_dir() else f"{folder}: no such folder"
-        )
-    return inner
-
-
-def _candidates(model: Path, devices: Sequence[Device], notes: list[str]) -> Iterator[Candidate]:
-    """A model and its exports on each device; what cannot be measured there becomes a note."""
-    manifest = RunFolder(model).manifest
-    role = read_json(manifest).get("role", "other") if manifest.is_file() else "other"
-    exports = RunFolder(model).export
-    proofs = read_json(exports / "export.json") if (exports / "export.json").is_file() else {}
-    for name, proof in proofs.items():
-        if not proof["passed"]:
-            notes.append(f"{role} {name} is not here: it failed its proof ({proof['reason']}).")
-    for device in devices:
-        is_torch = not any((model / weights).is_file() for weights in (ONNX_WEIGHTS, OPENVINO_WEIGHTS))
-        if device == "cuda" and (model / OPENVINO_WEIGHTS).is_file():
-            notes.append(f"{model} is not measured on CUDA: OpenVINO formats run on CPUs.")
-            continue
-        yield Candidate(role, str(model), model, device)
-        if has_fast_bf16(device) and is_torch:
-            yield Candidate(role, str(model), model, device, "bfloat16")
-        for name in FORMATS:
-            if not (exports / name / "config.json").is_file():
-                continue
-            if name.startswith("onnx-") and device == "cuda" and not onnx_runs_on_cuda():
-                notes.append(f"{role} {name} is not measured on CUDA: this onnxruntime has no CUDA provider.")
-                continue
-            if name in ("onnx-int8", "openvino-bf16", "openvino-int8") and device == "cuda":
-                continue  # meant for CPUs, where they are measured
-            if name.startswith("openvino-") and importlib.util.find_spec("openvino") is None:
-                notes.append(f"{role} {name} is not measured: OpenVINO is not installed ({OPENVINO_EXTRA}).")
-                continue
-            if name == "torch-fp16" and device == "cpu":
-                notes.append(f"{role} torch-fp16 is not measured on the CPU: it is meant for GPUs.")
-                continue
-            yield Candidate(role, str(model), exports / name, device)
-            if name == "openvino-bf16" and not has_fast_bf16("cpu"):
-                notes.append(f"{role} openvino-bf16 ran in fp32: this CPU does not multiply bf16 in hardware.")
-            if name == "onnx-fp16" and device == "cpu":
-                notes.append(f"{role} onnx-fp16 is meant for GPUs; a CPU converts it to fp32 as it goes.")
 
 
 def _finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -> bool:

@@ -22,7 +22,7 @@ FLOORS = [
     {"sessions"},
     {"predictors", "onnx_graph", "quantisation", "proofs"},
     {"teacher_logits", "training", "fusion", "benchmark", "report"},
-    {"export"},
+    {"export", "candidates"},
     {"fitting"},
     {"distilling"},
     {"stages"},

@@ -1,0 +1,65 @@
+"""What a report measures: the models in folders and their exports, each on the devices that run it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from distill.benchmark import Candidate
+from distill.devices import Device, has_fast_bf16
+from distill.errors import FolderError
+from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS
+from distill.recipe import FORMATS
+from distill.run_folder import RunFolder, read_json
+from distill.sessions import FOR_CPUS, OPENVINO_EXTRA, onnx_runs_on_cuda
+
+
+def models_in(folder: Path) -> list[Path]:
+    """Return the folder itself, or the stages of a `run` in it; raises `FolderError` where there is no model."""
+    if (folder / "config.json").is_file():
+        return [folder]
+    inner = [folder / name for name in ("teacher", "student", "control") if (folder / name / "config.json").is_file()]
+    if not inner:
+        raise FolderError(
+            f"{folder}: no model there (no config.json)" if folder.is_dir() else f"{folder}: no such folder"
+        )
+    return inner
+
+
+def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> Iterator[Candidate]:
+    """Yield a model and its exports on each device; what cannot be measured there becomes a note."""
+    manifest = RunFolder(model).manifest
+    role = read_json(manifest).get("role", "other") if manifest.is_file() else "other"
+    exports = RunFolder(model).export
+    proofs = read_json(exports / "export.json") if (exports / "export.json").is_file() else {}
+    for name, proof in proofs.items():
+        if not proof["passed"]:
+            notes.append(f"{role} {name} is not here: it failed its proof ({proof['reason']}).")
+    for device in devices:
+        is_torch = not any((model / weights).is_file() for weights in (ONNX_WEIGHTS, OPENVINO_WEIGHTS))
+        if device == "cuda" and (model / OPENVINO_WEIGHTS).is_file():
+            notes.append(f"{model} is not measured on CUDA: OpenVINO formats run on CPUs.")
+            continue
+        yield Candidate(role, str(model), model, device)
+        if has_fast_bf16(device) and is_torch:
+            yield Candidate(role, str(model), model, device, "bfloat16")
+        for name in FORMATS:
+            if not (exports / name / "config.json").is_file():
+                continue
+            if name.startswith("onnx-") and device == "cuda" and not onnx_runs_on_cuda():
+                notes.append(f"{role} {name} is not measured on CUDA: this onnxruntime has no CUDA provider.")
+                continue
+            if name in FOR_CPUS and device == "cuda":
+                continue
+            if name.startswith("openvino-") and importlib.util.find_spec("openvino") is None:
+                notes.append(f"{role} {name} is not measured: OpenVINO is not installed ({OPENVINO_EXTRA}).")
+                continue
+            if name == "torch-fp16" and device == "cpu":
+                notes.append(f"{role} torch-fp16 is not measured on the CPU: it is meant for GPUs.")
+                continue
+            yield Candidate(role, str(model), exports / name, device)
+            if name == "openvino-bf16" and not has_fast_bf16("cpu"):
+                notes.append(f"{role} openvino-bf16 ran in fp32: this CPU does not multiply bf16 in hardware.")
+            if name == "onnx-fp16" and device == "cpu":
+                notes.append(f"{role} onnx-fp16 is meant for GPUs; a CPU converts it to fp32 as it goes.")
