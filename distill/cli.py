@@ -251,6 +251,7 @@ def _shown_proof(proof: dict[str, Any]) -> str:
         f"{proof['flipped']} flipped",
         f"logit difference {proof['mean_logit_diff']:.2g} mean, {proof['max_logit_diff']:.2g} largest",
         f"{proof['size_bytes'] / 1e6:.1f} MB",
+        *([f"{proof['texts_per_second']:.0f} texts/s"] if proof["texts_per_second"] else []),
     ]
     for name, found in proof["fusion"].items():
         counted = f"{found['fused']}/{found['expected']}" if isinstance(found, dict) else found

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill import fusion
+from distill.benchmark import timed_logits
 from distill.calibration import CONFIG_KEY
 from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError, ModelError
@@ -75,8 +76,8 @@ def export_formats(
     except OSError as error:
         raise FolderError(f"{folder}: cannot be written to: {error.strerror}", hint="--output DIR") from error
 
-    def classify(session: Session) -> np.ndarray:
-        return Classifier(session, tokenizer, label_names, max_tokens).logits(texts)
+    def classify(session: Session) -> tuple[np.ndarray, float]:
+        return timed_logits(Classifier(session, tokenizer, label_names, max_tokens), texts)
 
     def attempt(name: str, settings: Int8Settings | None) -> tuple[Proof, np.ndarray]:
         made = source.work / name
@@ -91,16 +92,16 @@ def export_formats(
         unfused = fusion.shortfall(receipt)
         if name == "onnx-int8" and not receipt["int8_products"]:
             unfused = "; ".join(filter(None, (unfused, "no product runs on int8 weights")))
-        logits = _logits(name, made, model, device, classify, reference)
+        logits, rate = _answers(name, made, model, device, classify, reference)
         return prove(
             name, logits, reference, gold_labels, label_names, bounds,
-            size_bytes=weights_bytes(made), fusion=receipt, unfused=unfused,
-            settings=asdict(settings) if settings else {},
+            size_bytes=weights_bytes(made), device=_device(name, device), texts_per_second=rate,
+            fusion=receipt, unfused=unfused, settings=asdict(settings) if settings else {},
         ), logits  # fmt: skip
 
     with work_folder as work:
         progress("torch-fp32, the reference")
-        reference = classify(TorchSession(model, device))
+        reference, _ = classify(TorchSession(model, device))
         if not np.isfinite(reference).all():
             raise ModelError(f"{model.name_or_path}: its own logits are not finite on the validation texts")
         source = Source(model, tokenizer, texts, max_tokens, Path(work))
@@ -131,29 +132,30 @@ def _write_rest(source: Source, folder: Path, name: str) -> None:
     source.tokenizer.save_pretrained(folder)
 
 
-def _logits(
+def _answers(
     name: str,
     folder: Path,
     model: PreTrainedModel,
     device: Device,
-    classify: Callable[[Session], np.ndarray],
+    classify: Callable[[Session], tuple[np.ndarray, float]],
     reference: np.ndarray,
-) -> np.ndarray:
-    """What the format answers; where this machine computes it in fp32, that or what rounding would make of it.
+) -> tuple[np.ndarray, float | None]:
+    """What the format answers, and texts per second; where this machine computes it in fp32, what rounding makes of it.
 
     A CPU runs fp16 graphs in fp32, and one without bf16 runs OpenVINO's bf16 so: an overflow, or a label that rounding
     turns, would first show on the user's machine. Of the two answers to a text, the one further from the reference.
+    A rate of fp16 on a CPU would be one of what it is not meant for, and is left out.
     """
+    session = open_session(str(folder), load_config(str(folder)), _device(name, device))
     if name == "torch-fp16" and device == "cpu":
-        half = open_session(str(folder), load_config(str(folder)), "cpu")
-        assert isinstance(half, TorchSession)
-        return classify(TorchSession(_rounding(half.model, torch.float16), "cpu"))
-    logits = classify(open_session(str(folder), load_config(str(folder)), _device(name, device)))
+        assert isinstance(session, TorchSession)
+        return classify(TorchSession(_rounding(session.model, torch.float16), "cpu"))[0], None
+    logits, rate = classify(session)
     if name == "onnx-fp16" and _device(name, device) == "cpu":
-        return _further(reference, logits, classify(TorchSession(_rounding(model, torch.float16), "cpu")))
+        return _further(reference, logits, classify(TorchSession(_rounding(model, torch.float16), "cpu"))[0]), None
     if name == "openvino-bf16" and not has_fast_bf16("cpu"):
-        return _further(reference, logits, classify(TorchSession(_rounding(model, torch.bfloat16), "cpu")))
-    return logits
+        return _further(reference, logits, classify(TorchSession(_rounding(model, torch.bfloat16), "cpu"))[0]), rate
+    return logits, rate
 
 
 def _further(reference: np.ndarray, *answers: np.ndarray) -> np.ndarray:

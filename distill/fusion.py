@@ -34,7 +34,7 @@ def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, A
     """
     graph = onnx.load(path, load_external_data=False).graph
     is_fp16 = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
-    ran = list(_executed(path, device))
+    ran = list(executed(path, device, np.ones((2, 8), np.int64)))
     in_file = (node.op_type for node in graph.node)
     kinds = Counter(in_file if is_fp16 and device == "cpu" else (node.kind for node in ran))
     layers = layer_count(config)
@@ -72,26 +72,33 @@ def shortfall(found: Mapping[str, Any]) -> str | None:
 
 
 class Executed(NamedTuple):
-    """A node that was run: its kind, the provider that ran it, and the type of its first output."""
+    """A node that was run: its kind, the provider that ran it, the type of its first output, and how long it took."""
 
     kind: str
     provider: str
     makes: str
+    microseconds: int
 
 
-def _executed(path: Path, device: Device) -> Iterator[Executed]:
-    """Yield each node that a run on two short rows executes."""
+def executed(path: Path, device: Device, ids: np.ndarray, *, threads: int = 0, runs: int = 1) -> Iterator[Executed]:
+    """Yield each node that the last of `runs` runs on `ids`, int64 (batch, tokens), executes on `threads` (0: all).
+
+    The runs before it are warm-up.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_profiling = True
+    options.intra_op_num_threads = threads
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        ids = np.ones((2, 8), np.int64)
-        session.run(None, {"input_ids": ids, "attention_mask": ids})
+        for _ in range(runs):
+            session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    started = [event["ts"] for event in events if event["name"] == "model_run"][-1]
     for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= started:
             made = event["args"]["output_type_shape"]
-            yield Executed(event["args"]["op_name"], event["args"]["provider"], next(iter(made[0]), "") if made else "")
+            makes = next(iter(made[0]), "") if made else ""
+            yield Executed(event["args"]["op_name"], event["args"]["provider"], makes, event["dur"])

@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.special import softmax
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from distill.devices import Device
+from distill.devices import resolve_device
 from distill.errors import ModelError
 from distill.models import check_fit, is_classifier, load_config, load_tokenizer, token_limit, weight_files
+from distill.run_folder import EXPORT_PROOFS, read_json
 from distill.sessions import Session, calibration_temperature, open_session
-
-# Padded tokens in one batch. Larger batches stop being faster long before they stop costing memory.
-BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 65_536}
 
 
 class Classifier:
@@ -53,8 +52,10 @@ class Classifier:
             return logits
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
         ids: list[list[int]] = encoded["input_ids"]
-        for rows in pack([len(row) for row in ids], BATCH_TOKENS[self.session.device]):
-            logits[rows] = self.session.run(*pad([ids[row] for row in rows], self.tokenizer.pad_token_id))
+        packed = list(pack([len(row) for row in ids], self.session.batch_tokens))
+        batches = [pad([ids[row] for row in rows], self.tokenizer.pad_token_id) for rows in packed]
+        for rows, answers in zip(packed, self.session.run_each(batches), strict=True):
+            logits[rows] = answers
             progress(len(rows))
         return logits
 
@@ -87,16 +88,38 @@ def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np
 def load(
     folder: Path | str, device: str = "auto", *, dtype: str | None = None, threads: int | None = None
 ) -> Classifier:
-    """Return the classifier in a run folder, an export folder or any transformers model (also by Hub name).
+    """Return the classifier in a run folder, a folder of exports, one export or any transformers model (or Hub name).
 
-    What runs it, and in which dtype, is told in `sessions.open_session`. Texts are cut at the tokenizer's
-    model_max_length. Raises `ModelError` where the model is no classifier or its calibration temperature no
-    temperature, `DeviceError` where the device is not there.
+    Of a folder of exports, the one that answered fastest when it was proved (`fastest_export`). What runs it, and in
+    which dtype, is told in `sessions.open_session`. Texts are cut at the tokenizer's model_max_length. Raises
+    `ModelError` where the model is no classifier or its calibration temperature no temperature, `DeviceError` where
+    the device is not there.
     """
-    name = str(folder)
+    name = str(fastest_export(Path(folder), device) if (Path(folder) / EXPORT_PROOFS).is_file() else folder)
     config, tokenizer, max_tokens = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
     return Classifier(session, tokenizer, label_names(config), max_tokens)
+
+
+def fastest_export(folder: Path, device: str) -> Path:
+    """Return the format in a folder of exports that answered most texts a second on `device` when it was proved.
+
+    "auto" is the device that served one of them best, of those that are here. Raises `ModelError` where no format
+    was proved on `device`.
+    """
+    here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    wanted = here if device == "auto" else [resolve_device(device)]
+    rates = {
+        name: proof["texts_per_second"]
+        for name, proof in read_json(folder / EXPORT_PROOFS).items()
+        if proof["passed"] and proof.get("texts_per_second") and proof["device"] in wanted and (folder / name).is_dir()
+    }
+    if not rates:
+        raise ModelError(
+            f"{folder}: no format there was proved on {' or '.join(wanted)}",
+            hint="name one of its folders, or export again with --device",
+        )
+    return folder / max(rates, key=lambda name: rates[name])
 
 
 def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]:

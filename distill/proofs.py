@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from distill.devices import Device
 from distill.metrics import agreement, expected_calibration_error
 
 
@@ -26,13 +27,15 @@ class Proof:
 
     `per_class` has of each class the examples and, on them, the accuracy and the agreement. `settings` are those that
     the format was written with, `tried` those that were given up for them, with the reason; `flipped` counts the texts
-    whose label changed.
+    whose label changed. `texts_per_second` is how fast it answered on `device`, None where that is not what it is for.
     """
 
     format: str
     passed: bool
     reason: str | None
     size_bytes: int
+    device: Device
+    texts_per_second: float | None = None
     accuracy: float | None = None
     accuracy_drop: float | None = None
     agreement: float | None = None
@@ -59,6 +62,8 @@ def prove(
     bounds: Bounds,
     *,
     size_bytes: int,
+    device: Device,
+    texts_per_second: float | None = None,
     fusion: Mapping[str, Any] | None = None,
     unfused: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -68,7 +73,8 @@ def prove(
     `fusion` is the receipt of its graph and `unfused` what that lacks, a failure in itself (see fusion.shortfall).
     """
     shared: dict[str, Any] = {
-        "format": format, "size_bytes": size_bytes, "fusion": dict(fusion or {}), "settings": dict(settings or {}),
+        "format": format, "size_bytes": size_bytes, "device": device, "texts_per_second": texts_per_second,
+        "fusion": dict(fusion or {}), "settings": dict(settings or {}),
     }  # fmt: skip
     broken = ~np.isfinite(logits).all(axis=1)
     if broken.any():

@@ -20,6 +20,8 @@ from distill.errors import FolderError
 from distill.recipe import Recipe
 from distill.recipe_file import dump_recipe, load_recipe
 
+EXPORT_PROOFS = "export.json"  # in an export folder: of each format that was tried, the proof
+
 
 @dataclass(frozen=True)
 class RunFolder:

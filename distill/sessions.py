@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,16 +27,27 @@ from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, WEIGHT_ERRORS
 OPENVINO_EXTRA = 'pip install "distill[openvino]"'
 FOR_CPUS = ("onnx-int8", "openvino-bf16", "openvino-int8")  # formats that run on no other device
 TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
+# Padded tokens in one batch. Larger ones stop being faster long before they stop costing memory; on one thread of a CPU
+# they are slower, since what a layer makes of them no longer fits into the cache.
+BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 65_536}
+ONE_THREAD_BATCH_TOKENS = 1_024
+
+Batch = tuple[np.ndarray, np.ndarray]  # int64 ids and mask, both (batch, tokens)
 
 
 class Session(Protocol):
-    """A classifier on a device: token ids in, logits out."""
+    """A classifier on a device: token ids in, logits out; `batch_tokens` is the best size of a batch among many."""
 
     device: Device
     format: str
+    batch_tokens: int
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """Return float32 logits (batch, classes) of int64 ids and mask, both (batch, tokens)."""
+        """Return float32 logits (batch, classes) of int64 ids and mask, both (batch, tokens), as soon as it can."""
+        ...
+
+    def run_each(self, batches: Sequence[Batch]) -> Iterator[np.ndarray]:
+        """Yield the logits of each batch, in order, as many a second as it can."""
         ...
 
 
@@ -48,6 +63,7 @@ class TorchSession:
             model = model.float()
         self.model = model.to(torch.device(device)).eval()
         self.device: Device = device
+        self.batch_tokens = BATCH_TOKENS[device]
         self._last_layer = last_layer(self.model)
 
     @torch.inference_mode()
@@ -58,17 +74,22 @@ class TorchSession:
             logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
         return logits / calibration_temperature(self.model.config)
 
+    def run_each(self, batches: Sequence[Batch]) -> Iterator[np.ndarray]:
+        return (self.run(*batch) for batch in batches)
+
 
 class OnnxSession:
     """An ONNX file with inputs input_ids and attention_mask and output logits, in ONNX Runtime.
 
-    The logits are the graph's own: what calibrates them is in the graph, for those who run it without distill.
+    The logits are the graph's own: what calibrates them is in the graph, for those who run it without distill. One
+    batch runs on all threads; of many, as many at once as there are threads, each on one, where none waits for another.
     """
 
     def __init__(self, path: Path, device: Device, threads: int | None = None, *, format: str = "onnx"):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # warnings are about the graph's history, nothing a user can act on
-        options.intra_op_num_threads = threads or _cores()
+        self._path, self._threads = path, threads or _cores()
+        options.intra_op_num_threads = self._threads
         providers = ["CPUExecutionProvider"]
         if device == "cuda":
             if not onnx_runs_on_cuda():
@@ -89,12 +110,22 @@ class OnnxSession:
         self._inputs = {item.name for item in self._session.get_inputs()}
         self.device: Device = device
         self.format = format
+        self.batch_tokens = BATCH_TOKENS["cuda"] if device == "cuda" else ONE_THREAD_BATCH_TOKENS
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         feed = {"input_ids": input_ids, "attention_mask": attention_mask}
         if "token_type_ids" in self._inputs:  # graphs of other exporters
             feed["token_type_ids"] = np.zeros_like(input_ids)
         return self._session.run(["logits"], feed)[0].astype(np.float32)
+
+    def run_each(self, batches: Sequence[Batch]) -> Iterator[np.ndarray]:
+        if self.device == "cuda" or self._threads == 1 or len(batches) < self._threads:
+            return (self.run(*batch) for batch in batches)
+        return _at_once(self._on_one_thread.run, batches, self._threads)
+
+    @cached_property
+    def _on_one_thread(self) -> OnnxSession:
+        return OnnxSession(self._path, "cpu", 1, format=self.format)
 
 
 class OpenVinoSession:
@@ -105,23 +136,47 @@ class OpenVinoSession:
     """
 
     device: Device = "cpu"
+    batch_tokens = ONE_THREAD_BATCH_TOKENS
 
     def __init__(self, path: Path, threads: int | None = None, *, format: str = "openvino"):
+        self._path, self._threads = path, threads or _cores()
+        self._request = self._compiled(streams=1).create_infer_request()
+        self.format = format
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return _infer(self._request, input_ids, attention_mask)
+
+    def run_each(self, batches: Sequence[Batch]) -> Iterator[np.ndarray]:
+        if self._threads == 1 or len(batches) < self._threads:
+            return (self.run(*batch) for batch in batches)
+        idle = SimpleQueue[Any]()
+        for _ in range(self._threads):
+            idle.put(self._on_streams.create_infer_request())
+
+        def run(*batch: np.ndarray) -> np.ndarray:
+            request = idle.get()
+            try:
+                return _infer(request, *batch)
+            finally:
+                idle.put(request)
+
+        return _at_once(run, batches, self._threads)
+
+    @cached_property
+    def _on_streams(self) -> Any:
+        return self._compiled(streams=self._threads)
+
+    def _compiled(self, streams: int) -> Any:
         settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads or _cores(),
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": self._threads,
             "INFERENCE_PRECISION_HINT": "bf16" if has_fast_bf16("cpu") else "f32",
         }
         try:
             core = import_openvino().Core()
-            self._request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
+            return core.compile_model(core.read_model(self._path), "CPU", settings)
         except RuntimeError as error:
-            raise ModelError(f"{path}: OpenVINO cannot load it: {one_line(error)}") from error
-        self.format = format
-
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        self._request.infer({"input_ids": input_ids, "attention_mask": attention_mask}, share_inputs=True)
-        return np.array(self._request.get_output_tensor().data, np.float32)  # a copy: the next call writes there
+            raise ModelError(f"{self._path}: OpenVINO cannot load it: {one_line(error)}") from error
 
 
 def open_session(
@@ -181,6 +236,17 @@ def calibration_temperature(config: PretrainedConfig) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ModelError(f"{config.name_or_path}: config.json: {CONFIG_KEY} must be a number above 0, got {value!r}")
     return float(value)
+
+
+def _at_once(run: Callable[..., np.ndarray], batches: Sequence[Batch], threads: int) -> Iterator[np.ndarray]:
+    """Yield what `run` makes of each batch, in order, `threads` of them at work at once."""
+    with ThreadPoolExecutor(threads) as pool:  # runtimes let go of Python's lock while they compute
+        yield from pool.map(lambda batch: run(*batch), batches)
+
+
+def _infer(request: Any, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+    request.infer({"input_ids": input_ids, "attention_mask": attention_mask}, share_inputs=True)
+    return np.array(request.get_output_tensor().data, np.float32)  # a copy: the next call writes there
 
 
 def _format(folder: Path, runtime: str) -> str:

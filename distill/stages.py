@@ -39,7 +39,7 @@ from distill.provenance import now, versions
 from distill.quantisation import import_nncf
 from distill.recipe import FORMATS, Recipe, Stage, with_absolute_paths
 from distill.recipe_file import load_recipe
-from distill.run_folder import RunFolder, read_json, write_json
+from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json, write_json
 from distill.sessions import TorchSession, import_openvino, onnx_runs_on_cuda
 from distill.training import training_arguments
 
@@ -172,7 +172,7 @@ def export(
         device=resolved,
         progress=lambda step: log.info("export: %s", step),
     )
-    path = folder / "export.json"
+    path = folder / EXPORT_PROOFS
     made = []
     for proof in proofs:  # each is on record before the next begins
         made.append(proof)
@@ -300,6 +300,9 @@ def find_recipe(folders: Sequence[Path]) -> Path:
 def predict(model: Path | str, texts: Iterator[str], *, device: str = "auto") -> Iterator[tuple[str, dict[str, float]]]:
     """Yield each text and its probability per label, in order, holding only a few thousand texts at a time."""
     classifier = load(model, device)
+    exports = RunFolder(Path(model)).export
+    hint = f" (its exports: distill predict {exports})" if (exports / EXPORT_PROOFS).is_file() else ""
+    log.info("predict: %s on %s%s", classifier.session.format, classifier.session.device, hint)
     with progress_line("predict", None, "text") as bar:
         for chunk in _chunks(texts, PREDICT_CHUNK):
             for text, row in zip(chunk, classifier.probabilities(chunk), strict=True):
@@ -338,7 +341,7 @@ def _weights_in(folder: Path) -> str:
 
 
 def _was_exported(folder: RunFolder, name: str) -> bool:
-    path = folder.export / "export.json"
+    path = folder.export / EXPORT_PROOFS
     passed = path.is_file() and read_json(path).get(name, {}).get("passed", False)
     return passed and (folder.export / name / "config.json").is_file()
 

@@ -213,6 +213,16 @@ def test_predict_reads_every_kind_of_source(finished, tmp_path):
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in answers)
 
 
+def test_predict_says_what_runs_and_takes_the_fastest_of_a_folder_of_exports(finished):
+    student = finished[0] / "out" / "student"
+    err = run("predict", student, "good film")[2]
+    assert f"predict: torch-fp32 on cpu (its exports: distill predict {student / 'export'})" in err
+    proofs = json.loads((student / "export" / "export.json").read_text())
+    fastest = max(proofs, key=lambda name: proofs[name]["texts_per_second"] or 0)
+    code, out, err = run("predict", student / "export", "good film")
+    assert code == 0 and out.startswith("positive\t") and f"predict: {fastest} on cpu\n" in err
+
+
 @pytest.mark.slow
 def test_report_takes_any_classifier_and_export_flags_name_formats(finished, tiny_bert, tmp_path):
     folder, _, _ = finished

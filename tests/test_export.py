@@ -1,11 +1,15 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import BAD, FILLER, GOOD, LABELS, make_classifier
@@ -184,9 +188,74 @@ def test_exports_are_calibrated_once(tiny_bert, exported):
     assert np.abs(plain / TEMPERATURE - plain).min() > 0.25  # beyond every tolerance: none would show, and so would two
 
 
+def assert_many_batches_answer_as_one_does(path):
+    session = distill.load(path, threads=2).session
+    rng = np.random.default_rng(0)
+    shapes = [(rng.integers(1, 4), rng.integers(3, 40)) for _ in range(24)]
+    batches = [(ids := rng.integers(5, 29, shape), np.ones_like(ids)) for shape in shapes]
+    for (ids, mask), together in zip(batches, session.run_each(batches), strict=True):
+        np.testing.assert_allclose(together, session.run(ids, mask), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int8", "torch-fp16"])
+def test_many_batches_at_once_answer_as_one_does_and_in_order(exported, name):
+    assert_many_batches_answer_as_one_does(exported[0] / name)
+
+
+def test_a_batch_that_fails_among_many_is_not_lost(exported):
+    session = distill.load(exported[0] / "onnx-fp32", threads=2).session
+    fine = np.full((1, 4), 5)
+    unknown = np.full((1, 4), 10**6)  # a token that no table has
+    with pytest.raises(Exception, match="indices"):
+        list(session.run_each([(fine, fine), (fine, fine), (unknown, fine), (fine, fine)]))
+
+
+def test_a_folder_of_exports_runs_the_fastest_that_passed(exported, tmp_path):
+    folder, proofs = exported
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    assert proofs["torch-fp16"].texts_per_second is proofs["onnx-fp16"].texts_per_second is None  # not for CPUs
+    assert {proof.device for proof in proofs.values()} == {"cpu"}
+    entries = {name: proof.as_json() for name, proof in proofs.items()}
+
+    def chosen(**rates):
+        for name, rate in rates.items():
+            assert entries[f"onnx-{name}"]["texts_per_second"] > 0
+            entries[f"onnx-{name}"]["texts_per_second"] = rate
+        (tmp_path / "export.json").write_text(json.dumps(entries))
+        return distill.load(tmp_path).session.format
+
+    assert chosen(fp32=100.0, int8=200.0) == "onnx-int8"
+    assert chosen(fp32=300.0) == "onnx-fp32"
+    entries["onnx-fp32"]["passed"] = False
+    assert chosen() == "onnx-int8"
+    shutil.rmtree(tmp_path / "onnx-int8")
+    with pytest.raises(ModelError, match="no format there was proved on cpu"):
+        chosen()
+
+
 def test_a_torch_folder_works_in_the_transformers_pipeline(calibrated, exported):
     classify = pipeline("text-classification", model=str(exported[0] / "torch-fp16"), dtype=torch.float32)
     assert [row["label"] for row in classify(TEXTS)] == [row["label"] for row in distill.load(calibrated)(TEXTS)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "DISTILL_OPTIMUM_PYTHON" not in os.environ,
+    reason="DISTILL_OPTIMUM_PYTHON names the Python of an environment with optimum-onnx, which cannot share ours",
+)
+@pytest.mark.parametrize("name", ["onnx-fp32", "onnx-fp16", "onnx-int8"])
+def test_optimum_loads_the_folder_and_gives_the_same_labels(exported, name, tmp_path):
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "texts.parquet")
+    tool = Path(__file__).parent.parent / "tools" / "optimum_agrees.py"
+    command = [
+        sys.executable,
+        tool,
+        os.environ["DISTILL_OPTIMUM_PYTHON"],
+        exported[0] / name,
+        tmp_path / "texts.parquet",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_format_that_loses_accuracy_fails_and_leaves_no_folder(tiny_bert, exported, tmp_path, monkeypatch):
@@ -293,6 +362,7 @@ def assert_openvino_formats_agree(folder, target):
         assert np.abs(logits - reference).max() <= tolerance * max(1, np.abs(reference).max()), name
         alone = np.concatenate([classifier.logits([text]) for text in TEXTS[:5]])
         np.testing.assert_allclose(alone, logits[:5], atol=tolerance)
+        assert_many_batches_answer_as_one_does(target / name)
         assert "calibration_temperature" not in json.loads((target / name / "config.json").read_text())
 
 

@@ -12,7 +12,7 @@ REFERENCE = 4 * np.eye(3, dtype=np.float32)[GOLD]
 
 
 def proof(logits, bounds=STRICT, **kwargs):
-    return prove("onnx-int8", logits, REFERENCE, GOLD, NAMES, bounds, size_bytes=1, **kwargs)
+    return prove("onnx-int8", logits, REFERENCE, GOLD, NAMES, bounds, size_bytes=1, device="cpu", **kwargs)
 
 
 def test_the_model_itself_passes_the_strictest_bounds():
@@ -61,7 +61,7 @@ def test_each_bound_is_named_with_its_value():
 
 def test_one_answer_is_no_fault_where_the_model_gives_one_too():
     one = np.tile(np.array([3, 1, 0], np.float32), (6, 1))
-    assert prove("onnx-int8", one, one, GOLD, NAMES, STRICT, size_bytes=1).passed
+    assert prove("onnx-int8", one, one, GOLD, NAMES, STRICT, size_bytes=1, device="cpu").passed
 
 
 def test_logits_that_are_not_finite_have_no_figures():

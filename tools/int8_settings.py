@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from distill.benchmark import call_at
 from distill.onnx_graph import quiet, trace
 from distill.predictors import Classifier, load
 from distill.provenance import versions
@@ -60,11 +61,18 @@ def main() -> None:
                 quantise(files["fp32"], files[name], settings)
         sizes = {name: path.stat().st_size for name, path in files.items()}
         sessions = {name: OnnxSession(path, "cpu") for name, path in files.items()}
-    logits = {
-        name: Classifier(session, source.tokenizer, source.label_names, arguments.max_tokens).logits(texts)
-        for name, session in sessions.items()
+        logits = {
+            name: Classifier(session, source.tokenizer, source.label_names, arguments.max_tokens).logits(texts)
+            for name, session in sessions.items()
+        }
+    vocabulary = len(source.tokenizer)
+    latencies = {
+        shape: time_in_turn(
+            {name: call_at(session, shape, vocabulary=vocabulary) for name, session in sessions.items()},
+            arguments.rounds,
+        )
+        for shape in ("1x128", "8x128")
     }
-    latencies = {shape: latency(sessions, shape, arguments.rounds) for shape in ("1x128", "8x128")}
     rows: dict[str, Any] = {}
     for name, found in logits.items():
         rows[name] = {
@@ -80,14 +88,6 @@ def main() -> None:
             f"{sizes[name] / 1e6:.1f} MB, {shown}"
         )
     print(json.dumps({"rows": rows, "raw_ms": latencies, "arguments": vars(arguments), "versions": versions()}))
-
-
-def latency(sessions: dict[str, OnnxSession], shape: str, rounds: int) -> dict[str, list[float]]:
-    """Return the latencies of each session at a shape, in milliseconds."""
-    batch, tokens = map(int, shape.split("x"))
-    ids = np.random.default_rng(0).integers(5, 20_000, (batch, tokens))
-    mask = np.ones_like(ids)
-    return time_in_turn({name: lambda s=session: s.run(ids, mask) for name, session in sessions.items()}, rounds)
 
 
 if __name__ == "__main__":
