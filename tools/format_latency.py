@@ -1,0 +1,152 @@
+"""Latency of a model's formats against each other, in turn in one process, and how near the machine's limit they are.
+
+usage: python3 tools/format_latency.py MODEL_DIR FOLDER... [--shapes 1x128 8x128 4x512] [--rounds 15] [--threads 2]
+
+MODEL_DIR is the torch model; a FOLDER is an export, distill's or Optimum's (model.onnx or openvino_model.xml with its
+config.json). The model's arithmetic (matrix products and attention, counted by torch in the model as distill runs it)
+over a format's median gives GFLOP/s; `of_peak` is that over the best of some runtimes at one large product in the same
+precision on the same threads. A format of another exporter may do more arithmetic for the same answers: its share
+counts what was needed. `time_by_node`, of ONNX formats, says where it goes.
+The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper
+from torch.utils import mkldnn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.benchmark import call_at
+from distill.devices import describe_hardware
+from distill.fusion import executed
+from distill.models import ONNX_WEIGHTS, load_config
+from distill.provenance import versions
+from distill.sessions import OnnxSession, Session, TorchSession, load_torch, open_session
+from distill.timing import time_in_turn
+
+VOCABULARY = 20_000  # ids to draw from
+SIDE = 2_048  # of the matrices of the large product
+PRODUCTS = {"fp32": ("MatMul", TensorProto.FLOAT, TensorProto.FLOAT),
+            "int8": ("MatMulInteger", TensorProto.UINT8, TensorProto.INT8)}  # fmt: skip
+
+
+def main() -> None:
+    """Time the formats in turn and print each one's median, ratio to the first folder and share of the peak."""
+    parser = argparse.ArgumentParser(description="Latency of formats in turn, and their share of the machine's peak.")
+    parser.add_argument("model")
+    parser.add_argument("folders", nargs="+")
+    parser.add_argument("--shapes", nargs="+", default=["1x128", "8x128", "4x512"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    sessions: dict[str, Session] = {
+        name: open_session(name, load_config(name), "cpu", threads=arguments.threads)
+        for name in (*arguments.folders, arguments.model)
+    }
+    products = {
+        f"{precision} {name}": call
+        for precision in PRODUCTS
+        for name, call in large_products(precision, arguments.threads).items()
+    }
+    found: dict[str, Any] = {}
+    for shape in arguments.shapes:
+        calls = {name: call_at(session, shape, vocabulary=VOCABULARY) for name, session in sessions.items()}
+        with torch.inference_mode():
+            raw = time_in_turn(calls | products, arguments.rounds)  # a drifting machine drifts for the peak as well
+        medians = {name: statistics.median(times) for name, times in raw.items()}
+        peaks = {
+            precision: 2 * SIDE**3 / min(medians[name] for name in products if name.startswith(precision)) / 1e6
+            for precision in PRODUCTS
+        }
+        arithmetic = flops(arguments.model, shape)
+        found[shape] = {"gflop": arithmetic / 1e9, "peak_gflop_per_s": peaks, "formats": {}}
+        print(f"{shape}: peak " + ", ".join(f"{best:.0f} GFLOP/s in {precision}" for precision, best in peaks.items()))
+        for name in sessions:
+            median = medians[name]
+            speed = arithmetic / median / 1e6
+            row = {
+                "median_ms": median,
+                "times_faster_than_first": medians[arguments.folders[0]] / median,
+                "gflop_per_s": speed,
+                "of_peak": speed / peaks["int8" if "int8" in name else "fp32"],
+                "raw_ms": [round(value, 3) for value in raw[name]],
+            }
+            if isinstance(sessions[name], OnnxSession):
+                row["time_by_node"] = time_by_node(Path(name) / ONNX_WEIGHTS, shape, arguments.threads)
+            found[shape]["formats"][name] = row
+            print(
+                f"{shape:>6} {median:8.2f} ms  x{row['times_faster_than_first']:<6.2f} {speed:5.0f} GFLOP/s, "
+                f"{row['of_peak']:.0%} of the peak  {name}"
+            )
+        for name in sessions:
+            if shares := found[shape]["formats"][name].get("time_by_node"):
+                print(f"       {name}: " + ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items()))
+    conditions = {"arguments": vars(arguments), "hardware": describe_hardware(), "versions": versions()}
+    print(json.dumps({"shapes": found} | conditions))
+
+
+def flops(model: str, shape: str) -> int:
+    """Return the floating-point operations of the model's matrix products and attention, as distill runs it."""
+    torch_model = load_torch(model, load_config(model))
+    torch_model.set_attn_implementation("eager")  # in which torch counts every product
+    session = TorchSession(torch_model, "cpu")
+    with FlopCounterMode(display=False) as counter:
+        call_at(session, shape, vocabulary=VOCABULARY)()
+    return counter.get_total_flops()
+
+
+def time_by_node(path: Path, shape: str, threads: int) -> dict[str, float]:
+    """Return the share of the time that each kind of node takes in ONNX Runtime, largest first, those above 2 %."""
+    batch, tokens = map(int, shape.split("x"))
+    spent: Counter[str] = Counter()
+    for node in executed(path, "cpu", np.full((batch, tokens), 5), threads=threads, runs=5):
+        spent[node.kind] += node.microseconds
+    return {kind: time / spent.total() for kind, time in spent.most_common() if time > 0.02 * spent.total()}
+
+
+def large_products(precision: str, threads: int) -> dict[str, Callable[[], object]]:
+    """Return the ways that torch and ONNX Runtime have of multiplying two large matrices, as calls."""
+    kind, left, right = PRODUCTS[precision]
+    graph = helper.make_graph(
+        [helper.make_node(kind, ["a", "b"], ["c"])],
+        "product",
+        [helper.make_tensor_value_info("a", left, [SIDE, SIDE])],
+        [helper.make_tensor_value_info("c", TensorProto.FLOAT if kind == "MatMul" else TensorProto.INT32, None)],
+        # A constant, as weights are: runtimes pack those once.
+        [onnx.numpy_helper.from_array(np.ones((SIDE, SIDE), helper.tensor_dtype_to_np_dtype(right)), "b")],
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    a = np.ones((SIDE, SIDE), helper.tensor_dtype_to_np_dtype(left))
+    calls: dict[str, Callable[[], object]] = {"onnxruntime": lambda: session.run(None, {"a": a})}
+    if precision == "fp32":
+        x, y = torch.from_numpy(a), torch.ones(SIDE, SIDE)
+        linear, z = mkldnn.to_mkldnn(torch.nn.Linear(SIDE, SIDE, bias=False).eval()), x.to_mkldnn()
+        calls |= {
+            "torch": lambda: x @ y,
+            "torch, oneDNN": lambda: linear(z),
+        }
+    else:
+        i8 = torch.ones(SIDE, SIDE, dtype=torch.int8)
+        calls["torch"] = lambda: torch.ops.aten._int_mm(i8, i8)
+    return calls
+
+
+if __name__ == "__main__":
+    main()
