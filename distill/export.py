@@ -24,7 +24,8 @@ from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError, ModelError
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, load_config
 from distill.onnx_graph import quiet, trace
-from distill.predictors import Classifier, pack, pad, weights_bytes
+from distill.outliers import RANGE_TEXTS, widest
+from distill.predictors import Classifier, pad, weights_bytes
 from distill.proofs import Bounds, Proof, flips, prove
 from distill.quantisation import CALIBRATION_TEXTS, Int8Settings, int8_settings, quantise, quantise_openvino
 from distill.run_folder import write_text
@@ -48,6 +49,19 @@ class Source:
         path.parent.mkdir()
         trace(self.model, path)
         return path
+
+    @cached_property
+    def batches(self) -> list[dict[str, np.ndarray]]:
+        """The first texts, as tokens to calibrate on: one text a batch, since padding would widen the ranges."""
+        texts = list(self.texts[:CALIBRATION_TEXTS])
+        ids = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
+        padded = (pad([row], self.tokenizer.pad_token_id) for row in ids)
+        return [{"input_ids": input_ids, "attention_mask": mask} for input_ids, mask in padded]
+
+    @cached_property
+    def largest(self) -> dict[str, np.ndarray]:
+        """How wide the graph's feed-forward inputs become, channel by channel."""
+        return widest(self.graph, self.batches[:RANGE_TEXTS])
 
 
 def export_formats(
@@ -201,7 +215,7 @@ def _write_onnx_fp16(source: Source, folder: Path, _: Any) -> None:
 
 
 def _write_onnx_int8(source: Source, folder: Path, settings: Int8Settings) -> None:
-    quantise(source.graph, folder / ONNX_WEIGHTS, settings)
+    quantise(source.graph, folder / ONNX_WEIGHTS, settings, source.largest)
 
 
 def _write_openvino_bf16(source: Source, folder: Path, _: Any) -> None:
@@ -211,13 +225,7 @@ def _write_openvino_bf16(source: Source, folder: Path, _: Any) -> None:
 
 
 def _write_openvino_int8(source: Source, folder: Path, _: Any) -> None:
-    texts = list(source.texts[:CALIBRATION_TEXTS])
-    ids = source.tokenizer(texts, truncation=True, max_length=source.max_tokens)["input_ids"]
-    batches = []
-    for rows in pack([len(row) for row in ids], 1):  # one text a batch: padding would widen the ranges
-        input_ids, attention_mask = pad([ids[row] for row in rows], source.tokenizer.pad_token_id)
-        batches.append({"input_ids": input_ids, "attention_mask": attention_mask})
-    quantise_openvino(source.graph, folder, batches)
+    quantise_openvino(source.graph, folder, source.batches)
 
 
 WRITERS: dict[str, Callable[[Source, Path, Any], None]] = {

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from distill.errors import DeviceError
 from distill.models import OPENVINO_WEIGHTS
+from distill.outliers import isolate
 from distill.sessions import OPENVINO_EXTRA, import_openvino
 
 CALIBRATION_TEXTS = 300  # NNCF's own default for a calibration set
@@ -27,13 +29,15 @@ CALIBRATION_TEXTS = 300  # NNCF's own default for a calibration set
 class Int8Settings:
     """How ONNX Runtime's weights become int8.
 
-    `signed` or unsigned weights, one scale `per_channel` or per tensor, 7 of the 8 bits with `reduce_range`; in fp32
-    stay the products of `fp32_products` ("feed_forward" outputs, "head" and pooler) and, where False, the `embeddings`.
+    `signed` or unsigned weights, one scale `per_channel` or per tensor, 7 of the 8 bits with `reduce_range`; wide input
+    channels isolated with `outliers` (see outliers.isolate); in fp32 stay the products of `fp32_products`
+    ("feed_forward" outputs, "head" and pooler) and, where False, the `embeddings`.
     """
 
     signed: bool = True
     per_channel: bool = True
     reduce_range: bool = False
+    outliers: bool = True
     embeddings: bool = True
     fp32_products: tuple[str, ...] = ()
 
@@ -42,8 +46,8 @@ def int8_settings() -> tuple[Int8Settings, ...]:
     """Return the settings worth trying on this CPU, smallest and fastest first.
 
     Without VNNI, x86 adds two products of int8 in 16 bits and saturates, so a bit is left free, or the weights are
-    unsigned, for which it takes a slower way. The outputs of the feed-forward part carry outliers (Bondarenko et al.
-    2021), so they are the first to stay in fp32; tools/int8_settings.py measures what each setting is worth.
+    unsigned, for which it takes a slower way. Most of what int8 loses it loses in the feed-forward part, so its outputs
+    are the first to stay in fp32; tools/int8_settings.py measures what each setting is worth.
     """
     capabilities = torch.cpu.get_capabilities()
     vnni = capabilities.get("avx512_vnni", False) or capabilities.get("avx_vnni", False)
@@ -57,21 +61,30 @@ def int8_settings() -> tuple[Int8Settings, ...]:
     )
 
 
-def quantise(graph: Path, target: Path, settings: Int8Settings) -> None:
-    """Write the fp32 `graph` with int8 weights of matrix products and, where `settings` say so, embedding tables."""
-    quantize_dynamic(
-        graph,
-        target,
-        # The tables are most of a small model's bytes.
-        op_types_to_quantize=["MatMul", "Gemm", *(["Gather"] if settings.embeddings else [])],
-        per_channel=settings.per_channel,
-        weight_type=QuantType.QInt8 if settings.signed else QuantType.QUInt8,
-        reduce_range=settings.reduce_range,
-        nodes_to_exclude=_products(graph, settings.fp32_products),
-        use_external_data_format=graph.with_name(f"{graph.name}.data").is_file(),
-        # onnx cannot infer the type behind the attention node, a com.microsoft one.
-        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
-    )
+def quantise(graph: Path, target: Path, settings: Int8Settings, largest: dict[str, np.ndarray]) -> None:
+    """Write the fp32 `graph` with int8 weights of matrix products and, where `settings` say so, embedding tables.
+
+    `largest` is what `outliers.widest` says of the graph.
+    """
+    fp32 = _products(graph, settings.fp32_products)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        if settings.outliers:
+            isolated = Path(work) / graph.name
+            fp32 = [*fp32, *isolate(graph, isolated, largest, leave=fp32)]
+            graph = isolated
+        quantize_dynamic(
+            graph,
+            target,
+            # The tables are most of a small model's bytes.
+            op_types_to_quantize=["MatMul", "Gemm", *(["Gather"] if settings.embeddings else [])],
+            per_channel=settings.per_channel,
+            weight_type=QuantType.QInt8 if settings.signed else QuantType.QUInt8,
+            reduce_range=settings.reduce_range,
+            nodes_to_exclude=fp32,
+            use_external_data_format=graph.with_name(f"{graph.name}.data").is_file(),
+            # onnx cannot infer the type behind the attention node, a com.microsoft one.
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
+        )
 
 
 def quantise_openvino(graph: Path, target: Path, batches: Sequence[dict[str, np.ndarray]]) -> None:

@@ -21,6 +21,7 @@ from distill import onnx_graph, stages
 from distill.errors import DeviceError, ModelError
 from distill.export import export_formats
 from distill.onnx_graph import trace
+from distill.outliers import widest
 from distill.proofs import Bounds
 from distill.quantisation import Int8Settings, int8_settings, quantise
 from distill.recipe import DEFAULT_FORMATS as FORMATS
@@ -305,8 +306,8 @@ def test_attention_that_is_not_fused_fails(tiny_bert, tmp_path, monkeypatch):
 def test_int8_that_collapses_falls_back_to_other_settings_and_says_so(calibrated, traced_before, tmp_path, monkeypatch):
     smallest = int8_settings()[0]
 
-    def collapse_at_first(graph, target, settings):
-        quantise(graph, target, settings)
+    def collapse_at_first(graph, target, settings, largest):
+        quantise(graph, target, settings, largest)
         if settings == smallest:
             broken = onnx.load(target)
             (last,) = (node for node in broken.graph.node if "logits" in node.output)
@@ -327,8 +328,12 @@ def test_int8_that_collapses_falls_back_to_other_settings_and_says_so(calibrated
 
 
 def test_what_stays_in_fp32_is_what_the_settings_name(exported, tmp_path):
+    graph = exported[0] / "onnx-fp32" / "model.onnx"
+    ids = np.full((1, 4), 5)
+    largest = widest(graph, [{"input_ids": ids, "attention_mask": np.ones_like(ids)}])
+
     def products(**settings):
-        quantise(exported[0] / "onnx-fp32" / "model.onnx", tmp_path / "int8.onnx", Int8Settings(**settings))
+        quantise(graph, tmp_path / "int8.onnx", Int8Settings(**{"outliers": False} | settings), largest)
         nodes = onnx.load(tmp_path / "int8.onnx").graph.node
         return sum(node.op_type in ("MatMul", "Gemm") for node in nodes), (tmp_path / "int8.onnx").stat().st_size
 
@@ -337,6 +342,8 @@ def test_what_stays_in_fp32_is_what_the_settings_name(exported, tmp_path):
     assert products(fp32_products=("feed_forward",))[0] == 4  # one in each layer
     assert products(fp32_products=("head",))[0] == 2  # pooler and classifier
     assert products(embeddings=False)[1] > size
+    assert products(outliers=True)[0] == 4  # the wide channels of each layer's feed-forward output
+    assert products(outliers=True, fp32_products=("feed_forward",))[0] == 4  # whole already
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "progress", "timing", "provenance"},
     {"training_arguments", "devices", "losses", "metrics", "calibration"},
     {"recipe"},
-    {"recipe_file", "data", "models", "tokens"},
+    {"recipe_file", "data", "models", "tokens", "outliers"},
     {"run_folder", "students", "hidden_states", "first_token"},
     {"sessions"},
     {"predictors", "onnx_graph", "quantisation", "proofs"},

@@ -19,7 +19,9 @@ import numpy as np
 from datasets import Dataset
 
 from distill.benchmark import call_at
-from distill.onnx_graph import quiet, trace
+from distill.export import Source
+from distill.onnx_graph import quiet
+from distill.outliers import RANGE_TEXTS
 from distill.predictors import Classifier, load
 from distill.provenance import versions
 from distill.quantisation import Int8Settings, quantise
@@ -27,7 +29,8 @@ from distill.sessions import OnnxSession, TorchSession
 from distill.timing import time_in_turn
 
 SETTINGS = {
-    "all int8": Int8Settings(),
+    "as chosen first": Int8Settings(),
+    "outliers not isolated": Int8Settings(outliers=False),
     "unsigned": Int8Settings(signed=False),
     "7 bits": Int8Settings(reduce_range=True),
     "one scale per tensor": Int8Settings(per_channel=False),
@@ -49,16 +52,18 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    texts = Dataset.from_parquet(arguments.texts_file).select(range(arguments.texts))["text"]
+    found = Dataset.from_parquet(arguments.texts_file)
+    calibration = found.select(range(RANGE_TEXTS))["text"]
+    texts = found.select(range(RANGE_TEXTS, RANGE_TEXTS + arguments.texts))["text"]
     source = load(arguments.model, "cpu")
     assert isinstance(source.session, TorchSession)
     with tempfile.TemporaryDirectory() as work:
-        trace(source.session.model, Path(work) / "fp32.onnx")
-        files = {"fp32": Path(work) / "fp32.onnx"}
+        made_from = Source(source.session.model, source.tokenizer, calibration, arguments.max_tokens, Path(work))
+        files = {"fp32": made_from.graph}
         for name, settings in SETTINGS.items():
             files[name] = Path(work) / f"{len(files)}.onnx"
             with quiet():
-                quantise(files["fp32"], files[name], settings)
+                quantise(made_from.graph, files[name], settings, made_from.largest)
         sizes = {name: path.stat().st_size for name, path in files.items()}
         sessions = {name: OnnxSession(path, "cpu") for name, path in files.items()}
         logits = {

@@ -1,0 +1,70 @@
+"""Wide channels: found, taken out without changing the function, and int8 the better for it."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from distill.outliers import isolate, widest
+from distill.quantisation import Int8Settings, quantise
+
+WIDE, INNER = 16, 64  # channels of a feed-forward part's input and of its middle
+RNG = np.random.default_rng(0)
+SCALES = np.where(np.arange(WIDE) == 3, 40.0, 1.0).astype(np.float32)  # one channel is 40 times as wide
+BATCHES = [{"x": (RNG.normal(size=(6, WIDE)) * SCALES).astype(np.float32)} for _ in range(20)]
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    """A feed-forward part whose middle has wide channels too: the first four."""
+    first = RNG.normal(size=(WIDE, INNER)).astype(np.float32) / SCALES[:, None] / 4
+    first[:, :4] *= 20
+    second = RNG.normal(size=(INNER, WIDE)).astype(np.float32) / 4
+    second[:4] /= 20
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["h"], name="widen"),
+        helper.make_node("Gelu", ["h"], ["g"], name="gelu"),
+        helper.make_node("MatMul", ["g", "second"], ["y"], name="narrow"),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "feed_forward",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", WIDE])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["rows", WIDE])],
+        [numpy_helper.from_array(first, "first"), numpy_helper.from_array(second, "second")],
+    )
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def answers(path):
+    session = onnxruntime.InferenceSession(str(path))
+    return np.concatenate([session.run(["y"], batch)[0] for batch in BATCHES])
+
+
+def test_the_widest_of_each_channel_is_that_over_all_texts(graph):
+    found = widest(graph, BATCHES)
+    np.testing.assert_array_equal(found["x"], np.abs([batch["x"] for batch in BATCHES]).max(axis=(0, 1)))
+    assert found["g"].shape == (INNER,) and set(np.argsort(-found["g"])[:4]) == {0, 1, 2, 3}
+    assert [path.name for path in graph.parent.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("leave", [[], ["narrow"], ["widen"], ["widen", "narrow"]])
+def test_isolating_changes_nothing_in_fp32(graph, tmp_path, leave):
+    fp32 = isolate(graph, tmp_path / "isolated.onnx", widest(graph, BATCHES), leave=leave)
+    np.testing.assert_allclose(answers(tmp_path / "isolated.onnx"), answers(graph), rtol=1e-4, atol=1e-4)
+    nodes = onnx.load(tmp_path / "isolated.onnx").graph.node
+    assert (len(nodes) == 3) == (len(leave) == 2)
+    assert set(fp32) <= {node.name for node in nodes} and bool(fp32) == ("narrow" not in leave)
+
+
+def test_int8_loses_far_less_where_wide_channels_are_isolated(graph, tmp_path):
+    exact, lost = answers(graph), {}
+    for outliers in (False, True):
+        settings = Int8Settings(outliers=outliers)
+        quantise(graph, tmp_path / "int8.onnx", settings, widest(graph, BATCHES))
+        assert "MatMulInteger" in {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
+        lost[outliers] = np.abs(answers(tmp_path / "int8.onnx") - exact).mean()
+    assert lost[True] < lost[False] / 3
