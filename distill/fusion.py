@@ -93,8 +93,10 @@ def executed(path: Path, device: Device, ids: np.ndarray, *, threads: int = 0, r
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        feed = {item.name: np.zeros_like(ids) for item in session.get_inputs()}  # graphs of others take token types too
+        feed |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         for _ in range(runs):
-            session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+            session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     started = [event["ts"] for event in events if event["name"] == "model_run"][-1]
     for event in events:
