@@ -29,7 +29,7 @@ from distill.sessions import OnnxSession, TorchSession
 from distill.timing import time_in_turn
 
 SETTINGS = {
-    "as chosen first": Int8Settings(),
+    "default": Int8Settings(),
     "outliers not isolated": Int8Settings(outliers=False),
     "unsigned": Int8Settings(signed=False),
     "7 bits": Int8Settings(reduce_range=True),
