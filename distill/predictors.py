@@ -10,11 +10,11 @@ import torch
 from scipy.special import softmax
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from distill.devices import resolve_device
+from distill.devices import Device, resolve_device
 from distill.errors import ModelError
 from distill.models import check_fit, is_classifier, load_config, load_tokenizer, token_limit, weight_files
 from distill.run_folder import EXPORT_PROOFS, read_json
-from distill.sessions import Session, calibration_temperature, open_session
+from distill.sessions import Session, calibration_temperature, can_run, open_session
 
 
 class Classifier:
@@ -53,7 +53,7 @@ class Classifier:
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
         ids: list[list[int]] = encoded["input_ids"]
         packed = list(pack([len(row) for row in ids], self.session.batch_tokens))
-        batches = [pad([ids[row] for row in rows], self.tokenizer.pad_token_id) for rows in packed]
+        batches = (pad([ids[row] for row in rows], self.tokenizer.pad_token_id) for rows in packed)
         for rows, answers in zip(packed, self.session.run_each(batches), strict=True):
             logits[rows] = answers
             progress(len(rows))
@@ -95,31 +95,33 @@ def load(
     `ModelError` where the model is no classifier or its calibration temperature no temperature, `DeviceError` where
     the device is not there.
     """
-    name = str(fastest_export(Path(folder), device) if (Path(folder) / EXPORT_PROOFS).is_file() else folder)
+    name = str(folder)
+    if (Path(folder) / EXPORT_PROOFS).is_file() and not (Path(folder) / "config.json").is_file():
+        chosen, device = fastest_export(Path(folder), device)
+        name = str(chosen)
     config, tokenizer, max_tokens = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
     return Classifier(session, tokenizer, label_names(config), max_tokens)
 
 
-def fastest_export(folder: Path, device: str) -> Path:
-    """Return the format in a folder of exports that answered most texts a second on `device` when it was proved.
+def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:
+    """Return the format in a folder of exports that answered most texts a second when it was proved, and where.
 
-    "auto" is the device that served one of them best, of those that are here. Raises `ModelError` where no format
-    was proved on `device`.
+    "auto" is the device that served one of them best, of those that are here; formats whose runtime is not installed
+    are passed over. Raises `ModelError` where none was timed on `device`.
     """
-    here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    wanted = here if device == "auto" else [resolve_device(device)]
-    rates = {
-        name: proof["texts_per_second"]
-        for name, proof in read_json(folder / EXPORT_PROOFS).items()
-        if proof["passed"] and proof.get("texts_per_second") and proof["device"] in wanted and (folder / name).is_dir()
-    }
+    wanted = [resolve_device(device)] if device != "auto" else ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    rates: dict[tuple[Path, Device], float] = {}
+    for name, proof in read_json(folder / EXPORT_PROOFS).items():
+        rate, timed_on = proof.get("texts_per_second"), proof.get("device")
+        if proof["passed"] and rate and timed_on in wanted and (folder / name).is_dir() and can_run(name, timed_on):
+            rates[folder / name, timed_on] = rate
     if not rates:
         raise ModelError(
-            f"{folder}: no format there was proved on {' or '.join(wanted)}",
-            hint="name one of its folders, or export again with --device",
+            f"{folder}: no format there that runs here was timed on {' or '.join(wanted)}",
+            hint="name one of its folders, or export again, with --device",
         )
-    return folder / max(rates, key=lambda name: rates[name])
+    return max(rates, key=lambda chosen: rates[chosen])
 
 
 def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]:

@@ -56,6 +56,7 @@ def int8_settings() -> tuple[Int8Settings, ...]:
     return (
         smallest,
         *((Int8Settings(signed=False),) if saturates else ()),
+        replace(smallest, outliers=False),  # moving width into weights is no gain where they have none to spare
         replace(smallest, fp32_products=("feed_forward",)),
         replace(smallest, fp32_products=("feed_forward", "head"), embeddings=False),
     )

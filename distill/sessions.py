@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -46,7 +49,7 @@ class Session(Protocol):
         """Return float32 logits (batch, classes) of int64 ids and mask, both (batch, tokens), as soon as it can."""
         ...
 
-    def run_each(self, batches: Sequence[Batch]) -> Iterator[np.ndarray]:
+    def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
         """Yield the logits of each batch, in order, as many a second as it can."""
         ...
 
@@ -74,7 +77,7 @@ class TorchSession:
             logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
         return logits / calibration_temperature(self.model.config)
 
-    def run_each(self, batches: Sequence[Batch]) -> Iterator[np.ndarray]:
+    def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
         return (self.run(*batch) for batch in batches)
 
 
@@ -118,8 +121,9 @@ class OnnxSession:
             feed["token_type_ids"] = np.zeros_like(input_ids)
         return self._session.run(["logits"], feed)[0].astype(np.float32)
 
-    def run_each(self, batches: Sequence[Batch]) -> Iterator[np.ndarray]:
-        if self.device == "cuda" or self._threads == 1 or len(batches) < self._threads:
+    def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
+        are_many, batches = _are_many(batches, self._threads)
+        if self.device == "cuda" or not are_many:
             return (self.run(*batch) for batch in batches)
         return _at_once(self._on_one_thread.run, batches, self._threads)
 
@@ -146,8 +150,9 @@ class OpenVinoSession:
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         return _infer(self._request, input_ids, attention_mask)
 
-    def run_each(self, batches: Sequence[Batch]) -> Iterator[np.ndarray]:
-        if self._threads == 1 or len(batches) < self._threads:
+    def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
+        are_many, batches = _are_many(batches, self._threads)
+        if not are_many:
             return (self.run(*batch) for batch in batches)
         idle = SimpleQueue[Any]()
         for _ in range(self._threads):
@@ -208,6 +213,13 @@ def import_openvino() -> Any:
     return openvino
 
 
+def can_run(format: str, device: Device) -> bool:
+    """Say whether what runs `format` on `device` is installed."""
+    if format.startswith("openvino-"):
+        return importlib.util.find_spec("openvino") is not None
+    return device == "cpu" or not format.startswith("onnx-") or onnx_runs_on_cuda()
+
+
 def onnx_runs_on_cuda() -> bool:
     """Say whether the installed ONNX Runtime has a CUDA provider; the one for CPUs, which pip installs, has none."""
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -238,10 +250,23 @@ def calibration_temperature(config: PretrainedConfig) -> float:
     return float(value)
 
 
-def _at_once(run: Callable[..., np.ndarray], batches: Sequence[Batch], threads: int) -> Iterator[np.ndarray]:
-    """Yield what `run` makes of each batch, in order, `threads` of them at work at once."""
+def _are_many(batches: Iterable[Batch], threads: int) -> tuple[bool, Iterator[Batch]]:
+    """Say whether there is a batch for each of several threads; return the batches whole again."""
+    rest = iter(batches)
+    first = list(islice(rest, threads))
+    return len(first) == threads > 1, chain(first, rest)
+
+
+def _at_once(run: Callable[..., np.ndarray], batches: Iterable[Batch], threads: int) -> Iterator[np.ndarray]:
+    """Yield what `run` makes of each batch, in order, `threads` at work at once and few of them taken ahead."""
     with ThreadPoolExecutor(threads) as pool:  # runtimes let go of Python's lock while they compute
-        yield from pool.map(lambda batch: run(*batch), batches)
+        begun: deque[Future[np.ndarray]] = deque()
+        for batch in batches:
+            begun.append(pool.submit(run, *batch))
+            if len(begun) > 2 * threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
 def _infer(request: Any, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from distill.proofs import Bounds
 from distill.quantisation import Int8Settings, int8_settings, quantise
 from distill.recipe import DEFAULT_FORMATS as FORMATS
 from distill.recipe_file import load_recipe
+from distill.sessions import TorchSession
 
 OTHERS = ["distilbert", "electra", "roberta"]
 TEXTS = [" ".join((FILLER * 3)[i : i + 3 + i % 20] + [(GOOD if i % 2 else BAD)[i % 5]] * 2) for i in range(40)]
@@ -196,6 +197,8 @@ def assert_many_batches_answer_as_one_does(path):
     batches = [(ids := rng.integers(5, 29, shape), np.ones_like(ids)) for shape in shapes]
     for (ids, mask), together in zip(batches, session.run_each(batches), strict=True):
         np.testing.assert_allclose(together, session.run(ids, mask), atol=1e-5)
+    if not isinstance(session, TorchSession):
+        assert {"_on_one_thread", "_on_streams"} & set(vars(session))  # another session did it than the one of `run`
 
 
 @pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int8", "torch-fp16"])
@@ -211,7 +214,7 @@ def test_a_batch_that_fails_among_many_is_not_lost(exported):
         list(session.run_each([(fine, fine), (fine, fine), (unknown, fine), (fine, fine)]))
 
 
-def test_a_folder_of_exports_runs_the_fastest_that_passed(exported, tmp_path):
+def test_a_folder_of_exports_runs_the_fastest_that_passed_and_can_run(exported, tmp_path, monkeypatch):
     folder, proofs = exported
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     assert proofs["torch-fp16"].texts_per_second is proofs["onnx-fp16"].texts_per_second is None  # not for CPUs
@@ -227,10 +230,14 @@ def test_a_folder_of_exports_runs_the_fastest_that_passed(exported, tmp_path):
 
     assert chosen(fp32=100.0, int8=200.0) == "onnx-int8"
     assert chosen(fp32=300.0) == "onnx-fp32"
+    entries["openvino-int8"] = entries["onnx-fp32"] | {"texts_per_second": 400.0}
+    shutil.copytree(tmp_path / "onnx-fp32", tmp_path / "openvino-int8")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert chosen() == "onnx-fp32"  # OpenVINO is not installed
     entries["onnx-fp32"]["passed"] = False
     assert chosen() == "onnx-int8"
     shutil.rmtree(tmp_path / "onnx-int8")
-    with pytest.raises(ModelError, match="no format there was proved on cpu"):
+    with pytest.raises(ModelError, match="no format there that runs here was timed on cpu"):
         chosen()
 
 

@@ -51,6 +51,18 @@ def test_the_widest_of_each_channel_is_that_over_all_texts(graph):
     assert [path.name for path in graph.parent.iterdir()] == ["model.onnx"]
 
 
+def test_a_graph_without_feed_forward_products_is_left_alone(graph, tmp_path):
+    model = onnx.load(graph)
+    square = numpy_helper.from_array(np.eye(WIDE, dtype=np.float32), "square")
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.initializer.append(square)
+    model.graph.node.append(helper.make_node("MatMul", ["x", "square"], ["y"], name="square"))
+    onnx.save(model, tmp_path / "square.onnx")
+    assert widest(tmp_path / "square.onnx", BATCHES) == {}
+    assert isolate(tmp_path / "square.onnx", tmp_path / "isolated.onnx", {}) == []
+    np.testing.assert_array_equal(answers(tmp_path / "isolated.onnx"), answers(tmp_path / "square.onnx"))
+
+
 @pytest.mark.parametrize("leave", [[], ["narrow"], ["widen"], ["widen", "narrow"]])
 def test_isolating_changes_nothing_in_fp32(graph, tmp_path, leave):
     fp32 = isolate(graph, tmp_path / "isolated.onnx", widest(graph, BATCHES), leave=leave)
