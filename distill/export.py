@@ -144,6 +144,10 @@ def _write_rest(source: Source, folder: Path, name: str) -> None:
         vars(config).pop(CONFIG_KEY, None)
         config.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
+    # transformers 5 names a tokenizer without a class of its own as 4, which Optimum needs, does not know it.
+    saved = folder / "tokenizer_config.json"
+    text = saved.read_text(encoding="utf-8")
+    write_text(saved, text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
 
 
 def _answers(
