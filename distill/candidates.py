@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe import FORMATS
-from distill.run_folder import RunFolder, read_json
-from distill.sessions import FOR_CPUS, OPENVINO_EXTRA, onnx_runs_on_cuda
+from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json
+from distill.sessions import FOR_CPUS, OPENVINO_EXTRA, can_run
 
 
 def models_in(folder: Path) -> list[Path]:
@@ -32,7 +31,7 @@ def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> I
     manifest = RunFolder(model).manifest
     role = read_json(manifest).get("role", "other") if manifest.is_file() else "other"
     exports = RunFolder(model).export
-    proofs = read_json(exports / "export.json") if (exports / "export.json").is_file() else {}
+    proofs = read_json(exports / EXPORT_PROOFS) if (exports / EXPORT_PROOFS).is_file() else {}
     for name, proof in proofs.items():
         if not proof["passed"]:
             notes.append(f"{role} {name} is not here: it failed its proof ({proof['reason']}).")
@@ -47,13 +46,11 @@ def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> I
         for name in FORMATS:
             if not (exports / name / "config.json").is_file():
                 continue
-            if name.startswith("onnx-") and device == "cuda" and not onnx_runs_on_cuda():
-                notes.append(f"{role} {name} is not measured on CUDA: this onnxruntime has no CUDA provider.")
-                continue
             if name in FOR_CPUS and device == "cuda":
                 continue
-            if name.startswith("openvino-") and importlib.util.find_spec("openvino") is None:
-                notes.append(f"{role} {name} is not measured: OpenVINO is not installed ({OPENVINO_EXTRA}).")
+            if not can_run(name, device):
+                lacking = f"OpenVINO ({OPENVINO_EXTRA})" if device == "cpu" else "an onnxruntime with a CUDA provider"
+                notes.append(f"{role} {name} is not measured on {device}: {lacking} is not installed.")
                 continue
             if name == "torch-fp16" and device == "cpu":
                 notes.append(f"{role} torch-fp16 is not measured on the CPU: it is meant for GPUs.")

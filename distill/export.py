@@ -28,7 +28,7 @@ from distill.outliers import RANGE_TEXTS, widest
 from distill.predictors import Classifier, pad, weights_bytes
 from distill.proofs import Bounds, Proof, flips, prove
 from distill.quantisation import CALIBRATION_TEXTS, Int8Settings, int8_settings, quantise, quantise_openvino
-from distill.run_folder import write_text
+from distill.run_folder import read_json, write_json, write_text
 from distill.sessions import FOR_CPUS, Session, TorchSession, import_openvino, onnx_runs_on_cuda, open_session
 
 
@@ -146,8 +146,9 @@ def _write_rest(source: Source, folder: Path, name: str) -> None:
     source.tokenizer.save_pretrained(folder)
     # transformers 5 names a tokenizer without a class of its own as 4, which Optimum needs, does not know it.
     saved = folder / "tokenizer_config.json"
-    text = saved.read_text(encoding="utf-8")
-    write_text(saved, text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
+    settings = read_json(saved)
+    if settings["tokenizer_class"] == "TokenizersBackend":
+        write_json(saved, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _answers(

@@ -42,9 +42,8 @@ def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, A
         "attention": {"fused": kinds[FUSED_ATTENTION], "expected": layers},
         "layer_norm": {"fused": sum(kinds[kind] for kind in LAYER_NORM), "expected": 2 * layers + 1},
     }
-    if (
-        getattr(config, "hidden_act", getattr(config, "activation", None)) == "gelu"
-    ):  # others are several nodes in torch too
+    activation = getattr(config, "hidden_act", getattr(config, "activation", None))
+    if activation == "gelu":  # others are several nodes in torch too
         found["gelu"] = {"fused": sum(kinds[kind] for kind in GELU), "expected": layers}
     if not is_fp16:
         found["int8_products"] = sum(kinds[kind] for kind in INT8_PRODUCTS)

@@ -20,7 +20,7 @@ def widest(graph: Path, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, n
     `graph` runs on `batches` of tokens.
     """
     model = onnx.load(graph, load_external_data=False)
-    names = list(dict.fromkeys(node.input[0] for node, _ in _feed_forward(model)))
+    names = list(dict.fromkeys(node.input[0] for node, _ in feed_forward(model)))
     if not names:  # a model whose middle is as wide as the rest
         return {}
     model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
@@ -58,7 +58,7 @@ def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave:
         model.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
-    for node, (inputs, outputs) in _feed_forward(model):
+    for node, (inputs, outputs) in feed_forward(model):
         if node.name in leave:
             continue
         source, name, width = node.input[0], node.name, largest[node.input[0]]
@@ -97,7 +97,7 @@ def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave:
     return fp32
 
 
-def _feed_forward(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, tuple[int, int]]]:
+def feed_forward(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, tuple[int, int]]]:
     """Yield the two products of each layer's feed-forward part, and whatever else widens or narrows: node and shape."""
     shapes = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
     for node in model.graph.node:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.special import softmax
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -110,7 +109,7 @@ def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:
     "auto" is the device that served one of them best, of those that are here; formats whose runtime is not installed
     are passed over. Raises `ModelError` where none was timed on `device`.
     """
-    wanted = [resolve_device(device)] if device != "auto" else ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    wanted = sorted({"cpu", resolve_device("auto")} if device == "auto" else {resolve_device(device)})
     rates: dict[tuple[Path, Device], float] = {}
     for name, proof in read_json(folder / EXPORT_PROOFS).items():
         rate, timed_on = proof.get("texts_per_second"), proof.get("device")

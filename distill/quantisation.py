@@ -19,7 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from distill.errors import DeviceError
 from distill.models import OPENVINO_WEIGHTS
-from distill.outliers import isolate
+from distill.outliers import feed_forward, isolate
 from distill.sessions import OPENVINO_EXTRA, import_openvino
 
 CALIBRATION_TEXTS = 300  # NNCF's own default for a calibration set
@@ -117,13 +117,11 @@ def import_nncf() -> Any:
 
 def _products(graph: Path, kinds: Sequence[str]) -> list[str]:
     """Return the names of the matrix products of these kinds."""
-    loaded = onnx.load(graph, load_external_data=False).graph
-    shapes = {weight.name: list(weight.dims) for weight in loaded.initializer}
-    chosen = []
-    for node in loaded.node:
-        shape = shapes.get(node.input[1], []) if len(node.input) > 1 else []
-        head = node.op_type == "Gemm"  # of the first token alone, so of two dimensions
-        narrows = node.op_type == "MatMul" and len(shape) == 2 and shape[0] > shape[1]
-        if ("head" in kinds and head) or ("feed_forward" in kinds and narrows):
-            chosen += [node.name, f"{node.name}_MatMul"]  # the quantiser takes a Gemm apart before it looks at names
+    model = onnx.load(graph, load_external_data=False)
+    chosen: list[str] = []
+    if "feed_forward" in kinds:
+        chosen += [node.name for node, (inputs, outputs) in feed_forward(model) if inputs > outputs]
+    if "head" in kinds:  # of the first token alone, so of two dimensions, and so a Gemm
+        heads = [node.name for node in model.graph.node if node.op_type == "Gemm"]
+        chosen += [*heads, *(f"{name}_MatMul" for name in heads)]  # the quantiser takes it apart before it looks
     return chosen

@@ -21,12 +21,10 @@ from distill import onnx_graph, stages
 from distill.errors import DeviceError, ModelError
 from distill.export import export_formats
 from distill.onnx_graph import trace
-from distill.outliers import widest
 from distill.proofs import Bounds
-from distill.quantisation import Int8Settings, int8_settings, quantise
+from distill.quantisation import int8_settings, quantise
 from distill.recipe import DEFAULT_FORMATS as FORMATS
 from distill.recipe_file import load_recipe
-from distill.sessions import TorchSession
 
 OTHERS = ["distilbert", "electra", "roberta"]
 TEXTS = [" ".join((FILLER * 3)[i : i + 3 + i % 20] + [(GOOD if i % 2 else BAD)[i % 5]] * 2) for i in range(40)]
@@ -183,6 +181,9 @@ def test_exports_are_calibrated_once(tiny_bert, exported):
         folder = exported[0] / name
         np.testing.assert_allclose(distill.load(folder).logits(TEXTS), plain / TEMPERATURE, atol=tolerance)
         config = json.loads((folder / "config.json").read_text())
+        # The name that transformers 5 has for it stops transformers 4, and with it Optimum.
+        tokenizer = json.loads((exported[0] / name / "tokenizer_config.json").read_text())
+        assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
         if name.startswith("onnx-"):
             assert "calibration_temperature" not in config
         else:
@@ -197,11 +198,10 @@ def assert_many_batches_answer_as_one_does(path):
     batches = [(ids := rng.integers(5, 29, shape), np.ones_like(ids)) for shape in shapes]
     for (ids, mask), together in zip(batches, session.run_each(batches), strict=True):
         np.testing.assert_allclose(together, session.run(ids, mask), atol=1e-5)
-    if not isinstance(session, TorchSession):
-        assert {"_on_one_thread", "_on_streams"} & set(vars(session))  # another session did it than the one of `run`
+    assert {"_on_one_thread", "_on_streams"} & set(vars(session))  # another session did it than the one of `run`
 
 
-@pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int8", "torch-fp16"])
+@pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int8"])
 def test_many_batches_at_once_answer_as_one_does_and_in_order(exported, name):
     assert_many_batches_answer_as_one_does(exported[0] / name)
 
@@ -334,25 +334,6 @@ def test_int8_that_collapses_falls_back_to_other_settings_and_says_so(calibrated
     assert not proof.passed and not (tmp_path / "onnx-int8").exists()
 
 
-def test_what_stays_in_fp32_is_what_the_settings_name(exported, tmp_path):
-    graph = exported[0] / "onnx-fp32" / "model.onnx"
-    ids = np.full((1, 4), 5)
-    largest = widest(graph, [{"input_ids": ids, "attention_mask": np.ones_like(ids)}])
-
-    def products(**settings):
-        quantise(graph, tmp_path / "int8.onnx", Int8Settings(**{"outliers": False} | settings), largest)
-        nodes = onnx.load(tmp_path / "int8.onnx").graph.node
-        return sum(node.op_type in ("MatMul", "Gemm") for node in nodes), (tmp_path / "int8.onnx").stat().st_size
-
-    everything, size = products()
-    assert everything == 0
-    assert products(fp32_products=("feed_forward",))[0] == 4  # one in each layer
-    assert products(fp32_products=("head",))[0] == 2  # pooler and classifier
-    assert products(embeddings=False)[1] > size
-    assert products(outliers=True)[0] == 4  # the wide channels of each layer's feed-forward output
-    assert products(outliers=True, fp32_products=("feed_forward",))[0] == 4  # whole already
-
-
 @pytest.mark.slow
 def test_weights_past_the_size_of_a_file_lie_beside_the_graph(tiny_bert, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "LARGEST_FILE", 0)
@@ -411,20 +392,3 @@ def test_an_architecture_that_masks_otherwise_is_refused(tmp_path):
     )  # fmt: skip
     with pytest.raises(ModelError, match=r"modernbert: not an architecture that distill exports to ONNX \(bert, "):
         trace(AutoModelForSequenceClassification.from_config(config), tmp_path / "model.onnx")
-
-
-@pytest.mark.slow
-def test_nncf_reports_nothing_to_its_makers():
-    pytest.importorskip("nncf")
-    code = """
-import os, socket, sys
-def refuse(*_): raise SystemExit("a connection was tried")
-socket.socket.connect = refuse
-from distill import quantisation
-quantisation.import_nncf()
-import nncf.telemetry
-from unittest.mock import MagicMock
-assert isinstance(nncf.telemetry.wrapper.telemetry, MagicMock) or nncf.telemetry.wrapper.telemetry is MagicMock
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr

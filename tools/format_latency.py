@@ -37,7 +37,6 @@ from distill.provenance import versions
 from distill.sessions import OnnxSession, Session, TorchSession, load_torch, open_session
 from distill.timing import time_in_turn
 
-VOCABULARY = 20_000  # ids to draw from
 SIDE = 2_048  # of the matrices of the large product
 PRODUCTS = {"fp32": ("MatMul", TensorProto.FLOAT, TensorProto.FLOAT),
             "int8": ("MatMulInteger", TensorProto.UINT8, TensorProto.INT8)}  # fmt: skip
@@ -62,9 +61,10 @@ def main() -> None:
         for precision in PRODUCTS
         for name, call in large_products(precision, arguments.threads).items()
     }
+    vocabulary = load_config(arguments.model).vocab_size
     found: dict[str, Any] = {}
     for shape in arguments.shapes:
-        calls = {name: call_at(session, shape, vocabulary=VOCABULARY) for name, session in sessions.items()}
+        calls = {name: call_at(session, shape, vocabulary=vocabulary) for name, session in sessions.items()}
         with torch.inference_mode():
             raw = time_in_turn(calls | products, arguments.rounds)  # a drifting machine drifts for the peak as well
         medians = {name: statistics.median(times) for name, times in raw.items()}
@@ -85,15 +85,13 @@ def main() -> None:
                 "of_peak": speed / peaks["int8" if "int8" in Path(name).name else "fp32"],
                 "raw_ms": [round(value, 3) for value in raw[name]],
             }
-            if isinstance(sessions[name], OnnxSession):
-                row["time_by_node"] = time_by_node(Path(name) / ONNX_WEIGHTS, shape, arguments.threads)
             found[shape]["formats"][name] = row
             print(
                 f"{shape:>6} {median:8.2f} ms  x{row['times_faster_than_first']:<6.2f} {speed:5.0f} GFLOP/s, "
                 f"{row['of_peak']:.0%} of the peak  {name}"
             )
-        for name in sessions:
-            if shares := found[shape]["formats"][name].get("time_by_node"):
+            if isinstance(sessions[name], OnnxSession):
+                row["time_by_node"] = shares = time_by_node(Path(name) / ONNX_WEIGHTS, shape, arguments.threads)
                 print(f"       {name}: " + ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items()))
     conditions = {"arguments": vars(arguments), "hardware": describe_hardware(), "versions": versions()}
     print(json.dumps({"shapes": found} | conditions))
@@ -105,7 +103,7 @@ def flops(model: str, shape: str) -> int:
     torch_model.set_attn_implementation("eager")  # in which torch counts every product
     session = TorchSession(torch_model, "cpu")
     with FlopCounterMode(display=False) as counter:
-        call_at(session, shape, vocabulary=VOCABULARY)()
+        call_at(session, shape, vocabulary=torch_model.config.vocab_size)()
     # Eager attention is not narrowed to the first token: take off what the last layer computes for the others.
     batch, tokens = map(int, shape.split("x"))
     return counter.get_total_flops() - 4 * batch * (tokens - 1) * tokens * torch_model.config.hidden_size

@@ -52,9 +52,9 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    found = Dataset.from_parquet(arguments.texts_file)
-    calibration = found.select(range(RANGE_TEXTS))["text"]
-    texts = found.select(range(RANGE_TEXTS, RANGE_TEXTS + arguments.texts))["text"]
+    dataset = Dataset.from_parquet(arguments.texts_file)
+    calibration = dataset.select(range(RANGE_TEXTS))["text"]
+    texts = dataset.select(range(RANGE_TEXTS, RANGE_TEXTS + arguments.texts))["text"]
     source = load(arguments.model, "cpu")
     assert isinstance(source.session, TorchSession)
     with tempfile.TemporaryDirectory() as work:
