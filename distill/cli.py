@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from distill.errors import Interrupted, UserError
+from distill.ranks import leave, rank, refuse_ranks
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -40,8 +42,12 @@ RecipeOption = Annotated[
 class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            leave()
+            return result
         except UserError as error:
+            if rank():
+                time.sleep(5)  # where the first rank fails alike, it says so, and the launcher ends this one meanwhile
             for problem in error.problems:
                 print(f"error: {problem}", file=sys.stderr)
             if error.hint:
@@ -136,6 +142,7 @@ def export(
     json_: JsonOption = False,
 ) -> None:
     """Write a model's fast formats, each proved on the validation texts (the recipe's when none is named)."""
+    refuse_ranks("export")
     stages = _stages()
     named = _formats(onnx=onnx, fp16=fp16, int8=int8, openvino=openvino)
     resolved = _recipe(recipe or Path(model, "recipe.yaml"), set_) if recipe or set_ else None
@@ -159,6 +166,7 @@ def report(
     json_: JsonOption = False,
 ) -> None:
     """Measure models and their exports on the test split: accuracy against latency."""
+    refuse_ranks("report")
     stages = _stages()
     models = folders or [Path("bert-teacher"), Path("distilbert-student"), *Path().glob("distilbert-student-control")]
     resolved = _recipe(recipe or stages.find_recipe(models), set_) if recipe or set_ else None
@@ -183,7 +191,8 @@ def run(
     result = stages.run(
         stages.check(recipe, set_ or ()), target, resume=resume, overwrite=overwrite, force=force, device=device
     )
-    _print_report(result, target / "report", json_)
+    if result is not None:
+        _print_report(result, target / "report", json_)
 
 
 @app.command()
@@ -198,6 +207,7 @@ def predict(
     json_: JsonOption = False,
 ) -> None:
     """Print label, probability and text of each text, tab-separated."""
+    refuse_ranks("predict")
     if bool(texts) == (file is not None):
         raise UserError("predict: wants texts on the command line or --file, one of the two")
     stages = _stages()
@@ -262,6 +272,8 @@ def _shown_proof(proof: dict[str, Any]) -> str:
 
 
 def _print_run(folder: Any, json_: bool) -> None:
+    if rank():
+        return
     metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
     if json_:
         print(json.dumps({"folder": str(folder.path), **metrics}))
@@ -305,6 +317,6 @@ def _stages() -> Any:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("distill")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     logger.propagate = False
     return stages

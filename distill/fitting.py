@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -34,7 +36,8 @@ def read_splits(recipe: Recipe) -> Splits:
     files = recipe.data.files
     names = [Path(path).name for path in files.model_dump(exclude_none=True).values()] if files else []
     log.info("data: reading %s", recipe.data.dataset or ", ".join(names))
-    splits = load_splits(recipe.data)
+    with PartialState().local_main_process_first():  # the others find what the first left in datasets' cache
+        splits = load_splits(recipe.data)
     for split, dropped in splits.leaks.items():
         if dropped:
             log.info("data: %d %s texts dropped: they stand in validation or test too", dropped, split)
@@ -43,7 +46,7 @@ def read_splits(recipe: Recipe) -> Splits:
 
 def tokenised(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
     """Return `rows` tokenised (see data.tokenise) and checked, with a progress line."""
-    with progress_line(f"tokenising {split}", len(rows), "text") as bar:
+    with PartialState().local_main_process_first(), progress_line(f"tokenising {split}", len(rows), "text") as bar:
         result = tokenise(rows, tokenizer, max_tokens, progress=bar.update)
         bar.update(len(rows) - bar.n)  # all at once where the cache had it
     check_tokenised(rows, result, tokenizer, max_tokens)
@@ -71,8 +74,9 @@ def fit(
 ) -> RunFolder:
     """Train `model` on the tokenised `train_rows` and write the run folder, the manifest last.
 
-    Checkpoint and temperature are chosen on validation. `precision` is the reason for what the arguments train in,
-    `prepared` what was measured before training, `loss_settings` what `trainer_class` wants beside Trainer's own.
+    Checkpoint and temperature are chosen on validation. Of several ranks all train and answer, each its share, and the
+    first writes; they return together, once the folder is whole. `precision` is the reason for what the arguments train
+    in, `prepared` what was measured before training, `loss_settings` what `trainer_class` wants beside Trainer's own.
     """
     max_tokens = recipe.data.max_tokens
     transfer = f" and {len(train_rows) - len(splits.train)} transfer" if len(train_rows) > len(splits.train) else ""
@@ -82,7 +86,11 @@ def fit(
         len(splits.test),
     )  # fmt: skip
     validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
-    checkpoint = folder.start(recipe, overwrite=overwrite)  # only now that nothing of the user's can be wrong
+    state = PartialState()
+    with state.main_process_first():
+        if state.is_main_process:
+            folder.start(recipe, overwrite=overwrite)  # only now that nothing of the user's can be wrong
+    checkpoint = folder.last_checkpoint()
     if checkpoint:
         log.info("%s: goes on from %s", role, checkpoint.name)
     training = train(
@@ -108,10 +116,12 @@ def fit(
     tokenizer.model_max_length = max_tokens  # whoever loads the folder cuts texts where training did
     classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
     calibration = _calibrate(classifier, model, splits.validation, role) if settings.calibrate else None
-    with progress_line(f"{role}: test", len(splits.test), "text") as bar:
-        test_logits = classifier.logits(splits.test["text"], progress=bar.update)
+    test_logits = _logits(classifier, splits.test, f"{role}: test")
     gold_labels = np.asarray(splits.test["label"])
     test = figures(test_logits, gold_labels)
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        return folder
     model.save_pretrained(folder.path)
     tokenizer.save_pretrained(folder.path)
     write_predictions(folder.predictions, splits.test["example_id"], gold_labels, test_logits)
@@ -145,13 +155,25 @@ def fit(
         "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
         role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.path,
     )  # fmt: skip
+    state.wait_for_everyone()
     return folder
+
+
+def _logits(classifier: Classifier, rows: Dataset, title: str) -> np.ndarray:
+    """The classifier's logits on `rows`, (texts, classes); several ranks share the work, and each has the whole."""
+    state = PartialState()
+    own = rows["text"][state.process_index :: state.num_processes]
+    with progress_line(title, len(own), "text") as bar:
+        answers = classifier.logits(own, progress=bar.update)
+    logits = np.empty((len(rows), answers.shape[1]), np.float32)
+    for rank, part in enumerate(gather_object([answers]) if state.num_processes > 1 else [answers]):
+        logits[rank :: state.num_processes] = part
+    return logits
 
 
 def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Dataset, role: str) -> dict[str, float]:
     """Fit the temperature on validation and keep it in the model's configuration; return what it did there."""
-    with progress_line(f"{role}: calibration", len(validation), "text") as bar:
-        logits = classifier.logits(validation["text"], progress=bar.update)
+    logits = _logits(classifier, validation, f"{role}: calibration")
     gold_labels = np.asarray(validation["label"])
     temperature = fit_temperature(logits, gold_labels)
     setattr(model.config, CONFIG_KEY, temperature)

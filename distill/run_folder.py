@@ -97,8 +97,8 @@ class RunFolder:
                 hint="--overwrite to restart, or --output for another folder",
             )
 
-    def start(self, recipe: Recipe, *, overwrite: bool) -> Path | None:
-        """Make the folder that of a run of `recipe`; return the checkpoint to go on from, None where there is none."""
+    def start(self, recipe: Recipe, *, overwrite: bool) -> None:
+        """Make the folder that of a run of `recipe`."""
         if overwrite:
             self._clear()
         try:
@@ -106,6 +106,9 @@ class RunFolder:
             write_text(self.recipe, dump_recipe(recipe))
         except OSError as error:
             raise FolderError(f"{self.path}: cannot be written: {error.strerror}", hint="--output DIR") from None
+
+    def last_checkpoint(self) -> Path | None:
+        """Return the checkpoint to go on from, None where there is none."""
         found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
         return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
 

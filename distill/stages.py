@@ -37,6 +37,7 @@ from distill.progress import progress_line
 from distill.proofs import Bounds
 from distill.provenance import now, versions
 from distill.quantisation import import_nncf
+from distill.ranks import rank
 from distill.recipe import FORMATS, Recipe, Stage, with_absolute_paths
 from distill.recipe_file import load_recipe
 from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json, write_json
@@ -245,11 +246,12 @@ def run(
     overwrite: bool = False,
     force: bool = False,
     device: str = "auto",
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Teacher, student (and its control), exports and report in one folder; return report.json.
 
     A stage that finished with this very recipe is skipped; one that finished with another, and a student of another
-    teacher, is an error, unless `overwrite` redoes all of them. The report is measured anew each time.
+    teacher, is an error, unless `overwrite` redoes all of them. The report is measured anew each time. Of several ranks
+    the first alone exports and reports; the others return None.
     """
     root = Path(output)
     if recipe.teacher is None or recipe.student is None:
@@ -270,6 +272,8 @@ def run(
             distilling.distil(recipe, [str(root / "teacher")], folder, force=force, **options)
         else:
             distilling.control(recipe, str(root / "teacher"), folders["student"], folder, **options)
+    if rank():
+        return None
     failure: ExportError | None = None
     student_folder = RunFolder(root / "student")
     missing = [name for name in recipe.export.formats if not _was_exported(student_folder, name)]

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
+from torch import distributed
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import (
@@ -44,6 +46,7 @@ from distill.losses import (
 )
 from distill.metrics import ClassificationMetrics
 from distill.progress import progress_line
+from distill.ranks import rank
 from distill.recipe import Loss
 from distill.run_folder import RunFolder, write_text
 
@@ -198,7 +201,8 @@ def training_arguments(
 ) -> tuple[TrainingArguments, str]:
     """Return transformers' arguments for a `training` section and the reason for the precision they train in.
 
-    Raises `RecipeError` where transformers refuses a combination of fields that are each fine.
+    Under a launcher this is where a process joins the others, with the recipe's backend and patience. Raises
+    `RecipeError` where transformers refuses a combination of fields that are each fine.
     """
     precision, reason = training_precision(device, dict(training))
     fields = {"dataloader_pin_memory": device == "cuda", **training, **precision}
@@ -241,11 +245,14 @@ def train(
     step and a checkpoint, and `TrainingError` where the loss diverges.
     """
     callbacks: list[TrainerCallback] = [ProgressLine(title), LogFile(folder.metrics_log)]
+    layer = last_layer(model)
+    if layer is not None and arguments.ddp_find_unused_parameters is None:
+        arguments.ddp_find_unused_parameters = False  # these architectures use them all; looking costs time
     trackers = list(arguments.report_to or ())  # transformers makes a list of whatever was given
-    if "tensorboard" in trackers:
+    arguments.report_to = [name for name in trackers if name != "tensorboard"]
+    if "tensorboard" in trackers and rank() == 0:
         from torch.utils.tensorboard import SummaryWriter
 
-        arguments.report_to = [name for name in trackers if name != "tensorboard"]
         callbacks.append(TensorBoardCallback(SummaryWriter(str(folder.tensorboard))))
     if early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience))
@@ -263,14 +270,16 @@ def train(
     trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
     # DataParallel, which Trainer takes for several GPUs in one process, copies what the block changes to other devices.
     whole = trainer.reads_all_tokens or arguments.n_gpu > 1
-    with StopOnSignal(trainer), first_token_only(None if whole else last_layer(model)):
+    with StopOnSignal(trainer), first_token_only(None if whole else layer):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds, tokens = result.metrics["train_runtime"], int(trainer.tokens)
+    seconds = result.metrics["train_runtime"]
+    counts = torch.tensor([trainer.examples, int(trainer.tokens), trainer.positions], device=arguments.device)
+    examples, tokens, positions = trainer.accelerator.reduce(counts, "sum").tolist()  # of all ranks
     return {
         "seconds": seconds,
-        "samples_per_second": trainer.examples / seconds,
+        "samples_per_second": examples / seconds,
         "tokens_per_second": tokens / seconds,
-        "padding_fraction": 1 - tokens / trainer.positions if trainer.positions else None,
+        "padding_fraction": 1 - tokens / positions if positions else None,
         "peak_memory_bytes": peak_memory_bytes(device),
         "steps": trainer.state.global_step,
         "planned_steps": trainer.state.max_steps,
@@ -333,10 +342,15 @@ class LogFile(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first SIGINT or SIGTERM into a checkpoint after the step and `Interrupted`; a second stops at once."""
+    """Turns the first SIGINT or SIGTERM into a checkpoint after the step and `Interrupted`; a second stops at once.
+
+    Several ranks, which a signal reaches at different steps or one of them alone, stop at the same step, one later.
+    """
 
     def __init__(self, trainer: Trainer):
         self.signal_number: int | None = None
+        self.agreed: int | None = None
+        self.asked: tuple[distributed.Work | None, torch.Tensor] | None = None
         self.previous: dict[int, Any] = {}
         trainer.add_callback(self)
 
@@ -355,18 +369,33 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask for a checkpoint once a signal has come; at the end of an epoch its evaluation comes first."""
-        if self.signal_number is not None and not float(state.epoch or 0).is_integer():
+        self._agree(args)
+        if self.agreed is not None and not float(state.epoch or 0).is_integer():
             control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask for the checkpoint that waited for the epoch's evaluation."""
-        if self.signal_number is not None:
+        if self.agreed is not None:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop, now that the checkpoint is there."""
-        if self.signal_number is not None:
-            raise Interrupted(self.signal_number, f"stopped at step {state.global_step}; --resume goes on from there")
+        if self.agreed is not None:
+            PartialState().wait_for_everyone()  # a launcher ends all ranks with the first, and one is still writing
+            raise Interrupted(self.agreed, f"stopped at step {state.global_step}; --resume goes on from there")
+
+    def _agree(self, args: TrainingArguments) -> None:
+        """Learn which signal any rank had got by the step before; that answer is there, so nobody waits for it."""
+        if args.world_size == 1:
+            self.agreed = self.signal_number
+            return
+        if self.asked is not None:
+            work, answer = self.asked
+            if work is not None:
+                work.wait()
+            self.agreed = int(answer) or None
+        number = torch.tensor(self.signal_number or 0, device=args.device)
+        self.asked = distributed.all_reduce(number, distributed.ReduceOp.MAX, async_op=True), number
 
 
 def _validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
