@@ -11,6 +11,7 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from distill import training_arguments
 from distill.errors import RecipeError
 from distill.recipe import Recipe, Section
 
+BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}
+DEEPEST = 100  # open brackets; a recipe has two or three
 MAX_RECIPE_BYTES = 1_000_000  # far above any recipe; keeps a data file given by mistake from being parsed as YAML
 # In one file both are an error, but --set of one drops the other that the file holds.
 _EXCLUSIVE = {
@@ -92,6 +95,9 @@ def _read(path: Path | str) -> str:
 
 def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Return the plain values of a YAML text and the line (from 1) of each key path."""
+    # The scanner takes the square of the depth, so a file of brackets would keep it busy for hours before it gave up.
+    if max(accumulate(BRACKETS.get(character, 0) for character in text), default=0) > DEEPEST:
+        raise RecipeError(f"{name}: nested too deeply for a recipe")
     try:
         values = YAML(typ="safe", pure=True).load(text)
         root = YAML(typ="rt", pure=True).compose(text)

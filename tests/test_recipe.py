@@ -163,7 +163,8 @@ CASES = {
     "not UTF-8": (b"data: \xff\n", ["not UTF-8 at byte 6"]),
     "control character": (b"data: \x00\n", [""]),
     "alias that holds itself": ("data: &a\n  files: *a\n", [""]),
-    "deep": ("a: " + "[" * 3000, ["nested too deeply"]),
+    "deep": ("a: " + "[" * 300_000, ["nested too deeply"]),
+    "deep blocks": ("- " * 3_000, ["nested too deeply"]),
     "everything at once": (
         "data: {dataset: a/b, seed: x}\nteacher: {model: 3}\nstudent: {layers: [-1], training: {lr: 1}}\n",
         ["1: data.seed: ", "2: teacher.model: ", "3: student.layers: ", "3: student.training.lr: "],
