@@ -29,8 +29,9 @@ def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, A
 
     They are counted in a run of the graph on `device`, in the profile that ONNX Runtime writes of it: not what the file
     says, but what is executed. `int8_products` counts the matrix products on int8 weights, `stray_casts` conversions to
-    a floating type, `on_cpu` the nodes of a CUDA session that run on the CPU. A graph in fp16 has casts that are meant,
-    around its fp32 LayerNorms; on a CPU, which converts all of it, its nodes are counted in the file.
+    a floating type, `on_cpu` the nodes of a CUDA session that compute floats on the CPU (shapes it works out there on
+    purpose). A graph in fp16 has casts that are meant, around its fp32 LayerNorms; on a CPU, which converts all of it,
+    its nodes are counted in the file.
     """
     graph = onnx.load(path, load_external_data=False).graph
     is_fp16 = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
@@ -49,7 +50,7 @@ def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, A
         found["int8_products"] = sum(kinds[kind] for kind in INT8_PRODUCTS)
         found["stray_casts"] = sum(node.kind == "Cast" and node.makes in FLOATS for node in ran)
     if device == "cuda":
-        found["on_cpu"] = sum(node.provider == "CPUExecutionProvider" for node in ran)
+        found["on_cpu"] = sum(node.provider == "CPUExecutionProvider" and node.makes in FLOATS for node in ran)
     return found
 
 
@@ -67,6 +68,8 @@ def shortfall(found: Mapping[str, Any]) -> str | None:
     ]
     if found.get("stray_casts"):
         short.append(f"{found['stray_casts']} stray casts")
+    if found.get("on_cpu"):
+        short.append(f"{found['on_cpu']} of the CUDA session's nodes run on the CPU")
     return "; ".join(short) or None
 
 
