@@ -49,6 +49,7 @@ from distill.progress import progress_line
 from distill.ranks import rank
 from distill.recipe import Loss
 from distill.run_folder import RunFolder, write_text
+from distill.sampling import SimilarLengths
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,14 @@ class ClassificationTrainer(Trainer):
     def finish(self) -> dict[str, Any]:
         """Take away what training alone needed; return figures of its own for metrics.json."""
         return {}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        ranks, accumulated = self.args.world_size, self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SimilarLengths(rows["length"][:], self.args.train_batch_size * accumulated * ranks, seed)
 
     def training_losses(
         self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]

@@ -33,7 +33,7 @@ def recipe(tmp_path_factory, data):
             "config": {"hidden_size": 16, "num_hidden_layers": 2},
             "control": True,
             "loss": {"hidden_states": {"distance": "mse", "weight": 0.5}, "attention_relations": {"weight": 0.5}},
-            "training": training,
+            "training": training | {"train_sampling_strategy": "group_by_length"},
         },
     }
     path = folder / "recipe.yaml"

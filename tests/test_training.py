@@ -14,6 +14,7 @@ from distill.models import load_tokenizer
 from distill.predictors import Classifier
 from distill.recipe import Data, Files, Loss
 from distill.run_folder import RunFolder
+from distill.sampling import SimilarLengths
 from distill.sessions import TorchSession
 from distill.tokens import tokenise
 from distill.training import ClassificationTrainer, Collator, DistillationTrainer, train, training_arguments
@@ -140,8 +141,11 @@ class Stop(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize(("step", "number"), [(13, signal.SIGINT), (9, signal.SIGTERM)])
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, splits, step, number):
+@pytest.mark.parametrize(
+    ("step", "number", "sampling"),
+    [(13, signal.SIGINT, "random"), (9, signal.SIGTERM, "random"), (13, signal.SIGTERM, "group_by_length")],
+)
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, splits, step, number, sampling):
     """With dropout, shuffling and a checkpoint between two evaluations, or at the end of an epoch, due for one."""
     model_folder = make_classifier(tmp_path / "model")
 
@@ -151,6 +155,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, splits,
     training = {
         "num_train_epochs": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 16, "eval_strategy": "epoch",
         "save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy",
+        "train_sampling_strategy": sampling,
     }  # fmt: skip
     torch.manual_seed(0)
     whole, _ = run(RunFolder(tmp_path / "whole"), splits, model_folder, training, model=fresh())
@@ -216,6 +221,24 @@ def test_padding_is_counted(tmp_path, splits, tiny_bert):
     tokenised = tokenise(splits.train, load_tokenizer(str(tiny_bert)), 32)
     assert fractions["max_length"] == pytest.approx(1 - sum(tokenised["length"]) / (len(tokenised) * 32))
     assert fractions["longest"] < fractions["max_length"]
+
+
+def test_steps_of_similar_length_are_drawn_anew_each_epoch_and_hardly_padded(tmp_path, splits, tiny_bert, monkeypatch):
+    epochs = []
+
+    class Recorded(SimilarLengths):
+        def __iter__(self):
+            epochs.append((self.epoch, self.step_size))
+            return super().__iter__()
+
+    monkeypatch.setattr("distill.training.SimilarLengths", Recorded)
+    training = {
+        "num_train_epochs": 3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
+        "save_strategy": "no", "train_sampling_strategy": "group_by_length",
+    }  # fmt: skip
+    _, figures = run(RunFolder(tmp_path / "run"), splits, tiny_bert, training)
+    assert epochs == [(0, 16), (1, 16), (2, 16)]
+    assert figures["padding_fraction"] < 0.1
 
 
 def test_tensorboard_writes_where_the_run_is(tmp_path, splits, tiny_bert):
