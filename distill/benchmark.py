@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from distill.devices import Device
-from distill.metrics import agreement, figures
+from distill.metrics import agreement, confusion, figures, reliability
 from distill.models import align_labels, load_config, token_limit
 from distill.predictors import Classifier, load, weights_bytes
 from distill.progress import progress_line
@@ -21,6 +22,7 @@ from distill.sessions import Session
 from distill.timing import PAUSE_SECONDS, summarise, time_in_turn
 
 WARMUP_TEXTS = 16
+MOST_CLASSES = 50  # of which a confusion matrix can be read; its size is their square
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,13 @@ class Measurement:
     load_seconds: float
     latency_ms: dict[str, dict[str, Any]]
     texts_per_second: float
+    confusion: list[list[int]] | None
+    reliability: list[dict[str, float]]
+    logits: np.ndarray = field(repr=False)  # float32 (texts, classes), on the texts in their order
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entry of report.json."""
-        return asdict(self)
+        """Return the entry of report.json: all but the logits."""
+        return {name: value for name, value in asdict(self).items() if name != "logits"}
 
 
 def measure(
@@ -128,6 +133,9 @@ def measure(
                 load_seconds=load_seconds[candidate],
                 latency_ms=latency[candidate],
                 texts_per_second=rates[candidate],
+                confusion=confusion(logits[candidate], gold_labels) if len(label_names) <= MOST_CLASSES else None,
+                reliability=reliability(softmax(logits[candidate], axis=1), gold_labels),
+                logits=logits[candidate],
             )
         )
     return measurements

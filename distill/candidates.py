@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from distill.benchmark import Candidate
 from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe import FORMATS
+from distill.report import training_curve
 from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json
 from distill.sessions import FOR_CPUS, OPENVINO_EXTRA, can_run
+
+FLIPPED_SHOWN = 10  # texts of each format; all are in its file
 
 
 def models_in(folder: Path) -> list[Path]:
@@ -24,6 +29,27 @@ def models_in(folder: Path) -> list[Path]:
             f"{folder}: no model there (no config.json)" if folder.is_dir() else f"{folder}: no such folder"
         )
     return inner
+
+
+def learning_curves(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the learning curve of each run folder among `models` (see report.training_curve)."""
+    for run in map(RunFolder, models):
+        if run.is_finished and run.metrics_log.is_file():
+            log = [json.loads(line) for line in run.metrics_log.read_text(encoding="utf-8").splitlines()]
+            checkpoint = read_json(run.metrics)["training"].get("best_checkpoint")
+            selected = int(checkpoint.rpartition("-")[2]) if checkpoint else None
+            yield training_curve(read_json(run.manifest)["role"], log, selected)
+
+
+def flipped_texts(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield for each export its format, how many texts it answers otherwise than its model, and the first of them."""
+    for exports in (RunFolder(model).export for model in models):
+        for name in FORMATS:
+            path = exports / f"flipped-{name}.jsonl"
+            if (exports / name).is_dir() and path.is_file():
+                lines = path.read_text(encoding="utf-8").splitlines()
+                texts = [json.loads(line) for line in lines[:FLIPPED_SHOWN]]
+                yield {"model": str(exports.parent), "format": name, "total": len(lines), "texts": texts}
 
 
 def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> Iterator[Candidate]:

@@ -161,17 +161,24 @@ def report(
     ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option("--max-latency-ms", metavar="MS", help="The most that the first shape may take.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", metavar="F", help="The most accuracy to lose: 0.01 is one point.")
+    ] = None,
     output: OutputOption = None,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Measure models and their exports on the test split: accuracy against latency."""
+    """Measure models and their exports on the test split: accuracy against latency, and which to ship."""
     refuse_ranks("report")
+    budget = _budget(max_latency_ms, max_drop)
     stages = _stages()
     models = folders or [Path("bert-teacher"), Path("distilbert-student"), *Path().glob("distilbert-student-control")]
     resolved = _recipe(recipe or stages.find_recipe(models), set_) if recipe or set_ else None
     target = output or Path("report")
-    _print_report(stages.report(models, target, recipe=resolved, device=device), target, json_)
+    _print_report(stages.report(models, target, recipe=resolved, budget=budget, device=device), target, json_)
 
 
 @app.command()
@@ -203,11 +210,22 @@ def predict(
         str | None, typer.Option("--file", metavar="F", help="Texts from .txt, .csv, .jsonl or .parquet; - is stdin.")
     ] = None,
     text_column: Annotated[str, typer.Option("--text-column", help="The column of --file to read.")] = "text",
+    escalate: Annotated[
+        str | None,
+        typer.Option("--escalate", metavar="TEACHER", help="A classifier for the texts that MODEL is not sure of."),
+    ] = None,
+    below: Annotated[
+        float | None, typer.Option("--below", metavar="P", help="With --escalate: not sure is a probability below P.")
+    ] = None,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
     """Print label, probability and text of each text, tab-separated."""
     refuse_ranks("predict")
+    if (escalate is None) != (below is None):
+        raise UserError("predict: --escalate TEACHER and --below P go together")
+    if below is not None and not 0 < below <= 1:
+        raise UserError(f"--below: wants a probability, above 0 and at most 1, got {below:g}")
     if bool(texts) == (file is not None):
         raise UserError("predict: wants texts on the command line or --file, one of the two")
     stages = _stages()
@@ -215,7 +233,7 @@ def predict(
 
     source: Iterator[str] = iter(texts or ()) if file is None else read_texts(file, text_column)
     rows = []
-    for text, probabilities in stages.predict(model, source, device=device):
+    for text, probabilities in stages.predict(model, source, escalate=escalate, below=below or 0.0, device=device):
         label = max(probabilities, key=lambda name: probabilities[name])
         if json_:
             rows.append({"label": label, "score": probabilities[label], "probabilities": probabilities})
@@ -239,6 +257,16 @@ def _recipe(path: Path, set_: list[str] | None) -> Any:
     if not path.is_file() and path.name == "recipe.yaml":
         raise UserError(f"{path.parent}: holds no recipe.yaml", hint="name a recipe")
     return load_recipe(path, set_ or ())
+
+
+def _budget(max_latency_ms: float | None, max_drop: float | None) -> Any:
+    from distill.choice import Budget
+
+    if max_latency_ms is not None and not max_latency_ms > 0:
+        raise UserError(f"--max-latency-ms: wants a number above 0, got {max_latency_ms:g}")
+    if max_drop is not None and not 0 <= max_drop < 1:
+        raise UserError(f"--max-drop: wants a share from 0 to below 1 (0.01 is one point), got {max_drop:g}")
+    return None if max_latency_ms is None and max_drop is None else Budget(max_latency_ms, max_drop)
 
 
 def _formats(*, onnx: bool, fp16: bool, int8: bool, openvino: bool) -> list[str] | None:
@@ -294,7 +322,7 @@ def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
         print(sentence)
     for note in result["notes"]:
         print(f"note: {note}", file=sys.stderr)
-    print(f"{folder / 'report.md'}")
+    print(f"{folder / 'report.html'}")
 
 
 def _stages() -> Any:

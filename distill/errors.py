@@ -44,6 +44,10 @@ class ExportError(UserError):
     """A format could not be made, or broke its bound; what it would have been is not on disk."""
 
 
+class BudgetError(UserError):
+    """No model is within what the user can afford, or it cannot be told."""
+
+
 class Interrupted(Exception):
     """A signal stopped the work after a checkpoint was saved; `exit_code` is 128 plus the signal's number."""
 

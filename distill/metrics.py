@@ -9,7 +9,7 @@ import evaluate
 import numpy as np
 from scipy.special import softmax
 from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import f1_score, log_loss, roc_auc_score
+from sklearn.metrics import confusion_matrix, f1_score, log_loss, roc_auc_score
 
 CALIBRATION_BINS = 15  # Guo et al. 2017 and most papers since
 RESAMPLES = 10_000
@@ -85,12 +85,26 @@ def expected_calibration_error(probabilities: np.ndarray, gold_labels: np.ndarra
 
     `probabilities` is (examples, classes). Confidences fall into 15 bins of equal width, each open on the left.
     """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == gold_labels
-    bins = np.ceil(confidence * CALIBRATION_BINS).astype(int)
-    size = np.bincount(bins, minlength=CALIBRATION_BINS + 1)
-    gap = np.bincount(bins, correct, len(size)) - np.bincount(bins, confidence, len(size))
-    return float(np.abs(gap).sum() / len(gold_labels))
+    size, confidence, correct = _binned(probabilities, gold_labels)
+    return float(np.abs(correct - confidence).sum() / size.sum())
+
+
+def reliability(probabilities: np.ndarray, gold_labels: np.ndarray) -> list[dict[str, float]]:
+    """Return the points of a reliability diagram: mean confidence, accuracy and number of examples of each bin.
+
+    The bins are those of `expected_calibration_error`; empty ones are left out.
+    """
+    size, confidence, correct = _binned(probabilities, gold_labels)
+    return [
+        {"confidence": float(confidence[at] / size[at]), "accuracy": float(correct[at] / size[at]),
+         "examples": int(size[at])}
+        for at in np.flatnonzero(size)
+    ]  # fmt: skip
+
+
+def confusion(logits: np.ndarray, gold_labels: np.ndarray) -> list[list[int]]:
+    """Return how many examples of each gold class (row) got each answer (column); `logits` is (examples, classes)."""
+    return confusion_matrix(gold_labels, logits.argmax(axis=1), labels=range(logits.shape[1])).tolist()
 
 
 def brier_score(probabilities: np.ndarray, gold_labels: np.ndarray) -> float:
@@ -137,6 +151,15 @@ def compare_paired(correct: np.ndarray, control_correct: np.ndarray, *, seed: in
 def agreement(logits: np.ndarray, reference_logits: np.ndarray) -> float:
     """Return the share of examples on which both give the same class; arguments are (examples, classes)."""
     return float((logits.argmax(axis=1) == reference_logits.argmax(axis=1)).mean())
+
+
+def _binned(probabilities: np.ndarray, gold_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each bin of confidence: examples, sum of confidences, number right."""
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == gold_labels
+    bins = np.ceil(confidence * CALIBRATION_BINS).astype(int)
+    size = np.bincount(bins, minlength=CALIBRATION_BINS + 1)
+    return size, np.bincount(bins, confidence, len(size)), np.bincount(bins, right, len(size))
 
 
 def _roc_auc(probabilities: np.ndarray, gold: np.ndarray) -> float | None:

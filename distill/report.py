@@ -1,4 +1,4 @@
-"""Measurements to report.json, report.md and a picture of accuracy against latency; never imports torch."""
+"""Measurements to report.json, and to Markdown and a page that say the same; never imports torch."""
 
 from __future__ import annotations
 
@@ -8,25 +8,18 @@ from typing import Any
 
 from tabulate import tabulate
 
-from distill.run_folder import atomic_path, write_json, write_text
+from distill import plots
+from distill.choice import Budget, choose, pareto_front
+from distill.page import render, shown
+from distill.run_folder import write_json, write_text
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
+REPORT_HTML = "report.html"
 PICTURE = "accuracy_latency.png"
-ROLE_COLOURS = {"teacher": "#b5442c", "student": "#1f6f8b", "control": "#7a7a7a", "other": "#6b4fa0"}
-FORMAT_MARKERS = {
-    "torch-fp32": "o",
-    "torch-bf16": "P",
-    "torch-fp16": "X",
-    "onnx-fp32": "s",
-    "onnx-fp16": "D",
-    "onnx-int8": "^",
-    "onnx": "v",
-    "openvino-bf16": "p",
-    "openvino-int8": "*",
-    "openvino": "h",
-}
+MOST_DIAGRAMS = 4  # reliability diagrams side by side that can still be read
 
+IDENTITY = ("role", "model", "format", "device")
 SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss
 
 Rows = Sequence[Mapping[str, Any]]
@@ -39,52 +32,76 @@ def write_report(
     shapes: Sequence[str],
     notes: Sequence[str],
     *,
+    label_names: Sequence[str] = (),
+    budget: Budget | None = None,
     comparisons: Rows = (),
+    trainings: Rows = (),
+    cascade: Mapping[str, Any] | None = None,
+    flipped: Rows = (),
+    recipe: str = "",
 ) -> dict[str, Any]:
-    """Write report.json, report.md and the picture into `folder`; return the contents of report.json.
+    """Write report.json, report.md, report.html and the picture into `folder`; return the contents of report.json.
 
     `measurements` are entries of report.json, `shapes` the shapes measured (the first is the one that decides), `notes`
     what a reader must know of rows that are missing, `comparisons` students against their controls (see
-    metrics.compare_paired), each with the folder of its `student`.
+    metrics.compare_paired), each with the folder of its `student`, `trainings` what `training_curve` makes of logs,
+    `cascade` a cascade.cascade_curve with its `student` and `teacher`, `flipped` the texts that each format answers
+    otherwise, `recipe` its text. Every figure in the other files is one of report.json's.
     """
     decisive = next((shape for shape in shapes if all(shape in row["latency_ms"] for row in measurements)), None)
     report = {
         "environment": dict(environment),
+        "label_names": list(label_names),
+        "shapes": list(shapes),
         "measurements": list(measurements),
-        "choice": choose(measurements, decisive),
+        "choice": choose(measurements, decisive, budget),
         "controls": [{**comparison, "sentence": control_sentence(comparison)} for comparison in comparisons],
+        "cascade": dict(cascade) if cascade else None,
+        "trainings": list(trainings),
+        "flipped": list(flipped),
         "notes": list(notes),
+        "recipe": recipe,
     }
     folder.mkdir(parents=True, exist_ok=True)
     if decisive:
-        _draw(folder / PICTURE, measurements, decisive)
+        front = pareto_front(measurements, decisive)
+        plots.save_png(plots.accuracy_against_latency(measurements, front, decisive), folder / PICTURE)
     write_text(folder / REPORT_MD, _markdown(report, shapes, picture=decisive is not None))
+    write_text(folder / REPORT_HTML, _html(report, decisive))
     write_json(folder / REPORT_JSON, report)
     return report
 
 
-def choose(measurements: Rows, shape: str | None) -> dict[str, Any]:
-    """Return the fastest student at `shape` and how it stands against the teacher's fastest torch.
+def training_curve(role: str, log: Rows, selected_step: int | None) -> dict[str, Any]:
+    """Return a run's learning curve from the entries of its metrics.jsonl: losses of steps, figures of evaluations."""
+    values = {"loss": "loss", "log_loss": "eval_log_loss", "accuracy": "eval_accuracy"}
+    steps = [
+        {"step": entry["step"], "epoch": entry["epoch"], "loss": entry["loss"]} for entry in log if "loss" in entry
+    ]
+    evaluations = [
+        {"step": entry["step"], "epoch": entry["epoch"]}
+        | {name: entry[key] for name, key in values.items() if name != "loss" and key in entry}
+        for entry in log
+        if "eval_accuracy" in entry
+    ]
+    return {"role": role, "steps": steps, "evaluations": evaluations, "selected_step": selected_step}
 
-    Every student format here passed its proof on validation, so nothing is chosen by test accuracy.
-    """
-    students = [row for row in measurements if row["role"] == "student"]
-    teachers = [row for row in measurements if row["role"] == "teacher" and row["format"].startswith("torch")]
-    if not students or not shape:
-        return {"model": None, "reason": "no student was measured" if not students else "no shape fits every model"}
-    best = min(students, key=lambda row: row["latency_ms"][shape]["p50"])
-    chosen: dict[str, Any] = {name: best[name] for name in ("role", "model", "format", "device")} | {"shape": shape}
-    text = f"{best['format']} on {best['device']}: {best['accuracy']:.2%} accuracy, {_megabytes(best):.1f} MB, "
-    text += f"{best['latency_ms'][shape]['p50']:.1f} ms at {shape}, {best['texts_per_second']:.0f} texts/s"
-    if teachers:
-        teacher = min(teachers, key=lambda row: row["latency_ms"][shape]["p50"])
-        chosen["accuracy_of_teacher"] = best["accuracy"] / teacher["accuracy"]
-        chosen["speedup_over_teacher"] = teacher["latency_ms"][shape]["p50"] / best["latency_ms"][shape]["p50"]
-        text += (
-            f"; {chosen['accuracy_of_teacher']:.1%} of the teacher's accuracy ({teacher['accuracy']:.2%}) and "
-            f"{chosen['speedup_over_teacher']:.1f} x its speed ({teacher['format']} on {teacher['device']})"
-        )
-    return chosen | {"reason": f"the fastest student at {shape} among the formats that passed their proof: {text}"}
+
+def cascade_sentence(cascade: Mapping[str, Any]) -> str:
+    """Return in words what passing the student's least sure texts on to the teacher wins, if anything."""
+    curve = cascade["curve"]
+    alone, teacher = curve[0], curve[-1]
+    pair = f"{cascade['student']} as student, {cascade['teacher']} as teacher"
+    if alone["accuracy"] >= teacher["accuracy"]:
+        return f"Nothing is won by it here ({pair}): the student alone is as accurate as the teacher."
+    enough = next(point for point in curve if point["accuracy"] >= teacher["accuracy"])
+    if enough["latency_ms"] >= cascade["teacher_ms"]:
+        return f"It does not pay here ({pair}): by the time it is as accurate, the teacher alone is faster."
+    return (
+        f"Where the {enough['escalated']:.0%} of texts answered with a probability below {enough['below']:.2f} go to "
+        f"the teacher, accuracy is {enough['accuracy']:.2%}, no less than the teacher's {teacher['accuracy']:.2%}, at "
+        f"{enough['latency_ms']:.1f} ms a text on average instead of {cascade['teacher_ms']:.1f} ({pair})."
+    )
 
 
 def control_sentence(comparison: Mapping[str, Any]) -> str:
@@ -117,25 +134,26 @@ def control_sentences(report: Mapping[str, Any]) -> list[str]:
 
 def table(measurements: Rows, shapes: Sequence[str], *, style: str) -> str:
     """Return the measurements as a table in tabulate's `style` ("github", "simple")."""
-    rows = [
-        {
-            "role": row["role"],
-            "format": row["format"],
-            "device": row["device"],
-            "accuracy": f"{row['accuracy']:.4f}",
-            "95 % interval": "{:.3f}-{:.3f}".format(*row["accuracy_ci95"]),
-            "macro-F1": f"{row['macro_f1']:.4f}",
-            "ECE": f"{row['ece']:.3f}",
-            "Brier": f"{row['brier']:.3f}",
-            "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
-            **{f"{shape} p50 ms": _p50(row, shape) for shape in shapes},
-            "texts/s": f"{row['texts_per_second']:.1f}",
-            "MB": f"{_megabytes(row):.1f}",
-            "load s": f"{row['load_seconds']:.2f}",
-        }
-        for row in measurements
-    ]
+    rows = [_cells(row, shapes, percentiles=("p50",)) for row in measurements]
     return tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True)
+
+
+def _cells(row: Mapping[str, Any], shapes: Sequence[str], percentiles: Sequence[str]) -> dict[str, str]:
+    return {
+        "role": row["role"],
+        "format": row["format"],
+        "device": row["device"],
+        "accuracy": f"{row['accuracy']:.4f}",
+        "95 % interval": "{:.3f}-{:.3f}".format(*row["accuracy_ci95"]),
+        "macro-F1": f"{row['macro_f1']:.4f}",
+        "ECE": f"{row['ece']:.3f}",
+        "Brier": f"{row['brier']:.3f}",
+        "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
+        **{f"{shape} {' / '.join(percentiles)} ms": _latencies(row, shape, percentiles) for shape in shapes},
+        "texts/s": f"{row['texts_per_second']:.1f}",
+        "MB": f"{row['size_bytes'] / 1e6:.1f}",
+        "load s": f"{row['load_seconds']:.2f}",
+    }
 
 
 def _markdown(report: Mapping[str, Any], shapes: Sequence[str], *, picture: bool) -> str:
@@ -152,71 +170,63 @@ def _markdown(report: Mapping[str, Any], shapes: Sequence[str], *, picture: bool
         "to end on the test texts, tokenising included.",
         "\n".join(f"- {note}" for note in report["notes"]),
         "## Conditions",
-        "\n".join(f"- {name}: {_shown(value)}" for name, value in environment.items()),
+        "\n".join(f"- {name}: {shown(value)}" for name, value in environment.items()),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _draw(path: Path, measurements: Rows, shape: str) -> None:
-    """Accuracy with its interval against median latency at `shape`; colour tells the role, the marker the format."""
-    import matplotlib
+def _html(report: Mapping[str, Any], decisive: str | None) -> str:
+    """The page: one file that asks for nothing else. What users wrote is escaped, above all the texts."""
+    from markupsafe import Markup
 
-    matplotlib.use("Agg")  # no display is needed, or to be had on a server
-    from matplotlib import pyplot as plt
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import PercentFormatter, ScalarFormatter
-
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for row in measurements:
-        low, high = row["accuracy_ci95"]
-        axes.errorbar(
-            row["latency_ms"][shape]["p50"],
-            row["accuracy"],
-            yerr=[[row["accuracy"] - low], [high - row["accuracy"]]],
-            color=ROLE_COLOURS[row["role"]],
-            marker=FORMAT_MARKERS[row["format"]],
-            fillstyle="full" if row["device"] == "cpu" else "none",
-            markersize=9,
-            elinewidth=0.8,
-            capsize=2,
-        )
-    axes.set_xscale("log")
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis(ScalarFormatter())
-    axes.tick_params(axis="x", which="minor", labelsize=7)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    axes.set_xlabel(f"median latency at {shape} in ms (log scale; left is faster)")
-    axes.set_ylabel("test accuracy with 95 % interval")
-    axes.grid(alpha=0.25)
-    roles = list(dict.fromkeys(row["role"] for row in measurements))
-    formats = list(dict.fromkeys(row["format"] for row in measurements))
-    handles = [Line2D([], [], color=ROLE_COLOURS[role], linewidth=4, label=role) for role in roles]
-    handles += [
-        Line2D([], [], color="#444444", marker=FORMAT_MARKERS[name], linestyle="", label=name) for name in formats
+    measurements, choice = report["measurements"], report["choice"]
+    chosen = [row for row in measurements if choice["model"] and all(row[k] == choice[k] for k in IDENTITY)]
+    front = pareto_front(measurements, decisive) if decisive else []
+    drawn = {
+        "accuracy": decisive and plots.accuracy_against_latency(measurements, front, decisive),
+        "shapes": len(report["shapes"]) > 1 and plots.latency_by_shape(measurements, report["shapes"]),
+        "learning": report["trainings"] and plots.learning_curves(report["trainings"]),
+        "cascade": report["cascade"] and plots.cascade(report["cascade"]["curve"]),
+    }
+    detailed = [row for row in (*_whole_models(measurements), *chosen) if row.get("reliability")]
+    detailed = [row for index, row in enumerate(detailed) if row not in detailed[:index]][:MOST_DIAGRAMS]
+    drawn["reliability"] = detailed and plots.reliability_diagrams(detailed)
+    cells = [_cells(row, report["shapes"], percentiles=("p50", "p95", "p99")) for row in measurements]
+    rows = [
+        {"cells": list(row.values()), "role": measured["role"], "is_chosen": measured in chosen}
+        for row, measured in zip(cells, measurements, strict=True)
     ]
-    if {row["device"] for row in measurements} == {"cpu", "cuda"}:
-        handles.append(
-            Line2D([], [], color="#444444", marker="o", fillstyle="none", linestyle="", label="hollow: cuda")
-        )
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
-    with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
-    plt.close(figure)
+    return render(
+        "report.html",
+        title="distill report",
+        report=report,
+        headline=_headline(choice),
+        sentences=control_sentences(report),
+        chosen=chosen[0] if chosen else None,
+        has_front=len(front) > 1,
+        columns=list(cells[0]) if cells else [],
+        rows=rows,
+        pictures={name: Markup(plots.as_svg(figure, name)) if figure else None for name, figure in drawn.items()},
+        cascade_sentence=report["cascade"] and cascade_sentence(report["cascade"]),
+        confusions=[row for row in detailed if row.get("confusion")],
+    )
 
 
-def _p50(row: Mapping[str, Any], shape: str) -> str:
-    return f"{row['latency_ms'][shape]['p50']:.1f}" if shape in row["latency_ms"] else "-"
+def _headline(choice: Mapping[str, Any]) -> str:
+    if choice["model"]:
+        return f"Ship {choice['format']}" + (" of the teacher" if choice["role"] == "teacher" else "")
+    return "No model fits" if "nearest" in choice else "Nothing to choose"
+
+
+def _whole_models(measurements: Rows) -> Rows:
+    """Teachers, students and controls as they were trained: in torch fp32."""
+    return [row for row in measurements if row["format"] == "torch-fp32"]
+
+
+def _latencies(row: Mapping[str, Any], shape: str, percentiles: Sequence[str]) -> str:
+    found = row["latency_ms"].get(shape)
+    return " / ".join(f"{found[name]:.1f}" for name in percentiles) if found else "-"
 
 
 def _shown_p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
-
-
-def _megabytes(row: Mapping[str, Any]) -> float:
-    return row["size_bytes"] / 1e6
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
-    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)

@@ -20,10 +20,12 @@ import numpy as np
 from distill import distilling
 from distill import export as exporting
 from distill import report as reporting
-from distill.benchmark import measure
-from distill.candidates import candidates_of, models_in
+from distill.benchmark import Measurement, measure
+from distill.candidates import candidates_of, flipped_texts, learning_curves, models_in
+from distill.cascade import cascade_curve
+from distill.choice import Budget
 from distill.devices import Device, describe_hardware, resolve_device
-from distill.errors import ExportError, FolderError, RecipeError
+from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.fitting import fit, read_splits, tokenised
 from distill.models import (
     align_labels,
@@ -39,7 +41,7 @@ from distill.provenance import now, versions
 from distill.quantisation import import_nncf
 from distill.ranks import rank
 from distill.recipe import FORMATS, Recipe, Stage, with_absolute_paths
-from distill.recipe_file import load_recipe
+from distill.recipe_file import dump_recipe, load_recipe
 from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json, write_json
 from distill.sessions import TorchSession, import_openvino, onnx_runs_on_cuda
 from distill.training import training_arguments
@@ -194,12 +196,14 @@ def report(
     output: Path | str = "report",
     *,
     recipe: Recipe | None = None,
+    budget: Budget | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure every model in `folders` and its exports on the test split and leave a report; return report.json.
 
     A folder is a run folder, an export, any transformers classifier, or the output of `run`. `recipe` (data, shapes)
-    defaults to the first one found in them. Devices: the CPU always, CUDA where there is one, or just `device`.
+    defaults to the first one found in them. Devices: the CPU always, CUDA where there is one, or just `device`. Raises
+    `BudgetError`, once the report is written, where no model is within `budget`.
     """
     models = [model for folder in folders for model in models_in(Path(folder))]
     recipe = recipe or _recipe_of(models)
@@ -209,11 +213,12 @@ def report(
     splits = read_splits(recipe)
     notes: list[str] = []
     candidates = [item for model in models for item in candidates_of(model, devices, notes)]
+    gold_labels = np.asarray(splits.test["label"])
     measurements = measure(
         candidates,
         splits.label_names,
         splits.test["text"],
-        np.asarray(splits.test["label"]),
+        gold_labels,
         recipe.benchmark.shapes,
         rounds=recipe.benchmark.rounds,
         threads=recipe.benchmark.threads,
@@ -228,14 +233,24 @@ def report(
         "rounds": recipe.benchmark.rounds,
         "data": splits.fingerprints(),
     }
-    return reporting.write_report(
+    found = reporting.write_report(
         Path(output),
         [item.as_json() for item in measurements],
         environment,
         recipe.benchmark.shapes,
         notes,
+        label_names=splits.label_names,
+        budget=budget,
         comparisons=comparisons,
+        trainings=list(learning_curves(models)),
+        cascade=_cascade(measurements, gold_labels, recipe.benchmark.shapes[0]),
+        flipped=list(flipped_texts(models)),
+        recipe=dump_recipe(recipe),
     )
+    if "nearest" in found["choice"]:
+        page = Path(output) / reporting.REPORT_HTML
+        raise BudgetError(f"report: {found['choice']['reason']}", hint=f"every figure is in {page}")
+    return found
 
 
 def run(
@@ -301,17 +316,38 @@ def find_recipe(folders: Sequence[Path]) -> Path:
     )
 
 
-def predict(model: Path | str, texts: Iterator[str], *, device: str = "auto") -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield each text and its probability per label, in order, holding only a few thousand texts at a time."""
+def predict(
+    model: Path | str,
+    texts: Iterator[str],
+    *,
+    escalate: Path | str | None = None,
+    below: float = 0.8,
+    device: str = "auto",
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield each text and its probability per label, in order, holding only a few thousand texts at a time.
+
+    Texts whose likeliest label has a probability below `below` are answered by the classifier `escalate` instead.
+    """
     classifier = load(model, device)
+    second = load(escalate, device) if escalate else None
+    columns = align_labels(second.label_names, classifier.label_names, teacher=str(escalate)) if second else []
+    passed_on = answered = 0
     exports = RunFolder(Path(model)).export
     hint = f" (its exports: distill predict {exports})" if (exports / EXPORT_PROOFS).is_file() else ""
     log.info("predict: %s on %s%s", classifier.session.format, classifier.session.device, hint)
     with progress_line("predict", None, "text") as bar:
         for chunk in _chunks(texts, PREDICT_CHUNK):
-            for text, row in zip(chunk, classifier.probabilities(chunk), strict=True):
+            probabilities = classifier.probabilities(chunk)
+            answered += len(chunk)
+            unsure = np.flatnonzero(probabilities.max(axis=1) < below) if second else []
+            if second and len(unsure):
+                passed_on += len(unsure)
+                probabilities[unsure] = second.probabilities([chunk[index] for index in unsure])[:, columns]
+            for text, row in zip(chunk, probabilities, strict=True):
                 yield text, dict(zip(classifier.label_names, map(float, row), strict=True))
             bar.update(len(chunk))
+    if second:
+        log.info("predict: %d of %d texts were passed on to %s", passed_on, answered, escalate)
 
 
 def _recipe_of(models: Sequence[Path]) -> Recipe:
@@ -338,6 +374,23 @@ def _finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -
 def _what_matters(section: Any) -> Any:
     """A section without what changes nothing in the run itself: where it went, and whether a control follows it."""
     return section.model_copy(update={"output": "", "control": False}) if isinstance(section, Stage) else section
+
+
+def _cascade(measurements: Sequence[Measurement], gold_labels: np.ndarray, shape: str) -> dict[str, Any] | None:
+    """The fastest student before the fastest teacher, where texts come one by one; None where either lacks."""
+    able = [item for item in measurements if shape.startswith("1x") and shape in item.latency_ms]
+    fastest = {
+        role: min(those, key=lambda item: item.latency_ms[shape]["p50"])
+        for role in ("student", "teacher")
+        if (those := [item for item in able if item.role == role])
+    }
+    if len(fastest) < 2:
+        return None
+    logits = {role: item.logits for role, item in fastest.items()}
+    times = {f"{role}_ms": item.latency_ms[shape]["p50"] for role, item in fastest.items()}
+    curve = cascade_curve(logits["student"], logits["teacher"], gold_labels, **times)
+    named = {role: f"{item.format} on {item.device}" for role, item in fastest.items()}
+    return {**named, **times, "shape": shape, "curve": curve}
 
 
 def _weights_in(folder: Path) -> str:

@@ -364,3 +364,52 @@ def test_resume_on_the_command_line_finishes_a_run(recipe_path, tmp_path):
     (folder / "mine.txt").write_text("keep")
     assert run("teacher", recipe_path, "--overwrite")[0] == 0
     assert (folder / "mine.txt").read_text() == "keep"
+
+
+def test_a_budget_that_none_meets_exits_2_with_the_nearest_and_leaves_the_report(finished, tmp_path):
+    folder, _, _ = finished
+    arguments = ("report", folder / "out", "--output", tmp_path / "report", "--set", "benchmark.rounds=5")
+    code, out, err = run(*arguments, "--max-latency-ms", "0.001", "--max-drop", "0.2")
+    assert code == 2 and out == ""
+    assert (
+        "error: report: no model is within 0.001 ms at 1x8 and 20 points of the teacher's accuracy; the nearest" in err
+    )
+    assert "No model fits" in (tmp_path / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("report", "x", "--max-latency-ms", "0"), "--max-latency-ms: wants a number above 0, got 0"),
+        (("report", "x", "--max-drop", "1"), "--max-drop: wants a share from 0 to below 1 (0.01 is one point), got 1"),
+        (("predict", "x", "a", "--below", "0.8"), "--escalate TEACHER and --below P go together"),
+        (("predict", "x", "a", "--escalate", "y"), "--escalate TEACHER and --below P go together"),
+        (("predict", "x", "a", "--escalate", "y", "--below", "2"), "--below: wants a probability"),
+    ],
+)
+def test_a_limit_that_is_none_is_one_line(arguments, expected):
+    code, _, err = run(*arguments)
+    assert code == 2 and expected in err and err.count("error:") == 1
+
+
+def test_unsure_texts_are_answered_by_the_teacher(finished):
+    folder, _, _ = finished
+    student, teacher = (distill.load(folder / "out" / role) for role in ("student", "teacher"))
+    texts = ["a good film", "the plot", "awful and dull", "it was the cast", "music"]
+    confidence = student.probabilities(texts).max(axis=1)
+    limit = float(sorted(confidence)[2])  # two are below it
+    code, out, err = run(
+        "predict",
+        folder / "out" / "student",
+        *texts,
+        "--escalate",
+        folder / "out" / "teacher",
+        "--below",
+        limit,
+        "--json",
+    )
+    assert code == 0 and "2 of 5 texts were passed on to" in err
+    for row, sure, own, its in zip(
+        json.loads(out), confidence >= limit, student.probabilities(texts), teacher.probabilities(texts), strict=True
+    ):
+        assert list(row["probabilities"].values()) == pytest.approx((own if sure else its).tolist(), abs=1e-5)

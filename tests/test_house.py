@@ -14,13 +14,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "distill"
 # Ground floor first; a module imports only from lower floors, and floor-mates do not import each other.
 FLOORS = [
-    {"errors", "timing", "provenance"},
-    {"ranks"},
+    {"errors", "timing", "provenance", "sampling", "cascade", "page"},
+    {"ranks", "choice"},
     {"progress", "training_arguments", "devices", "losses", "metrics", "calibration"},
     {"recipe"},
     {"recipe_file", "data", "models", "tokens", "outliers"},
     {"run_folder", "students", "hidden_states", "first_token"},
-    {"sessions"},
+    {"sessions", "plots"},
     {"predictors", "onnx_graph", "quantisation", "proofs"},
     {"teacher_logits", "training", "fusion", "benchmark", "report"},
     {"export", "candidates"},
@@ -65,7 +65,21 @@ def test_a_module_imports_in_a_cold_interpreter(module):
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "errors", "recipe", "recipe_file", "report", "run_folder", "timing", "progress", "ranks"]
+    "module",
+    [
+        "cli",
+        "errors",
+        "recipe",
+        "recipe_file",
+        "report",
+        "run_folder",
+        "timing",
+        "progress",
+        "ranks",
+        "plots",
+        "page",
+        "choice",
+    ],
 )
 def test_light_modules_do_not_import_torch(module):
     done = python(f"import sys, distill.{module}; print('torch' in sys.modules, 'transformers' in sys.modules)")

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from distill.report import choose, control_sentence, table, write_report
+from distill.choice import choose
+from distill.report import control_sentence, table, write_report
 
 ENVIRONMENT = {"versions": {"torch": "2"}, "hardware": {"cpu": "c", "gpus": []}, "test_examples": 100}
 

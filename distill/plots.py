@@ -1,0 +1,224 @@
+"""The report's pictures: drawn once by matplotlib, as PNG for Markdown and as SVG that a page can colour."""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.run_folder import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROLE_COLOURS = {"teacher": "#d1603d", "student": "#2e8fb0", "control": "#8a8a8a", "other": "#8a6fc8"}
+FORMAT_MARKERS = {
+    "torch-fp32": "o",
+    "torch-bf16": "P",
+    "torch-fp16": "X",
+    "onnx-fp32": "s",
+    "onnx-fp16": "D",
+    "onnx-int8": "^",
+    "onnx": "v",
+    "openvino-bf16": "p",
+    "openvino-int8": "*",
+    "openvino": "h",
+}
+INK = "#1d1d20"  # text and axes; on a page they take the colour of its text, light or dark
+STYLE = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False,
+    "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "grid.color": INK,
+}  # fmt: skip
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Have all that a function draws in the report's style."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any) -> Figure:
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            return draw(*arguments)
+
+    return drawn
+
+
+@_styled
+def accuracy_against_latency(measurements: Rows, front: Rows, shape: str) -> Figure:
+    """Draw accuracy with its interval against median latency at `shape`; colour is the role, the marker the format.
+
+    A line joins the models of `front` that no other beats in both.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, PercentFormatter, ScalarFormatter
+
+    figure, (axes,) = _figure(8, 4.8)
+    axes.plot(
+        [_p50(row, shape) for row in front], [row["accuracy"] for row in front], color=INK, linewidth=0.8, linestyle=":"
+    )
+    for row in measurements:
+        low, high = row["accuracy_ci95"]
+        axes.errorbar(
+            _p50(row, shape),
+            row["accuracy"],
+            yerr=[[row["accuracy"] - low], [high - row["accuracy"]]],
+            color=ROLE_COLOURS[row["role"]],
+            marker=FORMAT_MARKERS[row["format"]],
+            fillstyle="full" if row["device"] == "cpu" else "none",
+            markersize=9,
+            elinewidth=0.8,
+            capsize=2,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # more labels would run into one another
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(ScalarFormatter())
+    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.set_xlabel(f"median latency at {shape} in ms (log scale; left is faster)")
+    axes.set_ylabel("test accuracy with 95 % interval")
+    roles = list(dict.fromkeys(row["role"] for row in measurements))
+    formats = list(dict.fromkeys(row["format"] for row in measurements))
+    handles = [Line2D([], [], color=ROLE_COLOURS[role], linewidth=4, label=role) for role in roles]
+    handles += [Line2D([], [], color=INK, marker=FORMAT_MARKERS[name], linestyle="", label=name) for name in formats]
+    if {row["device"] for row in measurements} == {"cpu", "cuda"}:
+        handles.append(Line2D([], [], color=INK, marker="o", fillstyle="none", linestyle="", label="hollow: cuda"))
+    if len(front) > 1:
+        handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="beaten by none"))
+    figure.legend(handles=handles, loc="outside right upper")
+    return figure
+
+
+@_styled
+def learning_curves(trainings: Rows) -> Figure:
+    """Draw training and validation loss over epochs, beside it validation accuracy, one colour per role."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, (losses, accuracies) = _figure(8, 3.2, columns=2)
+    for run in trainings:
+        colour = ROLE_COLOURS[run["role"]]
+        _line(losses, run["steps"], "loss", color=colour, linewidth=0.8, alpha=0.6)
+        _line(losses, run["evaluations"], "log_loss", color=colour, marker="o", markersize=3, label=run["role"])
+        _line(accuracies, run["evaluations"], "accuracy", color=colour, marker="o", markersize=3)
+        chosen = [entry for entry in run["evaluations"] if entry["step"] == run["selected_step"]]
+        _line(accuracies, chosen, "accuracy", color=colour, marker="o", markersize=8, fillstyle="none")
+    losses.set(xlabel="epoch", ylabel="loss (thin: training; dots: validation)")
+    accuracies.set(xlabel="epoch", ylabel="validation accuracy (ring: kept)")
+    accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+@_styled
+def reliability_diagrams(measurements: Rows) -> Figure:
+    """Draw accuracy against confidence for each model, beside the diagonal where the two are equal."""
+    figure, axes = _figure(8, 2.7, columns=max(2, len(measurements)), share=True)
+    for axis, row in zip(axes, measurements, strict=False):
+        axis.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle=":")
+        points = row["reliability"]
+        most = max(point["examples"] for point in points)
+        axis.scatter(
+            [point["confidence"] for point in points],
+            [point["accuracy"] for point in points],
+            s=[10 + 90 * point["examples"] / most for point in points],
+            color=ROLE_COLOURS[row["role"]],
+        )
+        axis.set_title(f"{row['role']} {row['format']}\nECE {row['ece']:.3f}", fontsize=9)
+        axis.set(xlabel="confidence", aspect="equal", xlim=(0, 1.03), ylim=(0, 1.03))
+    for axis in axes[len(measurements) :]:
+        axis.set_axis_off()
+    axes[0].set_ylabel("accuracy")
+    return figure
+
+
+@_styled
+def latency_by_shape(measurements: Rows, shapes: Sequence[str]) -> Figure:
+    """Draw the median latency of every model at each shape, on a log scale."""
+    from matplotlib.ticker import ScalarFormatter
+
+    figure, (axes,) = _figure(8, 3.8)
+    for row in measurements:
+        at = [index for index, shape in enumerate(shapes) if shape in row["latency_ms"]]
+        axes.plot(
+            at,
+            [_p50(row, shapes[index]) for index in at],
+            color=ROLE_COLOURS[row["role"]],
+            marker=FORMAT_MARKERS[row["format"]],
+            linewidth=0.9,
+            linestyle="-" if row["device"] == "cpu" else "--",
+            label=f"{row['role']} {row['format']} {row['device']}",
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xticks(range(len(shapes)), shapes)
+    axes.set(xlabel="batch x tokens", ylabel="median latency in ms (log scale)")
+    figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+@_styled
+def cascade(curve: Rows) -> Figure:
+    """Draw accuracy against mean latency as more texts go from the student to the teacher."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, (axes,) = _figure(8, 3.0)
+    axes.plot(
+        [point["latency_ms"] for point in curve],
+        [point["accuracy"] for point in curve],
+        color=ROLE_COLOURS["student"],
+        marker="o",
+        markersize=3,
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.set(xlabel="mean latency of a text in ms", ylabel="test accuracy")
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the picture as PNG, on white."""
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=150, format="png", facecolor="white")
+
+
+def as_svg(figure: Figure, name: str) -> str:
+    """Return the picture as an <svg> element whose text and axes have the colour of the text around it.
+
+    `name` keeps the ids of several pictures on one page apart.
+    """
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # the view box keeps the proportions at any width
+
+
+def _figure(width: float, height: float, *, columns: int = 1, share: bool = False) -> tuple[Figure, Any]:
+    """A figure that belongs to no window, and a row of `columns` axes in it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False, sharey=share)[0]
+
+
+def _line(axes: Any, entries: Rows, value: str, **style: Any) -> None:
+    found = [(entry["epoch"], entry[value]) for entry in entries if entry.get(value) is not None]
+    if found:
+        axes.plot(*zip(*found, strict=True), **style)
+
+
+def _p50(row: Mapping[str, Any], shape: str) -> float:
+    return row["latency_ms"][shape]["p50"]

@@ -1,0 +1,172 @@
+"""The report's page: it says what report.json says, asks for nothing, and shows hostile texts as texts."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from distill import cascade
+from distill.choice import Budget
+from distill.report import training_curve, write_report
+
+HOSTILE = """<script>document.title = "taken"</script><img src=x onerror='document.title="taken"'>{{ 7 * 7 }}"""
+SHAPES = ["1x128", "8x128"]
+ENVIRONMENT = {"versions": {"torch": "2"}, "hardware": {"cpu": "c", "gpus": []}, "test_examples": 100}
+
+
+def row(role, format, p50, accuracy):
+    latency = {
+        shape: {"p50": p50 * n, "p95": p50 * n + 1, "p99": p50 * n + 2, "raw": [p50]}
+        for n, shape in enumerate(SHAPES, 1)
+    }
+    return {
+        "role": role, "model": f"runs/{role}", "format": format, "device": "cpu", "accuracy": accuracy,
+        "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "macro_f1": accuracy - 0.001, "ece": 0.051, "brier": 0.123,
+        "agreement": 0.99, "size_bytes": 17_000_000, "load_seconds": 0.2, "texts_per_second": 100.0,
+        "latency_ms": latency, "confusion": [[40, 7], [5, 48]],
+        "reliability": [{"confidence": 0.7, "accuracy": 0.6, "examples": 10}],
+    }  # fmt: skip
+
+
+ROWS = [
+    row("teacher", "torch-fp32", 40.0, 0.90), row("student", "torch-fp32", 20.0, 0.88),
+    row("student", "onnx-int8", 5.0, 0.87), row("control", "torch-fp32", 20.0, 0.85),
+]  # fmt: skip
+LOG = [
+    {"epoch": 0.5, "step": 5, "loss": 0.6},
+    {"epoch": 1.0, "step": 10, "eval_log_loss": 0.5, "eval_accuracy": 0.8},
+    {"epoch": 2.0, "step": 20, "eval_log_loss": 0.4, "eval_accuracy": 0.9},
+]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report with every part, whose texts, labels and folders attack the page."""
+    folder = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 2, 100)
+    logits = {name: rng.normal(size=(100, 2)) + skill * np.eye(2)[gold] for name, skill in (("s", 1.0), ("t", 3.0))}
+    curve = cascade.cascade_curve(logits["s"], logits["t"], gold, student_ms=5.0, teacher_ms=40.0)
+    flipped = {
+        "text": HOSTILE, "gold": HOSTILE, "model": HOSTILE, "format": "b", "model_probabilities": {HOSTILE: 0.6},
+        "format_probabilities": {"b": 0.7},
+    }  # fmt: skip
+    found = write_report(
+        folder, ROWS, ENVIRONMENT | {HOSTILE: HOSTILE}, SHAPES, [HOSTILE], label_names=[HOSTILE, "b"],
+        trainings=[training_curve("teacher", LOG, 20), training_curve("student", LOG, None)],
+        cascade={"student": HOSTILE, "teacher": "torch", "student_ms": 5.0, "teacher_ms": 40.0, "curve": curve},
+        flipped=[{"model": HOSTILE, "format": "onnx-int8", "total": 3, "texts": [flipped]}], recipe=HOSTILE,
+        comparisons=[{
+            "student": HOSTILE, "control": "c", "examples": 100, "gain": 0.02, "gain_ci95": [0.01, 0.03],
+            "p_value": 0.001, "only_first_correct": 5, "only_second_correct": 3,
+        }],
+    )  # fmt: skip
+    return folder, found
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    parser = Tags()
+    parser.feed((report[0] / "report.html").read_text())
+    return parser
+
+
+def test_what_users_wrote_is_text_and_nothing_is_fetched(page):
+    assert "script" not in page.tags and "img" not in page.tags
+    assert not [value for name, value in page.attributes if name.startswith("on")]
+    wanted = [value for name, value in page.attributes if name in ("src", "href", "xlink:href") if value[0] != "#"]
+    assert not wanted
+    assert "".join(page.text).count(HOSTILE) >= 8  # text, labels, note, recipe, condition: as they were written
+
+
+def test_the_figures_are_those_of_the_json(report, page):
+    folder, found = report
+    assert json.loads((folder / "report.json").read_text()) == found
+    text = " ".join(" ".join(page.text).split())
+    for measured in found["measurements"]:
+        for shape in SHAPES:
+            timed = measured["latency_ms"][shape]
+            assert " / ".join(f"{timed[name]:.1f}" for name in ("p50", "p95", "p99")) in text
+        for name in ("accuracy", "macro_f1"):
+            assert f"{measured[name]:.4f}" in text
+    for point in found["cascade"]["curve"]:
+        assert f"{point['below']:.3f} {point['escalated']:.0%} {point['accuracy']:.1%}" in text
+    assert found["controls"][0]["sentence"] in text
+    assert "Ship onnx-int8" in text and "87.0%" in text and "8.0 x the teacher's speed" in text
+
+
+def test_every_part_has_its_picture_and_no_id_stands_twice(report):
+    html = (report[0] / "report.html").read_text()
+    assert html.count("<svg") == 5
+    svg_ids = re.findall(r' id="([^"]+)"', html)
+    assert len(svg_ids) == len(set(svg_ids))
+    assert "#1d1d20" not in html.split("</style>", 1)[1]  # the ink takes the colour of the page's text
+
+
+def test_a_report_without_logs_exports_or_shapes_is_still_a_page(tmp_path):
+    write_report(tmp_path, [{**ROWS[1], "latency_ms": {}}], ENVIRONMENT, ["1x512"], [], label_names=["a", "b"])
+    html = (tmp_path / "report.html").read_text()
+    assert "Nothing to choose" in html and "<svg" in html
+
+
+def test_where_no_model_fits_the_page_says_so_and_names_the_nearest(tmp_path):
+    found = write_report(tmp_path, ROWS, ENVIRONMENT, SHAPES, [], label_names=["a", "b"], budget=Budget(4.0))
+    assert found["choice"]["model"] is None and found["choice"]["nearest"]["format"] == "onnx-int8"
+    html = (tmp_path / "report.html").read_text()
+    assert (
+        "No model fits" in html and "No model is within 4 ms at 1x128; the nearest is the student as onnx-int8" in html
+    )
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CHROMIUM and shutil.which("chromedriver")), reason="no chromium and chromedriver here")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_the_page_fetches_nothing_and_runs_no_review(report, tmp_path, width):
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update",
+        "disable-sync", "no-first-run", f"user-data-dir={tmp_path}", f"window-size={width},900",
+    ):  # fmt: skip
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+        )
+        url = (report[0] / "report.html").as_uri()
+        driver.get(url)
+        assert driver.title == "distill report"
+        assert driver.get_log("browser") == []
+        events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+        sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        assert {request["request"]["url"] for request in sent if request["documentURL"] == url} == {url}
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width  # only tables scroll
+        pictures = driver.find_elements(By.TAG_NAME, "svg")
+        assert len(pictures) == 5 and all(picture.size["height"] > 60 for picture in pictures)
+    finally:
+        driver.quit()
