@@ -81,6 +81,29 @@ def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = Fa
 
 
 @app.command()
+def inspect(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Train texts to show.", min=1)] = 5,
+    seed: Annotated[int | None, typer.Option("--seed", help="Draws other ones (default: the recipe's).")] = None,
+    output: OutputOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Look at the data: texts, balance, token lengths, duplicates, leaks, and what looks wrong."""
+    refuse_ranks("inspect")
+    stages = _stages()
+    found = stages.inspect(stages.check(recipe, set_ or ()), output, rows=rows, seed=seed)
+    if json_:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    from distill.inspection import as_text
+
+    print(as_text(found))
+    if output:
+        print(f"\n{output / 'inspect.html'}")
+
+
+@app.command()
 def teacher(
     recipe: RecipeArgument,
     set_: SetOption = None,

@@ -251,11 +251,11 @@ def _drop_leaks(splits: dict[str, Dataset], held_out_splits: Sequence[str]) -> d
     held_out: set[bytes] = set()
     for split in held_out_splits:
         if split in splits:
-            held_out.update(_text_keys(splits[split]))
+            held_out.update(text_keys(splits[split]))
     leaks = {}
     for split in ("train", "transfer"):
         if split in splits:
-            kept = [row for row, key in enumerate(_text_keys(splits[split])) if key not in held_out]
+            kept = [row for row, key in enumerate(text_keys(splits[split])) if key not in held_out]
             leaks[split] = len(splits[split]) - len(kept)
             if not kept:
                 raise DataError(f"data: every {split} text stands in validation or test too; give texts of its own")
@@ -264,8 +264,8 @@ def _drop_leaks(splits: dict[str, Dataset], held_out_splits: Sequence[str]) -> d
     return leaks
 
 
-def _text_keys(rows: Dataset) -> Iterator[bytes]:
-    """A short digest of each text without regard to case and white space: a set of them fits where the texts do not."""
+def text_keys(rows: Dataset) -> Iterator[bytes]:
+    """Yield a digest of each text without regard to case and white space: a set of them fits where texts do not."""
     for batch in rows.select_columns(["text"]).iter(batch_size=1_000):
         for text in batch["text"]:
             yield hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()

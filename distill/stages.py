@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from distill import distilling
+from distill import distilling, inspection
 from distill import export as exporting
 from distill import report as reporting
 from distill.benchmark import Measurement, measure
@@ -34,6 +34,7 @@ from distill.models import (
     reorder_classes,
     weights_fingerprint,
 )
+from distill.page import render
 from distill.predictors import load
 from distill.progress import progress_line
 from distill.proofs import Bounds
@@ -42,12 +43,13 @@ from distill.quantisation import import_nncf
 from distill.ranks import rank
 from distill.recipe import FORMATS, Recipe, Stage, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
-from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json, write_json
+from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json, write_json, write_text
 from distill.sessions import TorchSession, import_openvino, onnx_runs_on_cuda
 from distill.training import training_arguments
 
 log = logging.getLogger("distill")
 
+EXAMPLES = 5  # texts that inspect shows
 PREDICT_CHUNK = 4_096  # texts held at once by predict
 
 
@@ -189,6 +191,33 @@ def export(
             + (", the texts answered otherwise in flipped-*.jsonl beside it" if any(p.flipped for p in failed) else ""),
         )
     return {proof.format: proof.as_json() for proof in made}
+
+
+def inspect(
+    recipe: Recipe, output: Path | str | None = None, *, rows: int = EXAMPLES, seed: int | None = None
+) -> dict[str, Any]:
+    """Return what is in the recipe's data (see inspection.inspect), and leave it as a page in `output` if one is given.
+
+    The tokenizer is the teacher's, or the student's where the recipe has no teacher. `rows` train texts are drawn with
+    `seed` (default: the recipe's).
+    """
+    model = recipe.teacher.model if recipe.teacher else recipe.student.model if recipe.student else None
+    if model is None:
+        raise RecipeError("teacher.model: missing, so there is no tokenizer to look at the texts with")
+    tokenizer = load_tokenizer(model)
+    splits = read_splits(recipe)
+    seed = recipe.data.seed if seed is None else seed
+    found = inspection.inspect(splits, tokenizer, max_tokens=recipe.data.max_tokens, rows=rows, seed=seed)
+    if output is not None:
+        shown = {
+            "concerns": inspection.concerns(found),
+            "split_rows": inspection.split_rows(found),
+            "token_rows": inspection.token_rows(found["tokenised"], inspection.TOKENS_ON_A_PAGE),
+        }
+        Path(output).mkdir(parents=True, exist_ok=True)
+        write_json(Path(output) / "inspect.json", found)
+        write_text(Path(output) / "inspect.html", render("inspect.html", title="distill inspect", found=found, **shown))
+    return found
 
 
 def report(
