@@ -266,6 +266,31 @@ def predict(
         print(json.dumps(rows, ensure_ascii=False))
 
 
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Also what this recipe needs.")] = None,
+    set_: SetOption = None,
+    output: OutputOption = None,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Look at the set-up: versions, devices, hub, room, and a recipe's model and data; every fault with its cure."""
+    refuse_ranks("doctor")
+    stages = _stages()
+    resolved = stages.check(recipe, set_ or ()) if recipe else None
+    findings = []
+    for found in stages.doctor(resolved, output or Path(), device=device):
+        findings.append(found)
+        if not json_:
+            print(
+                f"{found.state:5}  {found.subject}: {found.found}" + (f"\n       -> {found.cure}" if found.cure else "")
+            )
+    if json_:
+        print(json.dumps([found.as_json() for found in findings]))
+    if any(found.state == "fault" for found in findings):
+        raise typer.Exit(2)
+
+
 def main() -> None:
     """Run the command line; the entry point of `distill`."""
     for stream in (sys.stdout, sys.stderr):

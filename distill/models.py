@@ -181,6 +181,12 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def parameters_of(name: str) -> int:
+    """Return the number of parameters of a model folder or Hub name, from its configuration alone."""
+    with torch.device("meta"):
+        return parameter_count(AutoModelForSequenceClassification.from_config(load_config(name)))
+
+
 def weights_fingerprint(name: str) -> str:
     """Return the SHA-256, in hex, of the weight files of a Hub name or local folder, without loading the model.
 

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from distill import distilling, inspection
+from distill import doctor as examination
 from distill import export as exporting
 from distill import report as reporting
 from distill.benchmark import Measurement, measure
 from distill.candidates import candidates_of, flipped_texts, learning_curves, models_in
 from distill.cascade import cascade_curve
 from distill.choice import Budget
+from distill.data import Splits
 from distill.devices import Device, describe_hardware, resolve_device
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.fitting import fit, read_splits, tokenised
@@ -31,6 +33,7 @@ from distill.models import (
     align_labels,
     load_classifier,
     load_tokenizer,
+    parameters_of,
     reorder_classes,
     weights_fingerprint,
 )
@@ -218,6 +221,24 @@ def inspect(
         write_json(Path(output) / "inspect.json", found)
         write_text(Path(output) / "inspect.html", render("inspect.html", title="distill inspect", found=found, **shown))
     return found
+
+
+def doctor(
+    recipe: Recipe | None = None, output: Path | str = ".", *, device: str = "auto"
+) -> Iterator[examination.Finding]:
+    """Yield what is right and wrong with this machine and, where a `recipe` is given, whether its parts can be had."""
+    yield from examination.examine(Path(output))
+    if recipe is None:
+        return
+    yield examination.attempt("data", lambda: _sizes(read_splits(recipe)))
+    for name, stage in (("teacher.model", recipe.teacher), ("student.model", recipe.student)):
+        model = stage.model if stage else None
+        if model is None:
+            continue
+        found = examination.attempt(name, lambda model=model: f"{model}: {len(load_tokenizer(model))} tokens known")
+        yield found
+        if found.state == "ok":
+            yield examination.examine_memory(parameters_of(model), device)
 
 
 def report(
@@ -420,6 +441,11 @@ def _cascade(measurements: Sequence[Measurement], gold_labels: np.ndarray, shape
     curve = cascade_curve(logits["student"], logits["teacher"], gold_labels, **times)
     named = {role: f"{item.format} on {item.device}" for role, item in fastest.items()}
     return {**named, **times, "shape": shape, "curve": curve}
+
+
+def _sizes(splits: Splits) -> str:
+    sizes = {name: getattr(splits, name) for name in ("train", "validation", "test", "transfer")}
+    return ", ".join(f"{len(rows)} {name}" for name, rows in sizes.items() if rows is not None) + " texts"
 
 
 def _weights_in(folder: Path) -> str:

@@ -21,7 +21,7 @@ FLOORS = [
     {"recipe_file", "data", "models", "tokens", "outliers"},
     {"run_folder", "students", "inspection", "hidden_states", "first_token"},
     {"sessions", "plots"},
-    {"predictors", "onnx_graph", "quantisation", "proofs"},
+    {"predictors", "onnx_graph", "quantisation", "proofs", "doctor"},
     {"teacher_logits", "training", "fusion", "benchmark", "report"},
     {"export", "candidates"},
     {"fitting"},
@@ -113,7 +113,7 @@ def test_the_readme_names_every_file_of_the_package_and_no_other():
 def test_the_readme_names_every_command_and_no_other():
     done = subprocess.run([sys.executable, "-m", "distill", "--help"], capture_output=True, text=True, cwd=ROOT)
     commands = set(re.findall(r"^ {2}(\w+) +[A-Z]", done.stdout.split("Commands:")[1], flags=re.MULTILINE))
-    assert commands >= {"check", "inspect", "teacher", "student", "export", "report", "run", "predict"}
+    assert commands >= {"check", "inspect", "doctor", "teacher", "student", "export", "report", "run", "predict"}
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^distill (\w+)", readme, flags=re.MULTILINE)) == commands
 

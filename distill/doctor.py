@@ -1,0 +1,188 @@
+"""What is wrong with a set-up, each fault with its cure; what is right, in one line each."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnxruntime
+import psutil
+import torch
+from huggingface_hub import constants, get_session
+from packaging.requirements import Requirement
+
+from distill.devices import describe_hardware, resolve_device, training_precision
+from distill.errors import UserError, one_line
+from distill.sessions import OPENVINO_EXTRA, can_run, onnx_runs_on_cuda
+
+TENSORBOARD_PORT = 6006
+HUB_SECONDS = 5.0
+LITTLE_DISK = 5_000_000_000  # bytes: less than what a run of BERT-base leaves (checkpoints, exports, caches)
+LITTLE_MEMORY = 4_000_000_000
+# What a training holds of each parameter: fp32 weight, gradient and Adam's two moments; then what a batch leaves.
+BYTES_PER_PARAMETER = 16
+# Distributions that spoil each other, and how to mend it.
+CLASHES = [
+    (
+        ("onnxruntime", "onnxruntime-gpu"),
+        "both write the same module, and which one runs is chance",
+        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
+    ),
+    (
+        ("optimum-onnx", "transformers"),
+        "optimum-onnx asks for transformers below 5, distill for 5: one of the two is broken by the other",
+        "keep optimum-onnx in an environment of its own; the exported folders load there",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: fine, worth knowing, or a fault, with what to do about it."""
+
+    subject: str
+    state: Literal["ok", "note", "fault"]
+    found: str
+    cure: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as an object."""
+        return asdict(self)
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """Yield what was found of the machine and its packages; `folder` is where runs would go."""
+    yield from _packages()
+    yield from _devices()
+    yield from _hub()
+    yield from _room(folder)
+    yield _port(TENSORBOARD_PORT)
+
+
+def examine_memory(parameters: int, device: str) -> Finding:
+    """Return whether a model of so many parameters can be trained in the memory that is there."""
+    need = BYTES_PER_PARAMETER * parameters
+    if resolve_device(device) == "cuda":
+        there, where = torch.cuda.mem_get_info()[0], "the GPU"
+    else:
+        there, where = psutil.virtual_memory().available, "memory"
+    found = (
+        f"{_gigabytes(need)} for weights, gradients and optimiser, and the batches; {_gigabytes(there)} free in {where}"
+    )
+    if need > there:
+        return Finding("memory", "fault", found, "a smaller model, or several GPUs with teacher.training.fsdp")
+    return Finding("memory", "ok", found)
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("python", "ok", sys.version.split()[0])
+    try:
+        requirements = importlib.metadata.requires("distill") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            "distill", "fault", "run from its source, not installed: versions are not known", "pip install -e ."
+        )
+        return
+    for line in requirements:
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        wanted = f'pip install "{requirement.name}{requirement.specifier}"'
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(requirement.name, "fault", "not installed", wanted)
+            continue
+        if requirement.specifier.contains(version, prereleases=True):
+            yield Finding(requirement.name, "ok", version)
+        else:
+            yield Finding(requirement.name, "fault", f"{version}, tested with {requirement.specifier}", wanted)
+    there = {str(item.metadata["Name"]).lower().replace("_", "-") for item in importlib.metadata.distributions()}
+    for names, problem, cure in CLASHES:
+        if there.issuperset(names):
+            yield Finding(" and ".join(names), "fault", problem, cure)
+
+
+def _devices() -> Iterator[Finding]:
+    hardware = describe_hardware()
+    yield Finding("cpu", "ok", f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['cpu_capability']}")
+    for index, name in enumerate(hardware["gpus"]):
+        free, total = torch.cuda.mem_get_info(index)
+        yield Finding(f"gpu {index}", "ok", f"{name}, {_gigabytes(free)} of {_gigabytes(total)} free")
+    if not hardware["gpus"] and shutil.which("nvidia-smi"):
+        yield Finding(
+            "gpu", "fault", "nvidia-smi is here, but torch sees no GPU",
+            "install a torch that was built for CUDA, and a driver that is new enough for it",
+        )  # fmt: skip
+    device = resolve_device("auto")
+    yield Finding("training", "ok", f"on {device}, in {training_precision(device, {})[1]}")
+    yield Finding("onnxruntime providers", "ok", ", ".join(onnxruntime.get_available_providers()))
+    if device == "cuda" and not onnx_runs_on_cuda():
+        yield Finding(
+            "onnxruntime", "note", "no CUDA provider: ONNX formats run on the CPU", "pip install onnxruntime-gpu"
+        )
+    if not can_run("openvino-int8", "cpu"):
+        yield Finding("openvino", "note", "not installed: its formats cannot be made or run", OPENVINO_EXTRA)
+
+
+def _hub() -> Iterator[Finding]:
+    cache = Path(constants.HF_HUB_CACHE)
+    models, data_sets = (len(list(cache.glob(f"{kind}--*"))) for kind in ("models", "datasets"))
+    if cache.exists() and not os.access(cache, os.W_OK):
+        yield Finding("cache", "fault", f"{cache} cannot be written", "HF_HOME=DIR, one that can be")
+    else:
+        yield Finding("cache", "ok", f"{cache}: {models} models, {data_sets} data sets")
+    if constants.is_offline_mode():
+        yield Finding("hub", "note", "offline by HF_HUB_OFFLINE: only what the cache and local folders hold can be had")
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception as error:  # noqa: BLE001 - whatever its HTTP library raises: not reachable is all there is to say
+        yield Finding(
+            "hub", "note", f"{constants.ENDPOINT} does not answer ({one_line(error)[:80]})",
+            "HF_ENDPOINT=URL for a mirror, or HF_HUB_OFFLINE=1 and local files and folders",
+        )  # fmt: skip
+    else:
+        yield Finding("hub", "ok", f"{constants.ENDPOINT} answers")
+
+
+def _room(folder: Path) -> Iterator[Finding]:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    found = f"{_gigabytes(free)} free at {existing}"
+    if free < LITTLE_DISK:
+        yield Finding("disk", "fault", found, "make room, or --output DIR on another disk")
+    else:
+        yield Finding("disk", "ok", found)
+    memory = psutil.virtual_memory()
+    found = f"{_gigabytes(memory.available)} of {_gigabytes(memory.total)} free"
+    if memory.available < LITTLE_MEMORY:
+        yield Finding("memory", "note", found, "a smaller per_device_train_batch_size or max_tokens")
+    else:
+        yield Finding("memory", "ok", found)
+
+
+def _port(port: int) -> Finding:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            return Finding("tensorboard", "note", f"port {port} is taken", "tensorboard --port with another number")
+    return Finding("tensorboard", "ok", f"port {port} is free")
+
+
+def attempt(subject: str, load: Callable[[], str]) -> Finding:
+    """Return what `load` says of something that it could load, or the fault that it met."""
+    try:
+        return Finding(subject, "ok", load())
+    except UserError as error:
+        return Finding(subject, "fault", "; ".join(error.problems), error.hint)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

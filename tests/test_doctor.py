@@ -1,0 +1,114 @@
+"""Each fault of a set-up is found, with its cure, and a set-up without one is said to be fine."""
+
+import importlib.metadata
+import json
+import socket
+from collections import namedtuple
+
+import pytest
+from typer.testing import CliRunner
+
+from distill import doctor, stages
+from distill.cli import app
+
+
+def findings(tmp_path):
+    return list(doctor.examine(tmp_path))
+
+
+def faults(found):
+    return [item for item in found if item.state == "fault"]
+
+
+def test_every_fault_and_note_has_a_cure_and_versions_are_those_installed(tmp_path, monkeypatch):
+    found = findings(tmp_path)
+    assert {item.subject: item.found for item in found}["torch"] == importlib.metadata.version("torch")
+    assert all(item.cure for item in faults(found))
+
+
+@pytest.mark.parametrize(("version", "said"), [("1.0", "1.0, tested with"), (None, "not installed")])
+def test_a_package_that_does_not_fit_is_a_fault_with_the_command_that_mends_it(tmp_path, monkeypatch, version, said):
+    installed = importlib.metadata.version
+
+    def other(name):
+        if name != "transformers":
+            return installed(name)
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", other)
+    (fault,) = [item for item in faults(findings(tmp_path)) if item.subject == "transformers"]
+    assert said in fault.found
+    assert fault.cure.startswith('pip install "transformers') and "<6" in fault.cure
+
+
+def test_packages_that_spoil_each_other_are_named(tmp_path, monkeypatch):
+    Distribution = namedtuple("Distribution", "metadata")
+    names = ["onnxruntime", "onnxruntime_gpu", "torch"]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: [Distribution({"Name": name}) for name in names])
+    (fault,) = [item for item in faults(findings(tmp_path)) if " and " in item.subject]
+    assert fault.subject == "onnxruntime and onnxruntime-gpu" and "uninstall" in fault.cure
+
+
+class Session:
+    def __init__(self, error=None):
+        self.error, self.asked = error, []
+
+    def head(self, url, timeout):
+        self.asked.append(url)
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "said"), [(None, "ok", "answers"), (OSError("no route"), "note", "does not answer (no route)")]
+)
+def test_the_hub_is_asked_once_and_only_where_it_may_be(tmp_path, monkeypatch, error, state, said):
+    session = Session(error)
+    monkeypatch.setattr(doctor, "get_session", lambda: session)
+    (hub,) = [item for item in findings(tmp_path) if item.subject == "hub"]
+    assert hub.state == "note" and "offline" in hub.found and session.asked == []  # tests run offline
+    monkeypatch.setattr(doctor.constants, "is_offline_mode", lambda: False)
+    (hub,) = [item for item in findings(tmp_path) if item.subject == "hub"]
+    assert hub.state == state and said in hub.found and len(session.asked) == 1
+
+
+def test_a_full_disk_is_a_fault_also_where_the_folder_is_not_made_yet(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(100, 99, 1))
+    (fault,) = [item for item in findings(tmp_path / "not" / "yet") if item.subject == "disk"]
+    assert fault.state == "fault" and str(tmp_path) in fault.found and "--output" in fault.cure
+
+
+def test_a_port_that_somebody_has_is_noted():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        taken.listen()
+        assert doctor._port(port).state == "note"
+    assert doctor._port(port).state == "ok"
+
+
+def test_a_model_larger_than_the_memory_is_a_fault():
+    assert doctor.examine_memory(10**12, "cpu").state == "fault"
+    assert doctor.examine_memory(1_000, "cpu").state == "ok"
+
+
+def test_what_a_recipe_needs_is_tried(recipe_path, tmp_path):
+    recipe = stages.check(recipe_path)
+    found = {item.subject: item for item in stages.doctor(recipe, tmp_path)}
+    assert found["data"].found == "144 train, 16 validation, 40 test texts"
+    assert found["teacher.model"].state == "ok"
+    recipe = stages.check(recipe_path, ["teacher.model=nowhere/at-all", "data.files.train=gone.csv"])
+    found = {item.subject: item for item in stages.doctor(recipe, tmp_path)}
+    assert found["data"].state == found["teacher.model"].state == "fault"
+    assert "gone.csv: no such file" in found["data"].found
+
+
+def test_a_fault_exits_2_and_json_is_the_whole_of_it(recipe_path):
+    result = CliRunner().invoke(app, ["doctor", str(recipe_path), "--json"])
+    states = {item["subject"]: item["state"] for item in json.loads(result.stdout.splitlines()[-1])}
+    assert states["data"] == "ok" and result.exit_code == (2 if "fault" in states.values() else 0)
+    result = CliRunner().invoke(app, ["doctor", str(recipe_path), "--set", "data.files.train=gone.csv"])
+    assert result.exit_code == 2 and "fault  data: data.files.train: gone.csv: no such file" in result.stdout
