@@ -393,6 +393,6 @@ def _stages() -> Any:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("distill")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
+    logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
     logger.propagate = False
     return stages

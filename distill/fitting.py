@@ -109,6 +109,8 @@ def fit(
         title=role,
         **loss_settings,
     )
+    for warning in training["warnings"]:
+        log.warning("%s: %s", role, warning)
     if "teacher_seconds" in training:
         log.info(
             "%s: the teacher took %.0f %% of the time", role, 100 * training["teacher_seconds"] / training["seconds"]

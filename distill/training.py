@@ -50,6 +50,7 @@ from distill.ranks import rank
 from distill.recipe import Loss
 from distill.run_folder import RunFolder, write_text
 from distill.sampling import SimilarLengths
+from distill.training_log import warnings_of
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,7 @@ def train(
         "best_checkpoint": Path(best).name if (best := trainer.state.best_model_checkpoint) else None,
         "selected_by": arguments.metric_for_best_model,
         "selected_at": trainer.state.best_metric,
+        "warnings": warnings_of(trainer.state.log_history),
         **trainer.finish(),
     }
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "distill"
 # Ground floor first; a module imports only from lower floors, and floor-mates do not import each other.
 FLOORS = [
-    {"errors", "timing", "provenance", "sampling", "cascade", "page"},
+    {"errors", "timing", "provenance", "sampling", "cascade", "page", "training_log"},
     {"ranks", "choice"},
     {"progress", "training_arguments", "devices", "losses", "metrics", "calibration"},
     {"recipe"},
