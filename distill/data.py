@@ -30,6 +30,9 @@ READERS = {
 }
 
 
+SPLITS = ("train", "validation", "test", "transfer")
+
+
 @dataclass(frozen=True)
 class Splits:
     """Train, validation and test with columns example_id ("train/17"), text and label; class names in label order.

@@ -15,7 +15,8 @@ from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from distill.calibration import CONFIG_KEY, fit_temperature
-from distill.data import Splits, load_splits
+from distill.card import card
+from distill.data import SPLITS, Splits, load_splits
 from distill.devices import Device, describe_hardware
 from distill.metrics import expected_calibration_error, figures
 from distill.models import parameter_count, weights_fingerprint
@@ -23,7 +24,7 @@ from distill.predictors import Classifier
 from distill.progress import progress_line
 from distill.provenance import now, versions
 from distill.recipe import Recipe, Stage
-from distill.run_folder import RunFolder, write_json, write_predictions
+from distill.run_folder import RunFolder, write_json, write_predictions, write_text
 from distill.sessions import TorchSession
 from distill.tokens import check_tokenised, tokenise
 from distill.training import ClassificationTrainer, train
@@ -127,14 +128,20 @@ def fit(
     model.save_pretrained(folder.path)
     tokenizer.save_pretrained(folder.path)
     write_predictions(folder.predictions, splits.test["example_id"], gold_labels, test_logits)
-    write_json(
-        folder.metrics,
-        {
-            "test": test,
-            "training": {**training, **(prepared or {})},
-            **({"calibration": calibration} if calibration else {}),
-        },
-    )
+    metrics = {
+        "test": test,
+        "training": {**training, **(prepared or {})},
+        **({"calibration": calibration} if calibration else {}),
+    }
+    write_json(folder.metrics, metrics)
+    sizes = {name: len(rows) for name in SPLITS if (rows := getattr(splits, name)) is not None}
+    write_text(
+        folder.card,
+        card(
+            folder.path.absolute().name, role, recipe, metrics, architecture=type(model).__name__,
+            parameters=parameter_count(model), label_names=splits.label_names, sizes=sizes, parents=parents,
+        ),
+    )  # fmt: skip
     write_json(
         folder.manifest,
         {

@@ -11,7 +11,7 @@ from datasets import Dataset
 from tabulate import tabulate
 from transformers import PreTrainedTokenizerBase
 
-from distill.data import Splits, text_keys
+from distill.data import SPLITS, Splits, text_keys
 
 MEASURED_TEXTS = 10_000  # of a split, drawn at random: enough to tell a length's share to a percent
 SHOWN = 3  # rows of each kind of suspicion
@@ -36,11 +36,7 @@ def inspect(
     Also `rows` train texts drawn with `seed`, and the first of them as the model will see it. Lengths are of at most
     `MEASURED_TEXTS` texts of each split, drawn with the same seed; everything else is of all texts.
     """
-    parts = {
-        name: part
-        for name in ("train", "validation", "test", "transfer")
-        if (part := getattr(splits, name)) is not None
-    }
+    parts = {name: part for name in SPLITS if (part := getattr(splits, name)) is not None}
     examples = [
         {"example_id": example["example_id"], "label": splits.label_names[example["label"]], "text": example["text"]}
         for example in map(dict, _drawn(splits.train, rows, seed))

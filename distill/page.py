@@ -1,18 +1,18 @@
-"""HTML pages from the package's templates: self-contained, and whatever a user wrote is shown as text."""
+"""Pages from the package's templates; in HTML, self-contained, whatever a user wrote is shown as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a template of the package filled in; every value is escaped, unless it is markup of our own making."""
+    """Return a template of the package filled in; in HTML every value is escaped but markup of our own making."""
     environment = Environment(
         loader=PackageLoader("distill"),
-        autoescape=True,
+        autoescape=select_autoescape(("html",)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -54,6 +54,10 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def card(self) -> Path:
+        return self.path / "README.md"
+
+    @property
     def manifest(self) -> Path:
         return self.path / "manifest.json"
 
@@ -115,7 +119,7 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove what a run wrote and nothing else: a user may keep files of his own here."""
         self.manifest.unlink(missing_ok=True)  # first, so that no kill leaves a folder that looks finished
-        for file in (self.metrics, self.metrics_log, self.predictions, self.path / "model.safetensors"):
+        for file in (self.metrics, self.metrics_log, self.predictions, self.card, self.path / "model.safetensors"):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.tensorboard, self.export, self.teacher_logits):
             shutil.rmtree(folder, ignore_errors=True)

@@ -25,7 +25,7 @@ from distill.benchmark import Measurement, measure
 from distill.candidates import candidates_of, flipped_texts, learning_curves, models_in
 from distill.cascade import cascade_curve
 from distill.choice import Budget
-from distill.data import Splits
+from distill.data import SPLITS, Splits
 from distill.devices import Device, describe_hardware, resolve_device
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.fitting import fit, read_splits, tokenised
@@ -444,7 +444,7 @@ def _cascade(measurements: Sequence[Measurement], gold_labels: np.ndarray, shape
 
 
 def _sizes(splits: Splits) -> str:
-    sizes = {name: getattr(splits, name) for name in ("train", "validation", "test", "transfer")}
+    sizes = {name: getattr(splits, name) for name in SPLITS}
     return ", ".join(f"{len(rows)} {name}" for name, rows in sizes.items() if rows is not None) + " texts"
 
 

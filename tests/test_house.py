@@ -19,7 +19,7 @@ FLOORS = [
     {"progress", "training_arguments", "devices", "losses", "metrics", "calibration"},
     {"recipe"},
     {"recipe_file", "data", "models", "tokens", "outliers"},
-    {"run_folder", "students", "inspection", "hidden_states", "first_token"},
+    {"run_folder", "students", "inspection", "card", "hidden_states", "first_token"},
     {"sessions", "plots"},
     {"predictors", "onnx_graph", "quantisation", "proofs", "doctor"},
     {"teacher_logits", "training", "fusion", "benchmark", "report"},
