@@ -18,7 +18,7 @@ from distill.metrics import agreement, confusion, figures, reliability
 from distill.models import align_labels, load_config, token_limit
 from distill.predictors import Classifier, load, weights_bytes
 from distill.progress import progress_line
-from distill.sessions import Session
+from distill.sessions import Session, cores
 from distill.timing import PAUSE_SECONDS, summarise, time_in_turn
 
 WARMUP_TEXTS = 16
@@ -81,6 +81,25 @@ def measure(
     than a model's positions is left out for it. `agreement` is with the same model's torch-fp32, None where that is not
     among the candidates. Raises `ModelError` for a model whose classes are not `label_names`.
     """
+    # Whoever launched this may have told torch to use fewer threads than the other runtimes then take.
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or cores())
+    try:
+        return _measure(candidates, label_names, texts, gold_labels, shapes, rounds=rounds, threads=threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(
+    candidates: Sequence[Candidate],
+    label_names: Sequence[str],
+    texts: Sequence[str],
+    gold_labels: np.ndarray,
+    shapes: Sequence[str],
+    *,
+    rounds: int,
+    threads: int | None,
+) -> list[Measurement]:
     classifiers, load_seconds, columns = {}, {}, {}
     for candidate in candidates:
         start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from distill.page import render
-from distill.recipe import Recipe
+from distill.recipe import Recipe, with_last_names
 from distill.recipe_file import dump_recipe
 
 
@@ -30,15 +30,18 @@ def card(
 
     It is made to be published: of paths it has the last name alone.
     """
-    public = Recipe.model_validate_json(json.dumps(_last_names(recipe.model_dump(mode="json", exclude_none=True))))
+    public = with_last_names(recipe)
     data = public.data.dataset or ", ".join(public.data.files.model_dump(exclude_none=True).values())
+    on_hub = recipe.data.dataset is not None and recipe.data.dataset == public.data.dataset
     base = parents.get("model")
+    is_base = base and not Path(base).exists() and (role != "teacher" or recipe.teacher.pretrained)
+    text = dump_recipe(public)
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["distill", role],
-        base_model=base if base == _last_names(base) else None,  # a local folder is no model of the Hub
-        datasets=[public.data.dataset] if public.data.dataset else None,
+        base_model=base if is_base else None,
+        datasets=[recipe.data.dataset] if on_hub else None,
         model_name=name,
         eval_results=[
             EvalResult(
@@ -55,22 +58,22 @@ def card(
         role=role,
         architecture=architecture,
         parameters=parameters,
-        label_names=label_names,
-        teachers=[_last_names(teacher) for teacher in parents.get("teachers", ())],
+        label_names=[_code(name) for name in label_names],
+        teachers=[
+            _code(Path(teacher).name if Path(teacher).is_absolute() else teacher)
+            for teacher in parents.get("teachers", ())
+        ],
         test=metrics["test"],
         calibrated="calibration" in metrics,
         data=data,
         sizes=", ".join(f"{count} {split}" for split, count in sizes.items()),
         max_tokens=recipe.data.max_tokens,
         warnings=metrics["training"]["warnings"],
-        recipe=dump_recipe(public),
+        recipe=text,
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0)),
     )
 
 
-def _last_names(value: Any) -> Any:
-    """The same value, every absolute path in it cut to its last name."""
-    if isinstance(value, dict):
-        return {key: _last_names(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_last_names(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+def _code(text: str) -> str:
+    """A name as Markdown shows it, whatever is in it."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"

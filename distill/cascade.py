@@ -22,19 +22,23 @@ def cascade_curve(
 
     Logits are (texts, classes) of the same texts, calibrated, so that probabilities compare; `student_ms` and
     `teacher_ms` are the latencies of one text, and a text that is passed on costs both. Each entry has `below`, the
-    probability under which the student passes a text on, the share `escalated`, `accuracy` and `latency_ms`.
+    probability under which the student passes a text on (None: all of them), the share `escalated` that this is of the
+    texts, `accuracy` and `latency_ms`. Texts of equal probability go together.
     """
     confidence = softmax(student_logits, axis=1).max(axis=1)
     order = np.argsort(confidence, kind="stable")
+    ordered = confidence[order]
+    wanted = [round(share * len(order)) for share in SHARES]
+    counts = {int(np.searchsorted(ordered, ordered[count])) if count < len(order) else count for count in wanted}
     student_right = student_logits.argmax(axis=1) == gold_labels
     teacher_right = teacher_logits.argmax(axis=1) == gold_labels
     curve = []
-    for count in sorted({round(share * len(order)) for share in SHARES}):
+    for count in sorted(counts):
         passed, kept = order[:count], order[count:]
         share = count / len(order)
         curve.append(
             {
-                "below": float(confidence[order[count]]) if count < len(order) else 1.0,
+                "below": float(ordered[count]) if count < len(order) else None,
                 "escalated": share,
                 "accuracy": float((teacher_right[passed].sum() + student_right[kept].sum()) / len(order)),
                 "latency_ms": student_ms + share * teacher_ms,

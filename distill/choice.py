@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,13 @@ class Budget:
 
     max_latency_ms: float | None = None
     max_drop: float | None = None
+
+    def check(self, roles: Iterable[str]) -> None:
+        """Raise `BudgetError` where models of these roles do not tell what is within it."""
+        if self.max_drop is not None and "teacher" not in roles:
+            raise BudgetError(
+                "--max-drop: counts from the teacher, which is not among these models", hint="name it too"
+            )
 
     def excess(self, row: Row, shape: str, teacher: Row | None) -> float:
         """Return how far a model is over the budget, 0 within it: the larger overrun, as a share of its limit."""
@@ -35,7 +42,7 @@ def choose(measurements: Sequence[Row], shape: str | None, budget: Budget | None
     Without a budget that is the student that is fastest at `shape`: its formats passed their proof on validation, so
     test accuracy chooses nothing. With one, test accuracy is held against the limit: of the teachers and students
     within it the fastest, or, where accuracy is not limited, the most accurate. Where none is, `model` is None and
-    `nearest` the one least over it. Raises `BudgetError` where what is limited was not measured.
+    `nearest` the one least over it. Raises `BudgetError` where accuracy is limited and no teacher was measured.
     """
     torch_teachers = [row for row in measurements if row["role"] == "teacher" and row["format"].startswith("torch")]
     students = [row for row in measurements if row["role"] == "student"]
@@ -48,9 +55,10 @@ def choose(measurements: Sequence[Row], shape: str | None, budget: Budget | None
         best = min(students, key=lambda row: _p50(row, shape))
         reason = f"the fastest student at {shape} among the formats that passed their proof"
         return _described(best, shape, teacher) | {"reason": f"{reason}: {_facts(best, shape, teacher)}"}
-    if budget.max_drop is not None and teacher is None:
-        raise BudgetError("--max-drop: counts from the teacher, which is not among these models", hint="name it too")
-    affordable = [row for row in measurements if row["role"] != "control"]
+    budget.check("teacher" for _ in torch_teachers)
+    affordable = [row for row in measurements if row["role"] in ("teacher", "student")]
+    if not affordable:
+        return {"model": None, "reason": "no teacher and no student was measured"}
     within = [row for row in affordable if budget.excess(row, shape, teacher) <= 0]
     if not within:
         nearest = min(affordable, key=lambda row: budget.excess(row, shape, teacher))

@@ -276,10 +276,19 @@ def doctor(
 ) -> None:
     """Look at the set-up: versions, devices, hub, room, and a recipe's model and data; every fault with its cure."""
     refuse_ranks("doctor")
-    stages = _stages()
-    resolved = stages.check(recipe, set_ or ()) if recipe else None
+    from distill.packages import examine_packages
+
+    def examine() -> Iterator[Any]:
+        packages = list(examine_packages())
+        yield from packages
+        if any(found.state == "fault" and "not installed" in found.found for found in packages):
+            return  # the rest could not be imported
+        stages = _stages()
+        resolved = stages.check(recipe, set_ or ()) if recipe else None
+        yield from stages.doctor(resolved, output or Path(), device=device)
+
     findings = []
-    for found in stages.doctor(resolved, output or Path(), device=device):
+    for found in examine():
         findings.append(found)
         if not json_:
             print(

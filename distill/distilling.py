@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from distill.data import Splits
 from distill.devices import has_fast_bf16, resolve_device
 from distill.errors import FolderError, ModelError, RecipeError
-from distill.fitting import fit, read_splits, tokenised
+from distill.fitting import fit, shared_splits, tokenised
 from distill.hidden_states import OnlineTeacher, map_layers, relation_heads
 from distill.metrics import compare_paired
 from distill.models import (
@@ -99,7 +99,7 @@ def distil(
         )
     folder.check(recipe, resume=resume, overwrite=overwrite)
     arguments, precision = training_arguments(settings.training, folder, resolved, stage="student")
-    splits = read_splits(recipe)
+    splits = shared_splits(recipe)
     model, tokenizer = _new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
     online = _online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
@@ -145,7 +145,7 @@ def control(
     figures = read_json(student.metrics)["training"]
     training = _for_as_many_steps(settings.training, figures["planned_steps"], figures["steps_per_epoch"])
     arguments, precision = training_arguments(training, folder, resolved, stage="student")
-    splits = read_splits(recipe)
+    splits = shared_splits(recipe)
     model, tokenizer = _new_student(settings, recipe, teacher, splits.label_names, seed=arguments.seed)
     rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     return fit(

@@ -1,25 +1,21 @@
-"""What is wrong with a set-up, each fault with its cure; what is right, in one line each."""
+"""What is wrong with a machine, each fault with its cure; what is right, in one line each."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import onnxruntime
 import psutil
 import torch
 from huggingface_hub import constants, get_session
-from packaging.requirements import Requirement
 
 from distill.devices import describe_hardware, resolve_device, training_precision
 from distill.errors import UserError, one_line
+from distill.packages import Finding
 from distill.sessions import OPENVINO_EXTRA, can_run, onnx_runs_on_cuda
 
 TENSORBOARD_PORT = 6006
@@ -28,45 +24,17 @@ LITTLE_DISK = 5_000_000_000  # bytes: less than what a run of BERT-base leaves (
 LITTLE_MEMORY = 4_000_000_000
 # What a training holds of each parameter: fp32 weight, gradient and Adam's two moments; then what a batch leaves.
 BYTES_PER_PARAMETER = 16
-# Distributions that spoil each other, and how to mend it.
-CLASHES = [
-    (
-        ("onnxruntime", "onnxruntime-gpu"),
-        "both write the same module, and which one runs is chance",
-        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
-    ),
-    (
-        ("optimum-onnx", "transformers"),
-        "optimum-onnx asks for transformers below 5, distill for 5: one of the two is broken by the other",
-        "keep optimum-onnx in an environment of its own; the exported folders load there",
-    ),
-]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: fine, worth knowing, or a fault, with what to do about it."""
-
-    subject: str
-    state: Literal["ok", "note", "fault"]
-    found: str
-    cure: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as an object."""
-        return asdict(self)
 
 
 def examine(folder: Path) -> Iterator[Finding]:
-    """Yield what was found of the machine and its packages; `folder` is where runs would go."""
-    yield from _packages()
+    """Yield what was found of the machine; `folder` is where runs would go."""
     yield from _devices()
     yield from _hub()
     yield from _room(folder)
     yield _port(TENSORBOARD_PORT)
 
 
-def examine_memory(parameters: int, device: str) -> Finding:
+def examine_memory(subject: str, parameters: int, device: str) -> Finding:
     """Return whether a model of so many parameters can be trained in the memory that is there."""
     need = BYTES_PER_PARAMETER * parameters
     if resolve_device(device) == "cuda":
@@ -77,37 +45,10 @@ def examine_memory(parameters: int, device: str) -> Finding:
         f"{_gigabytes(need)} for weights, gradients and optimiser, and the batches; {_gigabytes(there)} free in {where}"
     )
     if need > there:
-        return Finding("memory", "fault", found, "a smaller model, or several GPUs with teacher.training.fsdp")
-    return Finding("memory", "ok", found)
-
-
-def _packages() -> Iterator[Finding]:
-    yield Finding("python", "ok", sys.version.split()[0])
-    try:
-        requirements = importlib.metadata.requires("distill") or []
-    except importlib.metadata.PackageNotFoundError:
-        yield Finding(
-            "distill", "fault", "run from its source, not installed: versions are not known", "pip install -e ."
+        return Finding(
+            subject, "fault", found, "a smaller model, or training.optim: adafactor, which keeps less of each parameter"
         )
-        return
-    for line in requirements:
-        requirement = Requirement(line)
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        wanted = f'pip install "{requirement.name}{requirement.specifier}"'
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(requirement.name, "fault", "not installed", wanted)
-            continue
-        if requirement.specifier.contains(version, prereleases=True):
-            yield Finding(requirement.name, "ok", version)
-        else:
-            yield Finding(requirement.name, "fault", f"{version}, tested with {requirement.specifier}", wanted)
-    there = {str(item.metadata["Name"]).lower().replace("_", "-") for item in importlib.metadata.distributions()}
-    for names, problem, cure in CLASHES:
-        if there.issuperset(names):
-            yield Finding(" and ".join(names), "fault", problem, cure)
+    return Finding(subject, "ok", found)
 
 
 def _devices() -> Iterator[Finding]:
@@ -143,7 +84,7 @@ def _hub() -> Iterator[Finding]:
         yield Finding("hub", "note", "offline by HF_HUB_OFFLINE: only what the cache and local folders hold can be had")
         return
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS).raise_for_status()
     except Exception as error:  # noqa: BLE001 - whatever its HTTP library raises: not reachable is all there is to say
         yield Finding(
             "hub", "note", f"{constants.ENDPOINT} does not answer ({one_line(error)[:80]})",

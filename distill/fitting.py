@@ -32,13 +32,18 @@ from distill.training import ClassificationTrainer, train
 log = logging.getLogger("distill")
 
 
+def shared_splits(recipe: Recipe) -> Splits:
+    """Return `read_splits` to every rank; on each machine the first reads first, and the others find its cache."""
+    with PartialState().local_main_process_first():
+        return read_splits(recipe)
+
+
 def read_splits(recipe: Recipe) -> Splits:
     """Return the recipe's splits, having said what is read and which texts were dropped as leaks."""
     files = recipe.data.files
     names = [Path(path).name for path in files.model_dump(exclude_none=True).values()] if files else []
     log.info("data: reading %s", recipe.data.dataset or ", ".join(names))
-    with PartialState().local_main_process_first():  # the others find what the first left in datasets' cache
-        splits = load_splits(recipe.data)
+    splits = load_splits(recipe.data)
     for split, dropped in splits.leaks.items():
         if dropped:
             log.info("data: %d %s texts dropped: they stand in validation or test too", dropped, split)
@@ -135,13 +140,14 @@ def fit(
     }
     write_json(folder.metrics, metrics)
     sizes = {name: len(rows) for name in SPLITS if (rows := getattr(splits, name)) is not None}
-    write_text(
-        folder.card,
-        card(
-            folder.path.absolute().name, role, recipe, metrics, architecture=type(model).__name__,
-            parameters=parameter_count(model), label_names=splits.label_names, sizes=sizes, parents=parents,
-        ),
-    )  # fmt: skip
+    if folder.owns_card:
+        write_text(
+            folder.card,
+            card(
+                folder.path.absolute().name, role, recipe, metrics, architecture=type(model).__name__,
+                parameters=parameter_count(model), label_names=splits.label_names, sizes=sizes, parents=parents,
+            ),
+        )  # fmt: skip
     write_json(
         folder.manifest,
         {

@@ -24,7 +24,7 @@ SUSPICIONS = {
     "control_characters": ("control characters", re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")),
     "markup": ("HTML tags", re.compile(r"</?[a-zA-Z][^<>]{0,200}>")),
     "no_letters": ("no letter", re.compile(r"\A[\W\d_]*\Z")),
-    "one_word": ("one word only", re.compile(r"\A\s*\S+\s*\Z")),
+    "one_word": ("one word only", re.compile(r"\A\s*[!-\u024f]{1,40}\s*\Z")),
 }
 
 
@@ -66,14 +66,16 @@ def as_text(found: Mapping[str, Any]) -> str:
     head = tabulate(split_rows(found), headers="keys", tablefmt="simple", disable_numparse=True)
     labels = {name: part["labels"] for name, part in found["splits"].items() if part["labels"]}
     balance = [
-        {"label": label}
+        {"label": _line(label, EXCERPT)}
         | {name: f"{counts[label]} ({_share(counts[label], counts)})" for name, counts in labels.items()}
         for label in names
     ]
     parts = [
         head,
         tabulate(balance, headers="keys", tablefmt="simple", disable_numparse=True),
-        "\n".join(f"[{example['label']}] {_line(example['text'], 160)}" for example in found["examples"]),
+        "\n".join(
+            f"[{_line(example['label'], EXCERPT)}] {_line(example['text'], 160)}" for example in found["examples"]
+        ),
         "as the model sees the first of them:\n"
         + tabulate(token_rows(found["tokenised"], TOKENS_IN_A_LINE), tablefmt="plain", disable_numparse=True),
         "\n".join(f"- {concern}" for concern in concerns(found)) or "Nothing looks wrong.",
@@ -97,7 +99,10 @@ def split_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def token_rows(tokenised: Mapping[str, Any], most: int) -> list[list[str]]:
     """Return the first `most` tokens of a text with their ids and mask, three rows."""
-    return [[name, *map(str, tokenised[name][:most])] for name in ("tokens", "input_ids", "attention_mask")]
+    return [
+        [name, *(_line(str(value), EXCERPT) for value in tokenised[name][:most])]
+        for name in ("tokens", "input_ids", "attention_mask")
+    ]
 
 
 def concerns(found: Mapping[str, Any]) -> list[str]:
@@ -113,7 +118,7 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
         said.append(f"{repeated} texts repeat an earlier one of their split, but for case and white space")
     if found["contradictions"]["count"]:
         first = found["contradictions"]["shown"][0]
-        labels = " and ".join(first["labels"])
+        labels = " and ".join(_line(label, EXCERPT) for label in first["labels"])
         said.append(
             f"{found['contradictions']['count']} train texts have more than one label, such as {labels} for: "
             f"{_line(first['text'], EXCERPT)}"

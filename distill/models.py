@@ -182,9 +182,15 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def parameters_of(name: str) -> int:
-    """Return the number of parameters of a model folder or Hub name, from its configuration alone."""
-    with torch.device("meta"):
-        return parameter_count(AutoModelForSequenceClassification.from_config(load_config(name)))
+    """Return the number of parameters of a model folder or Hub name, from its configuration alone.
+
+    Raises `ModelError` where that is not the configuration of a classifier or an encoder.
+    """
+    try:
+        with torch.device("meta"):
+            return parameter_count(AutoModelForSequenceClassification.from_config(load_config(name)))
+    except ValueError as error:
+        raise ModelError(f"{name}: no classifier can be made of it: {one_line(error)}") from error
 
 
 def weights_fingerprint(name: str) -> str:

@@ -70,8 +70,8 @@ def accuracy_against_latency(measurements: Rows, front: Rows, shape: str) -> Fig
             _p50(row, shape),
             row["accuracy"],
             yerr=[[row["accuracy"] - low], [high - row["accuracy"]]],
-            color=ROLE_COLOURS[row["role"]],
-            marker=FORMAT_MARKERS[row["format"]],
+            color=_colour(row["role"]),
+            marker=FORMAT_MARKERS.get(row["format"], "d"),
             fillstyle="full" if row["device"] == "cpu" else "none",
             markersize=9,
             elinewidth=0.8,
@@ -87,8 +87,10 @@ def accuracy_against_latency(measurements: Rows, front: Rows, shape: str) -> Fig
     axes.set_ylabel("test accuracy with 95 % interval")
     roles = list(dict.fromkeys(row["role"] for row in measurements))
     formats = list(dict.fromkeys(row["format"] for row in measurements))
-    handles = [Line2D([], [], color=ROLE_COLOURS[role], linewidth=4, label=role) for role in roles]
-    handles += [Line2D([], [], color=INK, marker=FORMAT_MARKERS[name], linestyle="", label=name) for name in formats]
+    handles = [Line2D([], [], color=_colour(role), linewidth=4, label=role) for role in roles]
+    handles += [
+        Line2D([], [], color=INK, marker=FORMAT_MARKERS.get(name, "d"), linestyle="", label=name) for name in formats
+    ]
     if {row["device"] for row in measurements} == {"cpu", "cuda"}:
         handles.append(Line2D([], [], color=INK, marker="o", fillstyle="none", linestyle="", label="hollow: cuda"))
     if len(front) > 1:
@@ -104,7 +106,7 @@ def learning_curves(trainings: Rows) -> Figure:
 
     figure, (losses, accuracies) = _figure(8, 3.2, columns=2)
     for run in trainings:
-        colour = ROLE_COLOURS[run["role"]]
+        colour = _colour(run["role"])
         _line(losses, run["steps"], "loss", color=colour, linewidth=0.8, alpha=0.6)
         _line(losses, run["evaluations"], "log_loss", color=colour, marker="o", markersize=3, label=run["role"])
         _line(accuracies, run["evaluations"], "accuracy", color=colour, marker="o", markersize=3)
@@ -129,7 +131,7 @@ def reliability_diagrams(measurements: Rows) -> Figure:
             [point["confidence"] for point in points],
             [point["accuracy"] for point in points],
             s=[10 + 90 * point["examples"] / most for point in points],
-            color=ROLE_COLOURS[row["role"]],
+            color=_colour(row["role"]),
         )
         axis.set_title(f"{row['role']} {row['format']}\nECE {row['ece']:.3f}", fontsize=9)
         axis.set(xlabel="confidence", aspect="equal", xlim=(0, 1.03), ylim=(0, 1.03))
@@ -150,8 +152,8 @@ def latency_by_shape(measurements: Rows, shapes: Sequence[str]) -> Figure:
         axes.plot(
             at,
             [_p50(row, shapes[index]) for index in at],
-            color=ROLE_COLOURS[row["role"]],
-            marker=FORMAT_MARKERS[row["format"]],
+            color=_colour(row["role"]),
+            marker=FORMAT_MARKERS.get(row["format"], "d"),
             linewidth=0.9,
             linestyle="-" if row["device"] == "cpu" else "--",
             label=f"{row['role']} {row['format']} {row['device']}",
@@ -212,6 +214,10 @@ def _figure(width: float, height: float, *, columns: int = 1, share: bool = Fals
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False, sharey=share)[0]
+
+
+def _colour(role: str) -> str:
+    return ROLE_COLOURS.get(role, ROLE_COLOURS["other"])
 
 
 def _line(axes: Any, entries: Rows, value: str, **style: Any) -> None:

@@ -10,12 +10,12 @@ from distill.errors import UserError
 
 def rank() -> int:
     """Return the number of this process among those that a launcher started; 0 where none did."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK") or 0)
 
 
 def refuse_ranks(command: str) -> None:
     """Raise `UserError` where a launcher started several processes of a command that is for one."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise UserError(
             f"{command}: runs in one process, and {os.environ['WORLD_SIZE']} were launched",
             hint="launch several for teacher, student and run; start the others as they are",

@@ -220,6 +220,12 @@ class Loss(Section):
         """Whether the teacher must run at every step, since its hidden states are too many to keep."""
         return self.hidden_states is not None or self.attention_relations is not None
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the loss itself changes during training, so that its values do not compare."""
+        weights = [part.weight for part in (self.hidden_states, self.attention_relations) if part]
+        return any(schedule.start != schedule.end for schedule in (self.temperature, self.soft_weight, *weights))
+
 
 class Student(Stage):
     """The small model: a pretrained one by name or folder, layers of the teacher, or the teacher's shape made smaller.
@@ -303,6 +309,26 @@ class Recipe(Section):
             if weight.start == weight.end == 0:
                 raise ValueError("student.loss.soft_weight: 0, but transfer texts have nothing but the soft loss")
         return self
+
+
+def with_last_names(recipe: Recipe) -> Recipe:
+    """Return the recipe with data files and local folders cut to their last name, so that it can be published."""
+    updates: dict[str, Any] = {}
+    if recipe.data.files:
+        files = {split: Path(path).name for split, path in recipe.data.files.model_dump(exclude_none=True).items()}
+        updates["data"] = recipe.data.model_copy(update={"files": Files(**files)})
+    elif recipe.data.dataset and Path(recipe.data.dataset).is_absolute():
+        updates["data"] = recipe.data.model_copy(update={"dataset": Path(recipe.data.dataset).name})
+    for name in ("teacher", "student"):
+        stage = getattr(recipe, name)
+        if stage:
+            paths = {
+                key: Path(value).name
+                for key in ("model", "output")
+                if (value := getattr(stage, key)) and Path(value).is_absolute()
+            }
+            updates[name] = stage.model_copy(update=paths)
+    return recipe.model_copy(update=updates)
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:

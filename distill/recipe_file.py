@@ -96,7 +96,8 @@ def _read(path: Path | str) -> str:
 def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Return the plain values of a YAML text and the line (from 1) of each key path."""
     # The scanner takes the square of the depth, so a file of brackets would keep it busy for hours before it gave up.
-    if max(accumulate(BRACKETS.get(character, 0) for character in text), default=0) > DEEPEST:
+    steps = (BRACKETS.get(character, 0) for character in text)
+    if max(accumulate(steps, lambda depth, step: max(0, depth + step), initial=0)) > DEEPEST:
         raise RecipeError(f"{name}: nested too deeply for a recipe")
     try:
         values = YAML(typ="safe", pure=True).load(text)

@@ -71,6 +71,11 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def owns_card(self) -> bool:
+        """Whether a card may be written: none is there, or one of ours."""
+        return not self.card.is_file() or "made with distill" in self.card.read_text(encoding="utf-8", errors="replace")
+
+    @property
     def is_finished(self) -> bool:
         return self.manifest.is_file()
 
@@ -119,8 +124,10 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove what a run wrote and nothing else: a user may keep files of his own here."""
         self.manifest.unlink(missing_ok=True)  # first, so that no kill leaves a folder that looks finished
-        for file in (self.metrics, self.metrics_log, self.predictions, self.card, self.path / "model.safetensors"):
+        for file in (self.metrics, self.metrics_log, self.predictions, self.path / "model.safetensors"):
             file.unlink(missing_ok=True)
+        if self.owns_card:
+            self.card.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.tensorboard, self.export, self.teacher_logits):
             shutil.rmtree(folder, ignore_errors=True)
 

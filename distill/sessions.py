@@ -91,7 +91,7 @@ class OnnxSession:
     def __init__(self, path: Path, device: Device, threads: int | None = None, *, format: str = "onnx"):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # warnings are about the graph's history, nothing a user can act on
-        self._path, self._threads = path, threads or _cores()
+        self._path, self._threads = path, threads or cores()
         options.intra_op_num_threads = self._threads
         providers = ["CPUExecutionProvider"]
         if device == "cuda":
@@ -145,7 +145,7 @@ class OpenVinoSession:
     batch_tokens = ONE_THREAD_BATCH_TOKENS
 
     def __init__(self, path: Path, threads: int | None = None, *, format: str = "openvino"):
-        self._path, self._threads = path, threads or _cores()
+        self._path, self._threads = path, threads or cores()
         self._request = self._compiled(streams=1).create_infer_request()
         self.format = format
 
@@ -290,5 +290,6 @@ def _format(folder: Path, runtime: str) -> str:
     return folder.name if folder.name.startswith(f"{runtime}-") else runtime
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return the CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -28,13 +28,14 @@ from distill.choice import Budget
 from distill.data import SPLITS, Splits
 from distill.devices import Device, describe_hardware, resolve_device
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
-from distill.fitting import fit, read_splits, tokenised
+from distill.fitting import fit, read_splits, shared_splits, tokenised
 from distill.models import (
     align_labels,
     load_classifier,
     load_tokenizer,
     parameters_of,
     reorder_classes,
+    weight_files,
     weights_fingerprint,
 )
 from distill.page import render
@@ -43,7 +44,7 @@ from distill.progress import progress_line
 from distill.proofs import Bounds
 from distill.provenance import now, versions
 from distill.quantisation import import_nncf
-from distill.ranks import rank
+from distill.ranks import leave, rank
 from distill.recipe import FORMATS, Recipe, Stage, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
 from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json, write_json, write_text
@@ -78,7 +79,7 @@ def teacher(
     folder = RunFolder(Path(output or settings.output))
     folder.check(recipe, resume=resume, overwrite=overwrite)
     arguments, precision = training_arguments(settings.training, folder, resolved, stage="teacher")
-    splits = read_splits(recipe)
+    splits = shared_splits(recipe)
     tokenizer = load_tokenizer(settings.model)
     model = load_classifier(
         settings.model,
@@ -235,10 +236,11 @@ def doctor(
         model = stage.model if stage else None
         if model is None:
             continue
-        found = examination.attempt(name, lambda model=model: f"{model}: {len(load_tokenizer(model))} tokens known")
+        is_pretrained = name == "student.model" or stage.pretrained
+        found = examination.attempt(name, lambda model=model, weights=is_pretrained: _parts_of(model, weights=weights))
         yield found
         if found.state == "ok":
-            yield examination.examine_memory(parameters_of(model), device)
+            yield examination.examine_memory(f"memory for {name}", parameters_of(model), device)
 
 
 def report(
@@ -263,6 +265,8 @@ def report(
     splits = read_splits(recipe)
     notes: list[str] = []
     candidates = [item for model in models for item in candidates_of(model, devices, notes)]
+    if budget:
+        budget.check({item.role for item in candidates})
     gold_labels = np.asarray(splits.test["label"])
     measurements = measure(
         candidates,
@@ -297,7 +301,7 @@ def report(
         flipped=list(flipped_texts(models)),
         recipe=dump_recipe(recipe),
     )
-    if "nearest" in found["choice"]:
+    if budget and found["choice"]["model"] is None:
         page = Path(output) / reporting.REPORT_HTML
         raise BudgetError(f"report: {found['choice']['reason']}", hint=f"every figure is in {page}")
     return found
@@ -337,6 +341,7 @@ def run(
             distilling.distil(recipe, [str(root / "teacher")], folder, force=force, **options)
         else:
             distilling.control(recipe, str(root / "teacher"), folders["student"], folder, **options)
+    leave()  # what follows is for one process, which must not wait for the others
     if rank():
         return None
     failure: ExportError | None = None
@@ -441,6 +446,17 @@ def _cascade(measurements: Sequence[Measurement], gold_labels: np.ndarray, shape
     curve = cascade_curve(logits["student"], logits["teacher"], gold_labels, **times)
     named = {role: f"{item.format} on {item.device}" for role, item in fastest.items()}
     return {**named, **times, "shape": shape, "curve": curve}
+
+
+def _parts_of(model: str, *, weights: bool) -> str:
+    """What there is of a model to train from; raises where anything lacks that training needs."""
+    tokens, parameters = len(load_tokenizer(model)), parameters_of(model)
+    size = (
+        f"{sum(path.stat().st_size for path in weight_files(model)) / 1e6:.1f} MB of weights"
+        if weights
+        else "no weights"
+    )
+    return f"{model}: {parameters / 1e6:.1f} M parameters, {tokens} tokens known, {size}"
 
 
 def _sizes(splits: Splits) -> str:

@@ -75,6 +75,7 @@ class Collator:
 class ClassificationTrainer(Trainer):
     """Cross-entropy on gold labels, averaged over the examples of a step however they are cut into batches."""
 
+    loss_is_scheduled = False
     reads_all_tokens = False  # of the last layer's output; the classification head reads the first
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -148,6 +149,7 @@ class DistillationTrainer(ClassificationTrainer):
     ):
         super().__init__(*args, **kwargs)
         self.loss = loss
+        self.loss_is_scheduled = loss.is_scheduled
         self.teacher_weights = teacher_weights
         self.online = online
         self.reads_all_tokens = online is not None
@@ -297,7 +299,7 @@ def train(
         "best_checkpoint": Path(best).name if (best := trainer.state.best_model_checkpoint) else None,
         "selected_by": arguments.metric_for_best_model,
         "selected_at": trainer.state.best_metric,
-        "warnings": warnings_of(trainer.state.log_history),
+        "warnings": warnings_of(trainer.state.log_history, loss_is_scheduled=trainer.loss_is_scheduled),
         **trainer.finish(),
     }
 
@@ -361,6 +363,9 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, trainer: Trainer):
         self.signal_number: int | None = None
         self.agreed: int | None = None
+        self.is_alone = trainer.args.world_size == 1
+        # Its own group, over gloo: an answer on a GPU could not be read without waiting for the step that runs there.
+        self.group = None if self.is_alone else distributed.new_group(backend="gloo")
         self.asked: tuple[distributed.Work | None, torch.Tensor] | None = None
         self.previous: dict[int, Any] = {}
         trainer.add_callback(self)
@@ -370,17 +375,21 @@ class StopOnSignal(TrainerCallback):
             self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if kind is None and self.signal_number is not None:  # after the last checkpoint
+            raise Interrupted(self.signal_number, "stopped when training had ended; --resume goes on from there")
 
     def _note(self, number: int, _: Any) -> None:
         self.signal_number = number
+        if self.is_alone:
+            self.agreed = number
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask for a checkpoint once a signal has come; at the end of an epoch its evaluation comes first."""
-        self._agree(args)
+        self._agree()
         if self.agreed is not None and not float(state.epoch or 0).is_integer():
             control.should_save = True
 
@@ -395,18 +404,17 @@ class StopOnSignal(TrainerCallback):
             PartialState().wait_for_everyone()  # a launcher ends all ranks with the first, and one is still writing
             raise Interrupted(self.agreed, f"stopped at step {state.global_step}; --resume goes on from there")
 
-    def _agree(self, args: TrainingArguments) -> None:
+    def _agree(self) -> None:
         """Learn which signal any rank had got by the step before; that answer is there, so nobody waits for it."""
-        if args.world_size == 1:
-            self.agreed = self.signal_number
+        if self.is_alone:
             return
         if self.asked is not None:
             work, answer = self.asked
             if work is not None:
                 work.wait()
             self.agreed = int(answer) or None
-        number = torch.tensor(self.signal_number or 0, device=args.device)
-        self.asked = distributed.all_reduce(number, distributed.ReduceOp.MAX, async_op=True), number
+        number = torch.tensor(self.signal_number or 0)
+        self.asked = distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self.group, async_op=True), number
 
 
 def _validation_figures(prediction: EvalPrediction) -> dict[str, Any]:

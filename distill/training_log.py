@@ -12,12 +12,13 @@ JUMPS = 0.5  # mean step from one logged loss to the next over their mean: batch
 FEWEST = 6  # logged losses without which nothing is said of their course
 
 
-def warnings_of(log: Sequence[Mapping[str, Any]]) -> list[str]:
+def warnings_of(log: Sequence[Mapping[str, Any]], *, loss_is_scheduled: bool = False) -> list[str]:
     """Return what a user should know of a finished training, from Trainer's log history; empty where it went well.
 
-    Rules of thumb for hints, no more: nothing is decided by them.
+    Rules of thumb for hints, no more: nothing is decided by them. Where the loss itself follows a schedule, nothing is
+    said of its course.
     """
-    losses = [entry["loss"] for entry in log if "loss" in entry]
+    losses = [entry["loss"] for entry in log if "loss" in entry and not loss_is_scheduled]
     rates = [entry["learning_rate"] for entry in log if entry.get("learning_rate")]
     evaluations = [entry for entry in log if "eval_log_loss" in entry]
     said = []
@@ -41,7 +42,7 @@ def warnings_of(log: Sequence[Mapping[str, Any]]) -> list[str]:
         last = evaluations[-1]
         since = [entry["loss"] for entry in log if "loss" in entry and entry["step"] > best["step"]]
         before = [entry["loss"] for entry in log if "loss" in entry and entry["step"] <= best["step"]]
-        still_falls = since and before and mean(since) < mean(before)
+        still_falls = losses and since and before and mean(since) < mean(before)
         if last["eval_log_loss"] > WORSE * best["eval_log_loss"] and still_falls:
             said.append(
                 f"validation log loss was best at epoch {best['epoch']:.2f} ({best['eval_log_loss']:.3f}) and rose to "

@@ -124,7 +124,7 @@ def recipe_path(tmp_path, data, tiny_bert) -> Path:
         },
         "student": {"layers": [0, 2], "output": str(tmp_path / "student"), "training": training},
         "export": {"max_accuracy_drop": 0.05},
-        "benchmark": {"shapes": ["1x8", "2x16"], "rounds": 5},
+        "benchmark": {"shapes": ["1x8", "2x16"], "rounds": 5, "threads": 1},
     }  # fmt: skip
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe))  # JSON is YAML

@@ -40,7 +40,7 @@ def test_the_hub_reads_it_and_its_figures_are_those_of_the_run(world):
 def test_it_says_what_was_made_of_what(world):
     _, teacher, student = world
     text = student.card.read_text()
-    assert "It was distilled from my-teacher." in text and "some-bert" in teacher.card.read_text()
+    assert "It was distilled from `my-teacher`." in text and "some-bert" in teacher.card.read_text()
     assert "144 train, 16 validation, 40 test" in text and "train.csv, test.csv" in text
     assert "calibrated scores" in teacher.card.read_text() and "calibrated scores" not in text
 

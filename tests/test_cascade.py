@@ -37,6 +37,12 @@ def test_each_point_is_what_the_threshold_it_names_would_do():
         assert (answers == GOLD).mean() == point["accuracy"]
 
 
+def test_texts_of_equal_confidence_go_together():
+    gold, sure = np.zeros(8, int), np.tile([5.0, 0.0], (8, 1))
+    found = cascade_curve(sure, sure, gold, student_ms=1.0, teacher_ms=1.0)
+    assert [(point["escalated"], point["below"] is None) for point in found] == [(0.0, False), (1.0, True)]
+
+
 def test_a_teacher_that_answers_alike_changes_no_accuracy():
     student = logits(1.0)
     assert {point["accuracy"] for point in curve(student, student * 5)} == {(student.argmax(1) == GOLD).mean()}
@@ -50,7 +56,7 @@ def sentence(points, teacher_ms=40.0):
 
 def test_the_sentence_says_what_is_won_or_that_nothing_is():
     gains = [(0.5, 0.0, 0.80, 5.0), (0.7, 0.25, 0.90, 15.0), (1.0, 1.0, 0.90, 45.0)]
-    assert "Where the 25% of texts answered with a probability below 0.70 go to the teacher" in sentence(gains)
+    assert "Where the 25% of texts answered with a probability below 0.7 go to the teacher" in sentence(gains)
     assert "at 15.0 ms a text on average instead of 40.0" in sentence(gains)
     assert "Nothing is won by it here" in sentence([(0.5, 0.0, 0.9, 5.0), (1.0, 1.0, 0.9, 45.0)])
     assert "It does not pay here" in sentence([(0.5, 0.0, 0.8, 5.0), (0.9, 0.9, 0.85, 41.0), (1.0, 1.0, 0.9, 45.0)])

@@ -41,7 +41,7 @@ def finished(tmp_path_factory, data, tiny_bert):
         "teacher": {"model": str(tiny_bert), "pretrained": False, "training": training},
         "student": {"layers": [0, 2], "control": True, "training": training},
         "export": {"max_accuracy_drop": 0.1},
-        "benchmark": {"shapes": ["1x8", "2x16"], "rounds": 5},
+        "benchmark": {"shapes": ["1x8", "2x16"], "rounds": 5, "threads": 1},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     code, out, err = run("run", folder / "recipe.yaml", "--output", folder / "out", "--json")

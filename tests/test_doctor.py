@@ -3,27 +3,61 @@
 import importlib.metadata
 import json
 import socket
+import subprocess
+import sys
 from collections import namedtuple
 
 import pytest
 from typer.testing import CliRunner
 
-from distill import doctor, stages
+from distill import doctor, packages, stages
 from distill.cli import app
 
 
 def findings(tmp_path):
-    return list(doctor.examine(tmp_path))
+    return [*packages.examine_packages(), *doctor.examine(tmp_path)]
 
 
 def faults(found):
     return [item for item in found if item.state == "fault"]
 
 
-def test_every_fault_and_note_has_a_cure_and_versions_are_those_installed(tmp_path, monkeypatch):
-    found = findings(tmp_path)
-    assert {item.subject: item.found for item in found}["torch"] == importlib.metadata.version("torch")
-    assert all(item.cure for item in faults(found))
+def test_versions_are_those_installed(tmp_path):
+    found = {item.subject: item for item in findings(tmp_path)}
+    assert found["torch"].found == importlib.metadata.version("torch") and found["torch"].state == "ok"
+    assert all(item.cure for item in found.values() if item.state == "fault")
+
+
+def test_a_package_that_is_missing_is_said_without_importing_it():
+    code = """
+import importlib.metadata, sys
+sys.modules["accelerate"] = None  # importing it fails
+real = importlib.metadata.version
+def version(name):
+    if name == "accelerate":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return real(name)
+importlib.metadata.version = version
+sys.argv = ["distill", "doctor"]
+from distill.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "fault  accelerate: not installed" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_onnxruntime_for_gpus_will_do(monkeypatch):
+    installed = importlib.metadata.version
+
+    def version(name):
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed("onnxruntime" if name == "onnxruntime-gpu" else name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    (found,) = [item for item in packages.examine_packages() if item.subject == "onnxruntime"]
+    assert found.state == "ok"
 
 
 @pytest.mark.parametrize(("version", "said"), [("1.0", "1.0, tested with"), (None, "not installed")])
@@ -57,12 +91,22 @@ class Session:
 
     def head(self, url, timeout):
         self.asked.append(url)
-        if self.error:
+        if isinstance(self.error, OSError):
             raise self.error
+        return self
+
+    def raise_for_status(self):
+        if self.error:
+            raise RuntimeError(self.error)
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "said"), [(None, "ok", "answers"), (OSError("no route"), "note", "does not answer (no route)")]
+    ("error", "state", "said"),
+    [
+        (None, "ok", "answers"),
+        (OSError("no route"), "note", "does not answer (no route)"),
+        ("407 proxy", "note", "does not answer (407 proxy)"),
+    ],
 )
 def test_the_hub_is_asked_once_and_only_where_it_may_be(tmp_path, monkeypatch, error, state, said):
     session = Session(error)
@@ -91,8 +135,8 @@ def test_a_port_that_somebody_has_is_noted():
 
 
 def test_a_model_larger_than_the_memory_is_a_fault():
-    assert doctor.examine_memory(10**12, "cpu").state == "fault"
-    assert doctor.examine_memory(1_000, "cpu").state == "ok"
+    assert doctor.examine_memory("m", 10**12, "cpu").state == "fault"
+    assert doctor.examine_memory("m", 1_000, "cpu").state == "ok"
 
 
 def test_what_a_recipe_needs_is_tried(recipe_path, tmp_path):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "distill"
 # Ground floor first; a module imports only from lower floors, and floor-mates do not import each other.
 FLOORS = [
-    {"errors", "timing", "provenance", "sampling", "cascade", "page", "training_log"},
+    {"errors", "timing", "provenance", "sampling", "cascade", "page", "training_log", "packages"},
     {"ranks", "choice"},
     {"progress", "training_arguments", "devices", "losses", "metrics", "calibration"},
     {"recipe"},
@@ -76,6 +76,7 @@ def test_a_module_imports_in_a_cold_interpreter(module):
         "timing",
         "progress",
         "ranks",
+        "packages",
         "plots",
         "page",
         "choice",

@@ -14,7 +14,7 @@ FAULTY = {
     "control_characters": "a really \x07 good film",
     "markup": "a good film<br />and music",
     "no_letters": "10 / 10 !",
-    "one_word": "superb",
+    "one_word": "superb!",
 }
 
 
@@ -124,6 +124,11 @@ def test_hostile_texts_are_text_on_the_page_and_on_the_terminal(look, tmp_path):
     page = (tmp_path / "page" / "inspect.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "\x1b" not in as_text(found)
+
+
+def test_a_script_without_spaces_is_not_one_word(look):
+    found = look([*plain(100), *[(f"这部电影很好看{n}", "positive") for n in range(20)]], plain(20, start=200))
+    assert "one_word" not in {suspicion["kind"] for suspicion in found["suspicious"]}
 
 
 def test_without_a_tokenizer_there_is_one_line(tmp_path, data):

@@ -113,6 +113,18 @@ def assert_same(found, expected):
 
 
 @pytest.mark.slow
+def test_a_whole_run_ends_on_one_rank_and_is_skipped_where_it_is_finished(recipe, tmp_path):
+    sets = [part for name in ("teacher", "student") for part in ("--set", f"{name}.training.num_train_epochs=1")]
+    sets += ["--set", "export.formats=[onnx-fp32]", "--set", "benchmark.rounds=5", "--set", "benchmark.shapes=[1x8]"]
+    for _ in range(2):
+        done = launch(TORCHRUN, "run", recipe, "--output", tmp_path / "run", "--force", *sets)
+        assert done.stdout.count("report.html") == 1
+        assert (tmp_path / "run" / "report" / "report.json").is_file()
+        (tmp_path / "run" / "report" / "report.json").unlink()
+    assert "teacher: finished before, skipped" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_mistake_is_said_once(recipe, tmp_path):
     done = subprocess.run(
         [sys.executable, *TORCHRUN, "-m", "distill", "teacher", str(recipe), "--set", "teacher.training.fp17=true"],

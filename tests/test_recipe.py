@@ -164,6 +164,7 @@ CASES = {
     "control character": (b"data: \x00\n", [""]),
     "alias that holds itself": ("data: &a\n  files: *a\n", [""]),
     "deep": ("a: " + "[" * 300_000, ["nested too deeply"]),
+    "deep behind others": ("# " + "]" * 9_000 + "\na: " + "[" * 9_000, ["nested too deeply"]),
     "deep blocks": ("- " * 3_000, ["nested too deeply"]),
     "everything at once": (
         "data: {dataset: a/b, seed: x}\nteacher: {model: 3}\nstudent: {layers: [-1], training: {lr: 1}}\n",

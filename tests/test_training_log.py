@@ -34,6 +34,11 @@ def test_a_loss_that_stays_points_at_the_learning_rate(rate):
     assert "hardly fell (0.693 at first, 0.693 at last)" in said and f"{rate:.1e}" in said
 
 
+def test_of_a_loss_that_follows_a_schedule_nothing_is_said():
+    stays, memorises = log([0.69] * 9), log(FALLING, [(50, 0.40), (100, 0.55), (120, 0.66)])
+    assert warnings_of(stays, loss_is_scheduled=True) == warnings_of(memorises, loss_is_scheduled=True) == []
+
+
 def test_a_loss_that_jumps_is_said():
     (said,) = warnings_of(log([1.2, 1.1, 1.0, 0.9, 0.2, 0.9, 0.1, 0.8, 0.2, 0.9, 0.1, 0.8]))
     assert "jumps by" in said

@@ -1,0 +1,78 @@
+"""The packages that distill needs: installed, of versions that fit, and none that spoils another. Imports none."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+
+# The same module under another name.
+INSTEAD = {"onnxruntime": ("onnxruntime-gpu",)}
+# Distributions that spoil each other, and how to mend it.
+CLASHES = [
+    (
+        ("onnxruntime", "onnxruntime-gpu"),
+        "both write the same module, and which one runs is chance",
+        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
+    ),
+    (
+        ("optimum-onnx", "transformers"),
+        "optimum-onnx asks for transformers below 5, distill for 5: one of the two is broken by the other",
+        "keep optimum-onnx in an environment of its own; the exported folders load there",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: fine, worth knowing, or a fault, with what to do about it."""
+
+    subject: str
+    state: Literal["ok", "note", "fault"]
+    found: str
+    cure: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as an object."""
+        return asdict(self)
+
+
+def examine_packages() -> Iterator[Finding]:
+    """Yield Python's version and each package that distill requires, then those that do not go together."""
+    yield Finding("python", "ok", sys.version.split()[0])
+    try:
+        requirements = importlib.metadata.requires("distill") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            "distill", "fault", "run from its source, not installed: versions are not known", "pip install -e ."
+        )
+        return
+    for line in requirements:
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        wanted = f'pip install "{requirement.name}{requirement.specifier}"'
+        versions = list(filter(None, map(_version, (requirement.name, *INSTEAD.get(requirement.name, ())))))
+        if not versions:
+            yield Finding(requirement.name, "fault", "not installed", wanted)
+            continue
+        version = versions[0]
+        if requirement.specifier.contains(version, prereleases=True):
+            yield Finding(requirement.name, "ok", version)
+        else:
+            yield Finding(requirement.name, "fault", f"{version}, tested with {requirement.specifier}", wanted)
+    there = {str(item.metadata["Name"]).lower().replace("_", "-") for item in importlib.metadata.distributions()}
+    for names, problem, cure in CLASHES:
+        if there.issuperset(names):
+            yield Finding(" and ".join(names), "fault", problem, cure)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
