@@ -59,3 +59,15 @@ def test_the_front_is_what_none_beats_in_both():
             for other in ROWS
             if other is not row
         )
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape", "reason"),
+    [
+        (ROWS, None, "no shape fits every model"),
+        (ROWS[3:], "1x128", "no teacher and no student was measured"),
+        ([{**ROWS[1], "role": "other"}], "1x128", "no teacher and no student was measured"),
+    ],
+)
+def test_where_nothing_can_be_told_nothing_is_chosen(rows, shape, reason):
+    assert choose(rows, shape, Budget(5.0)) == {"model": None, "reason": reason}
