@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -148,6 +149,16 @@ def test_what_a_recipe_needs_is_tried(recipe_path, tmp_path):
     found = {item.subject: item for item in stages.doctor(recipe, tmp_path)}
     assert found["data"].state == found["teacher.model"].state == "fault"
     assert "gone.csv: no such file" in found["data"].found
+    bare = shutil.copytree(recipe_model(recipe_path), tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    sets = [f"teacher.model={bare}", "teacher.pretrained={}"]
+    for pretrained, state in (("true", "fault"), ("false", "ok")):
+        recipe = stages.check(recipe_path, [item.format(pretrained) for item in sets])
+        found = {item.subject: item for item in stages.doctor(recipe, tmp_path)}
+        assert found["teacher.model"].state == state, found["teacher.model"]
+
+
+def recipe_model(path):
+    return stages.check(path).teacher.model
 
 
 def test_a_fault_exits_2_and_json_is_the_whole_of_it(recipe_path):

@@ -181,6 +181,21 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, splits,
     assert folder.metrics_log.read_text().count("eval_accuracy") == 3
 
 
+def test_a_signal_after_the_last_checkpoint_is_not_lost(tmp_path, splits, tiny_bert):
+    class Late(TrainerCallback):
+        def on_train_end(self, args, state, control, **_):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    class LateTrainer(ClassificationTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.add_callback(Late())
+
+    with pytest.raises(Interrupted, match="when training had ended") as caught:
+        run(RunFolder(tmp_path / "run"), splits, tiny_bert, {"max_steps": 2, "save_strategy": "no"}, LateTrainer)
+    assert caught.value.exit_code == 143
+
+
 def test_the_best_checkpoint_is_the_one_that_is_left(tmp_path, splits, tiny_bert):
     training = {
         "num_train_epochs": 3, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "eval_strategy": "epoch",
