@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,25 +82,6 @@ def measure(
     than a model's positions is left out for it. `agreement` is with the same model's torch-fp32, None where that is not
     among the candidates. Raises `ModelError` for a model whose classes are not `label_names`.
     """
-    # Whoever launched this may have told torch to use fewer threads than the other runtimes then take.
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or cores())
-    try:
-        return _measure(candidates, label_names, texts, gold_labels, shapes, rounds=rounds, threads=threads)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _measure(
-    candidates: Sequence[Candidate],
-    label_names: Sequence[str],
-    texts: Sequence[str],
-    gold_labels: np.ndarray,
-    shapes: Sequence[str],
-    *,
-    rounds: int,
-    threads: int | None,
-) -> list[Measurement]:
     classifiers, load_seconds, columns = {}, {}, {}
     for candidate in candidates:
         start = time.perf_counter()
@@ -109,23 +91,24 @@ def _measure(
             classifiers[candidate].label_names, label_names, teacher=str(candidate.folder)
         )
     logits, rates = {}, {}
-    for candidate, classifier in classifiers.items():
-        title = f"{candidate.role} {classifier.session.format} {candidate.device}"
-        with progress_line(title, len(texts), "text") as line:
-            answers, rates[candidate] = timed_logits(classifier, texts, progress=line.update)
-            logits[candidate] = answers[:, columns[candidate]]
     latency: dict[Candidate, dict[str, Any]] = {candidate: {} for candidate in candidates}
-    for shape in shapes:
-        tokens = int(shape.split("x")[1])
-        calls = {
-            candidate: call_at(classifier.session, shape, vocabulary=len(classifier.tokenizer))
-            for candidate, classifier in classifiers.items()
-            if tokens <= (token_limit(load_config(str(candidate.folder))) or tokens)
-        }
-        with progress_line(f"latency at {shape}", rounds * len(calls), "call") as line:
-            timed = time_in_turn(calls, rounds, synchronize=_synchronize, progress=line.update)
-        for candidate, latencies in timed.items():
-            latency[candidate][shape] = summarise(latencies)
+    with _torch_threads(threads or cores()):
+        for candidate, classifier in classifiers.items():
+            title = f"{candidate.role} {classifier.session.format} {candidate.device}"
+            with progress_line(title, len(texts), "text") as line:
+                answers, rates[candidate] = timed_logits(classifier, texts, progress=line.update)
+                logits[candidate] = answers[:, columns[candidate]]
+        for shape in shapes:
+            tokens = int(shape.split("x")[1])
+            calls = {
+                candidate: call_at(classifier.session, shape, vocabulary=len(classifier.tokenizer))
+                for candidate, classifier in classifiers.items()
+                if tokens <= (token_limit(load_config(str(candidate.folder))) or tokens)
+            }
+            with progress_line(f"latency at {shape}", rounds * len(calls), "call") as line:
+                timed = time_in_turn(calls, rounds, synchronize=_synchronize, progress=line.update)
+            for candidate, latencies in timed.items():
+                latency[candidate][shape] = summarise(latencies)
     references = {
         (candidate.model, candidate.device): candidate
         for candidate, classifier in classifiers.items()
@@ -185,6 +168,17 @@ def call_at(session: Session, shape: str, *, vocabulary: int) -> Callable[[], ob
     ids = np.random.default_rng(0).integers(5, vocabulary, (batch, tokens), dtype=np.int64)
     mask = np.ones_like(ids)
     return lambda: session.run(ids, mask)
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """Let torch use as many as the other runtimes take; whoever launched this may have told it to use fewer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _synchronize() -> None:

@@ -53,7 +53,6 @@ from distill.training import training_arguments
 
 log = logging.getLogger("distill")
 
-EXAMPLES = 5  # texts that inspect shows
 PREDICT_CHUNK = 4_096  # texts held at once by predict
 
 
@@ -198,7 +197,7 @@ def export(
 
 
 def inspect(
-    recipe: Recipe, output: Path | str | None = None, *, rows: int = EXAMPLES, seed: int | None = None
+    recipe: Recipe, output: Path | str | None = None, *, rows: int = 5, seed: int | None = None
 ) -> dict[str, Any]:
     """Return what is in the recipe's data (see inspection.inspect), and leave it as a page in `output` if one is given.
 
