@@ -83,6 +83,6 @@ def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> I
                 continue
             yield Candidate(role, str(model), exports / name, device)
             if name == "openvino-bf16" and not has_fast_bf16("cpu"):
-                notes.append(f"{role} openvino-bf16 ran in fp32: this CPU does not multiply bf16 in hardware.")
+                notes.append(f"{role} openvino-bf16 ran in fp32: this CPU is not faster in bf16.")
             if name == "onnx-fp16" and device == "cpu":
                 notes.append(f"{role} onnx-fp16 is meant for GPUs; a CPU converts it to fp32 as it goes.")

@@ -137,8 +137,8 @@ class OnnxSession:
 class OpenVinoSession:
     """An OpenVINO model of the same inputs and output as an ONNX one, on the CPU.
 
-    What is not int8 runs in bf16 where the CPU multiplies that in hardware, else in fp32: OpenVINO emulates bf16
-    elsewhere, some forty times slower. Raises `DeviceError` where the extra is not installed.
+    What is not int8 runs in bf16 where the CPU is faster in it, else in fp32: without the instructions OpenVINO
+    emulates bf16, some forty times slower. Raises `DeviceError` where the extra is not installed.
     """
 
     device: Device = "cpu"

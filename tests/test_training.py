@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 from conftest import LABELS, make_classifier, make_tokenizer, write_reviews
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
+from distill import devices
 from distill.data import load_splits
-from distill.devices import has_fast_bf16, training_precision
+from distill.devices import training_precision
 from distill.errors import Interrupted, RecipeError, TrainingError
 from distill.models import load_tokenizer
 from distill.predictors import Classifier
@@ -292,10 +294,17 @@ def test_fields_that_do_not_go_together_are_one_clear_line(tmp_path):
     assert "\n" not in caught.value.problems[0]
 
 
-def test_precision_is_the_recipes_or_follows_the_device():
-    fields, reason = training_precision("cpu", {})
-    assert fields == ({"bf16": True} if has_fast_bf16("cpu") else {})
-    assert reason.startswith("bf16" if has_fast_bf16("cpu") else "fp32")
+@pytest.mark.parametrize(
+    ("rate", "fields", "reason"),
+    [(0.0, {}, "fp32: this CPU has neither"), (0.6, {}, "fp32: .* at 0.6 times"), (2.0, {"bf16": True}, "bf16: ")],
+)
+def test_a_cpu_trains_in_bf16_only_where_that_is_faster(monkeypatch, rate, fields, reason):
+    monkeypatch.setattr(devices, "bf16_rate", lambda: rate)
+    assert training_precision("cpu", {})[0] == fields
+    assert re.match(reason, training_precision("cpu", {})[1])
+
+
+def test_the_recipe_has_the_last_word_on_precision():
     assert training_precision("cpu", {"bf16": False}) == ({}, "fp32, as the recipe says")
     assert training_precision("cpu", {"bf16": True}) == ({}, "bf16, as the recipe says")
 
