@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from distill.devices import Device
 from distill.models import layer_count
 from distill.onnx_graph import FUSED_ATTENTION
+from distill.outliers import OWN_ACTIVATION
 
 LAYER_NORM = ("LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization")
 GELU = ("Gelu", "BiasGelu", "FastGelu", "QuickGelu")
@@ -30,8 +31,8 @@ def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, A
     They are counted in a run of the graph on `device`, in the profile that ONNX Runtime writes of it: not what the file
     says, but what is executed. `int8_products` counts the matrix products on int8 weights, `stray_casts` conversions to
     a floating type, `on_cpu` the nodes of a CUDA session that compute floats on the CPU (shapes it works out there on
-    purpose). A graph in fp16 has casts that are meant, around its fp32 LayerNorms; on a CPU, which converts all of it,
-    its nodes are counted in the file.
+    purpose). Isolated channels have a Gelu of their own. A graph in fp16 has casts that are meant, around its fp32
+    LayerNorms; on a CPU, which converts all of it, its nodes are counted in the file.
     """
     graph = onnx.load(path, load_external_data=False).graph
     is_fp16 = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
@@ -45,7 +46,8 @@ def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, A
     }
     activation = getattr(config, "hidden_act", getattr(config, "activation", None))
     if activation == "gelu":  # others are several nodes in torch too
-        found["gelu"] = {"fused": sum(kinds[kind] for kind in GELU), "expected": layers}
+        isolated = sum(node.name.endswith(OWN_ACTIVATION) for node in graph.node)
+        found["gelu"] = {"fused": sum(kinds[kind] for kind in GELU), "expected": layers + isolated}
     if not is_fp16:
         found["int8_products"] = sum(kinds[kind] for kind in INT8_PRODUCTS)
         found["stray_casts"] = sum(node.kind == "Cast" and node.makes in FLOATS for node in ran)

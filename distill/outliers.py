@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -12,6 +14,8 @@ from onnx import helper, numpy_helper
 
 WIDE_CHANNELS = 4  # of each product's inputs; 16 or 64 were hardly better
 RANGE_TEXTS = 100  # enough to find them: they are the same for every text
+ZERO_AT_ZERO = ("Gelu", "Relu")  # activations that leave a channel of zeros one of zeros
+OWN_ACTIVATION = "_wide_activation"  # how the name of an isolated channels' activation ends
 
 
 def widest(graph: Path, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -46,8 +50,9 @@ def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave:
     A tensor's activations share one int8 scale, so one channel ten times as wide costs all others three bits. BERTs
     have such channels, the same for every text (Bondarenko et al. 2021). What a LayerNorm made is divided by how much
     wider than the next it is, and the weights multiplied by that (SmoothQuant, Xiao et al. 2023): it costs next to no
-    time. What a Gelu made is so wide that the weights would lose more than is won: there the widest channels become a
-    product of their own, in fp32 (LLM.int8(), Dettmers et al. 2022).
+    time. What an activation made is so wide that the weights would lose more than is won: there the widest channels are
+    computed on their own, from the layer's input to its output, in fp32 (after LLM.int8(), Dettmers et al. 2022), and
+    the great products see zeros in their place: masking would read and write the whole middle.
     """
     model = onnx.load(graph)
     weights = {weight.name: weight for weight in model.graph.initializer}
@@ -58,34 +63,43 @@ def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave:
         model.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
+    def array(name: str) -> np.ndarray:
+        return numpy_helper.to_array(weights[name])
+
+    middles = {middle.widen.name: middle for middle in _middles(model) if not {*middle.products} & {*leave}}
     for node, (inputs, outputs) in feed_forward(model):
-        if node.name in leave:
+        if node.name in leave or inputs > outputs:
             continue
-        source, name, width = node.input[0], node.name, largest[node.input[0]]
-        wide_first = np.argsort(-width)
-        weight = numpy_helper.to_array(weights[node.input[1]])
-        if inputs < outputs:
-            factor = np.maximum(1, width / (width[wide_first[WIDE_CHANNELS]] or 1)).astype(np.float32)
-            replaced[name] = [
-                helper.make_node("Mul", [source, constant(f"{name}_narrowing", 1 / factor)], [f"{name}_narrowed"]),
-                helper.make_node(
-                    "MatMul", [f"{name}_narrowed", constant(f"{name}_widened", weight * factor[:, None])], node.output,
-                    name=name,
-                ),
-            ]  # fmt: skip
-        else:
-            kept = np.sort(wide_first[:WIDE_CHANNELS])
-            others = np.ones(inputs, np.float32)
-            others[kept] = 0
-            picked, wide = f"{name}_picked", f"{name}_wide"
-            fp32 += [picked, wide]
-            replaced[name] = [
-                helper.make_node("Mul", [source, constant(f"{name}_others", others)], [f"{name}_narrow"]),
-                helper.make_node("MatMul", [f"{name}_narrow", node.input[1]], [f"{name}_most"], name=name),
-                helper.make_node("Gather", [source, constant(f"{name}_kept", kept)], [picked], name=picked, axis=-1),
-                helper.make_node("MatMul", [picked, constant(f"{name}_rows", weight[kept])], [wide], name=wide),
-                helper.make_node("Add", [f"{name}_most", wide], node.output),
-            ]  # fmt: skip
+        source, name, weight = node.input[0], node.name, array(node.input[1])
+        if name in middles:
+            narrow, bias, activation = middles[name].narrow, middles[name].bias, middles[name].activation
+            wide = np.sort(np.argsort(-largest[narrow.input[0]])[:WIDE_CHANNELS])
+            parts = {"columns": weight[:, wide], "bias": array(bias)[wide], "rows": array(narrow.input[1])[wide]}
+            columns, own_bias, rows = (constant(f"{name}_wide_{part}", value) for part, value in parts.items())
+            others = np.ones(outputs, np.float32)
+            others[wide] = 0
+            weight = weight * others
+            weights[bias].CopyFrom(numpy_helper.from_array(array(bias) * others, bias))
+            own, wide_out, most = f"{name}_wide", f"{narrow.name}_wide", f"{narrow.name}_most"
+            fp32 += [own, wide_out]
+            replaced[narrow.name] = [
+                helper.make_node("MatMul", [source, columns], [own], name=own),
+                helper.make_node("Add", [own, own_bias], [f"{own}_biased"]),
+                helper.make_node(activation.op_type, [f"{own}_biased"], [f"{own}_middle"], name=own + OWN_ACTIVATION),
+                helper.make_node("MatMul", [f"{own}_middle", rows], [wide_out], name=wide_out),
+                helper.make_node("MatMul", narrow.input, [most], name=narrow.name),
+                helper.make_node("Add", [most, wide_out], narrow.output),
+            ]
+            replaced[narrow.name][2].attribute.extend(activation.attribute)
+        width = largest[source]
+        factor = np.maximum(1, width / (np.sort(width)[-1 - WIDE_CHANNELS] or 1)).astype(np.float32)
+        replaced[name] = [
+            helper.make_node("Mul", [source, constant(f"{name}_narrowing", 1 / factor)], [f"{name}_narrowed"]),
+            helper.make_node(
+                "MatMul", [f"{name}_narrowed", constant(f"{name}_widened", weight * factor[:, None])], node.output,
+                name=name,
+            ),
+        ]  # fmt: skip
     nodes = [new for node in model.graph.node for new in replaced.get(node.name, [node])]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -95,6 +109,39 @@ def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave:
     beside = graph.with_name(f"{graph.name}.data").is_file()
     onnx.save(model, target, save_as_external_data=beside, location=f"{target.name}.data")
     return fp32
+
+
+class Middle(NamedTuple):
+    """The middle of a feed-forward part: the products before and after it, the bias and the activation between."""
+
+    widen: onnx.NodeProto
+    bias: str
+    activation: onnx.NodeProto
+    narrow: onnx.NodeProto
+
+    @property
+    def products(self) -> tuple[str, str]:
+        return self.widen.name, self.narrow.name
+
+
+def _middles(model: onnx.ModelProto) -> Iterator[Middle]:
+    """Yield each widening product, bias, activation and narrowing product that follow one another and feed no other."""
+    products = {node.name for node, _ in feed_forward(model)}
+    constants = {weight.name for weight in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    for narrow, (inputs, outputs) in feed_forward(model):
+        activation = makers.get(narrow.input[0])
+        if inputs < outputs or activation is None or activation.op_type not in ZERO_AT_ZERO:
+            continue
+        biased = makers.get(activation.input[0])
+        if biased is None or biased.op_type != "Add":
+            continue
+        widen = next((makers[name] for name in biased.input if name in makers), None)
+        bias = next((name for name in biased.input if name in constants), "")
+        between = [activation.output[0], biased.output[0], *(widen.output if widen else ()), bias]
+        if widen and widen.name in products and all(uses[name] == 1 for name in between):  # "" is used by none
+            yield Middle(widen, bias, activation, narrow)
 
 
 def feed_forward(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, tuple[int, int]]]:

@@ -17,13 +17,17 @@ BATCHES = [{"x": (RNG.normal(size=(6, WIDE)) * SCALES).astype(np.float32)} for _
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
-    """A feed-forward part whose middle has wide channels too: the first four."""
+    """A feed-forward part whose middle has wide channels too: the first four, of which one by its bias."""
     first = RNG.normal(size=(WIDE, INNER)).astype(np.float32) / SCALES[:, None] / 4
-    first[:, :4] *= 20
+    first[:, :3] *= 20
+    bias = RNG.normal(size=INNER).astype(np.float32) / 4
+    bias[3] = 60
     second = RNG.normal(size=(INNER, WIDE)).astype(np.float32) / 4
     second[:4] /= 20
+    weights = {"first": first, "bias": bias, "second": second}
     nodes = [
-        helper.make_node("MatMul", ["x", "first"], ["h"], name="widen"),
+        helper.make_node("MatMul", ["x", "first"], ["w"], name="widen"),
+        helper.make_node("Add", ["w", "bias"], ["h"], name="bias"),
         helper.make_node("Gelu", ["h"], ["g"], name="gelu"),
         helper.make_node("MatMul", ["g", "second"], ["y"], name="narrow"),
     ]
@@ -32,7 +36,7 @@ def graph(tmp_path_factory):
         "feed_forward",
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", WIDE])],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["rows", WIDE])],
-        [numpy_helper.from_array(first, "first"), numpy_helper.from_array(second, "second")],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
@@ -68,8 +72,22 @@ def test_isolating_changes_nothing_in_fp32(graph, tmp_path, leave):
     fp32 = isolate(graph, tmp_path / "isolated.onnx", widest(graph, BATCHES), leave=leave)
     np.testing.assert_allclose(answers(tmp_path / "isolated.onnx"), answers(graph), rtol=1e-4, atol=1e-4)
     nodes = onnx.load(tmp_path / "isolated.onnx").graph.node
-    assert (len(nodes) == 3) == (len(leave) == 2)
-    assert set(fp32) <= {node.name for node in nodes} and bool(fp32) == ("narrow" not in leave)
+    assert (len(nodes) == 4) == ("widen" in leave)  # nothing is taken out of one product alone
+    assert set(fp32) <= {node.name for node in nodes} and bool(fp32) == (not leave)
+
+
+def test_a_middle_that_is_read_elsewhere_too_keeps_its_channels(graph, tmp_path):
+    model = onnx.load(graph)
+    model.graph.node.append(helper.make_node("Identity", ["g"], ["z"]))
+    model.graph.output.append(helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["rows", INNER]))
+    onnx.save(model, tmp_path / "read.onnx")
+    assert isolate(tmp_path / "read.onnx", tmp_path / "isolated.onnx", widest(graph, BATCHES)) == []
+    session = onnxruntime.InferenceSession(str(tmp_path / "isolated.onnx"))
+    exact = onnxruntime.InferenceSession(str(tmp_path / "read.onnx"))
+    for name in ("y", "z"):
+        np.testing.assert_allclose(
+            session.run([name], BATCHES[0])[0], exact.run([name], BATCHES[0])[0], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_int8_loses_far_less_where_wide_channels_are_isolated(graph, tmp_path):

@@ -18,11 +18,12 @@ IDS = {"ids": np.arange(12)[None] % 40}
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
     """A table of embeddings, a feed-forward part and a head on the first token."""
-    shapes = {"table": (40, 16), "first": (16, 64), "second": (64, 16), "head": (16, 2), "bias": (2,)}
+    shapes = {"table": (40, 16), "first": (16, 64), "middle": (64,), "second": (64, 16), "head": (16, 2), "bias": (2,)}
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["x"], name="embeddings"),
         helper.make_node("MatMul", ["x", "first"], ["h"], name="widen"),
-        helper.make_node("Gelu", ["h"], ["g"], name="gelu"),
+        helper.make_node("Add", ["h", "middle"], ["m"], name="biased"),
+        helper.make_node("Gelu", ["m"], ["g"], name="gelu"),
         helper.make_node("MatMul", ["g", "second"], ["y"], name="narrow"),
         helper.make_node("Gather", ["y", "zero"], ["token"], name="first_token", axis=1),
         helper.make_node("Gemm", ["token", "head", "bias"], ["logits"], name="head"),
@@ -51,7 +52,7 @@ def test_what_stays_in_fp32_is_what_the_settings_name(graph, tmp_path):
     assert kept(fp32_products=("feed_forward",)) == (1, {"second"})
     assert kept(fp32_products=("head",)) == (1, {"head"})
     assert kept(embeddings=False) == (0, {"table"})
-    assert kept(outliers=True) == (1, set())  # the wide channels of the feed-forward output
+    assert kept(outliers=True) == (2, set())  # the wide channels of the middle, into it and out of it
     assert kept(outliers=True, fp32_products=("feed_forward",)) == (1, {"second"})  # whole already
 
 
