@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
+from distill.cascade import cascade_curve
 from distill.devices import Device
 from distill.metrics import agreement, confusion, figures, reliability
 from distill.models import align_labels, load_config, token_limit
@@ -184,3 +185,20 @@ def _torch_threads(threads: int) -> Iterator[None]:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def cascade_of(measurements: Sequence[Measurement], gold_labels: np.ndarray, shape: str) -> dict[str, Any] | None:
+    """The fastest student before the fastest teacher, where texts come one by one; None where either lacks."""
+    able = [item for item in measurements if shape.startswith("1x") and shape in item.latency_ms]
+    fastest = {
+        role: min(those, key=lambda item: item.latency_ms[shape]["p50"])
+        for role in ("student", "teacher")
+        if (those := [item for item in able if item.role == role])
+    }
+    if len(fastest) < 2:
+        return None
+    logits = {role: item.logits for role, item in fastest.items()}
+    times = {f"{role}_ms": item.latency_ms[shape]["p50"] for role, item in fastest.items()}
+    curve = cascade_curve(logits["student"], logits["teacher"], gold_labels, **times)
+    named = {role: f"{item.format} on {item.device}" for role, item in fastest.items()}
+    return {**named, **times, "shape": shape, "curve": curve}

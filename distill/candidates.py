@@ -12,9 +12,9 @@ from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe import FORMATS
-from distill.report import training_curve
 from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json
 from distill.sessions import FOR_CPUS, OPENVINO_EXTRA, can_run
+from distill.training_log import selected_step, training_curve
 
 FLIPPED_SHOWN = 10  # texts of each format; all are in its file
 
@@ -32,13 +32,11 @@ def models_in(folder: Path) -> list[Path]:
 
 
 def learning_curves(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the learning curve of each run folder among `models` (see report.training_curve)."""
+    """Yield the learning curve of each run folder among `models` (see training_log.training_curve)."""
     for run in map(RunFolder, models):
         if run.is_finished and run.metrics_log.is_file():
-            log = [json.loads(line) for line in run.metrics_log.read_text(encoding="utf-8").splitlines()]
-            checkpoint = read_json(run.metrics)["training"].get("best_checkpoint")
-            selected = int(checkpoint.rpartition("-")[2]) if checkpoint else None
-            yield training_curve(read_json(run.manifest)["role"], log, selected)
+            kept = selected_step(read_json(run.metrics)["training"])
+            yield training_curve(read_json(run.manifest)["role"], run.read_log(), kept)
 
 
 def flipped_texts(models: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The model card of a run folder: what it is, how good, made from what, and what it must not be taken for."""
+"""The cards of a run folder and its exports: what each is, how good, made from what, and what it is not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from distill.page import render
+from distill.proofs import Proof
 from distill.recipe import Recipe, with_last_names
 from distill.recipe_file import dump_recipe
 
@@ -71,6 +72,24 @@ def card(
         warnings=metrics["training"]["warnings"],
         recipe=text,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0)),
+    )
+
+
+def export_card(model: str, proof: Proof, *, label_names: Sequence[str], calibrated: bool) -> str:
+    """Return a README.md in the Hub's format for a format of `model` that passed its proof."""
+    library = "transformers" if proof.format.startswith("torch-") else proof.format.split("-")[0]
+    metadata = ModelCardData(
+        library_name=library, pipeline_tag="text-classification", tags=["distill", proof.format], model_name=model
+    )
+    return render(
+        "export_card.md",
+        metadata=metadata.to_yaml(),
+        model=model,
+        format=proof.format,
+        proof=proof,
+        examples=sum(int(found["examples"] or 0) for found in proof.per_class.values()),
+        label_names=[_code(name) for name in label_names],
+        calibrated=calibrated,
     )
 
 

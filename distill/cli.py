@@ -34,6 +34,10 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Redo what is
 ForceOption = Annotated[bool, typer.Option("--force", help="Distil from a teacher that has nothing to teach.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line of stdout is the whole result.")]
+PushOption = Annotated[
+    str | None,
+    typer.Option("--push-to-hub", metavar="NAME", help="Upload the model to this repository, private if it is new."),
+]
 RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", metavar="RECIPE", help="For models that carry no recipe.yaml of their own.")
 ]
@@ -111,11 +115,15 @@ def teacher(
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
+    push_to_hub: PushOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Fine-tune the teacher."""
     stages = _stages()
-    folder = stages.teacher(stages.check(recipe, set_ or ()), output, resume=resume, overwrite=overwrite, device=device)
+    folder = stages.teacher(
+        stages.check(recipe, set_ or ()), output, resume=resume, overwrite=overwrite, device=device,
+        push_to_hub=push_to_hub,
+    )  # fmt: skip
     _print_run(folder, json_)
 
 
@@ -139,6 +147,7 @@ def student(
     ] = None,
     force: ForceOption = False,
     device: DeviceOption = "auto",
+    push_to_hub: PushOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Distil the student from one teacher or several; its control follows where the recipe asks for one."""
@@ -146,7 +155,7 @@ def student(
     resolved = _recipe(recipe or Path(teacher[0], "recipe.yaml"), set_)
     folder = stages.student(
         resolved, teacher, output, teacher_logits=teacher_logits, resume=resume, overwrite=overwrite, force=force,
-        device=device,
+        device=device, push_to_hub=push_to_hub,
     )  # fmt: skip
     _print_run(folder, json_)
 
@@ -162,6 +171,7 @@ def export(
     set_: SetOption = None,
     output: OutputOption = None,
     device: DeviceOption = "auto",
+    push_to_hub: PushOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Write a model's fast formats, each proved on the validation texts (the recipe's when none is named)."""
@@ -169,7 +179,7 @@ def export(
     stages = _stages()
     named = _formats(onnx=onnx, fp16=fp16, int8=int8, openvino=openvino)
     resolved = _recipe(recipe or Path(model, "recipe.yaml"), set_) if recipe or set_ else None
-    entries = stages.export(model, named, recipe=resolved, output=output, device=device)
+    entries = stages.export(model, named, recipe=resolved, output=output, device=device, push_to_hub=push_to_hub)
     if json_:
         print(json.dumps(entries))
         return

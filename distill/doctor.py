@@ -13,9 +13,13 @@ import psutil
 import torch
 from huggingface_hub import constants, get_session
 
+from distill.data import SPLITS, Splits
 from distill.devices import describe_hardware, resolve_device, training_precision
 from distill.errors import UserError, one_line
+from distill.fitting import read_splits
+from distill.models import load_tokenizer, parameters_of, weight_files
 from distill.packages import Finding
+from distill.recipe import Recipe
 from distill.sessions import OPENVINO_EXTRA, can_run, onnx_runs_on_cuda
 
 TENSORBOARD_PORT = 6006
@@ -49,6 +53,20 @@ def examine_memory(subject: str, parameters: int, device: str) -> Finding:
             subject, "fault", found, "a smaller model, or training.optim: adafactor, which keeps less of each parameter"
         )
     return Finding(subject, "ok", found)
+
+
+def examine_recipe(recipe: Recipe, device: str) -> Iterator[Finding]:
+    """Yield whether the data and models of `recipe` can be had now, and trained in the memory of `device`."""
+    yield _attempt("data", lambda: _sizes(read_splits(recipe)))
+    for name, stage in (("teacher.model", recipe.teacher), ("student.model", recipe.student)):
+        model = stage.model if stage else None
+        if model is None:
+            continue
+        is_pretrained = name == "student.model" or stage.pretrained
+        found = _attempt(name, lambda model=model, weights=is_pretrained: _parts_of(model, weights=weights))
+        yield found
+        if found.state == "ok":
+            yield examine_memory(f"memory for {name}", parameters_of(model), device)
 
 
 def _devices() -> Iterator[Finding]:
@@ -117,7 +135,7 @@ def _port(port: int) -> Finding:
     return Finding("tensorboard", "ok", f"port {port} is free")
 
 
-def attempt(subject: str, load: Callable[[], str]) -> Finding:
+def _attempt(subject: str, load: Callable[[], str]) -> Finding:
     """Return what `load` says of something that it could load, or the fault that it met."""
     try:
         return Finding(subject, "ok", load())
@@ -127,3 +145,19 @@ def attempt(subject: str, load: Callable[[], str]) -> Finding:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
+
+
+def _parts_of(model: str, *, weights: bool) -> str:
+    """What there is of a model to train from; raises where anything lacks that training needs."""
+    tokens, parameters = len(load_tokenizer(model)), parameters_of(model)
+    size = (
+        f"{sum(path.stat().st_size for path in weight_files(model)) / 1e6:.1f} MB of weights"
+        if weights
+        else "no weights"
+    )
+    return f"{model}: {parameters / 1e6:.1f} M parameters, {tokens} tokens known, {size}"
+
+
+def _sizes(splits: Splits) -> str:
+    sizes = {name: getattr(splits, name) for name in SPLITS}
+    return ", ".join(f"{len(rows)} {name}" for name, rows in sizes.items() if rows is not None) + " texts"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,24 @@ from datasets import Dataset
 from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from distill import plots
 from distill.calibration import CONFIG_KEY, fit_temperature
 from distill.card import card
 from distill.data import SPLITS, Splits, load_splits
 from distill.devices import Device, describe_hardware
+from distill.errors import FolderError
 from distill.metrics import expected_calibration_error, figures
 from distill.models import parameter_count, weights_fingerprint
 from distill.predictors import Classifier
 from distill.progress import progress_line
 from distill.provenance import now, versions
-from distill.recipe import Recipe, Stage
-from distill.run_folder import RunFolder, write_json, write_predictions, write_text
+from distill.recipe import Recipe, Stage, with_absolute_paths
+from distill.recipe_file import load_recipe
+from distill.run_folder import RunFolder, read_json, write_json, write_predictions, write_text
 from distill.sessions import TorchSession
 from distill.tokens import check_tokenised, tokenise
 from distill.training import ClassificationTrainer, train
+from distill.training_log import selected_step, training_curve
 
 log = logging.getLogger("distill")
 
@@ -139,6 +143,8 @@ def fit(
         **({"calibration": calibration} if calibration else {}),
     }
     write_json(folder.metrics, metrics)
+    curve = training_curve(role, folder.read_log(), selected_step(training))
+    plots.save_png(plots.learning_curves([curve]), folder.learning_curve)
     sizes = {name: len(rows) for name in SPLITS if (rows := getattr(splits, name)) is not None}
     if folder.owns_card:
         write_text(
@@ -197,3 +203,29 @@ def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Datas
     )
     log.info("%s: temperature %.2f (calibration error on validation %.3f -> %.3f)", role, temperature, before, after)
     return {"temperature": temperature, "validation_ece_before": before, "validation_ece": after}
+
+
+def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -> bool:
+    """Say that a finished run had the same data, stages and teachers; raise where not, rather than mix two runs."""
+    wanted, found, manifest = with_absolute_paths(recipe), load_recipe(folder.recipe), read_json(folder.manifest)
+    role, parents = manifest["role"], manifest["parents"]
+    for section in ("data", "teacher") if role == "teacher" else ("data", "student"):
+        if _what_matters(getattr(wanted, section)) != _what_matters(getattr(found, section)):
+            raise FolderError(
+                f"{folder.path}: finished with another `{section}` section than this recipe's ({folder.recipe})",
+                hint="--overwrite to redo it, or --output for another folder",
+            )
+    if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:
+        raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
+    if role == "control" and parents["student_weights"] != _weights_in(folder.path.parent / "student"):
+        raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
+    return True
+
+
+def _what_matters(section: Any) -> Any:
+    """A section without what changes nothing in the run itself: where it went, and whether a control follows it."""
+    return section.model_copy(update={"output": "", "control": False}) if isinstance(section, Stage) else section
+
+
+def _weights_in(folder: Path) -> str:
+    return read_json(RunFolder(folder).manifest)["weights"]

@@ -44,7 +44,7 @@ def write_report(
 
     `measurements` are entries of report.json, `shapes` the shapes measured (the first is the one that decides), `notes`
     what a reader must know of rows that are missing, `comparisons` students against their controls (see
-    metrics.compare_paired), each with the folder of its `student`, `trainings` what `training_curve` makes of logs,
+    metrics.compare_paired), each with the folder of its `student`, `trainings` what training_log makes of logs,
     `cascade` a cascade.cascade_curve with its `student` and `teacher`, `flipped` the texts that each format answers
     otherwise, `recipe` its text. Every figure in the other files is one of report.json's.
     """
@@ -73,21 +73,6 @@ def write_report(
     write_text(folder / REPORT_HTML, _html(report, decisive))
     write_json(folder / REPORT_JSON, report)
     return report
-
-
-def training_curve(role: str, log: Rows, selected_step: int | None) -> dict[str, Any]:
-    """Return a run's learning curve from the entries of its metrics.jsonl: losses of steps, figures of evaluations."""
-    values = {"loss": "loss", "log_loss": "eval_log_loss", "accuracy": "eval_accuracy"}
-    steps = [
-        {"step": entry["step"], "epoch": entry["epoch"], "loss": entry["loss"]} for entry in log if "loss" in entry
-    ]
-    evaluations = [
-        {"step": entry["step"], "epoch": entry["epoch"]}
-        | {name: entry[key] for name, key in values.items() if name != "loss" and key in entry}
-        for entry in log
-        if "eval_accuracy" in entry
-    ]
-    return {"role": role, "steps": steps, "evaluations": evaluations, "selected_step": selected_step}
 
 
 def cascade_sentence(cascade: Mapping[str, Any]) -> str:

@@ -38,6 +38,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def learning_curve(self) -> Path:
+        return self.path / "learning_curve.png"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.json"
 
@@ -116,6 +120,10 @@ class RunFolder:
         except OSError as error:
             raise FolderError(f"{self.path}: cannot be written: {error.strerror}", hint="--output DIR") from None
 
+    def read_log(self) -> list[dict[str, Any]]:
+        """Return the training log, an entry for each time that Trainer logged."""
+        return [json.loads(line) for line in self.metrics_log.read_text(encoding="utf-8").splitlines()]
+
     def last_checkpoint(self) -> Path | None:
         """Return the checkpoint to go on from, None where there is none."""
         found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
@@ -124,7 +132,8 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove what a run wrote and nothing else: a user may keep files of his own here."""
         self.manifest.unlink(missing_ok=True)  # first, so that no kill leaves a folder that looks finished
-        for file in (self.metrics, self.metrics_log, self.predictions, self.path / "model.safetensors"):
+        weights = self.path / "model.safetensors"
+        for file in (self.metrics, self.metrics_log, self.predictions, self.learning_curve, weights):
             file.unlink(missing_ok=True)
         if self.owns_card:
             self.card.unlink(missing_ok=True)

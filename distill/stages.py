@@ -21,22 +21,19 @@ from distill import distilling, inspection
 from distill import doctor as examination
 from distill import export as exporting
 from distill import report as reporting
-from distill.benchmark import Measurement, measure
+from distill.benchmark import cascade_of, measure
 from distill.candidates import candidates_of, flipped_texts, learning_curves, models_in
-from distill.cascade import cascade_curve
+from distill.card import export_card
 from distill.choice import Budget
-from distill.data import SPLITS, Splits
 from distill.devices import Device, describe_hardware, resolve_device
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
-from distill.fitting import fit, read_splits, shared_splits, tokenised
+from distill.fitting import finished_with, fit, read_splits, shared_splits, tokenised
+from distill.hub import check_can_push, push
 from distill.models import (
     align_labels,
     load_classifier,
     load_tokenizer,
-    parameters_of,
     reorder_classes,
-    weight_files,
-    weights_fingerprint,
 )
 from distill.page import render
 from distill.predictors import load
@@ -45,10 +42,10 @@ from distill.proofs import Bounds
 from distill.provenance import now, versions
 from distill.quantisation import import_nncf
 from distill.ranks import leave, rank
-from distill.recipe import FORMATS, Recipe, Stage, with_absolute_paths
+from distill.recipe import FORMATS, Recipe, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
 from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json, write_json, write_text
-from distill.sessions import TorchSession, import_openvino, onnx_runs_on_cuda
+from distill.sessions import TorchSession, calibration_temperature, import_openvino, onnx_runs_on_cuda
 from distill.training import training_arguments
 
 log = logging.getLogger("distill")
@@ -68,11 +65,17 @@ def teacher(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    push_to_hub: str | None = None,
 ) -> RunFolder:
-    """Fine-tune the recipe's teacher and leave a run folder at `output` (default: the recipe's)."""
+    """Fine-tune the recipe's teacher and leave a run folder at `output` (default: the recipe's).
+
+    It is uploaded to the repository `push_to_hub` where one is named.
+    """
     settings = recipe.teacher
     if settings is None:
         raise RecipeError("teacher: missing, and a teacher is to be trained")
+    if push_to_hub:
+        check_can_push(push_to_hub)
     resolved = resolve_device(device)
     recipe = with_absolute_paths(recipe)
     folder = RunFolder(Path(output or settings.output))
@@ -90,10 +93,13 @@ def teacher(
         attention_dropout=settings.attention_dropout,
     )
     rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
-    return fit(
+    fit(
         model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision,
         overwrite=overwrite, device=resolved, role="teacher", parents={"model": settings.model},
     )  # fmt: skip
+    if push_to_hub and rank() == 0:
+        push(folder.path, push_to_hub)
+    return folder
 
 
 def student(
@@ -107,15 +113,18 @@ def student(
     overwrite: bool = False,
     force: bool = False,
     device: str = "auto",
+    push_to_hub: str | None = None,
 ) -> RunFolder:
     """Distil the recipe's student from the classifier or classifiers in `teachers` and leave a run folder at `output`.
 
     Where the recipe asks for a control, it follows, in `control` (default: OUTPUT-control). `teacher_logits` is where
     the teachers' answers are kept (default: in each teacher's folder). `force` distils from a teacher that is no better
-    than the commonest class.
+    than the commonest class. The student is uploaded to the repository `push_to_hub` where one is named.
     """
     if recipe.student is None:
         raise RecipeError("student: missing, and a student is to be distilled")
+    if push_to_hub:
+        check_can_push(push_to_hub)
     names = [str(teachers)] if isinstance(teachers, Path | str) else [str(name) for name in teachers]
     folder = RunFolder(Path(output or recipe.student.output))
     beside = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
@@ -126,7 +135,7 @@ def student(
             raise FolderError(f"{beside.path}: the control would overwrite a teacher", hint="--output DIR")
         # Before hours go into the student: its control must find its folder free too.
         beside.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
-        is_done = resume and folder.is_finished and _finished_with(folder, recipe, names)
+        is_done = resume and folder.is_finished and finished_with(folder, recipe, names)
     if is_done:
         log.info("student: finished before, skipped (%s); its control is not", folder.path)
     else:
@@ -134,6 +143,8 @@ def student(
         distilling.distil(recipe, names, folder, cache=cache, force=force, **options)
     if recipe.student.control:
         distilling.control(recipe, names[0], folder, beside, **options)
+    if push_to_hub and rank() == 0:
+        push(folder.path, push_to_hub)
     return folder
 
 
@@ -144,12 +155,16 @@ def export(
     recipe: Recipe | None = None,
     output: Path | str | None = None,
     device: str = "auto",
+    push_to_hub: str | None = None,
 ) -> dict[str, Any]:
     """Write `formats` (default: the recipe's) of a classifier to `output` (default: MODEL/export); return their proofs.
 
     `recipe` defaults to the one in the model's folder; its validation texts prove each format. Raises `ExportError`
-    once all are written where any broke its bound.
+    once all are written where any broke its bound. Those that passed are uploaded to the repository `push_to_hub` where
+    one is named, each to a folder of its name.
     """
+    if push_to_hub:
+        check_can_push(push_to_hub)
     recipe = recipe or _recipe_of([Path(model)])
     resolved = resolve_device(device)
     folder = Path(output) if output else RunFolder(Path(model)).export
@@ -180,13 +195,24 @@ def export(
         device=resolved,
         progress=lambda step: log.info("export: %s", step),
     )
-    path = folder / EXPORT_PROOFS
+    path, name = folder / EXPORT_PROOFS, Path(model).absolute().name
     made = []
     for proof in proofs:  # each is on record before the next begins
         made.append(proof)
+        if proof.passed:
+            text = export_card(
+                name,
+                proof,
+                label_names=splits.label_names,
+                calibrated=calibration_temperature(classifier.session.model.config) != 1,
+            )
+            write_text(RunFolder(folder / proof.format).card, text)
         entries = (read_json(path) if path.is_file() else {}) | {proof.format: proof.as_json()}
         write_json(path, {name: entries[name] for name in FORMATS if name in entries})
     failed = [proof for proof in made if not proof.passed]
+    for proof in made if push_to_hub else ():
+        if proof.passed:
+            push(folder / proof.format, push_to_hub, within=proof.format)
     if failed:
         raise ExportError(
             *(f"{folder / proof.format}: failed and not kept: {proof.reason}" for proof in failed),
@@ -228,18 +254,8 @@ def doctor(
 ) -> Iterator[examination.Finding]:
     """Yield what is right and wrong with this machine and, where a `recipe` is given, whether its parts can be had."""
     yield from examination.examine(Path(output))
-    if recipe is None:
-        return
-    yield examination.attempt("data", lambda: _sizes(read_splits(recipe)))
-    for name, stage in (("teacher.model", recipe.teacher), ("student.model", recipe.student)):
-        model = stage.model if stage else None
-        if model is None:
-            continue
-        is_pretrained = name == "student.model" or stage.pretrained
-        found = examination.attempt(name, lambda model=model, weights=is_pretrained: _parts_of(model, weights=weights))
-        yield found
-        if found.state == "ok":
-            yield examination.examine_memory(f"memory for {name}", parameters_of(model), device)
+    if recipe is not None:
+        yield from examination.examine_recipe(recipe, device)
 
 
 def report(
@@ -296,7 +312,7 @@ def report(
         budget=budget,
         comparisons=comparisons,
         trainings=list(learning_curves(models)),
-        cascade=_cascade(measurements, gold_labels, recipe.benchmark.shapes[0]),
+        cascade=cascade_of(measurements, gold_labels, recipe.benchmark.shapes[0]),
         flipped=list(flipped_texts(models)),
         recipe=dump_recipe(recipe),
     )
@@ -332,7 +348,7 @@ def run(
     for name, folder in folders.items():
         if name == "control" and not recipe.student.control:
             continue
-        if folder.is_finished and not overwrite and _finished_with(folder, recipe, [str(root / "teacher")]):
+        if folder.is_finished and not overwrite and finished_with(folder, recipe, [str(root / "teacher")]):
             log.info("%s: finished before, skipped (%s)", name, folder.path)
         elif name == "teacher":
             teacher(recipe, folder.path, **options)
@@ -406,65 +422,6 @@ def predict(
 
 def _recipe_of(models: Sequence[Path]) -> Recipe:
     return load_recipe(find_recipe(models))
-
-
-def _finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -> bool:
-    """Say that a finished run had the same data, stages and teachers; raise where not, rather than mix two runs."""
-    wanted, found, manifest = with_absolute_paths(recipe), load_recipe(folder.recipe), read_json(folder.manifest)
-    role, parents = manifest["role"], manifest["parents"]
-    for section in ("data", "teacher") if role == "teacher" else ("data", "student"):
-        if _what_matters(getattr(wanted, section)) != _what_matters(getattr(found, section)):
-            raise FolderError(
-                f"{folder.path}: finished with another `{section}` section than this recipe's ({folder.recipe})",
-                hint="--overwrite to redo it, or --output for another folder",
-            )
-    if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:
-        raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
-    if role == "control" and parents["student_weights"] != _weights_in(folder.path.parent / "student"):
-        raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
-    return True
-
-
-def _what_matters(section: Any) -> Any:
-    """A section without what changes nothing in the run itself: where it went, and whether a control follows it."""
-    return section.model_copy(update={"output": "", "control": False}) if isinstance(section, Stage) else section
-
-
-def _cascade(measurements: Sequence[Measurement], gold_labels: np.ndarray, shape: str) -> dict[str, Any] | None:
-    """The fastest student before the fastest teacher, where texts come one by one; None where either lacks."""
-    able = [item for item in measurements if shape.startswith("1x") and shape in item.latency_ms]
-    fastest = {
-        role: min(those, key=lambda item: item.latency_ms[shape]["p50"])
-        for role in ("student", "teacher")
-        if (those := [item for item in able if item.role == role])
-    }
-    if len(fastest) < 2:
-        return None
-    logits = {role: item.logits for role, item in fastest.items()}
-    times = {f"{role}_ms": item.latency_ms[shape]["p50"] for role, item in fastest.items()}
-    curve = cascade_curve(logits["student"], logits["teacher"], gold_labels, **times)
-    named = {role: f"{item.format} on {item.device}" for role, item in fastest.items()}
-    return {**named, **times, "shape": shape, "curve": curve}
-
-
-def _parts_of(model: str, *, weights: bool) -> str:
-    """What there is of a model to train from; raises where anything lacks that training needs."""
-    tokens, parameters = len(load_tokenizer(model)), parameters_of(model)
-    size = (
-        f"{sum(path.stat().st_size for path in weight_files(model)) / 1e6:.1f} MB of weights"
-        if weights
-        else "no weights"
-    )
-    return f"{model}: {parameters / 1e6:.1f} M parameters, {tokens} tokens known, {size}"
-
-
-def _sizes(splits: Splits) -> str:
-    sizes = {name: getattr(splits, name) for name in SPLITS}
-    return ", ".join(f"{len(rows)} {name}" for name, rows in sizes.items() if rows is not None) + " texts"
-
-
-def _weights_in(folder: Path) -> str:
-    return read_json(RunFolder(folder).manifest)["weights"]
 
 
 def _was_exported(folder: RunFolder, name: str) -> bool:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from datasets import Dataset
-from torch import distributed
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -25,15 +18,14 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
+from distill.callbacks import LogFile, ProgressLine, StopOnSignal
 from distill.devices import Device, peak_memory_bytes, training_precision
-from distill.errors import Interrupted, RecipeError, TrainingError
+from distill.errors import RecipeError, TrainingError
 from distill.first_token import first_token_only, last_layer
 from distill.hidden_states import OnlineTeacher
 from distill.losses import (
@@ -45,10 +37,9 @@ from distill.losses import (
     soft_target_loss,
 )
 from distill.metrics import ClassificationMetrics
-from distill.progress import progress_line
 from distill.ranks import rank
 from distill.recipe import Loss
-from distill.run_folder import RunFolder, write_text
+from distill.run_folder import RunFolder
 from distill.sampling import SimilarLengths
 from distill.training_log import warnings_of
 
@@ -256,7 +247,7 @@ def train(
     from, and then the figures count from there. Raises `Interrupted` on SIGINT or SIGTERM, after the running
     step and a checkpoint, and `TrainingError` where the loss diverges.
     """
-    callbacks: list[TrainerCallback] = [ProgressLine(title), LogFile(folder.metrics_log)]
+    callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log)]
     layer = last_layer(model)
     if layer is not None and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # these architectures use them all; looking costs time
@@ -280,6 +271,15 @@ def train(
         **loss_settings,
     )
     trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
+
+    def shown() -> dict[str, str]:
+        memory = peak_memory_bytes(device)
+        return {
+            "padding": f"{100 * (1 - int(trainer.tokens) / trainer.positions):.0f} %",
+            **({"memory": f"{memory / 1e9:.1f} GB"} if memory else {}),
+        }
+
+    trainer.add_callback(ProgressLine(title, shown))
     # DataParallel, which Trainer takes for several GPUs in one process, copies what the block changes to other devices.
     whole = trainer.reads_all_tokens or arguments.n_gpu > 1
     with StopOnSignal(trainer), first_token_only(None if whole else layer):
@@ -302,119 +302,6 @@ def train(
         "warnings": warnings_of(trainer.state.log_history, loss_is_scheduled=trainer.loss_is_scheduled),
         **trainer.finish(),
     }
-
-
-class ProgressLine(TrainerCallback):
-    """One line on stderr: steps, rate, time left, loss; above it a line for each evaluation."""
-
-    def __init__(self, title: str):
-        self.title = title
-        self.line: tqdm[Any] | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Open the line."""
-        if state.is_world_process_zero:
-            self.line = progress_line(self.title, state.max_steps, "step", initial=state.global_step, keep=True)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move on by a step."""
-        if self.line is not None:
-            self.line.update(state.global_step - self.line.n)
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
-        """Show the loss, or what an evaluation found."""
-        if self.line is None:
-            return
-        if "loss" in logs:
-            self.line.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
-        if "eval_accuracy" in logs:
-            self.line.write(
-                f"{self.title}: epoch {logs['epoch']:.2f}: validation accuracy {logs['eval_accuracy']:.4f}, "
-                f"macro-F1 {logs['eval_macro_f1']:.4f}, log loss {logs['eval_log_loss']:.4f}",
-                file=sys.stderr,
-            )
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Close the line."""
-        if self.line is not None:
-            self.line.close()
-
-
-class LogFile(TrainerCallback):
-    """Keeps metrics.jsonl equal to the Trainer's own log, which survives a resume."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Rewrite the file: a few hundred lines at most, and never half of one."""
-        if state.is_world_process_zero:
-            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
-
-
-class StopOnSignal(TrainerCallback):
-    """Turns the first SIGINT or SIGTERM into a checkpoint after the step and `Interrupted`; a second stops at once.
-
-    Several ranks, which a signal reaches at different steps or one of them alone, stop at the same step, one later.
-    """
-
-    def __init__(self, trainer: Trainer):
-        self.signal_number: int | None = None
-        self.agreed: int | None = None
-        self.is_alone = trainer.args.world_size == 1
-        # Its own group, over gloo: an answer on a GPU could not be read without waiting for the step that runs there.
-        self.group = None if self.is_alone else distributed.new_group(backend="gloo")
-        self.asked: tuple[distributed.Work | None, torch.Tensor] | None = None
-        self.previous: dict[int, Any] = {}
-        trainer.add_callback(self)
-
-    def __enter__(self) -> StopOnSignal:
-        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
-            self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        if kind is None and self.signal_number is not None:  # after the last checkpoint
-            raise Interrupted(self.signal_number, "stopped when training had ended; --resume goes on from there")
-
-    def _note(self, number: int, _: Any) -> None:
-        self.signal_number = number
-        if self.is_alone:
-            self.agreed = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a checkpoint once a signal has come; at the end of an epoch its evaluation comes first."""
-        self._agree()
-        if self.agreed is not None and not float(state.epoch or 0).is_integer():
-            control.should_save = True
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for the checkpoint that waited for the epoch's evaluation."""
-        if self.agreed is not None:
-            control.should_save = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stop, now that the checkpoint is there."""
-        if self.agreed is not None:
-            PartialState().wait_for_everyone()  # a launcher ends all ranks with the first, and one is still writing
-            raise Interrupted(self.agreed, f"stopped at step {state.global_step}; --resume goes on from there")
-
-    def _agree(self) -> None:
-        """Learn which signal any rank had got by the step before; that answer is there, so nobody waits for it."""
-        if self.is_alone:
-            return
-        if self.asked is not None:
-            work, answer = self.asked
-            if work is not None:
-                work.wait()
-            self.agreed = int(answer) or None
-        number = torch.tensor(self.signal_number or 0)
-        self.asked = distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self.group, async_op=True), number
 
 
 def _validation_figures(prediction: EvalPrediction) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a training's log says of how it went, in words."""
+"""What a training's log says of how it went: as a curve, and in words."""
 
 from __future__ import annotations
 
@@ -10,6 +10,27 @@ WORSE = 1.15  # validation loss over its best: less is noise
 FELL = 0.97  # last training losses over the first ones: more is no learning
 JUMPS = 0.5  # mean step from one logged loss to the next over their mean: batches of a healthy run differ by less
 FEWEST = 6  # logged losses without which nothing is said of their course
+
+
+def training_curve(role: str, log: Sequence[Mapping[str, Any]], selected_step: int | None) -> dict[str, Any]:
+    """Return a run's learning curve from the entries of its metrics.jsonl: losses of steps, figures of evaluations."""
+    values = {"loss": "loss", "log_loss": "eval_log_loss", "accuracy": "eval_accuracy"}
+    steps = [
+        {"step": entry["step"], "epoch": entry["epoch"], "loss": entry["loss"]} for entry in log if "loss" in entry
+    ]
+    evaluations = [
+        {"step": entry["step"], "epoch": entry["epoch"]}
+        | {name: entry[key] for name, key in values.items() if name != "loss" and key in entry}
+        for entry in log
+        if "eval_accuracy" in entry
+    ]
+    return {"role": role, "steps": steps, "evaluations": evaluations, "selected_step": selected_step}
+
+
+def selected_step(training: Mapping[str, Any]) -> int | None:
+    """Return the step whose checkpoint was kept, of the training figures in metrics.json; None where it is the last."""
+    checkpoint = training.get("best_checkpoint")
+    return int(checkpoint.rpartition("-")[2]) if checkpoint else None
 
 
 def warnings_of(log: Sequence[Mapping[str, Any]], *, loss_is_scheduled: bool = False) -> list[str]:

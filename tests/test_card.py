@@ -54,3 +54,18 @@ def test_no_path_of_the_machine_is_in_it_and_its_recipe_is_one(world, tmp_path):
         assert YAML(typ="safe").load(recipe)["data"]["files"]["train"] == "train.csv"
         (tmp_path / "recipe.yaml").write_text(recipe)
         assert stages.check(tmp_path / "recipe.yaml").data.max_tokens == 32
+
+
+def test_the_learning_curve_lies_beside_it(world):
+    for run in world[1:]:
+        assert run.learning_curve.read_bytes().startswith(b"\x89PNG") and "(learning_curve.png)" in run.card.read_text()
+
+
+def test_an_export_has_a_card_with_the_figures_of_its_proof(world):
+    teacher = world[1]
+    proof = stages.export(teacher.path, ["onnx-fp32"])["onnx-fp32"]
+    found = ModelCard((teacher.export / "onnx-fp32" / "README.md").read_text(encoding="utf-8"))
+    assert found.data.library_name == "onnx" and found.data.tags == ["distill", "onnx-fp32"]
+    assert f"| {proof['accuracy']:.4f} | {proof['accuracy_drop']:.4f} | {proof['agreement']:.4f} |" in found.text
+    assert "On 16 validation texts" in found.text and "already divided by the calibration temperature" in found.text
+    assert str(world[0]) not in found.text

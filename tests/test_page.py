@@ -10,7 +10,8 @@ import pytest
 
 from distill import cascade
 from distill.choice import Budget
-from distill.report import training_curve, write_report
+from distill.report import write_report
+from distill.training_log import training_curve
 
 HOSTILE = """<script>document.title = "taken"</script><img src=x onerror='document.title="taken"'>{{ 7 * 7 }}"""
 SHAPES = ["1x128", "8x128"]

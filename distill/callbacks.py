@@ -1,0 +1,150 @@
+"""What watches a training from outside: its line on the screen, its log on disk, and the signals that stop it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import distributed
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from distill.errors import Interrupted
+from distill.progress import progress_line
+from distill.run_folder import write_text
+
+TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
+
+
+class ProgressLine(TrainerCallback):
+    """One line on stderr: steps, rate, time left, loss and `figures`; above it a table with a row for each evaluation.
+
+    `figures` is asked when a loss is logged, not at every step: reading a counter on a GPU waits for it.
+    """
+
+    def __init__(self, title: str, figures: Callable[[], Mapping[str, str]] = dict):
+        self.title = title
+        self.figures = figures
+        self.line: tqdm[Any] | None = None
+        self.losses: list[float] = []
+        self.is_begun = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Open the line."""
+        if state.is_world_process_zero:
+            self.line = progress_line(self.title, state.max_steps, "step", initial=state.global_step, keep=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move on by a step."""
+        if self.line is not None:
+            self.line.update(state.global_step - self.line.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Show the loss, or what an evaluation found."""
+        if self.line is None:
+            return
+        if "loss" in logs:
+            self.losses.append(float(logs["loss"]))
+            self.line.set_postfix({"loss": f"{self.losses[-1]:.4f}", **self.figures()}, refresh=False)
+        if "eval_accuracy" in logs:
+            if not self.is_begun:
+                self._write_row(TABLE)
+            found = [f"{logs[f'eval_{name}']:.4f}" for name in ("log_loss", "accuracy", "macro_f1")]
+            loss = f"{mean(self.losses):.4f}" if self.losses else "-"  # since the evaluation before
+            self._write_row([f"{logs['epoch']:.2f}", str(state.global_step), loss, *found])
+            self.is_begun, self.losses = True, []
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Close the line."""
+        if self.line is not None:
+            self.line.close()
+
+    def _write_row(self, cells: Sequence[str]) -> None:
+        assert self.line is not None
+        row = "  ".join(cell.rjust(len(name)) for cell, name in zip(cells, TABLE, strict=True))
+        self.line.write(f"{self.title}:  {row}", file=sys.stderr)
+
+
+class LogFile(TrainerCallback):
+    """Keeps metrics.jsonl equal to the Trainer's own log, which survives a resume."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Rewrite the file: a few hundred lines at most, and never half of one."""
+        if state.is_world_process_zero:
+            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+
+
+class StopOnSignal(TrainerCallback):
+    """Turns the first SIGINT or SIGTERM into a checkpoint after the step and `Interrupted`; a second stops at once.
+
+    Several ranks, which a signal reaches at different steps or one of them alone, stop at the same step, one later.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.signal_number: int | None = None
+        self.agreed: int | None = None
+        self.is_alone = trainer.args.world_size == 1
+        # Its own group, over gloo: an answer on a GPU could not be read without waiting for the step that runs there.
+        self.group = None if self.is_alone else distributed.new_group(backend="gloo")
+        self.asked: tuple[distributed.Work | None, torch.Tensor] | None = None
+        self.previous: dict[int, Any] = {}
+        trainer.add_callback(self)
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
+            self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        if kind is None and self.signal_number is not None:  # after the last checkpoint
+            raise Interrupted(self.signal_number, "stopped when training had ended; --resume goes on from there")
+
+    def _note(self, number: int, _: Any) -> None:
+        self.signal_number = number
+        if self.is_alone:
+            self.agreed = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for a checkpoint once a signal has come; at the end of an epoch its evaluation comes first."""
+        self._agree()
+        if self.agreed is not None and not float(state.epoch or 0).is_integer():
+            control.should_save = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for the checkpoint that waited for the epoch's evaluation."""
+        if self.agreed is not None:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stop, now that the checkpoint is there."""
+        if self.agreed is not None:
+            PartialState().wait_for_everyone()  # a launcher ends all ranks with the first, and one is still writing
+            raise Interrupted(self.agreed, f"stopped at step {state.global_step}; --resume goes on from there")
+
+    def _agree(self) -> None:
+        """Learn which signal any rank had got by the step before; that answer is there, so nobody waits for it."""
+        if self.is_alone:
+            return
+        if self.asked is not None:
+            work, answer = self.asked
+            if work is not None:
+                work.wait()
+            self.agreed = int(answer) or None
+        number = torch.tensor(self.signal_number or 0)
+        self.asked = distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self.group, async_op=True), number

@@ -1,0 +1,55 @@
+"""A finished model to a model hub: what a reader of it needs, and nothing else of its folder."""
+
+from __future__ import annotations
+
+import logging
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from distill.errors import UserError, one_line
+
+log = logging.getLogger("distill")
+
+# Recipe, manifest and predictions name paths and rows of the machine that made them; checkpoints can be pickles.
+PUBLIC = (
+    "README.md", "learning_curve.png", "metrics.json", "config.json", "model*.safetensors",
+    "model.safetensors.index.json",
+    "model.onnx", "model.onnx.data", "openvino_model.*", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab.*", "merges.txt", "*.model",
+)  # fmt: skip
+
+
+def check_can_push(name: str) -> None:
+    """Raise `UserError` where nothing could be pushed to `name`: before hours of work, not after."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UserError(f"--push-to-hub {name}: wants NAME or OWNER/NAME, of letters, digits, - _ and .") from None
+    if constants.is_offline_mode():
+        raise UserError(f"--push-to-hub {name}: HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE")
+    if not get_token():
+        raise UserError(f"--push-to-hub {name}: no token is set", hint="hf auth login, or HF_TOKEN=...")
+
+
+def push(folder: Path, name: str, *, within: str | None = None) -> str:
+    """Upload a model folder to the repository `name` (in it, to the folder `within`); return its address.
+
+    A repository that is not there yet is made, private. Raises `UserError` where the hub refuses or cannot be reached.
+    """
+    files = [path.name for path in folder.iterdir() if path.is_file() and any(fnmatch(path.name, p) for p in PUBLIC)]
+    api = HfApi()
+    try:
+        repository = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository.repo_id, folder_path=folder, path_in_repo=within, allow_patterns=files,
+            commit_message=f"Upload {within or folder.absolute().name} with distill",
+        )  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - whatever its HTTP library raises, no traceback after hours of work
+        later = f"hf upload {name} {folder} {within or '.'} --include {' '.join(files)}"
+        raise UserError(f"--push-to-hub {name}: {one_line(error)}", hint=f"{folder} is whole; later: {later}") from None
+    log.info("pushed to %s (private, unless it was there before)", repository)
+    return str(repository)
