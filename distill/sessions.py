@@ -212,6 +212,9 @@ def import_openvino() -> Any:
         import openvino
     except ImportError as error:
         raise DeviceError("OpenVINO is not installed", hint=OPENVINO_EXTRA) from error
+    # Its bindings set up numpy at the first tensor, giving up Python's lock meanwhile: where two threads are there at
+    # once, one waits for the lock and the other, which has it, for the first. A tensor made here leaves nothing to do.
+    openvino.Tensor(np.zeros(1, np.float32), shared_memory=True)
     return openvino
 
 

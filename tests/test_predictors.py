@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -165,3 +167,29 @@ def test_a_broken_temperature_is_one_line_with_the_place(tmp_path, tiny_bert, va
 def test_a_device_that_is_not_there_is_not_replaced_in_silence(tiny_bert):
     with pytest.raises(DeviceError, match="no CUDA device"):
         distill.load(tiny_bert, "cuda")
+
+
+@pytest.mark.slow
+def test_the_first_texts_of_openvino_may_come_on_many_threads_at_once():
+    pytest.importorskip("openvino")
+    code = """
+import faulthandler, sys, threading
+import numpy as np
+from distill.sessions import import_openvino
+openvino = import_openvino()
+faulthandler.dump_traceback_later(20, exit=True)
+sys.setswitchinterval(1e-6)
+from openvino import opset13
+ids = opset13.parameter([-1, -1], np.int64)
+compiled = openvino.Core().compile_model(openvino.Model([opset13.convert(ids, "f32")], [ids]), "CPU")
+together = threading.Barrier(16)
+def infer():
+    request = compiled.create_infer_request()
+    together.wait()
+    request.infer({0: np.zeros((2, 3), np.int64)}, share_inputs=True)
+threads = [threading.Thread(target=infer) for _ in range(16)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+"""
+    for _ in range(10):  # without the tensor that import_openvino makes, one in five waited for ever
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
