@@ -28,6 +28,9 @@ LITTLE_DISK = 5_000_000_000  # bytes: less than what a run of BERT-base leaves (
 LITTLE_MEMORY = 4_000_000_000
 # What a training holds of each parameter: fp32 weight, gradient and Adam's two moments; then what a batch leaves.
 BYTES_PER_PARAMETER = 16
+# What lands on disk of each: a checkpoint's weight and Adam's two moments; the finished weight; a student's exports in
+# fp32, twice in fp16 and in int8.
+CHECKPOINT_BYTES, WEIGHT_BYTES, EXPORT_BYTES = 12, 4, 9
 
 
 def examine(folder: Path) -> Iterator[Finding]:
@@ -55,9 +58,26 @@ def examine_memory(subject: str, parameters: int, device: str) -> Finding:
     return Finding(subject, "ok", found)
 
 
-def examine_recipe(recipe: Recipe, device: str) -> Iterator[Finding]:
-    """Yield whether the data and models of `recipe` can be had now, and trained in the memory of `device`."""
+def examine_disk(parameters: int, checkpoints: int, folder: Path) -> Finding:
+    """Return whether a teacher and a student of at most so many parameters, and all they leave, fit on disk."""
+    # One more checkpoint than is kept: the new one is written before the oldest goes.
+    need = parameters * (2 * (CHECKPOINT_BYTES * (checkpoints + 1) + WEIGHT_BYTES) + EXPORT_BYTES)
+    there, where = _free(folder)
+    found = f"{_gigabytes(need)} for checkpoints, weights and exports; {_gigabytes(there)} free at {where}"
+    if need > there:
+        return Finding(
+            "disk for the recipe",
+            "fault",
+            found,
+            "make room, --output DIR on another disk, or training.save_total_limit: 1",
+        )
+    return Finding("disk for the recipe", "ok", found)
+
+
+def examine_recipe(recipe: Recipe, folder: Path, device: str) -> Iterator[Finding]:
+    """Yield whether the data and models of `recipe` can be had now, trained in the memory of `device` and kept."""
     yield _attempt("data", lambda: _sizes(read_splits(recipe)))
+    largest = checkpoints = 0
     for name, stage in (("teacher.model", recipe.teacher), ("student.model", recipe.student)):
         model = stage.model if stage else None
         if model is None:
@@ -66,7 +86,11 @@ def examine_recipe(recipe: Recipe, device: str) -> Iterator[Finding]:
         found = _attempt(name, lambda model=model, weights=is_pretrained: _parts_of(model, weights=weights))
         yield found
         if found.state == "ok":
+            largest = max(largest, parameters_of(model))
+            checkpoints = max(checkpoints, stage.training.get("save_total_limit") or 2)  # null: at least two
             yield examine_memory(f"memory for {name}", parameters_of(model), device)
+    if largest:
+        yield examine_disk(largest, checkpoints, folder)
 
 
 def _devices() -> Iterator[Finding]:
@@ -113,8 +137,7 @@ def _hub() -> Iterator[Finding]:
 
 
 def _room(folder: Path) -> Iterator[Finding]:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free, existing = _free(folder)
     found = f"{_gigabytes(free)} free at {existing}"
     if free < LITTLE_DISK:
         yield Finding("disk", "fault", found, "make room, or --output DIR on another disk")
@@ -141,6 +164,12 @@ def _attempt(subject: str, load: Callable[[], str]) -> Finding:
         return Finding(subject, "ok", load())
     except UserError as error:
         return Finding(subject, "fault", "; ".join(error.problems), error.hint)
+
+
+def _free(folder: Path) -> tuple[int, Path]:
+    """The bytes that are free where `folder` is or will be, and the part of its path that is there."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free, existing
 
 
 def _gigabytes(size: int) -> str:

@@ -255,7 +255,7 @@ def doctor(
     """Yield what is right and wrong with this machine and, where a `recipe` is given, whether its parts can be had."""
     yield from examination.examine(Path(output))
     if recipe is not None:
-        yield from examination.examine_recipe(recipe, device)
+        yield from examination.examine_recipe(recipe, Path(output), device)
 
 
 def report(

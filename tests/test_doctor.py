@@ -140,11 +140,17 @@ def test_a_model_larger_than_the_memory_is_a_fault():
     assert doctor.examine_memory("m", 1_000, "cpu").state == "ok"
 
 
+def test_a_recipe_that_the_disk_cannot_keep_is_a_fault(tmp_path):
+    found = doctor.examine_disk(10**12, 2, tmp_path / "not" / "yet")
+    assert found.state == "fault" and str(tmp_path) in found.found and "save_total_limit" in found.cure
+    assert doctor.examine_disk(1_000, 2, tmp_path).state == "ok"
+
+
 def test_what_a_recipe_needs_is_tried(recipe_path, tmp_path):
     recipe = stages.check(recipe_path)
     found = {item.subject: item for item in stages.doctor(recipe, tmp_path)}
     assert found["data"].found == "144 train, 16 validation, 40 test texts"
-    assert found["teacher.model"].state == "ok"
+    assert found["teacher.model"].state == found["disk for the recipe"].state == "ok"
     recipe = stages.check(recipe_path, ["teacher.model=nowhere/at-all", "data.files.train=gone.csv"])
     found = {item.subject: item for item in stages.doctor(recipe, tmp_path)}
     assert found["data"].state == found["teacher.model"].state == "fault"
