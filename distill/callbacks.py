@@ -16,10 +16,11 @@ from accelerate import PartialState
 from torch import distributed
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from distill.errors import Interrupted
 from distill.progress import progress_line
-from distill.run_folder import write_text
+from distill.run_folder import RunFolder, seal, write_text
 
 TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
 
@@ -85,6 +86,24 @@ class LogFile(TrainerCallback):
         """Rewrite the file: a few hundred lines at most, and never half of one."""
         if state.is_world_process_zero:
             write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+
+
+class SealCheckpoints(TrainerCallback):
+    """Seals each checkpoint once it is written, and only then deletes the ones that are beyond `limit`.
+
+    Trainer itself deletes before: killed in between, a run would have lost the old one and not got the new one.
+    """
+
+    def __init__(self, folder: RunFolder, limit: int | None):
+        self.folder = folder
+        self.limit = limit
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seal the checkpoint that Trainer has just written."""
+        PartialState().wait_for_everyone()  # each rank writes its own random state
+        if state.is_world_process_zero:
+            seal(self.folder.checkpoints / f"checkpoint-{state.global_step}")
+            rotate_checkpoints(str(self.folder.checkpoints), self.limit, state.best_model_checkpoint, use_mtime=True)
 
 
 class StopOnSignal(TrainerCallback):

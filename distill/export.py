@@ -28,7 +28,7 @@ from distill.outliers import RANGE_TEXTS, widest
 from distill.predictors import Classifier, pad, weights_bytes
 from distill.proofs import Bounds, Proof, flips, prove
 from distill.quantisation import CALIBRATION_TEXTS, Int8Settings, int8_settings, quantise, quantise_openvino
-from distill.run_folder import read_json, write_json, write_text
+from distill.run_folder import PARTIAL, read_json, write_json, write_text
 from distill.sessions import FOR_CPUS, Session, TorchSession, import_openvino, onnx_runs_on_cuda, open_session
 
 
@@ -86,7 +86,7 @@ def export_formats(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        work_folder = tempfile.TemporaryDirectory(prefix=".partial-", dir=folder)
+        work_folder = tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder)
     except OSError as error:
         raise FolderError(f"{folder}: cannot be written to: {error.strerror}", hint="--output DIR") from error
 
@@ -130,7 +130,8 @@ def export_formats(
                 progress(f"{name} once more, with other settings: {proof.reason}")
                 tried.append({"settings": proof.settings, "reason": proof.reason, "agreement": proof.agreement})
                 proof, logits = attempt(name, settings)
-            shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name).exists():  # in one step: what is half deleted would look whole
+                os.replace(folder / name, source.work / f"{name}-before")
             if proof.passed:
                 os.replace(source.work / name, folder / name)
             _keep_flips(folder / f"flipped-{name}.jsonl", flips(texts, logits, reference, gold_labels, label_names))

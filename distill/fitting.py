@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from distill.progress import progress_line
 from distill.provenance import now, versions
 from distill.recipe import Recipe, Stage, with_absolute_paths
 from distill.recipe_file import load_recipe
-from distill.run_folder import RunFolder, read_json, write_json, write_predictions, write_text
+from distill.run_folder import RunFolder, hold, read_json, write_json, write_predictions, write_text
 from distill.sessions import TorchSession
 from distill.tokens import check_tokenised, tokenise
 from distill.training import ClassificationTrainer, train
@@ -97,87 +98,90 @@ def fit(
     )  # fmt: skip
     validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
     state = PartialState()
-    with state.main_process_first():
-        if state.is_main_process:
-            folder.start(recipe, overwrite=overwrite)  # only now that nothing of the user's can be wrong
-    checkpoint = folder.last_checkpoint()
-    if checkpoint:
-        log.info("%s: goes on from %s", role, checkpoint.name)
-    training = train(
-        trainer_class,
-        model,
-        tokenizer,
-        train_rows,
-        validation_rows,
-        arguments,
-        folder,
-        padding=recipe.data.padding,
-        max_tokens=max_tokens,
-        device=device,
-        early_stopping_patience=settings.early_stopping_patience,
-        checkpoint=checkpoint,
-        title=role,
-        **loss_settings,
-    )
-    for warning in training["warnings"]:
-        log.warning("%s: %s", role, warning)
-    if "teacher_seconds" in training:
-        log.info(
-            "%s: the teacher took %.0f %% of the time", role, 100 * training["teacher_seconds"] / training["seconds"]
+    with hold(folder.path) if state.is_main_process else contextlib.nullcontext():
+        with state.main_process_first():
+            if state.is_main_process:
+                folder.start(recipe, overwrite=overwrite)  # only now that nothing of the user's can be wrong
+        checkpoint = folder.last_checkpoint()
+        if checkpoint:
+            log.info("%s: goes on from %s", role, checkpoint.name)
+        training = train(
+            trainer_class,
+            model,
+            tokenizer,
+            train_rows,
+            validation_rows,
+            arguments,
+            folder,
+            padding=recipe.data.padding,
+            max_tokens=max_tokens,
+            device=device,
+            early_stopping_patience=settings.early_stopping_patience,
+            checkpoint=checkpoint,
+            title=role,
+            **loss_settings,
         )
-    tokenizer.model_max_length = max_tokens  # whoever loads the folder cuts texts where training did
-    classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
-    calibration = _calibrate(classifier, model, splits.validation, role) if settings.calibrate else None
-    test_logits = _logits(classifier, splits.test, f"{role}: test")
-    gold_labels = np.asarray(splits.test["label"])
-    test = figures(test_logits, gold_labels)
-    if not state.is_main_process:
+        for warning in training["warnings"]:
+            log.warning("%s: %s", role, warning)
+        if "teacher_seconds" in training:
+            log.info(
+                "%s: the teacher took %.0f %% of the time",
+                role,
+                100 * training["teacher_seconds"] / training["seconds"],
+            )
+        tokenizer.model_max_length = max_tokens  # whoever loads the folder cuts texts where training did
+        classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
+        calibration = _calibrate(classifier, model, splits.validation, role) if settings.calibrate else None
+        test_logits = _logits(classifier, splits.test, f"{role}: test")
+        gold_labels = np.asarray(splits.test["label"])
+        test = figures(test_logits, gold_labels)
+        if not state.is_main_process:
+            state.wait_for_everyone()
+            return folder
+        model.save_pretrained(folder.path)
+        tokenizer.save_pretrained(folder.path)
+        write_predictions(folder.predictions, splits.test["example_id"], gold_labels, test_logits)
+        metrics = {
+            "test": test,
+            "training": {**training, **(prepared or {})},
+            **({"calibration": calibration} if calibration else {}),
+        }
+        write_json(folder.metrics, metrics)
+        curve = training_curve(role, folder.read_log(), selected_step(training))
+        plots.save_png(plots.learning_curves([curve]), folder.learning_curve)
+        sizes = {name: len(rows) for name in SPLITS if (rows := getattr(splits, name)) is not None}
+        if folder.owns_card:
+            write_text(
+                folder.card,
+                card(
+                    folder.path.absolute().name, role, recipe, metrics, architecture=type(model).__name__,
+                    parameters=parameter_count(model), label_names=splits.label_names, sizes=sizes, parents=parents,
+                ),
+            )  # fmt: skip
+        write_json(
+            folder.manifest,
+            {
+                "role": role,
+                "finished": now(),
+                "versions": versions(),
+                "hardware": describe_hardware(),
+                "device": device,
+                "precision": precision,
+                "seed": arguments.seed,
+                "labels": list(splits.label_names),
+                "data": splits.fingerprints(),
+                "leaks_dropped": dict(splits.leaks),
+                "weights": weights_fingerprint(str(folder.path)),
+                "parents": parents,
+                "training_arguments": {k: v for k, v in arguments.to_sanitized_dict().items() if "token" not in k},
+            },
+        )
+        log.info(
+            "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
+            role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.path,
+        )  # fmt: skip
         state.wait_for_everyone()
         return folder
-    model.save_pretrained(folder.path)
-    tokenizer.save_pretrained(folder.path)
-    write_predictions(folder.predictions, splits.test["example_id"], gold_labels, test_logits)
-    metrics = {
-        "test": test,
-        "training": {**training, **(prepared or {})},
-        **({"calibration": calibration} if calibration else {}),
-    }
-    write_json(folder.metrics, metrics)
-    curve = training_curve(role, folder.read_log(), selected_step(training))
-    plots.save_png(plots.learning_curves([curve]), folder.learning_curve)
-    sizes = {name: len(rows) for name in SPLITS if (rows := getattr(splits, name)) is not None}
-    if folder.owns_card:
-        write_text(
-            folder.card,
-            card(
-                folder.path.absolute().name, role, recipe, metrics, architecture=type(model).__name__,
-                parameters=parameter_count(model), label_names=splits.label_names, sizes=sizes, parents=parents,
-            ),
-        )  # fmt: skip
-    write_json(
-        folder.manifest,
-        {
-            "role": role,
-            "finished": now(),
-            "versions": versions(),
-            "hardware": describe_hardware(),
-            "device": device,
-            "precision": precision,
-            "seed": arguments.seed,
-            "labels": list(splits.label_names),
-            "data": splits.fingerprints(),
-            "leaks_dropped": dict(splits.leaks),
-            "weights": weights_fingerprint(str(folder.path)),
-            "parents": parents,
-            "training_arguments": {k: v for k, v in arguments.to_sanitized_dict().items() if "token" not in k},
-        },
-    )
-    log.info(
-        "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
-        role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.path,
-    )  # fmt: skip
-    state.wait_for_everyone()
-    return folder
 
 
 def _logits(classifier: Classifier, rows: Dataset, title: str) -> np.ndarray:

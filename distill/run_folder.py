@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -15,12 +17,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from distill.errors import FolderError
+from distill.ranks import rank
 from distill.recipe import Recipe
 from distill.recipe_file import dump_recipe, load_recipe
 
 EXPORT_PROOFS = "export.json"  # in an export folder: of each format that was tried, the proof
+SEAL = "checksums.json"  # in a checkpoint: written last
+PARTIAL = ".partial-"  # how the name of a folder begins in which something is being written
+LOCK = ".lock"  # what it holds is nothing, the lock is the system's
+
+log = logging.getLogger("distill")
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,10 @@ class RunFolder:
             raise FolderError("--resume and --overwrite exclude each other")
         if self.path.exists() and not self.path.is_dir():
             raise FolderError(f"{self.path}: a file, not a folder", hint="--output DIR")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if rank() == 0 and (self.path / LOCK).is_file():
+            with hold(self.path):
+                pass
+        if not self.path.exists() or all(path.name == LOCK for path in self.path.iterdir()):
             return
         # A run makes both at once; checkpoints may be deleted once it has finished.
         if not (self.recipe.is_file() and (self.checkpoints.is_dir() or self.is_finished)):
@@ -125,9 +137,17 @@ class RunFolder:
         return [json.loads(line) for line in self.metrics_log.read_text(encoding="utf-8").splitlines()]
 
     def last_checkpoint(self) -> Path | None:
-        """Return the checkpoint to go on from, None where there is none."""
-        found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-        return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+        """Return the last checkpoint that is whole, and whose best one is; None where there is none."""
+        found = self.checkpoints.glob("checkpoint-*")
+        for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+            damage = damage_of(path)
+            if damage is None:
+                best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
+                damage = best and damage_of(self.checkpoints / Path(best).name)
+            if damage is None:
+                return path
+            log.warning("%s: %s; an earlier one is looked for", path, damage)
+        return None
 
     def _clear(self) -> None:
         """Remove what a run wrote and nothing else: a user may keep files of his own here."""
@@ -139,6 +159,55 @@ class RunFolder:
             self.card.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.tensorboard, self.export, self.teacher_logits):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process, whose death lets go of it, and clear away what killed ones left half-written.
+
+    Raises `FolderError` where another process has it, or where it cannot be written.
+    """
+    held = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=0)
+    except Timeout:
+        raise FolderError(f"{folder}: another run is at work in it", hint="wait, or --output DIR") from None
+    except OSError as error:
+        raise FolderError(f"{folder}: cannot be written: {error.strerror}", hint="--output DIR") from None
+    try:
+        for left in folder.glob(f"{PARTIAL}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        held.release()
+
+
+def seal(folder: Path) -> None:
+    """Write what is in a folder, file by file with its SHA-256, into it: a folder without that is not whole."""
+    found = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != SEAL}
+    write_json(folder / SEAL, found)
+
+
+def damage_of(folder: Path) -> str | None:
+    """Return what is wrong with a folder that was sealed; None where every file is as it was."""
+    if not (folder / SEAL).is_file():
+        return "was not written to its end"
+    try:
+        sealed = dict(read_json(folder / SEAL))
+    except (FolderError, TypeError, ValueError):
+        return f"{SEAL} is damaged"
+    for name, digest in sealed.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != digest:
+            return f"{name} is damaged (its checksum has changed)"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -194,7 +263,7 @@ def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` for a file or folder; it takes the place of `path` only if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)) / path.name
     try:
         yield partial
         if path.is_dir() and not path.is_symlink():  # a folder cannot be replaced in one step

@@ -44,7 +44,7 @@ from distill.quantisation import import_nncf
 from distill.ranks import leave, rank
 from distill.recipe import FORMATS, Recipe, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
-from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json, write_json, write_text
+from distill.run_folder import EXPORT_PROOFS, RunFolder, hold, read_json, write_json, write_text
 from distill.sessions import TorchSession, calibration_temperature, import_openvino, onnx_runs_on_cuda
 from distill.training import training_arguments
 
@@ -197,18 +197,20 @@ def export(
     )
     path, name = folder / EXPORT_PROOFS, Path(model).absolute().name
     made = []
-    for proof in proofs:  # each is on record before the next begins
-        made.append(proof)
-        if proof.passed:
-            text = export_card(
-                name,
-                proof,
-                label_names=splits.label_names,
-                calibrated=calibration_temperature(classifier.session.model.config) != 1,
-            )
-            write_text(RunFolder(folder / proof.format).card, text)
-        entries = (read_json(path) if path.is_file() else {}) | {proof.format: proof.as_json()}
-        write_json(path, {name: entries[name] for name in FORMATS if name in entries})
+    with hold(folder):
+        entries = read_json(path) if path.is_file() else {}
+        for proof in proofs:  # each is on record before the next begins
+            made.append(proof)
+            if proof.passed:
+                text = export_card(
+                    name,
+                    proof,
+                    label_names=splits.label_names,
+                    calibrated=calibration_temperature(classifier.session.model.config) != 1,
+                )
+                write_text(RunFolder(folder / proof.format).card, text)
+            entries |= {proof.format: proof.as_json()}
+            write_json(path, {name: entries[name] for name in FORMATS if name in entries})
     failed = [proof for proof in made if not proof.passed]
     for proof in made if push_to_hub else ():
         if proof.passed:

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from distill.callbacks import LogFile, ProgressLine, StopOnSignal
+from distill.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnSignal
 from distill.devices import Device, peak_memory_bytes, training_precision
 from distill.errors import RecipeError, TrainingError
 from distill.first_token import first_token_only, last_layer
@@ -248,6 +248,8 @@ def train(
     step and a checkpoint, and `TrainingError` where the loss diverges.
     """
     callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log)]
+    kept, arguments.save_total_limit = arguments.save_total_limit, None
+    callbacks.append(SealCheckpoints(folder, kept))
     layer = last_layer(model)
     if layer is not None and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # these architectures use them all; looking costs time
@@ -284,6 +286,7 @@ def train(
     whole = trainer.reads_all_tokens or arguments.n_gpu > 1
     with StopOnSignal(trainer), first_token_only(None if whole else layer):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    arguments.save_total_limit = kept
     seconds = result.metrics["train_runtime"]
     counts = torch.tensor([trainer.examples, int(trainer.tokens), trainer.positions], device=arguments.device)
     examples, tokens, positions = trainer.accelerator.reduce(counts, "sum").tolist()  # of all ranks
