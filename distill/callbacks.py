@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from distill.errors import Interrupted
 from distill.progress import progress_line
-from distill.run_folder import RunFolder, seal, write_text
+from distill.run_folder import seal, write_text
 
 TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
 
@@ -94,16 +95,23 @@ class SealCheckpoints(TrainerCallback):
     Trainer itself deletes before: killed in between, a run would have lost the old one and not got the new one.
     """
 
-    def __init__(self, folder: RunFolder, limit: int | None):
-        self.folder = folder
+    def __init__(self, limit: int | None):
         self.limit = limit
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal the checkpoint that Trainer has just written."""
         PartialState().wait_for_everyone()  # each rank writes its own random state
         if state.is_world_process_zero:
-            seal(self.folder.checkpoints / f"checkpoint-{state.global_step}")
-            rotate_checkpoints(str(self.folder.checkpoints), self.limit, state.best_model_checkpoint, use_mtime=True)
+            seal(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}")
+            # The folder as Trainer names it: the best one is known from the others by its whole path.
+            rotate_checkpoints(args.output_dir or ".", self.limit, state.best_model_checkpoint, use_mtime=True)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Of one checkpoint to keep, that is the best, where training went on from it to others."""
+        if state.is_world_process_zero and self.limit == 1 and state.best_model_checkpoint:
+            for path in Path(args.output_dir or ".").glob("checkpoint-*"):
+                if path != Path(state.best_model_checkpoint):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 class StopOnSignal(TrainerCallback):

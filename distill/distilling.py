@@ -118,9 +118,9 @@ def distil(
     }
     return fit(
         model, tokenizer, concatenate_datasets(rows), splits, recipe, settings, folder, arguments, precision,
-        overwrite=overwrite, device=resolved, role="student", parents={"teachers": parents, "model": settings.model},
-        prepared=prepared, trainer_class=DistillationTrainer, loss=settings.loss, teacher_weights=weights,
-        online=online,
+        resume=resume, overwrite=overwrite, device=resolved, role="student",
+        parents={"teachers": parents, "model": settings.model}, prepared=prepared, trainer_class=DistillationTrainer,
+        loss=settings.loss, teacher_weights=weights, online=online,
     )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def control(
     rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     return fit(
         model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision,
-        overwrite=overwrite, device=resolved, role="control",
+        resume=resume, overwrite=overwrite, device=resolved, role="control",
         parents={"student": str(student.path.absolute()), "student_weights": read_json(student.manifest)["weights"],
                  "model": settings.model},
     )  # fmt: skip

@@ -58,10 +58,10 @@ def examine_memory(subject: str, parameters: int, device: str) -> Finding:
     return Finding(subject, "ok", found)
 
 
-def examine_disk(parameters: int, checkpoints: int, folder: Path) -> Finding:
-    """Return whether a teacher and a student of at most so many parameters, and all they leave, fit on disk."""
-    # One more checkpoint than is kept: the new one is written before the oldest goes.
-    need = parameters * (2 * (CHECKPOINT_BYTES * (checkpoints + 1) + WEIGHT_BYTES) + EXPORT_BYTES)
+def examine_disk(parameters: int, checkpoints: int, runs: int, folder: Path) -> Finding:
+    """Return whether `runs` runs of at most so many parameters, and all they leave, fit on disk."""
+    # The best and the last are kept at least, and a new one is written before an old one goes.
+    need = parameters * (runs * (CHECKPOINT_BYTES * (max(2, checkpoints) + 1) + WEIGHT_BYTES) + EXPORT_BYTES)
     there, where = _free(folder)
     found = f"{_gigabytes(need)} for checkpoints, weights and exports; {_gigabytes(there)} free at {where}"
     if need > there:
@@ -69,7 +69,7 @@ def examine_disk(parameters: int, checkpoints: int, folder: Path) -> Finding:
             "disk for the recipe",
             "fault",
             found,
-            "make room, --output DIR on another disk, or training.save_total_limit: 1",
+            "make room, or --output DIR on another disk",
         )
     return Finding("disk for the recipe", "ok", found)
 
@@ -78,6 +78,7 @@ def examine_recipe(recipe: Recipe, folder: Path, device: str) -> Iterator[Findin
     """Yield whether the data and models of `recipe` can be had now, trained in the memory of `device` and kept."""
     yield _attempt("data", lambda: _sizes(read_splits(recipe)))
     largest = checkpoints = 0
+    runs = (recipe.teacher is not None) + (1 + recipe.student.control if recipe.student else 0)
     for name, stage in (("teacher.model", recipe.teacher), ("student.model", recipe.student)):
         model = stage.model if stage else None
         if model is None:
@@ -90,7 +91,7 @@ def examine_recipe(recipe: Recipe, folder: Path, device: str) -> Iterator[Findin
             checkpoints = max(checkpoints, stage.training.get("save_total_limit") or 2)  # null: at least two
             yield examine_memory(f"memory for {name}", parameters_of(model), device)
     if largest:
-        yield examine_disk(largest, checkpoints, folder)
+        yield examine_disk(largest, checkpoints, runs, folder)
 
 
 def _devices() -> Iterator[Finding]:

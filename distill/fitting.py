@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -75,6 +75,7 @@ def fit(
     arguments: TrainingArguments,
     precision: str,
     *,
+    resume: bool,
     overwrite: bool,
     device: Device,
     role: str,
@@ -101,10 +102,9 @@ def fit(
     with hold(folder.path) if state.is_main_process else contextlib.nullcontext():
         with state.main_process_first():
             if state.is_main_process:
-                folder.start(recipe, overwrite=overwrite)  # only now that nothing of the user's can be wrong
-        checkpoint = folder.last_checkpoint()
-        if checkpoint:
-            log.info("%s: goes on from %s", role, checkpoint.name)
+                # Only now that nothing of the user's can be wrong.
+                folder.start(recipe, resume=resume, overwrite=overwrite)
+        checkpoint = _to_go_on_from(folder, role) if resume else None
         training = train(
             trainer_class,
             model,
@@ -182,6 +182,20 @@ def fit(
         )  # fmt: skip
         state.wait_for_everyone()
         return folder
+
+
+def _to_go_on_from(folder: RunFolder, role: str) -> Path | None:
+    """The checkpoint that all ranks go on from; the first looks for it, since disks may differ in what they show."""
+    found: list[Any] = [None]
+    if PartialState().is_main_process:
+        checkpoint = folder.last_checkpoint()
+        found = [checkpoint.name if checkpoint else None]
+        if checkpoint:
+            log.info("%s: goes on from %s", role, checkpoint.name)
+        elif any(folder.checkpoints.glob("checkpoint-*")):
+            log.warning("%s: no checkpoint is whole, so training starts from the beginning", role)
+    (name,) = broadcast_object_list(found)
+    return folder.checkpoints / name if name else None
 
 
 def _logits(classifier: Classifier, rows: Dataset, title: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def push(folder: Path, name: str, *, within: str | None = None) -> str:
             commit_message=f"Upload {within or folder.absolute().name} with distill",
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - whatever its HTTP library raises, no traceback after hours of work
-        later = f"hf upload {name} {folder} {within or '.'} --include {' '.join(files)}"
+        included = [part for file in files for part in ("--include", file)]
+        later = shlex.join(["hf", "upload", name, str(folder), within or ".", "--private", *included])
         raise UserError(f"--push-to-hub {name}: {one_line(error)}", hint=f"{folder} is whole; later: {later}") from None
     log.info("pushed to %s (private, unless it was there before)", repository)
     return str(repository)

@@ -62,8 +62,24 @@ def trace(model: PreTrainedModel, path: Path) -> None:
         inner = (value for node in graph.graph for value in node.outputs if value not in graph.graph.outputs)
         for value in (*inner, *graph.graph.initializers.values()):
             value.shape = value.type = None
+        _forget_where_it_was_traced(graph)
         large = sum(weight.const_value.nbytes for weight in graph.graph.initializers.values()) > LARGEST_FILE
         onnx_ir.save(graph, path, external_data=f"{path.name}.data" if large else None)
+
+
+def _forget_where_it_was_traced(model: onnx_ir.Model) -> None:
+    """Drop the notes that torch leaves on every node, with its stack and so the paths of this machine."""
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in graph.inputs:
+            value.metadata_props.clear()
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    model.metadata_props.clear()
 
 
 class _LogitsOnly(torch.nn.Module):

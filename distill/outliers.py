@@ -72,14 +72,16 @@ def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave:
             continue
         source, name, weight = node.input[0], node.name, array(node.input[1])
         if name in middles:
-            narrow, bias, activation = middles[name].narrow, middles[name].bias, middles[name].activation
+            _, biased, bias, activation, narrow = middles[name]
             wide = np.sort(np.argsort(-largest[narrow.input[0]])[:WIDE_CHANNELS])
             parts = {"columns": weight[:, wide], "bias": array(bias)[wide], "rows": array(narrow.input[1])[wide]}
             columns, own_bias, rows = (constant(f"{name}_wide_{part}", value) for part, value in parts.items())
             others = np.ones(outputs, np.float32)
             others[wide] = 0
             weight = weight * others
-            weights[bias].CopyFrom(numpy_helper.from_array(array(bias) * others, bias))
+            kept_bias = constant(f"{name}_kept_bias", array(bias) * others)
+            terms = [kept_bias if term == bias else term for term in biased.input]
+            replaced[biased.name] = [helper.make_node("Add", terms, biased.output, name=biased.name)]
             own, wide_out, most = f"{name}_wide", f"{narrow.name}_wide", f"{narrow.name}_most"
             fp32 += [own, wide_out]
             replaced[narrow.name] = [
@@ -112,9 +114,10 @@ def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave:
 
 
 class Middle(NamedTuple):
-    """The middle of a feed-forward part: the products before and after it, the bias and the activation between."""
+    """The middle of a feed-forward part: the products before and after it, between them a bias' sum and activation."""
 
     widen: onnx.NodeProto
+    biased: onnx.NodeProto
     bias: str
     activation: onnx.NodeProto
     narrow: onnx.NodeProto
@@ -125,7 +128,10 @@ class Middle(NamedTuple):
 
 
 def _middles(model: onnx.ModelProto) -> Iterator[Middle]:
-    """Yield each widening product, bias, activation and narrowing product that follow one another and feed no other."""
+    """Yield each widening product, bias, activation and narrowing product that follow one another and feed no other.
+
+    The bias itself may be shared: a tracer keeps equal constants, such as those of a new model, once.
+    """
     products = {node.name for node, _ in feed_forward(model)}
     constants = {weight.name for weight in model.graph.initializer}
     makers = {node.output[0]: node for node in model.graph.node}
@@ -139,9 +145,9 @@ def _middles(model: onnx.ModelProto) -> Iterator[Middle]:
             continue
         widen = next((makers[name] for name in biased.input if name in makers), None)
         bias = next((name for name in biased.input if name in constants), "")
-        between = [activation.output[0], biased.output[0], *(widen.output if widen else ()), bias]
-        if widen and widen.name in products and all(uses[name] == 1 for name in between):  # "" is used by none
-            yield Middle(widen, bias, activation, narrow)
+        between = [activation.output[0], biased.output[0], *(widen.output if widen else ())]
+        if widen and bias and widen.name in products and all(uses[name] == 1 for name in between):
+            yield Middle(widen, biased, bias, activation, narrow)
 
 
 def feed_forward(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, tuple[int, int]]]:

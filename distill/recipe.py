@@ -322,11 +322,9 @@ def with_last_names(recipe: Recipe) -> Recipe:
     for name in ("teacher", "student"):
         stage = getattr(recipe, name)
         if stage:
-            paths = {
-                key: Path(value).name
-                for key in ("model", "output")
-                if (value := getattr(stage, key)) and Path(value).is_absolute()
-            }
+            paths = {"output": Path(stage.output).name}
+            if stage.model and (Path(stage.model).is_absolute() or Path(stage.model).exists()):  # no name of the Hub's
+                paths["model"] = Path(stage.model).name
             updates[name] = stage.model_copy(update=paths)
     return recipe.model_copy(update=updates)
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from distill.errors import FolderError
+from distill.errors import FolderError, one_line
 from distill.ranks import rank
 from distill.recipe import Recipe
 from distill.recipe_file import dump_recipe, load_recipe
@@ -98,17 +98,21 @@ class RunFolder:
         That is a finished run, a started one (unless `resume` or `overwrite` says what to do with it), or files of
         somebody else.
         """
+        if rank() == 0 and (self.path / LOCK).is_file():
+            with hold(self.path):
+                pass
+        self._check(recipe, resume=resume, overwrite=overwrite)
+
+    def _check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         if resume and overwrite:
             raise FolderError("--resume and --overwrite exclude each other")
         if self.path.exists() and not self.path.is_dir():
             raise FolderError(f"{self.path}: a file, not a folder", hint="--output DIR")
-        if rank() == 0 and (self.path / LOCK).is_file():
-            with hold(self.path):
-                pass
-        if not self.path.exists() or all(path.name == LOCK for path in self.path.iterdir()):
+        if not self.path.exists() or all(path.name.startswith((LOCK, PARTIAL)) for path in self.path.iterdir()):
             return
-        # A run makes both at once; checkpoints may be deleted once it has finished.
-        if not (self.recipe.is_file() and (self.checkpoints.is_dir() or self.is_finished)):
+        # A run writes the recipe under a lock, first of all; checkpoints may be deleted once it has finished.
+        marks = (self.checkpoints, self.manifest, self.path / LOCK)
+        if not (self.recipe.is_file() and any(mark.exists() for mark in marks)):
             raise FolderError(f"{self.path}: not empty and not a run folder; nothing was touched", hint="--output DIR")
         if overwrite:
             return
@@ -122,13 +126,14 @@ class RunFolder:
                 hint="--overwrite to restart, or --output for another folder",
             )
 
-    def start(self, recipe: Recipe, *, overwrite: bool) -> None:
-        """Make the folder that of a run of `recipe`."""
+    def start(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, which is held, that of a run of `recipe`; what was free to use may have changed since."""
+        self._check(recipe, resume=resume, overwrite=overwrite)
         if overwrite:
             self._clear()
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_text(self.recipe, dump_recipe(recipe))
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FolderError(f"{self.path}: cannot be written: {error.strerror}", hint="--output DIR") from None
 
@@ -173,8 +178,8 @@ def hold(folder: Path) -> Iterator[None]:
         held.acquire(timeout=0)
     except Timeout:
         raise FolderError(f"{folder}: another run is at work in it", hint="wait, or --output DIR") from None
-    except OSError as error:
-        raise FolderError(f"{folder}: cannot be written: {error.strerror}", hint="--output DIR") from None
+    except (OSError, NotImplementedError) as error:  # the second: a file system that knows no locks
+        raise FolderError(f"{folder}: cannot be written: {one_line(error)}", hint="--output DIR") from None
     try:
         for left in folder.glob(f"{PARTIAL}*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -198,9 +203,11 @@ def damage_of(folder: Path) -> str | None:
     except (FolderError, TypeError, ValueError):
         return f"{SEAL} is damaged"
     for name, digest in sealed.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if _sha256(folder / name) != digest:
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:  # it is gone, or the disk no longer gives it
+            return f"{name} cannot be read ({error.strerror})"
+        if found != digest:
             return f"{name} is damaged (its checksum has changed)"
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, WEIGHT_ERRORS
 
 OPENVINO_EXTRA = 'pip install "distill[openvino]"'
 FOR_CPUS = ("onnx-int8", "openvino-bf16", "openvino-int8")  # formats that run on no other device
+_FIRST_TENSOR = threading.Lock()
 TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
 # Padded tokens in one batch. Larger ones stop being faster long before they stop costing memory; on one thread of a CPU
 # they are slower, since what a layer makes of them no longer fits into the cache.
@@ -214,7 +216,8 @@ def import_openvino() -> Any:
         raise DeviceError("OpenVINO is not installed", hint=OPENVINO_EXTRA) from error
     # Its bindings set up numpy at the first tensor, giving up Python's lock meanwhile: where two threads are there at
     # once, one waits for the lock and the other, which has it, for the first. A tensor made here leaves nothing to do.
-    openvino.Tensor(np.zeros(1, np.float32), shared_memory=True)
+    with _FIRST_TENSOR:
+        openvino.Tensor(np.zeros(1, np.float32), shared_memory=True)
     return openvino
 
 

@@ -95,7 +95,7 @@ def teacher(
     rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     fit(
         model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision,
-        overwrite=overwrite, device=resolved, role="teacher", parents={"model": settings.model},
+        resume=resume, overwrite=overwrite, device=resolved, role="teacher", parents={"model": settings.model},
     )  # fmt: skip
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
@@ -199,7 +199,10 @@ def export(
     made = []
     with hold(folder):
         entries = read_json(path) if path.is_file() else {}
-        for proof in proofs:  # each is on record before the next begins
+        for format in formats:
+            if entries.pop(format, None):  # a proof goes before the folder that it is of
+                write_json(path, entries)
+            proof = next(proofs)
             made.append(proof)
             if proof.passed:
                 text = export_card(
@@ -304,20 +307,21 @@ def report(
         "rounds": recipe.benchmark.rounds,
         "data": splits.fingerprints(),
     }
-    found = reporting.write_report(
-        Path(output),
-        [item.as_json() for item in measurements],
-        environment,
-        recipe.benchmark.shapes,
-        notes,
-        label_names=splits.label_names,
-        budget=budget,
-        comparisons=comparisons,
-        trainings=list(learning_curves(models)),
-        cascade=cascade_of(measurements, gold_labels, recipe.benchmark.shapes[0]),
-        flipped=list(flipped_texts(models)),
-        recipe=dump_recipe(recipe),
-    )
+    with hold(Path(output)):
+        found = reporting.write_report(
+            Path(output),
+            [item.as_json() for item in measurements],
+            environment,
+            recipe.benchmark.shapes,
+            notes,
+            label_names=splits.label_names,
+            budget=budget,
+            comparisons=comparisons,
+            trainings=list(learning_curves(models)),
+            cascade=cascade_of(measurements, gold_labels, recipe.benchmark.shapes[0]),
+            flipped=list(flipped_texts(models)),
+            recipe=dump_recipe(recipe),
+        )
     if budget and found["choice"]["model"] is None:
         page = Path(output) / reporting.REPORT_HTML
         raise BudgetError(f"report: {found['choice']['reason']}", hint=f"every figure is in {page}")
@@ -352,6 +356,7 @@ def run(
             continue
         if folder.is_finished and not overwrite and finished_with(folder, recipe, [str(root / "teacher")]):
             log.info("%s: finished before, skipped (%s)", name, folder.path)
+            _clear_away(folder.path)
         elif name == "teacher":
             teacher(recipe, folder.path, **options)
         elif name == "student":
@@ -371,6 +376,7 @@ def run(
             failure = error
     else:
         log.info("export: finished before, skipped (%s)", student_folder.export)
+        _clear_away(student_folder.export)
     result = report([root], root / "report", recipe=recipe, device=device)
     if failure:
         raise failure
@@ -424,6 +430,13 @@ def predict(
 
 def _recipe_of(models: Sequence[Path]) -> Recipe:
     return load_recipe(find_recipe(models))
+
+
+def _clear_away(folder: Path) -> None:
+    """Remove what a run that was killed at its very end was still about to remove."""
+    if rank() == 0:
+        with hold(folder):
+            pass
 
 
 def _was_exported(folder: RunFolder, name: str) -> bool:

@@ -249,7 +249,7 @@ def train(
     """
     callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log)]
     kept, arguments.save_total_limit = arguments.save_total_limit, None
-    callbacks.append(SealCheckpoints(folder, kept))
+    callbacks.append(SealCheckpoints(kept))
     layer = last_layer(model)
     if layer is not None and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # these architectures use them all; looking costs time

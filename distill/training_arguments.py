@@ -54,13 +54,13 @@ OWNED = {
     "fsdp_config": "not supported; several ranks train with DDP, each with the whole model",
     "deepspeed": "not supported; several ranks train with DDP, each with the whole model",
     "local_rank": "set by the launcher, not by hand",
-    "push_to_hub": "not supported; push the finished folder with the hf command",
+    "push_to_hub": "not supported; use --push-to-hub NAME",
     "hub_token": "not supported; a token must not stand in a recipe",
-    "hub_model_id": "not supported; push the finished folder with the hf command",
-    "hub_strategy": "not supported; push the finished folder with the hf command",
-    "hub_private_repo": "not supported; push the finished folder with the hf command",
-    "hub_always_push": "not supported; push the finished folder with the hf command",
-    "hub_revision": "not supported; push the finished folder with the hf command",
+    "hub_model_id": "not supported; use --push-to-hub NAME",
+    "hub_strategy": "not supported; use --push-to-hub NAME",
+    "hub_private_repo": "not supported; use --push-to-hub NAME",
+    "hub_always_push": "not supported; use --push-to-hub NAME",
+    "hub_revision": "not supported; use --push-to-hub NAME",
 }
 
 

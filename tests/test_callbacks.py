@@ -1,10 +1,13 @@
 """The line and the table that a person watches."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from transformers import TrainerControl, TrainerState
 
-from distill.callbacks import ProgressLine
+from distill.callbacks import ProgressLine, SealCheckpoints
+from distill.run_folder import damage_of
 
 
 def watch(logs, *, is_first_rank=True, figures=dict):
@@ -59,3 +62,22 @@ def test_the_line_shows_the_loss_and_the_figures_asked_for_when_it_is_logged(cap
 def test_other_ranks_are_silent(capsys):
     watch(LOGS, is_first_rank=False)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("limit", "left"), [(1, {2}), (2, {2, 8}), (None, {2, 4, 6, 8})])
+def test_the_best_checkpoint_is_kept_also_under_a_relative_path(tmp_path, monkeypatch, limit, left):
+    """As `training.train` uses it: the folder absolute, as Trainer names the best one."""
+    monkeypatch.chdir(tmp_path)
+    arguments = SimpleNamespace(output_dir=str(Path("run/checkpoints").absolute()))
+    state, control = TrainerState(is_world_process_zero=True), TrainerControl()
+    callback = SealCheckpoints(limit)
+    for step in (2, 4, 6, 8):
+        folder = Path(arguments.output_dir, f"checkpoint-{step}")
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(bytes([step]))
+        state.global_step = step
+        state.best_model_checkpoint = str(folder.with_name("checkpoint-2"))
+        callback.on_save(arguments, state, control)
+        assert damage_of(folder) is None
+    callback.on_train_end(arguments, state, control)
+    assert {int(path.name.split("-")[1]) for path in Path("run/checkpoints").iterdir()} == left

@@ -141,9 +141,9 @@ def test_a_model_larger_than_the_memory_is_a_fault():
 
 
 def test_a_recipe_that_the_disk_cannot_keep_is_a_fault(tmp_path):
-    found = doctor.examine_disk(10**12, 2, tmp_path / "not" / "yet")
-    assert found.state == "fault" and str(tmp_path) in found.found and "save_total_limit" in found.cure
-    assert doctor.examine_disk(1_000, 2, tmp_path).state == "ok"
+    found = doctor.examine_disk(10**12, 2, 3, tmp_path / "not" / "yet")
+    assert found.state == "fault" and str(tmp_path) in found.found and "--output DIR" in found.cure
+    assert doctor.examine_disk(1_000, 2, 3, tmp_path).state == "ok"
 
 
 def test_what_a_recipe_needs_is_tried(recipe_path, tmp_path):

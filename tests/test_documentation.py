@@ -88,7 +88,8 @@ def test_every_command_shown_runs(world):
     # In the order of the README, whose later commands use what the earlier ones left.
     for command in RUN:
         done = run(command, world)
-        if done.returncode:
+        # The doctor finds faults of this machine, too.
+        if done.returncode not in ((0, 2) if " doctor" in command else (0,)) or "Traceback" in done.stderr:
             failed[command] = done.stderr[-1_000:]
     assert not failed
     for page in PAGES:
@@ -126,8 +127,9 @@ def test_the_page_on_recipes_shows_every_key_with_its_default(tmp_path):
     assert set(shown["student"]["loss"]) == set(defaults["student"]["loss"])
 
 
-def test_links_lead_somewhere():
+def test_links_lead_somewhere_and_nothing_is_left_to_fill_in():
     for page in (*PAGES, ROOT / "docs" / "results.md", ROOT / "CONTRIBUTING.md", TRANSLATION):
+        assert "@@" not in page.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -1,5 +1,7 @@
 """Pushing to a model hub: only what is public, only with a token, and nothing lost where the hub refuses."""
 
+import shlex
+
 import pytest
 from huggingface_hub import HfApi, RepoUrl
 from huggingface_hub.utils import filter_repo_objects
@@ -60,8 +62,9 @@ def test_a_hub_that_refuses_is_one_line_and_says_how_to_send_it_later(folder, ap
     with pytest.raises(UserError) as caught:
         hub.push(folder, "mine")
     assert caught.value.problems == ("--push-to-hub mine: no route",)
-    later = str(caught.value.hint).split("hf upload ")[1]
-    assert later.startswith(f"mine {folder} . --include ") and "recipe.yaml" not in later
+    later = shlex.split(str(caught.value.hint).split("later: ")[1])
+    assert later[:6] == ["hf", "upload", "mine", str(folder), ".", "--private"]
+    assert set(later[7::2]) == PUBLIC and set(later[6::2]) == {"--include"}
     assert (folder / "model.safetensors").is_file()
 
 

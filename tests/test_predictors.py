@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -171,7 +170,7 @@ def test_a_device_that_is_not_there_is_not_replaced_in_silence(tiny_bert):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, so that the imports are paid for once")
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, so that the imports are paid for once")
 def test_the_first_texts_of_openvino_may_come_on_many_threads_at_once():
     pytest.importorskip("openvino")
     code = """
@@ -186,7 +185,7 @@ for _ in range(10):  # without the tensor that import_openvino makes, one in fiv
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0
         continue
-    faulthandler.dump_traceback_later(30, exit=True)
+    faulthandler.dump_traceback_later(120, exit=True)
     openvino = import_openvino()
     sys.setswitchinterval(1e-6)
     from openvino import opset13
@@ -197,5 +196,5 @@ for _ in range(10):  # without the tensor that import_openvino makes, one in fiv
     [thread.start() for thread in threads], [thread.join() for thread in threads]
     os._exit(0)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr

@@ -1,14 +1,14 @@
 """A run folder among damage, kills and other runs: what is whole is used, what is not is named."""
 
 import json
-import signal
 import subprocess
 import sys
 
 import pytest
 
 from distill.errors import FolderError
-from distill.run_folder import LOCK, SEAL, RunFolder, hold, seal
+from distill.recipe_file import load_recipe
+from distill.run_folder import LOCK, PARTIAL, SEAL, RunFolder, hold, seal
 
 
 def checkpoint(folder, step, *, best=None, sealed=True):
@@ -83,8 +83,6 @@ with hold(Path(sys.argv[1])):
 
 
 def test_a_second_run_is_refused_until_the_first_is_gone_however_it_went(tmp_path, recipe_path):
-    from distill.recipe_file import load_recipe
-
     recipe, folder = load_recipe(recipe_path), RunFolder(tmp_path / "run")
     with subprocess.Popen([sys.executable, "-c", HOLD, str(folder.path)], stdout=subprocess.PIPE) as other:
         assert other.stdout and other.stdout.readline() == b"held\n"
@@ -93,7 +91,29 @@ def test_a_second_run_is_refused_until_the_first_is_gone_however_it_went(tmp_pat
                 folder.check(recipe, **settings)
         with pytest.raises(FolderError, match="another run"), hold(folder.path):
             pass
-        other.send_signal(signal.SIGKILL)
+        other.kill()
     folder.check(recipe, resume=False, overwrite=False)  # what is left is no run
     with hold(folder.path):
         assert [path.name for path in folder.path.iterdir()] == [LOCK]
+
+
+@pytest.mark.parametrize("killed", ["before the recipe", "before the checkpoints"])
+def test_a_run_killed_at_its_start_can_be_resumed_and_started_anew(tmp_path, recipe_path, killed):
+    recipe, folder = load_recipe(recipe_path), RunFolder(tmp_path / "run")
+    with hold(folder.path):
+        if killed == "before the recipe":
+            (folder.path / f"{PARTIAL}x").mkdir()
+        else:
+            folder.start(recipe, resume=False, overwrite=False)
+            folder.checkpoints.rmdir()
+    for settings in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
+        folder.check(recipe, **settings)
+
+
+def test_what_was_free_may_be_taken_by_the_time_it_is_used(tmp_path, recipe_path):
+    recipe, folder = load_recipe(recipe_path), RunFolder(tmp_path / "run")
+    folder.check(recipe, resume=False, overwrite=False)
+    with hold(folder.path):  # another run, meanwhile
+        folder.start(recipe, resume=False, overwrite=False)
+    with hold(folder.path), pytest.raises(FolderError, match="holds an unfinished run"):
+        folder.start(recipe, resume=False, overwrite=False)
