@@ -1,11 +1,12 @@
 """What each way of distilling is worth: teacher, students and their control over several seeds, as one table.
 
 usage: python3 tools/distillation_gain.py --encoder DIR --train FILE --test FILE --work DIR
-           [--unlabelled FILE] [--seeds 1 2 3] [--best KEY=VALUE ...] [--arms ARM ...]
+           [--unlabelled FILE] [--seeds 1 2 3] [--best KEY=VALUE ...] [--arms ARM ...] [--before RESULT.json]
 
 The train file is cut in two: `--labelled` texts keep their labels, the others become the transfer set. Every student
 takes the same number of steps. Finished runs in WORK are kept, interrupted ones resumed, so the script can be stopped
-and started again. Prints the table; the last line is the whole result as JSON.
+and started again, and seeds that were trained elsewhere are taken from their RESULT. Prints the table; the last line is
+the whole result as JSON, with which of the test texts each run got right (`correct`, packed bits in hexadecimal).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from scipy.stats import permutation_test
 from distill.metrics import compare_paired, figures
 from distill.run_folder import RunFolder, read_json, read_predictions
 
+FIGURES = ("accuracy", "ece", "brier", "validation", "seconds", "texts", "correct")  # of an arm, by seed
 TRAINING = {"learning_rate": 1e-4, "per_device_train_batch_size": 16, "warmup_steps": 0.1}
 
 
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--best", nargs="*", default=[], help="recipe keys of the arm `best`, chosen on validation")
     parser.add_argument("--arms", nargs="+", default=["soft", "transfer", "best"])
+    parser.add_argument("--before", type=Path, help="a result of this script, with other seeds of the same texts")
     parser.add_argument("--report-only", action="store_true", help="train nothing; say what the finished runs found")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -127,22 +130,32 @@ def distill(*arguments: object) -> None:
 def report(arguments: argparse.Namespace) -> None:
     """Print accuracies per seed and on average, and each arm against the control of its seed."""
     names = ["teacher", "transfer-control", "soft", "transfer", "best", "unlabelled"]
+    before = read_json(arguments.before)["arms"] if arguments.before else {}
     result: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "arms": {}}
     correct: dict[tuple[str, int], np.ndarray] = {}
     for name in names:
-        runs = {seed: RunFolder(arguments.work / f"seed-{seed}" / name) for seed in arguments.seeds}
-        finished = {seed: run for seed, run in runs.items() if run.is_finished}
-        if not finished:
-            continue
-        entry: dict[str, Any] = {"accuracy": {}, "ece": {}, "brier": {}, "validation": {}, "seconds": {}}
-        for seed, run in finished.items():
+        entry: dict[str, Any] = {key: {} for key in FIGURES}
+        for key, values in before.get(name, {}).items():
+            if key in FIGURES:
+                entry[key] |= {int(seed): value for seed, value in values.items()}
+        for seed in arguments.seeds:
+            run = RunFolder(arguments.work / f"seed-{seed}" / name)
+            if not run.is_finished:
+                continue
             _, gold_labels, logits = read_predictions(run.predictions)
-            correct[name, seed] = logits.argmax(axis=1) == gold_labels
             metrics, found = read_json(run.metrics), figures(logits, gold_labels)
             for key in ("accuracy", "ece", "brier"):
                 entry[key][seed] = found[key]
             entry["validation"][seed] = metrics["training"]["selected_at"]
             entry["seconds"][seed] = metrics["training"]["seconds"]
+            entry["texts"][seed] = len(gold_labels)
+            entry["correct"][seed] = np.packbits(logits.argmax(axis=1) == gold_labels).tobytes().hex()
+        for seed, bits in entry["correct"].items():
+            packed = np.frombuffer(bytes.fromhex(bits), np.uint8)
+            correct[name, seed] = np.unpackbits(packed, count=entry["texts"][seed]).astype(bool)
+        finished = sorted(entry["accuracy"])
+        if not finished:
+            continue
         entry["mean_accuracy"] = statistics.mean(entry["accuracy"].values())
         for other in ("transfer-control", "teacher"):
             pairs = [seed for seed in finished if (other, seed) in correct and other != name]
