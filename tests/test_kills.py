@@ -105,10 +105,10 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(recipe, tm
         while True:
             process = start(recipe, output)
             if kills % 2:
-                wait_for(rng.choice(SIGHTS), output, process, seconds)
+                wait_for(rng.choice(SIGHTS), output, process, 0.5 * seconds)
                 time.sleep(rng.uniform(0, 0.05))
             else:
-                time.sleep(rng.uniform(0.2, 0.8) * seconds)
+                time.sleep(rng.uniform(0.1, 0.6) * seconds)
             if process.poll() is not None:
                 break
             process.kill()
