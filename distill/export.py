@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,7 +77,7 @@ def export_formats(
     bounds: Bounds,
     device: Device,
     progress: Callable[[str], None] = lambda step: None,
-) -> Iterator[Proof]:
+) -> Generator[Proof, None, None]:
     """Write each of `formats` of the fp32 `model` to its own folder in `folder`; yield its proof, made on `texts`.
 
     The reference is `model` itself. A format that breaks a bound (accuracy, agreement, logits that are not finite,

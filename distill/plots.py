@@ -102,20 +102,23 @@ def accuracy_against_latency(measurements: Rows, front: Rows, shape: str) -> Fig
 @_styled
 def learning_curves(trainings: Rows) -> Figure:
     """Draw training and validation loss over epochs, beside it validation accuracy, one colour per role."""
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import PercentFormatter
 
     figure, (losses, accuracies) = _figure(8, 3.2, columns=2)
     for run in trainings:
         colour = _colour(run["role"])
         _line(losses, run["steps"], "loss", color=colour, linewidth=0.8, alpha=0.6)
-        _line(losses, run["evaluations"], "log_loss", color=colour, marker="o", markersize=3, label=run["role"])
+        _line(losses, run["evaluations"], "log_loss", color=colour, marker="o", markersize=3)
         _line(accuracies, run["evaluations"], "accuracy", color=colour, marker="o", markersize=3)
         chosen = [entry for entry in run["evaluations"] if entry["step"] == run["selected_step"]]
         _line(accuracies, chosen, "accuracy", color=colour, marker="o", markersize=8, fillstyle="none")
     losses.set(xlabel="epoch", ylabel="loss (thin: training; dots: validation)")
     accuracies.set(xlabel="epoch", ylabel="validation accuracy (ring: kept)")
     accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    figure.legend(loc="outside upper center", ncols=3)
+    roles = dict.fromkeys(run["role"] for run in trainings)  # a run without evaluations has a line, too, to be named
+    handles = [Line2D([], [], color=_colour(role), marker="o", markersize=3, label=role) for role in roles]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 

@@ -10,6 +10,7 @@ Notes go to the logger "distill", progress to stderr; nothing is printed to stdo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -197,7 +198,7 @@ def export(
     )
     path, name = folder / EXPORT_PROOFS, Path(model).absolute().name
     made = []
-    with hold(folder):
+    with hold(folder), contextlib.closing(proofs):
         entries = read_json(path) if path.is_file() else {}
         for format in formats:
             if entries.pop(format, None):  # a proof goes before the folder that it is of
