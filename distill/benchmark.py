@@ -44,6 +44,7 @@ class Measurement:
 
     role: str
     model: str
+    folder: str
     format: str
     device: Device
     max_tokens: int
@@ -123,6 +124,7 @@ def measure(
             Measurement(
                 role=candidate.role,
                 model=candidate.model,
+                folder=str(candidate.folder),
                 format=classifier.session.format,
                 device=candidate.device,
                 max_tokens=classifier.max_tokens,

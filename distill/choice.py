@@ -86,7 +86,8 @@ def pareto_front(measurements: Sequence[Row], shape: str) -> list[Row]:
 
 
 def _described(row: Row, shape: str, teacher: Row | None) -> dict[str, Any]:
-    found: dict[str, Any] = {name: row[name] for name in ("role", "model", "format", "device")} | {"shape": shape}
+    found: dict[str, Any] = {name: row[name] for name in ("role", "model", "folder", "format", "device")}
+    found["shape"] = shape
     if teacher is not None:
         found["accuracy_of_teacher"] = row["accuracy"] / teacher["accuracy"]
         found["speedup_over_teacher"] = _p50(teacher, shape) / _p50(row, shape)

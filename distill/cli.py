@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -43,6 +44,10 @@ RecipeOption = Annotated[
 ]
 
 
+class _Terminated(BaseException):
+    """SIGTERM came where nothing was being trained; training has its own way with it."""
+
+
 class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -60,9 +65,9 @@ class _Group(TyperGroup):
         except Interrupted as interruption:
             print(f"interrupted: {interruption}", file=sys.stderr)
             raise typer.Exit(interruption.exit_code) from None
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
+        except (KeyboardInterrupt, _Terminated) as stopped:
+            print("\ninterrupted; finished stages stay (run, teacher and student: --resume goes on)", file=sys.stderr)
+            raise typer.Exit(143 if isinstance(stopped, _Terminated) else 130) from None
 
 
 app = typer.Typer(
@@ -242,7 +247,9 @@ def predict(
     file: Annotated[
         str | None, typer.Option("--file", metavar="F", help="Texts from .txt, .csv, .jsonl or .parquet; - is stdin.")
     ] = None,
-    text_column: Annotated[str, typer.Option("--text-column", help="The column of --file to read.")] = "text",
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", metavar="NAME", help="The column of --file (default: the recipe's).")
+    ] = None,
     escalate: Annotated[
         str | None,
         typer.Option("--escalate", metavar="TEACHER", help="A classifier for the texts that MODEL is not sure of."),
@@ -264,7 +271,8 @@ def predict(
     stages = _stages()
     from distill.data import read_texts
 
-    source: Iterator[str] = iter(texts or ()) if file is None else read_texts(file, text_column)
+    column = text_column or stages.text_column_of(model)
+    source: Iterator[str] = iter(texts or ()) if file is None else read_texts(file, column)
     rows = []
     for text, probabilities in stages.predict(model, source, escalate=escalate, below=below or 0.0, device=device):
         label = max(probabilities, key=lambda name: probabilities[name])
@@ -315,7 +323,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")  # texts come in any script, and not every console says so
+    signal.signal(signal.SIGTERM, _terminate)
     app()
+
+
+def _terminate(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one stops at once
+    raise _Terminated
 
 
 def _recipe(path: Path, set_: list[str] | None) -> Any:
@@ -385,6 +399,8 @@ def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
     shapes = dict.fromkeys(shape for row in result["measurements"] for shape in row["latency_ms"])
     print(table(result["measurements"], list(shapes), style="simple"))
     print(f"\n{result['choice']['reason']}")
+    if result["choice"]["model"]:
+        print(f"it lies in {result['choice']['folder']}")
     for sentence in control_sentences(result):
         print(sentence)
     for note in result["notes"]:

@@ -245,7 +245,10 @@ def _encode(
         row = pc.index(wrong, pa.scalar(True)).as_py()
         shown, known = _shown(values[row].as_py()), ", ".join(label_names[:10])
         more = ", ..." if len(label_names) > 10 else ""
-        raise DataError(f"{source}: row {row}: label {shown!r} is not one of {len(label_names)} classes: {known}{more}")
+        raise DataError(
+            f"{source}: row {row}: label {shown!r} is not one of {len(label_names)} classes: {known}{more}",
+            hint="data.label_names: the names in your files, or null to take them from there",
+        )
     return indices.to_numpy().astype(np.int64)
 
 

@@ -70,7 +70,7 @@ def training_precision(device: Device, training: dict[str, Any]) -> tuple[dict[s
     if rate == 0:
         return {}, "fp32: this CPU has neither AVX512-BF16 nor AMX"
     if rate < WORTHWHILE:
-        return {}, f"fp32: this CPU knows bf16, but multiplies in it at {rate:.1f} times the rate of fp32"
+        return {}, f"fp32: this CPU multiplies in bf16 at {rate:.2f} times the rate of fp32, less than {WORTHWHILE}"
     return {"bf16": True}, f"bf16: this CPU multiplies in it at {rate:.1f} times the rate of fp32"
 
 

@@ -60,6 +60,11 @@ def inspect(
     }
 
 
+NOTHING_WRONG = (
+    "Nothing looks wrong: no leaks, duplicates, contradictions, empty or odd texts; few tokens are lost or unknown."
+)
+
+
 def as_text(found: Mapping[str, Any]) -> str:
     """Return what `inspect` found for a terminal: tables, then what looks wrong, or that nothing does."""
     names = found["label_names"]
@@ -78,7 +83,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         ),
         "as the model sees the first of them:\n"
         + tabulate(token_rows(found["tokenised"], TOKENS_IN_A_LINE), tablefmt="plain", disable_numparse=True),
-        "\n".join(f"- {concern}" for concern in concerns(found)) or "Nothing looks wrong.",
+        "\n".join(f"- {concern}" for concern in concerns(found)) or NOTHING_WRONG,
     ]
     return "\n\n".join(parts)
 

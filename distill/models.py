@@ -43,7 +43,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{name}: no tokenizer can be loaded: {one_line(error)}") from error
+        hint = "a folder that holds the model (--set teacher.model=DIR), or a hub that answers (distill doctor)"
+        raise ModelError(f"{name}: no tokenizer can be loaded: {one_line(error)}", hint=hint) from error
     # Where the files are missing, transformers 5 makes a tokenizer that knows its special tokens and nothing else.
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{name}: has no fast tokenizer (tokenizer.json or a vocabulary)")

@@ -81,7 +81,6 @@ def accuracy_against_latency(measurements: Rows, front: Rows, shape: str) -> Fig
     axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # more labels would run into one another
     for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         set_formatter(ScalarFormatter())
-    axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     axes.set_xlabel(f"median latency at {shape} in ms (log scale; left is faster)")
     axes.set_ylabel("test accuracy with 95 % interval")
@@ -147,7 +146,7 @@ def reliability_diagrams(measurements: Rows) -> Figure:
 @_styled
 def latency_by_shape(measurements: Rows, shapes: Sequence[str]) -> Figure:
     """Draw the median latency of every model at each shape, on a log scale."""
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     figure, (axes,) = _figure(8, 3.8)
     for row in measurements:
@@ -162,7 +161,9 @@ def latency_by_shape(measurements: Rows, shapes: Sequence[str]) -> Figure:
             label=f"{row['role']} {row['format']} {row['device']}",
         )
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(ScalarFormatter())
     axes.set_xticks(range(len(shapes)), shapes)
     axes.set(xlabel="batch x tokens", ylabel="median latency in ms (log scale)")
     figure.legend(loc="outside right upper", fontsize=8)

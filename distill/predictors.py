@@ -46,6 +46,8 @@ class Classifier:
         Texts are tokenised in one call, cut at `max_tokens`, sorted by length and packed into batches of about equal
         token count, so that little is spent on padding; the order of the texts is restored.
         """
+        if isinstance(texts, str):
+            raise TypeError("wants a list of texts, got one text: [text]")
         logits = np.zeros((len(texts), len(self.label_names)), np.float32)
         if not len(texts):
             return logits

@@ -20,6 +20,7 @@ PICTURE = "accuracy_latency.png"
 MOST_DIAGRAMS = 4  # reliability diagrams side by side that can still be read
 
 IDENTITY = ("role", "model", "format", "device")
+SCATTERED = 2.0  # p95 over p50: on a quiet machine it is below 1.5
 SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss
 
 Rows = Sequence[Mapping[str, Any]]
@@ -62,7 +63,7 @@ def write_report(
         "cascade": dict(cascade) if cascade else None,
         "trainings": list(trainings),
         "flipped": list(flipped),
-        "notes": [*notes, *(moved if budget and decisive else [])],
+        "notes": [*notes, *(moved if budget and decisive else []), *_disturbed(measurements, decisive)],
         "recipe": recipe,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,18 @@ def write_report(
     write_text(folder / REPORT_HTML, _html(report, decisive))
     write_json(folder / REPORT_JSON, report)
     return report
+
+
+def _disturbed(measurements: Rows, shape: str | None) -> list[str]:
+    """A note where latencies scatter as they do beside other work; empty where they do not."""
+    ratios = {(row["role"], row["format"]): row["latency_ms"][shape] for row in measurements if shape}
+    worst = max(ratios, key=lambda name: ratios[name]["p95"] / ratios[name]["p50"], default=None)
+    if worst is None or (ratio := ratios[worst]["p95"] / ratios[worst]["p50"]) < SCATTERED:
+        return []
+    return [
+        f"Something else ran while latencies were taken (p95 is {ratio:.1f} times p50 for {worst[0]} {worst[1]} at "
+        f"{shape}): measure again on a quiet machine before you rely on them."
+    ]
 
 
 def cascade_sentence(cascade: Mapping[str, Any]) -> str:

@@ -246,6 +246,7 @@ def inspect(
     if output is not None:
         shown = {
             "concerns": inspection.concerns(found),
+            "nothing_wrong": inspection.NOTHING_WRONG,
             "split_rows": inspection.split_rows(found),
             "token_rows": inspection.token_rows(found["tokenised"], inspection.TOKENS_ON_A_PAGE),
         }
@@ -427,6 +428,14 @@ def predict(
             bar.update(len(chunk))
     if second:
         log.info("predict: %d of %d texts were passed on to %s", passed_on, answered, escalate)
+
+
+def text_column_of(model: Path | str) -> str:
+    """Return the column that a model's training texts stood in, where its run folder is known, else "text"."""
+    for folder in (Path(model), *Path(model).absolute().parents[:2]):
+        if RunFolder(folder).recipe.is_file():
+            return load_recipe(RunFolder(folder).recipe).data.text_column
+    return "text"
 
 
 def _recipe_of(models: Sequence[Path]) -> Recipe:

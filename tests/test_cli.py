@@ -14,6 +14,7 @@ from conftest import LABELS, make_classifier, write_reviews
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import distill
+from distill import stages
 from distill.cli import app
 
 
@@ -413,3 +414,26 @@ def test_unsure_texts_are_answered_by_the_teacher(finished):
         json.loads(out), confidence >= limit, student.probabilities(texts), teacher.probabilities(texts), strict=True
     ):
         assert list(row["probabilities"].values()) == pytest.approx((own if sure else its).tolist(), abs=1e-5)
+
+
+def test_predict_reads_the_column_that_the_model_was_trained_on(recipe_path, tmp_path):
+    recipe = json.loads(recipe_path.read_text())
+    recipe["data"]["text_column"] = "message"
+    run_folder = tmp_path / "mine"
+    (run_folder / "export" / "onnx-int8").mkdir(parents=True)
+    (run_folder / "recipe.yaml").write_text(json.dumps(recipe))
+    for folder in (run_folder, run_folder / "export", run_folder / "export" / "onnx-int8"):
+        assert stages.text_column_of(folder) == "message"
+    assert stages.text_column_of(tmp_path / "elsewhere") == "text"
+
+
+@pytest.mark.slow
+def test_sigterm_outside_training_is_said_and_exits_143(finished, tmp_path):
+    folder, _, _ = finished
+    command = [sys.executable, "-m", "distill", "predict", str(folder / "out" / "student"), "--file", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "predict:" in line:  # it waits for texts
+                break
+        process.terminate()
+        assert "interrupted" in process.stderr.read() and process.wait() == 143

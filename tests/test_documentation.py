@@ -88,8 +88,9 @@ def test_every_command_shown_runs(world):
     # In the order of the README, whose later commands use what the earlier ones left.
     for command in RUN:
         done = run(command, world)
-        # The doctor finds faults of this machine, too.
-        if done.returncode not in ((0, 2) if " doctor" in command else (0,)) or "Traceback" in done.stderr:
+        # The doctor finds faults of this machine, too, and a budget may be met by nothing.
+        may_fail = " doctor" in command or "--max-drop" in command
+        if done.returncode not in ((0, 2) if may_fail else (0,)) or "Traceback" in done.stderr:
             failed[command] = done.stderr[-1_000:]
     assert not failed
     for page in PAGES:

@@ -49,11 +49,11 @@ def plain(count, start=0):
 
 def test_clean_data_raise_no_concern(look, tmp_path):
     found = look(plain(100), plain(20, start=200))
-    assert concerns(found) == [] and "Nothing looks wrong." in as_text(found)
+    assert concerns(found) == [] and "Nothing looks wrong: no leaks" in as_text(found)
     assert found["splits"]["train"]["rows"] + found["splits"]["validation"]["rows"] == 100
     assert sum(found["splits"]["test"]["labels"].values()) == 20
     page = (tmp_path / "page" / "inspect.html").read_text()
-    assert "Nothing looks wrong." in page
+    assert "Nothing looks wrong: no leaks" in page
     assert json.loads((tmp_path / "page" / "inspect.json").read_text()) == found
 
 

@@ -198,3 +198,8 @@ for _ in range(10):  # without the tensor that import_openvino makes, one in fiv
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
+
+
+def test_one_text_is_not_taken_for_a_list_of_letters(tiny_bert):
+    with pytest.raises(TypeError, match=r"wants a list of texts"):
+        distill.load(tiny_bert)("good")

@@ -10,7 +10,8 @@ ENVIRONMENT = {"versions": {"torch": "2"}, "hardware": {"cpu": "c", "gpus": []},
 
 def row(role, format, p50, accuracy, **more):
     return {
-        "role": role, "model": f"runs/{role}", "format": format, "device": "cpu", "accuracy": accuracy,
+        "role": role, "model": f"runs/{role}", "folder": f"runs/{role}/export/{format}", "format": format,
+        "device": "cpu", "accuracy": accuracy,
         "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "macro_f1": accuracy, "ece": 0.05, "brier": 0.123,
         "agreement": 0.99, "size_bytes": 17_000_000, "load_seconds": 0.2, "texts_per_second": 100.0,
         "latency_ms": {"1x128": {"p50": p50, "p95": p50, "p99": p50, "raw": [p50]}},
@@ -138,3 +139,13 @@ def test_without_a_shape_that_fits_all_there_is_no_picture(tmp_path):
     write_report(tmp_path, [row("student", "onnx-fp32", 9.0, 0.88, latency_ms={})], ENVIRONMENT, ["1x512"], [])
     assert not (tmp_path / "accuracy_latency.png").exists()
     assert "png" not in (tmp_path / "report.md").read_text()
+
+
+def test_latencies_that_scatter_are_said_to(tmp_path):
+    calm = write_report(tmp_path / "calm", ROWS, ENVIRONMENT, ["1x128"], [])
+    assert calm["notes"] == [] and calm["choice"]["folder"] == "runs/student/export/onnx-int8"
+    latency = {"1x128": {"p50": 5.0, "p95": 40.0, "p99": 50.0, "raw": [5.0]}}
+    rows = [*ROWS, row("student", "onnx-fp16", 5.0, 0.8, latency_ms=latency)]
+    (note,) = write_report(tmp_path / "busy", rows, ENVIRONMENT, ["1x128"], [])["notes"]
+    assert "p95 is 8.0 times p50 for student onnx-fp16 at 1x128" in note
+    assert note in (tmp_path / "busy" / "report.html").read_text()

@@ -296,7 +296,7 @@ def test_fields_that_do_not_go_together_are_one_clear_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("rate", "fields", "reason"),
-    [(0.0, {}, "fp32: this CPU has neither"), (0.6, {}, "fp32: .* at 0.6 times"), (2.0, {"bf16": True}, "bf16: ")],
+    [(0.0, {}, "fp32: this CPU has neither"), (0.6, {}, "fp32: .* at 0.60 times"), (2.0, {"bf16": True}, "bf16: ")],
 )
 def test_a_cpu_trains_in_bf16_only_where_that_is_faster(monkeypatch, rate, fields, reason):
     monkeypatch.setattr(devices, "bf16_rate", lambda: rate)

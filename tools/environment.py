@@ -38,7 +38,12 @@ def prepare() -> Path:
 def run(*arguments: str) -> int:
     """Run Python in the environment from the project's root, offline; return its exit status."""
     python = prepare()
-    return subprocess.call([str(python), *arguments], cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    process = subprocess.Popen([str(python), *arguments], cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # it got the signal too, and is saving a checkpoint
 
 
 def _wanted() -> str:
