@@ -54,7 +54,8 @@ def choose(measurements: Sequence[Row], shape: str | None, budget: Budget | None
             return {"model": None, "reason": "no student was measured"}
         best = min(students, key=lambda row: _p50(row, shape))
         reason = f"the fastest student at {shape} among the formats that passed their proof"
-        return _described(best, shape, teacher) | {"reason": f"{reason}: {_facts(best, shape, teacher)}"}
+        found = _described(best, shape, teacher, measurements)
+        return found | {"reason": f"{reason}: {_facts(best, found, teacher)}"}
     budget.check("teacher" for _ in torch_teachers)
     affordable = [row for row in measurements if row["role"] in ("teacher", "student")]
     if not affordable:
@@ -62,18 +63,20 @@ def choose(measurements: Sequence[Row], shape: str | None, budget: Budget | None
     within = [row for row in affordable if budget.excess(row, shape, teacher) <= 0]
     if not within:
         nearest = min(affordable, key=lambda row: budget.excess(row, shape, teacher))
+        found = _described(nearest, shape, teacher, measurements)
         return {
             "model": None,
-            "nearest": _described(nearest, shape, teacher),
+            "nearest": found,
             "reason": f"no model is within {_limits(budget, shape)}; the nearest is "
-            + f"the {nearest['role']} as {_facts(nearest, shape, teacher)}",
+            + f"the {nearest['role']} as {_facts(nearest, found, teacher)}",
         }
     if budget.max_drop is not None:
         best, most = min(within, key=lambda row: _p50(row, shape)), "fastest"
     else:
         best, most = max(within, key=lambda row: (row["accuracy"], -_p50(row, shape))), "most accurate"
     reason = f"the {most} model within {_limits(budget, shape)} is the {best['role']}"
-    return _described(best, shape, teacher) | {"reason": f"{reason} as {_facts(best, shape, teacher)}"}
+    found = _described(best, shape, teacher, measurements)
+    return found | {"reason": f"{reason} as {_facts(best, found, teacher)}"}
 
 
 def pareto_front(measurements: Sequence[Row], shape: str) -> list[Row]:
@@ -85,24 +88,33 @@ def pareto_front(measurements: Sequence[Row], shape: str) -> list[Row]:
     return front
 
 
-def _described(row: Row, shape: str, teacher: Row | None) -> dict[str, Any]:
+def _described(row: Row, shape: str, teacher: Row | None, measurements: Sequence[Row]) -> dict[str, Any]:
     found: dict[str, Any] = {name: row[name] for name in ("role", "model", "folder", "format", "device")}
     found["shape"] = shape
     if teacher is not None:
         found["accuracy_of_teacher"] = row["accuracy"] / teacher["accuracy"]
         found["speedup_over_teacher"] = _p50(teacher, shape) / _p50(row, shape)
+        like_teacher = {name: row[name] for name in ("role", "model")} | {n: teacher[n] for n in ("format", "device")}
+        same = next((one for one in measurements if all(one[n] == value for n, value in like_teacher.items())), None)
+        if row["role"] == "student" and same is not None and same is not row:
+            # The rest is the runtime's and the format's, which the teacher could have had too.
+            found["speedup_of_the_student_itself"] = _p50(teacher, shape) / _p50(same, shape)
     return found
 
 
-def _facts(row: Row, shape: str, teacher: Row | None) -> str:
+def _facts(row: Row, found: Row, teacher: Row | None) -> str:
+    shape = found["shape"]
     text = f"{row['format']} on {row['device']}: {row['accuracy']:.2%} accuracy, {row['size_bytes'] / 1e6:.1f} MB, "
     text += f"{_p50(row, shape):.1f} ms at {shape}, {row['texts_per_second']:.0f} texts/s"
     if teacher is not None and row is not teacher:
-        found = _described(row, shape, teacher)
         text += (
             f"; {found['accuracy_of_teacher']:.1%} of the teacher's accuracy ({teacher['accuracy']:.2%}) and "
             f"{found['speedup_over_teacher']:.1f} x its speed ({teacher['format']} on {teacher['device']})"
         )
+        if "speedup_of_the_student_itself" in found:
+            text += (
+                f", of which {found['speedup_of_the_student_itself']:.1f} x is the smaller model, the rest its export"
+            )
     return text
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
-from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from distill import plots
@@ -21,12 +20,12 @@ from distill.card import card
 from distill.data import SPLITS, Splits, load_splits
 from distill.devices import Device, describe_hardware
 from distill.errors import FolderError
-from distill.metrics import expected_calibration_error, figures
+from distill.metrics import figures
 from distill.models import parameter_count, weights_fingerprint
 from distill.predictors import Classifier
 from distill.progress import progress_line
 from distill.provenance import now, versions
-from distill.recipe import Recipe, Stage, with_absolute_paths
+from distill.recipe import Recipe, Stage, differences, with_absolute_paths
 from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, hold, read_json, write_json, write_predictions, write_text
 from distill.sessions import TorchSession
@@ -216,11 +215,13 @@ def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Datas
     gold_labels = np.asarray(validation["label"])
     temperature = fit_temperature(logits, gold_labels)
     setattr(model.config, CONFIG_KEY, temperature)
-    before, after = (
-        expected_calibration_error(softmax(logits / divisor, axis=1), gold_labels) for divisor in (1.0, temperature)
-    )
-    log.info("%s: temperature %.2f (calibration error on validation %.3f -> %.3f)", role, temperature, before, after)
-    return {"temperature": temperature, "validation_ece_before": before, "validation_ece": after}
+    before, after = (figures(logits / divisor, gold_labels) for divisor in (1.0, temperature))
+    log.info(
+        "%s: temperature %.2f (on validation: log loss, by which it is chosen, %.4f -> %.4f; calibration error %.3f -> "
+        "%.3f)",
+        role, temperature, before["log_loss"], after["log_loss"], before["ece"], after["ece"],
+    )  # fmt: skip
+    return {"temperature": temperature, "validation_ece_before": before["ece"], "validation_ece": after["ece"]}
 
 
 def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -> bool:
@@ -228,9 +229,11 @@ def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) ->
     wanted, found, manifest = with_absolute_paths(recipe), load_recipe(folder.recipe), read_json(folder.manifest)
     role, parents = manifest["role"], manifest["parents"]
     for section in ("data", "teacher") if role == "teacher" else ("data", "student"):
-        if _what_matters(getattr(wanted, section)) != _what_matters(getattr(found, section)):
+        differing = differences(*(_what_matters(getattr(one, section)) for one in (wanted, found)))
+        if differing:
+            problem = f"{folder.path}: finished with another recipe"
             raise FolderError(
-                f"{folder.path}: finished with another `{section}` section than this recipe's ({folder.recipe})",
+                *(f"{problem}: {section}.{key}: {values}" for key, values in differing.items()),
                 hint="--overwrite to redo it, or --output for another folder",
             )
     if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -309,6 +310,23 @@ class Recipe(Section):
             if weight.start == weight.end == 0:
                 raise ValueError("student.loss.soft_weight: 0, but transfer texts have nothing but the soft loss")
         return self
+
+
+def differences(wanted: Section | None, found: Section | None) -> dict[str, str]:
+    """Return in words, for each dotted key in which two sections differ, its value in either."""
+    ours, theirs = dict(_flat(wanted)), dict(_flat(found))
+    keys = [*ours, *(key for key in theirs if key not in ours)]
+    return {key: f"{ours.get(key)!r} now, {theirs.get(key)!r} then" for key in keys if ours.get(key) != theirs.get(key)}
+
+
+def _flat(section: Section | None) -> Iterator[tuple[str, Any]]:
+    inner = [((), section.model_dump(mode="json"))] if section else []
+    while inner:
+        at, value = inner.pop(0)
+        if isinstance(value, dict):
+            inner = [((*at, str(key)), one) for key, one in value.items()] + inner
+        else:
+            yield ".".join(at), value
 
 
 def with_last_names(recipe: Recipe) -> Recipe:

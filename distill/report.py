@@ -205,7 +205,7 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
     ]
     return render(
         "report.html",
-        title="distill report",
+        title=f"{_headline(choice)} - distill report",
         report=report,
         headline=_headline(choice),
         sentences=control_sentences(report),

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from distill.errors import FolderError, one_line
 from distill.ranks import rank
-from distill.recipe import Recipe
+from distill.recipe import Recipe, differences
 from distill.recipe_file import dump_recipe, load_recipe
 
 EXPORT_PROOFS = "export.json"  # in an export folder: of each format that was tried, the proof
@@ -120,9 +120,11 @@ class RunFolder:
             raise FolderError(f"{self.path}: holds a finished run", hint="--overwrite, or --output for another folder")
         if not resume:
             raise FolderError(f"{self.path}: holds an unfinished run", hint="--resume to go on, --overwrite to restart")
-        if dump_recipe(recipe) != dump_recipe(load_recipe(self.recipe)):
+        differing = differences(recipe, load_recipe(self.recipe))
+        if differing:
+            problem = f"{self.path}: was started with another recipe, so it cannot be resumed"
             raise FolderError(
-                f"{self.path}: was started with another recipe ({self.recipe}), so it cannot be resumed with this one",
+                *(f"{problem}: {key}: {values}" for key, values in differing.items()),
                 hint="--overwrite to restart, or --output for another folder",
             )
 

@@ -142,7 +142,11 @@ def test_running_again_skips_what_is_finished(finished):
 def test_running_again_with_another_recipe_mixes_nothing(finished):
     folder, _, _ = finished
     code, _, err = run("run", folder / "recipe.yaml", "--output", folder / "out", "--set", "student.loss.temperature=4")
-    assert code == 2 and "finished with another `student` section" in err and "--overwrite" in err
+    assert (
+        code == 2
+        and "finished with another recipe: student.loss.temperature: 4.0 now, 2.0 then" in err
+        and "--overwrite" in err
+    )
 
 
 def test_a_student_of_another_teacher_is_not_taken_for_finished(finished, tmp_path):

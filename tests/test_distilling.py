@@ -255,7 +255,7 @@ def test_the_control_is_evaluated_at_the_same_steps_whatever_ends_the_training(w
 
 def test_a_control_of_another_student_is_not_trained(world, tmp_path):
     distil(world, tmp_path / "student")
-    with pytest.raises(FolderError, match="finished with another `student` section"):
+    with pytest.raises(FolderError, match="finished with another recipe: student"):
         distil(world, tmp_path / "student", "student.layers=3", "student.control=true", resume=True)
     other = make_classifier(tmp_path / "other")
     with pytest.raises(FolderError, match="was distilled from another teacher"):

@@ -15,7 +15,12 @@ from distill.training_log import training_curve
 
 HOSTILE = """<script>document.title = "taken"</script><img src=x onerror='document.title="taken"'>{{ 7 * 7 }}"""
 SHAPES = ["1x128", "8x128"]
-ENVIRONMENT = {"versions": {"torch": "2"}, "hardware": {"cpu": "c", "gpus": []}, "test_examples": 100}
+ENVIRONMENT = {
+    "versions": {"torch": "2"},
+    "hardware": {"cpu": "c", "gpus": []},
+    "test_examples": 100,
+    "measured": "2026",
+}
 
 
 def row(role, format, p50, accuracy):
@@ -163,7 +168,7 @@ def test_a_browser_shows_the_page_fetches_nothing_and_runs_no_review(report, tmp
         )
         url = (report[0] / "report.html").as_uri()
         driver.get(url)
-        assert driver.title == "distill report"
+        assert driver.title == "Ship onnx-int8 - distill report"
         assert driver.get_log("browser") == []
         events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]

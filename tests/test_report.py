@@ -5,7 +5,12 @@ import pytest
 from distill.choice import choose
 from distill.report import control_sentence, table, write_report
 
-ENVIRONMENT = {"versions": {"torch": "2"}, "hardware": {"cpu": "c", "gpus": []}, "test_examples": 100}
+ENVIRONMENT = {
+    "versions": {"torch": "2"},
+    "hardware": {"cpu": "c", "gpus": []},
+    "test_examples": 100,
+    "measured": "2026",
+}
 
 
 def row(role, format, p50, accuracy, **more):
@@ -30,8 +35,16 @@ def test_the_choice_is_the_fastest_student_and_its_numbers_are_those_of_the_rows
     assert (choice["role"], choice["format"], choice["device"]) == ("student", "onnx-int8", "cpu")
     assert choice["accuracy_of_teacher"] == pytest.approx(0.87 / 0.90)
     assert choice["speedup_over_teacher"] == pytest.approx(8)
-    for fact in ("87.00%", "90.00%", "17.0 MB", "5.0 ms", "8.0 x", "96.7%"):
+    assert choice["speedup_of_the_student_itself"] == pytest.approx(2)  # torch against torch; the rest is the export's
+    for fact in ("87.00%", "90.00%", "17.0 MB", "5.0 ms", "8.0 x", "96.7%", "of which 2.0 x is the smaller model"):
         assert fact in choice["reason"]
+
+
+def test_the_smaller_model_gets_no_share_where_its_own_is_not_known_or_all_there_is():
+    torch_student, teacher = ROWS[1], ROWS[0]
+    for rows in ([teacher, torch_student], [teacher, ROWS[2]]):
+        choice = choose(rows, "1x128")
+        assert "of which" not in choice["reason"] and "speedup_of_the_student_itself" not in choice
 
 
 def test_test_accuracy_does_not_choose():
