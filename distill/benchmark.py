@@ -18,7 +18,7 @@ from distill.cascade import cascade_curve
 from distill.devices import Device
 from distill.metrics import agreement, confusion, figures, reliability
 from distill.models import align_labels, load_config, token_limit
-from distill.predictors import Classifier, load, weights_bytes
+from distill.predictors import Classifier, check_finite, load, weights_bytes
 from distill.progress import progress_line
 from distill.sessions import Session, cores
 from distill.timing import PAUSE_SECONDS, summarise, time_in_turn
@@ -99,6 +99,7 @@ def measure(
             title = f"{candidate.role} {classifier.session.format} {candidate.device}"
             with progress_line(title, len(texts), "text") as line:
                 answers, rates[candidate] = timed_logits(classifier, texts, progress=line.update)
+                check_finite(answers, f"{candidate.folder} ({title})")
                 logits[candidate] = answers[:, columns[candidate]]
         for shape in shapes:
             tokens = int(shape.split("x")[1])

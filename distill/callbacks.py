@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import sys
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import PartialState
@@ -19,9 +20,10 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from distill.errors import Interrupted
+from distill.checksums import damage_of, seal
+from distill.errors import Interrupted, TrainingError
+from distill.files import write_text
 from distill.progress import progress_line
-from distill.run_folder import seal, write_text
 
 TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
 
@@ -66,8 +68,8 @@ class ProgressLine(TrainerCallback):
             self._write_row([f"{logs['epoch']:.2f}", str(state.global_step), loss, *found])
             self.is_begun, self.losses = True, []
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Close the line."""
+    def close(self) -> None:
+        """Leave the line as it is, however training ended; what is said next stands on a line of its own."""
         if self.line is not None:
             self.line.close()
 
@@ -75,6 +77,38 @@ class ProgressLine(TrainerCallback):
         assert self.line is not None
         row = "  ".join(cell.rjust(len(name)) for cell, name in zip(cells, TABLE, strict=True))
         self.line.write(f"{self.title}:  {row}", file=sys.stderr)
+
+
+class StopOnDivergence(TrainerCallback):
+    """Stops a training whose loss or weights are no longer numbers: nothing comes of it but broken checkpoints."""
+
+    def __init__(self, checkpoints: Path):
+        self.checkpoints = checkpoints
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Look at the training loss, which is the mean since the log before."""
+        if "loss" in logs and not math.isfinite(logs["loss"]):
+            self.stop(f"the training loss is {logs['loss']}", args, state)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """Look at the weights of the checkpoint, before it is sealed as whole."""
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            self.stop("weights are not finite", args, state)
+
+    def stop(self, problem: str, args: TrainingArguments, state: TrainerState) -> NoReturn:
+        """Raise `TrainingError`, with the step, the last good checkpoint and what to change."""
+        whole = [path for path in self.checkpoints.glob("checkpoint-*") if damage_of(path) is None]
+        last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+        kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise TrainingError(
+            f"training diverged: {problem} at step {state.global_step}; {kept}",
+            hint=f"--overwrite with a lower training.learning_rate (now {args.learning_rate:g}), more "
+            "training.warmup_steps or a smaller training.max_grad_norm",
+        )
 
 
 class LogFile(TrainerCallback):
@@ -97,6 +131,11 @@ class SealCheckpoints(TrainerCallback):
 
     def __init__(self, limit: int | None):
         self.limit = limit
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Find the best checkpoint in this folder: its path of before says nothing where the run was moved since."""
+        if state.best_global_step:
+            state.best_model_checkpoint = str(Path(args.output_dir or ".") / f"checkpoint-{state.best_global_step}")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal the checkpoint that Trainer has just written."""

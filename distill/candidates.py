@@ -10,9 +10,10 @@ from typing import Any
 from distill.benchmark import Candidate
 from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError
+from distill.files import read_json
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe import FORMATS
-from distill.run_folder import EXPORT_PROOFS, RunFolder, read_json
+from distill.run_folder import EXPORT_PROOFS, RunFolder
 from distill.sessions import FOR_CPUS, OPENVINO_EXTRA, can_run
 from distill.training_log import selected_step, training_curve
 
@@ -35,8 +36,8 @@ def learning_curves(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield the learning curve of each run folder among `models` (see training_log.training_curve)."""
     for run in map(RunFolder, models):
         if run.is_finished and run.metrics_log.is_file():
-            kept = selected_step(read_json(run.metrics)["training"])
-            yield training_curve(read_json(run.manifest)["role"], run.read_log(), kept)
+            kept = selected_step(run.read_metrics()["training"])
+            yield training_curve(run.read_manifest()["role"], run.read_log(), kept)
 
 
 def flipped_texts(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -52,8 +53,8 @@ def flipped_texts(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> Iterator[Candidate]:
     """Yield a model and its exports on each device; what cannot be measured there becomes a note."""
-    manifest = RunFolder(model).manifest
-    role = read_json(manifest).get("role", "other") if manifest.is_file() else "other"
+    run = RunFolder(model)
+    role = run.read_manifest().get("role", "other") if run.is_finished else "other"
     exports = RunFolder(model).export
     proofs = read_json(exports / EXPORT_PROOFS) if (exports / EXPORT_PROOFS).is_file() else {}
     for name, proof in proofs.items():

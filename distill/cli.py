@@ -5,9 +5,11 @@ Nothing heavy is imported before a command runs, so that --help answers at once.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -19,7 +21,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from distill.errors import Interrupted, UserError
+from distill.errors import Interrupted, UserError, printable
 from distill.ranks import leave, rank, refuse_ranks
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -44,6 +46,13 @@ RecipeOption = Annotated[
 ]
 
 
+# What a machine refuses: no room, no right, no such place for a file.
+NOT_OURS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EEXIST,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
+
+
 class _Terminated(BaseException):
     """SIGTERM came where nothing was being trained; training has its own way with it."""
 
@@ -58,13 +67,20 @@ class _Group(TyperGroup):
             if rank():
                 time.sleep(5)  # where the first rank fails alike, it says so, and the launcher ends this one meanwhile
             for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr)
+                print(f"error: {printable(problem)}", file=sys.stderr)
             if error.hint:
-                print(f"hint: {error.hint}", file=sys.stderr)
+                print(f"hint: {printable(error.hint)}", file=sys.stderr)
             raise typer.Exit(2) from None
         except Interrupted as interruption:
             print(f"interrupted: {interruption}", file=sys.stderr)
             raise typer.Exit(interruption.exit_code) from None
+        except OSError as error:
+            if error.errno not in NOT_OURS:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            print(f"error: {place}{error.strerror}", file=sys.stderr)
+            print("hint: once that is put right, the same command with --resume goes on", file=sys.stderr)
+            raise typer.Exit(2) from None
         except (KeyboardInterrupt, _Terminated) as stopped:
             print("\ninterrupted; finished stages stay (run, teacher and student: --resume goes on)", file=sys.stderr)
             raise typer.Exit(143 if isinstance(stopped, _Terminated) else 130) from None
@@ -94,7 +110,7 @@ def inspect(
     recipe: RecipeArgument,
     set_: SetOption = None,
     rows: Annotated[int, typer.Option("--rows", metavar="N", help="Train texts to show.", min=1)] = 5,
-    seed: Annotated[int | None, typer.Option("--seed", help="Draws other ones (default: the recipe's).")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Draws other ones (default: the recipe's).", min=0)] = None,
     output: OutputOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -273,15 +289,27 @@ def predict(
 
     column = text_column or stages.text_column_of(model)
     source: Iterator[str] = iter(texts or ()) if file is None else read_texts(file, column)
-    rows = []
+    written = False
     for text, probabilities in stages.predict(model, source, escalate=escalate, below=below or 0.0, device=device):
         label = max(probabilities, key=lambda name: probabilities[name])
         if json_:
-            rows.append({"label": label, "score": probabilities[label], "probabilities": probabilities})
+            row = {"label": label, "score": probabilities[label], "probabilities": probabilities}
+            print(", " if written else "[", json.dumps(row, ensure_ascii=False), sep="", end="")  # one line, never held
+            written = True
         else:
-            print(f"{label}\t{probabilities[label]:.4f}\t{' '.join(text.split())}")
+            print(f"{label}\t{probabilities[label]:.4f}\t{printable(' '.join(text.split()))}")
     if json_:
-        print(json.dumps(rows, ensure_ascii=False))
+        print("]" if written else "[]")
+
+
+@app.command()
+def convert(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where to write.", show_default=False)],
+) -> None:
+    """Write a model whose weights are a pickle as safetensors, without running what the pickle may hold."""
+    refuse_ranks("convert")
+    print(_stages().convert(model, output))
 
 
 @app.command()
@@ -343,7 +371,7 @@ def _recipe(path: Path, set_: list[str] | None) -> Any:
 def _budget(max_latency_ms: float | None, max_drop: float | None) -> Any:
     from distill.choice import Budget
 
-    if max_latency_ms is not None and not max_latency_ms > 0:
+    if max_latency_ms is not None and not 0 < max_latency_ms < math.inf:
         raise UserError(f"--max-latency-ms: wants a number above 0, got {max_latency_ms:g}")
     if max_drop is not None and not 0 <= max_drop < 1:
         raise UserError(f"--max-drop: wants a share from 0 to below 1 (0.01 is one point), got {max_drop:g}")
@@ -408,6 +436,13 @@ def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
     print(f"{folder / 'report.html'}")
 
 
+class _Formatter(logging.Formatter):
+    """A note on a line, whatever names of files and labels stand in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _stages() -> Any:
     """The library, with third parties quiet: their progress bars and warnings would bury ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else each forked worker warns about it
@@ -420,12 +455,12 @@ def _stages() -> Any:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs as an error it raises as well
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|sklearn")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
     logger = logging.getLogger("distill")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)

@@ -30,6 +30,12 @@ READERS = {
 }
 
 
+# How files begin that hold others: read as they are they are no text, and unpacked they can be anything.
+PACKED = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4",
+}  # fmt: skip
+MOST_CLASSES_OF_ONE_TEXT = 100
 SPLITS = ("train", "validation", "test", "transfer")
 
 
@@ -67,6 +73,8 @@ def load_splits(data: Data) -> Splits:
     texts = {split: _texts(table, data, source) for split, (source, table) in tables.items()}
     labels = {split: _labels(source, table, data) for split, (source, table) in tables.items() if split != "transfer"}
     label_names = _label_names(labels["train"], tables["train"][1].features[data.label_column], data)
+    if len(label_names) < 2:
+        raise DataError(f"{tables['train'][0]}: one class only ({label_names[0]!r}); a classifier needs two")
     numbers_are_names = _are_names(labels["train"], label_names)
     splits: dict[str, Dataset] = {}
     for split, rows in texts.items():
@@ -134,16 +142,27 @@ def _load_files(data: Data) -> dict[str, tuple[str, Dataset]]:
 def _read_file(path: str, split: str) -> Dataset:
     place = "" if split == "file" else f"data.files.{split}: "
     suffix = Path(path).suffix.lower()
+    try:
+        if not Path(path).is_file():
+            raise DataError(f"{place}{path}: no such file (relative paths start at the working directory)")
+        with open(path, "rb") as file:
+            beginning = file.read(8)
+    except (OSError, ValueError) as error:  # the second: a name with a null in it
+        cause = getattr(error, "strerror", None) or one_line(error)
+        raise DataError(f"{place}{path}: cannot be read: {cause}") from None
+    if not beginning:
+        raise DataError(f"{place}{path}: the file is empty")
+    packed = next((kind for magic, kind in PACKED.items() if beginning.startswith(magic)), None)
+    if packed:
+        raise DataError(f"{place}{path}: packed with {packed}; unpack it first")
     if suffix not in READERS:
         raise DataError(f"{place}{path}: not one of {', '.join(READERS)}")
-    if not Path(path).is_file():
-        raise DataError(f"{place}{path}: no such file (relative paths start at the working directory)")
-    if Path(path).stat().st_size == 0:
-        raise DataError(f"{place}{path}: the file is empty")
     reader, options = READERS[suffix]
     try:
         table = load_dataset(reader, data_files={split: path}, split=split, **options)
-    except (DatasetsError, OSError, ValueError, pa.ArrowException) as error:
+    except (DatasetsError, OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
+        if "corresponds to no data" in str(error):
+            raise DataError(f"{place}{path}: has no rows") from error
         cause = error.__cause__ or error
         raise DataError(f"{place}{path}: cannot be read as {suffix[1:]}: {one_line(cause)}") from error
     assert isinstance(table, Dataset)
@@ -174,7 +193,7 @@ def _texts(table: Dataset, data: Data, source: str) -> Dataset:
         raise DataError(f"{source}: has no rows")
     column = table.data.column(data.text_column)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise DataError(f"{source}: data.text_column: {data.text_column!r} holds {column.type}, not text")
+        raise DataError(f"{source}: data.text_column: {data.text_column!r} holds {_kind(column.type)}, not text")
     blank = np.concatenate([_is_blank(chunk) for chunk in column.chunks])
     if blank.any():
         rows = np.flatnonzero(blank)
@@ -202,7 +221,8 @@ def _labels(source: str, rows: Dataset, data: Data) -> pa.ChunkedArray:
     if pa.types.is_floating(kind) and pc.all(pc.equal(pc.floor(column), column)).as_py():
         return column.cast(pa.int64())  # what pandas makes of whole numbers
     if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
-        raise DataError(f"{source}: data.label_column: {data.label_column!r} holds {kind}, not numbers or names")
+        held = _kind(kind)
+        raise DataError(f"{source}: data.label_column: {data.label_column!r} holds {held}, not numbers or names")
     return column
 
 
@@ -287,8 +307,13 @@ def _sample(rows: Dataset, samples: int, seed: int) -> Dataset:
 
 
 def _check_every_class_is_trained(train: Dataset, label_names: tuple[str, ...], source: str) -> None:
-    counts = Counter(train["label"])
-    if len(label_names) < 2 or len(counts) == 1:
+    counts = Counter(train["label"][:])
+    if len(label_names) == len(train) > MOST_CLASSES_OF_ONE_TEXT:
+        raise DataError(
+            f"{source}: {len(label_names)} classes of one text each: data.label_column is probably not that of labels",
+            hint="--set data.label_column=NAME names another",
+        )
+    if len(counts) == 1:
         raise DataError(f"{source}: one class only ({label_names[next(iter(counts))]!r}); a classifier needs two")
     absent = [name for index, name in enumerate(label_names) if not counts[index]]
     if absent:
@@ -300,7 +325,7 @@ def _check_every_class_is_trained(train: Dataset, label_names: tuple[str, ...], 
 
 def _carve_validation(train: Dataset, label_names: tuple[str, ...], data: Data) -> dict[str, Dataset]:
     size = round(len(train) * data.validation_fraction)
-    rarest, count = Counter(train["label"]).most_common()[-1]
+    rarest, count = Counter(train["label"][:]).most_common()[-1]
     if size < len(label_names) or count < 2:
         raise DataError(
             f"data.validation_fraction: {data.validation_fraction} of {len(train)} train rows is too little for a "
@@ -316,7 +341,13 @@ def _carve_validation(train: Dataset, label_names: tuple[str, ...], data: Data) 
 
 def _require_column(table: Dataset, column: str, key: str, source: str) -> None:
     if column not in table.column_names:
-        raise DataError(f"{source}: {key}: no column {column!r}, only {', '.join(table.column_names)}")
+        names = [name[:50] for name in table.column_names[:10]] + ["..."] * (len(table.column_names) > 10)
+        cure = f"--set {key}=NAME" if key.startswith("data.") else f"{key} NAME"
+        raise DataError(f"{source}: {key}: no column {column!r}, only {', '.join(names)}", hint=f"{cure} names another")
+
+
+def _kind(kind: pa.DataType) -> str:
+    return "values of several types" if "arrow.json" in str(kind) else str(kind)
 
 
 def _is_string(kind: pa.DataType) -> bool:

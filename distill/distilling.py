@@ -34,7 +34,7 @@ from distill.models import (
 )
 from distill.predictors import Classifier, load
 from distill.recipe import Recipe, Student, with_absolute_paths
-from distill.run_folder import RunFolder, read_json, read_predictions
+from distill.run_folder import RunFolder, read_predictions
 from distill.sessions import load_torch
 from distill.students import build_from_config, build_from_layers, choose_layers
 from distill.teacher_logits import Teacher, identify_teacher, teacher_logits, with_teacher_logits
@@ -142,7 +142,7 @@ def control(
     resolved = resolve_device(device)
     recipe = with_absolute_paths(recipe)
     folder.check(recipe, resume=resume, overwrite=overwrite)
-    figures = read_json(student.metrics)["training"]
+    figures = student.read_metrics()["training"]
     training = _for_as_many_steps(settings.training, figures["planned_steps"], figures["steps_per_epoch"])
     arguments, precision = training_arguments(training, folder, resolved, stage="student")
     splits = shared_splits(recipe)
@@ -151,7 +151,7 @@ def control(
     return fit(
         model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision,
         resume=resume, overwrite=overwrite, device=resolved, role="control",
-        parents={"student": str(student.path.absolute()), "student_weights": read_json(student.manifest)["weights"],
+        parents={"student": str(student.path.absolute()), "student_weights": student.read_manifest()["weights"],
                  "model": settings.model},
     )  # fmt: skip
 
@@ -161,7 +161,7 @@ def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict
 
     A control whose student is not among them becomes a note. Raises `FolderError` where the two saw other test texts.
     """
-    manifests = {model: read_json(path) for model in models if (path := RunFolder(model).manifest).is_file()}
+    manifests = {model: run.read_manifest() for model in models if (run := RunFolder(model)).is_finished}
     found = []
     for model, manifest in manifests.items():
         if manifest["role"] != "control":
@@ -251,7 +251,7 @@ class _Answerer:
     def check(self, *, force: bool) -> None:
         """Raise `ModelError` where the teacher is no better on validation than always answering the commonest class."""
         predicted = np.asarray(self._on("validation")["teacher_logits"]).argmax(axis=1)
-        gold_labels = np.asarray(self.splits.validation["label"])
+        gold_labels = np.asarray(self.splits.validation["label"][:])
         accuracy = float((predicted == gold_labels).mean())
         majority = float(np.bincount(gold_labels).max() / len(gold_labels))
         log.info(

@@ -6,6 +6,8 @@ else that escapes is our own bug: a traceback and exit 1.
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(Exception):
     """Something the user can put right: `problems`, one line each (place: rule, value, cure), and perhaps a `hint`."""
@@ -54,6 +56,11 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, how_to_go_on: str):
         super().__init__(how_to_go_on)
         self.exit_code = 128 + signal_number
+
+
+def printable(text: str) -> str:
+    """Return text whose control characters are spelt out: what strangers wrote must not steer a terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def one_line(error: BaseException) -> str:

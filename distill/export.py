@@ -20,15 +20,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill import fusion
 from distill.benchmark import timed_logits
 from distill.calibration import CONFIG_KEY
+from distill.checksums import seal
 from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError, ModelError
+from distill.files import PARTIAL, read_json, write_json, write_text
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, load_config
 from distill.onnx_graph import quiet, trace
 from distill.outliers import RANGE_TEXTS, widest
 from distill.predictors import Classifier, pad, weights_bytes
 from distill.proofs import Bounds, Proof, flips, prove
 from distill.quantisation import CALIBRATION_TEXTS, Int8Settings, int8_settings, quantise, quantise_openvino
-from distill.run_folder import PARTIAL, read_json, write_json, write_text
 from distill.sessions import FOR_CPUS, Session, TorchSession, import_openvino, onnx_runs_on_cuda, open_session
 
 
@@ -133,6 +134,7 @@ def export_formats(
             if (folder / name).exists():  # in one step: what is half deleted would look whole
                 os.replace(folder / name, source.work / f"{name}-before")
             if proof.passed:
+                seal(source.work / name)
                 os.replace(source.work / name, folder / name)
             _keep_flips(folder / f"flipped-{name}.jsonl", flips(texts, logits, reference, gold_labels, label_names))
             yield replace(proof, tried=tried)

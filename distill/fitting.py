@@ -20,6 +20,7 @@ from distill.card import card
 from distill.data import SPLITS, Splits, load_splits
 from distill.devices import Device, describe_hardware
 from distill.errors import FolderError
+from distill.files import write_json, write_text
 from distill.metrics import figures
 from distill.models import parameter_count, weights_fingerprint
 from distill.predictors import Classifier
@@ -27,13 +28,18 @@ from distill.progress import progress_line
 from distill.provenance import now, versions
 from distill.recipe import Recipe, Stage, differences, with_absolute_paths
 from distill.recipe_file import load_recipe
-from distill.run_folder import RunFolder, hold, read_json, write_json, write_predictions, write_text
+from distill.run_folder import RunFolder, hold, write_predictions
 from distill.sessions import TorchSession
 from distill.tokens import check_tokenised, tokenise
 from distill.training import ClassificationTrainer, train
 from distill.training_log import selected_step, training_curve
 
 log = logging.getLogger("distill")
+
+REPEATABLE: dict[Device, str] = {
+    "cpu": "the same bytes from the same recipe, versions, kind of CPU and number of threads",
+    "cuda": "not to the byte: some GPU kernels add in an order that changes from run to run",
+}
 
 
 def shared_splits(recipe: Recipe) -> Splits:
@@ -132,14 +138,14 @@ def fit(
         classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
         calibration = _calibrate(classifier, model, splits.validation, role) if settings.calibrate else None
         test_logits = _logits(classifier, splits.test, f"{role}: test")
-        gold_labels = np.asarray(splits.test["label"])
+        gold_labels = np.asarray(splits.test["label"][:])
         test = figures(test_logits, gold_labels)
         if not state.is_main_process:
             state.wait_for_everyone()
             return folder
         model.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
-        write_predictions(folder.predictions, splits.test["example_id"], gold_labels, test_logits)
+        write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits)
         metrics = {
             "test": test,
             "training": {**training, **(prepared or {})},
@@ -157,8 +163,7 @@ def fit(
                     parameters=parameter_count(model), label_names=splits.label_names, sizes=sizes, parents=parents,
                 ),
             )  # fmt: skip
-        write_json(
-            folder.manifest,
+        folder.finish(
             {
                 "role": role,
                 "finished": now(),
@@ -166,6 +171,7 @@ def fit(
                 "hardware": describe_hardware(),
                 "device": device,
                 "precision": precision,
+                "repeatable": REPEATABLE[device],
                 "seed": arguments.seed,
                 "labels": list(splits.label_names),
                 "data": splits.fingerprints(),
@@ -212,7 +218,7 @@ def _logits(classifier: Classifier, rows: Dataset, title: str) -> np.ndarray:
 def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Dataset, role: str) -> dict[str, float]:
     """Fit the temperature on validation and keep it in the model's configuration; return what it did there."""
     logits = _logits(classifier, validation, f"{role}: calibration")
-    gold_labels = np.asarray(validation["label"])
+    gold_labels = np.asarray(validation["label"][:])
     temperature = fit_temperature(logits, gold_labels)
     setattr(model.config, CONFIG_KEY, temperature)
     before, after = (figures(logits / divisor, gold_labels) for divisor in (1.0, temperature))
@@ -226,7 +232,7 @@ def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Datas
 
 def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -> bool:
     """Say that a finished run had the same data, stages and teachers; raise where not, rather than mix two runs."""
-    wanted, found, manifest = with_absolute_paths(recipe), load_recipe(folder.recipe), read_json(folder.manifest)
+    wanted, found, manifest = with_absolute_paths(recipe), load_recipe(folder.recipe), folder.read_manifest()
     role, parents = manifest["role"], manifest["parents"]
     for section in ("data", "teacher") if role == "teacher" else ("data", "student"):
         differing = differences(*(_what_matters(getattr(one, section)) for one in (wanted, found)))
@@ -249,4 +255,4 @@ def _what_matters(section: Any) -> Any:
 
 
 def _weights_in(folder: Path) -> str:
-    return read_json(RunFolder(folder).manifest)["weights"]
+    return RunFolder(folder).read_manifest()["weights"]

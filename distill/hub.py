@@ -11,17 +11,13 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from distill.checksums import ANSWERING
 from distill.errors import UserError, one_line
 
 log = logging.getLogger("distill")
 
 # Recipe, manifest and predictions name paths and rows of the machine that made them; checkpoints can be pickles.
-PUBLIC = (
-    "README.md", "learning_curve.png", "metrics.json", "config.json", "model*.safetensors",
-    "model.safetensors.index.json",
-    "model.onnx", "model.onnx.data", "openvino_model.*", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
-    "vocab.*", "merges.txt", "*.model",
-)  # fmt: skip
+PUBLIC = ("README.md", "learning_curve.png", "metrics.json", *ANSWERING)
 
 
 def check_can_push(name: str) -> None:

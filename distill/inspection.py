@@ -48,7 +48,7 @@ def inspect(
             name: {
                 "rows": len(part),
                 "labels": _balance(part, splits.label_names) if "label" in part.column_names else None,
-                "tokens": _lengths(_drawn(part, MEASURED_TEXTS, seed)["text"], tokenizer, max_tokens),
+                "tokens": _lengths(_drawn(part, MEASURED_TEXTS, seed)["text"][:], tokenizer, max_tokens),
             }
             for name, part in parts.items()
         },
@@ -155,7 +155,7 @@ def _drawn(rows: Dataset, count: int, seed: int) -> Dataset:
 
 
 def _balance(rows: Dataset, label_names: Sequence[str]) -> dict[str, int]:
-    counts = np.bincount(np.asarray(rows["label"]), minlength=len(label_names))
+    counts = np.bincount(np.asarray(rows["label"][:]), minlength=len(label_names))
     return {name: int(count) for name, count in zip(label_names, counts, strict=True)}
 
 
@@ -193,7 +193,7 @@ def _repeated(parts: Mapping[str, Dataset], label_names: Sequence[str]) -> dict[
     """Texts that stand twice: within a split, in validation and test, and in train with two labels."""
     keys = {name: list(text_keys(part)) for name, part in parts.items()}
     labels: dict[bytes, set[int]] = {}
-    for key, label in zip(keys["train"], parts["train"]["label"], strict=True):
+    for key, label in zip(keys["train"], parts["train"]["label"][:], strict=True):
         labels.setdefault(key, set()).add(label)
     torn = [key for key, found in labels.items() if len(found) > 1]
     shown = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from transformers.utils.hub import cached_file
 
 from distill.calibration import CONFIG_KEY
+from distill.checksums import ANSWERING, check_whole
 from distill.errors import ModelError, one_line
 
 # These number positions from pad_token_id + 1 (fairseq's habit), so the rows of the position table before are unused.
@@ -34,17 +36,19 @@ POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 ONNX_WEIGHTS = "model.onnx"
 OPENVINO_WEIGHTS = "openvino_model.xml"
-WEIGHT_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)  # what from_pretrained raises for bad weights
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt")
+PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Return the fast tokenizer of a Hub name or local folder; raises `ModelError` where there is none."""
     _require_reachable(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        hint = "a folder that holds the model (--set teacher.model=DIR), or a hub that answers (distill doctor)"
-        raise ModelError(f"{name}: no tokenizer can be loaded: {one_line(error)}", hint=hint) from error
+    folder = Path(name)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise ModelError(f"{name}: has no tokenizer ({', '.join(TOKENIZER_FILES)})")
+    check_whole(folder, ("tokenizer*", "special_tokens_map.json", "added_tokens.json", *TOKENIZER_FILES))
+    with _reading(name, "no tokenizer can be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     # Where the files are missing, transformers 5 makes a tokenizer that knows its special tokens and nothing else.
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{name}: has no fast tokenizer (tokenizer.json or a vocabulary)")
@@ -54,10 +58,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def load_config(name: str) -> PretrainedConfig:
     """Return the configuration of a Hub name or local folder; raises `ModelError` where there is none."""
     _require_reachable(name)
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{name}: no model configuration can be loaded: {one_line(error)}") from error
+    check_whole(Path(name), (CONFIG_NAME,))
+    with _reading(name, "no model configuration can be loaded"):
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
 def load_classifier(
@@ -91,22 +94,57 @@ def load_classifier(
     if attention_dropout is not None:
         config = with_attention_dropout(config, attention_dropout)
     set_seed(seed)
-    try:
-        if not pretrained:
-            return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except WEIGHT_ERRORS as error:
-        raise ModelError(f"{name}: no classifier can be loaded: {one_line(error)}") from error
+    if not pretrained:
+        with _reading(name, "no classifier can be made"):
+            return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model, missing = load_weights(name, config, torch.float32)
     # A head and a pooler may be new; an encoder of random weights would train, badly, and nobody would know.
     prefix = f"{model.base_model_prefix}."
-    random = [key for key in report["missing_keys"] if key.startswith(prefix) and ".pooler." not in key]
+    random = [key for key in missing if key.startswith(prefix) and ".pooler." not in key]
     if random:
         raise ModelError(f"{name}: the weights lack {len(random)} tensors of the encoder, first {min(random)}")
     if had != list(label_names) and set(had) == set(label_names):  # the same classes in another order
         return reorder_classes(model, [had.index(label) for label in label_names], label_names)
     return model
+
+
+def load_weights(
+    name: str, config: PretrainedConfig, dtype: torch.dtype | str
+) -> tuple[PreTrainedModel, Sequence[str]]:
+    """Return the classifier `name` with the weights of its safetensors files, and the names of those that they lack.
+
+    Raises `ModelError` where there are no such files (a pickle can run code, and is not read), where they are damaged,
+    or where one has another shape than the configuration says.
+    """
+    check_whole(Path(name), ANSWERING)
+    files = weight_files(name)
+    if files[0].suffix != ".safetensors":
+        raise ModelError(f"{name}: an export, which is for answering; name the model that it came from")
+    with _reading(name, "its weights cannot be loaded"):
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    for key, found, wanted in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"{name}: its weights do not fit its config.json: {key} is {list(found)}, where {list(wanted)} is wanted"
+        )
+    return model, sorted(report["missing_keys"])
+
+
+@contextlib.contextmanager
+def _reading(name: str, problem: str) -> Iterator[None]:
+    """Where a library gives up on what a stranger wrote, say so in one line, whatever it raises."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ModelError(
+            f"{name}: {problem}: damaged or half downloaded: {one_line(error)}", hint="fetch it again"
+        ) from error
+    except Exception as error:  # from a KeyError to tokenizers' bare Exception
+        is_local = Path(name).is_dir()
+        hint = "a folder that holds the model (--set teacher.model=DIR), or a hub that answers (distill doctor)"
+        raise ModelError(f"{name}: {problem}: {one_line(error)}", hint=None if is_local else hint) from error
 
 
 def with_attention_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
@@ -187,11 +225,9 @@ def parameters_of(name: str) -> int:
 
     Raises `ModelError` where that is not the configuration of a classifier or an encoder.
     """
-    try:
-        with torch.device("meta"):
-            return parameter_count(AutoModelForSequenceClassification.from_config(load_config(name)))
-    except ValueError as error:
-        raise ModelError(f"{name}: no classifier can be made of it: {one_line(error)}") from error
+    config = load_config(name)
+    with _reading(name, "no classifier can be made of it"), torch.device("meta"):
+        return parameter_count(AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
 
 
 def weights_fingerprint(name: str) -> str:
@@ -226,11 +262,34 @@ def weight_files(name: str) -> list[Path]:
         patterns = {ONNX_WEIGHTS: f"{ONNX_WEIGHTS}*", OPENVINO_WEIGHTS: "openvino_model.*"}
         pattern = patterns[graph] if graph else "model*.safetensors"
         files = [path for path in folder.glob(pattern) if path.is_file()]
+        if not graph:
+            _check_shards(folder)
     else:
         files = _hub_weights(name)
+    if not files and folder.is_dir() and any(any(folder.glob(pattern)) for pattern in PICKLES):
+        raise ModelError(
+            f"{name}: its weights are a pickle, which can run code when it is read; only safetensors are loaded",
+            hint=f"distill convert {name} --output DIR",
+        )
     if not files:
         raise ModelError(f"{name}: holds no weights ({SAFE_WEIGHTS_NAME}, {ONNX_WEIGHTS} or {OPENVINO_WEIGHTS})")
     return sorted(files, key=lambda path: path.name)
+
+
+def _check_shards(folder: Path) -> None:
+    """Raise where an index names shards that lie elsewhere, or are not there."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if (folder / SAFE_WEIGHTS_NAME).is_file() or not index.is_file():
+        return
+    try:
+        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index}: not an index of weights: {one_line(error)}") from error
+    for shard in sorted(map(str, shards)):
+        if Path(shard).name != shard:
+            raise ModelError(f"{index}: names weights outside its folder: {shard}")
+        if not (folder / shard).is_file():
+            raise ModelError(f"{index}: {shard} is not there; half downloaded?")
 
 
 def _hub_weights(name: str) -> list[Path]:
@@ -269,6 +328,8 @@ def normalized_config(config: PretrainedConfig) -> NormalizedConfig:
 def _require_reachable(name: str) -> None:
     """A path that is not there would be looked for on the Hub, with an answer that names the wrong fault."""
     path = Path(name)
+    if not name.strip():
+        raise ModelError("a model is named by a folder or by its name on the Hub, got nothing")
     is_path = name.startswith((".", "/", "~")) or path.is_absolute() or name.count("/") > 1
     if is_path and not path.is_dir():
         raise ModelError(f"{name}: no such folder")

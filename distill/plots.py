@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.run_folder import atomic_path
+from distill.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

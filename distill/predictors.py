@@ -11,8 +11,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from distill.devices import Device, resolve_device
 from distill.errors import ModelError
+from distill.files import read_json
 from distill.models import check_fit, is_classifier, load_config, load_tokenizer, token_limit, weight_files
-from distill.run_folder import EXPORT_PROOFS, read_json
+from distill.run_folder import EXPORT_PROOFS
 from distill.sessions import Session, calibration_temperature, can_run, open_session
 
 
@@ -37,8 +38,10 @@ class Classifier:
         ]
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Return class probabilities, float32, shape (texts, classes)."""
-        return softmax(self.logits(texts), axis=1)
+        """Return class probabilities, float32, shape (texts, classes); raises `ModelError` where logits give none."""
+        logits = self.logits(texts)
+        check_finite(logits, f"{self.session.format} on {self.session.device}")
+        return softmax(logits, axis=1)
 
     def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
         """Return logits, float32, shape (texts, classes); `progress` is told how many texts each batch held.
@@ -51,7 +54,8 @@ class Classifier:
         logits = np.zeros((len(texts), len(self.label_names)), np.float32)
         if not len(texts):
             return logits
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
+        texts = [_encodable(text) for text in texts[:]]  # a column of datasets gives them one by one, slowly
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
         ids: list[list[int]] = encoded["input_ids"]
         packed = list(pack([len(row) for row in ids], self.session.batch_tokens))
         batches = (pad([ids[row] for row in rows], self.tokenizer.pad_token_id) for rows in packed)
@@ -59,6 +63,21 @@ class Classifier:
             logits[rows] = answers
             progress(len(rows))
         return logits
+
+
+def check_finite(logits: np.ndarray, name: str) -> None:
+    """Raise `ModelError` where a logit of the model `name` is not a number or infinite: that is no answer."""
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(broken):
+        raise ModelError(
+            f"{name}: its logits on {len(broken)} of {len(logits)} texts are not finite (first: text {broken[0]})",
+            hint="try it in fp32; where they are not finite there either, train it again at a lower learning rate",
+        )
+
+
+def _encodable(text: str) -> str:
+    """Half of a surrogate pair, which no encoding holds, as the character that stands for what cannot be read."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def pack(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
@@ -142,8 +161,11 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]
 
 
 def label_names(config: PretrainedConfig) -> tuple[str, ...]:
-    """Return the class names in the order of the logits."""
-    return tuple(config.id2label[index] for index in range(config.num_labels))
+    """Return the class names in the order of the logits; raises `ModelError` where two classes share one."""
+    names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    if len(set(names)) < len(names):
+        raise ModelError(f"{config.name_or_path}: config.json: id2label: the same name stands in it twice")
+    return names
 
 
 def weights_bytes(folder: Path) -> int:

@@ -26,6 +26,7 @@ from distill.recipe import Recipe, Section
 
 BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}
 DEEPEST = 100  # open brackets; a recipe has two or three
+MOST_VALUES = 100_000  # once aliases are written out; a recipe has some dozens
 MAX_RECIPE_BYTES = 1_000_000  # far above any recipe; keeps a data file given by mistake from being parsed as YAML
 # In one file both are an error, but --set of one drops the other that the file holds.
 _EXCLUSIVE = {
@@ -60,7 +61,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             key, value = _parse_override(override)
             _put(values, key, value)
         except ValueError as error:
-            mistakes.append((0, f"--set {override}: {error}"))
+            mistakes.append((0, f"--set {override[:100]}: {error}"))
             continue
         places[key] = Place(0, f"--set {override}")
     return _validate(values, places, mistakes, name=str(path))
@@ -95,9 +96,7 @@ def _read(path: Path | str) -> str:
 
 def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Return the plain values of a YAML text and the line (from 1) of each key path."""
-    # The scanner takes the square of the depth, so a file of brackets would keep it busy for hours before it gave up.
-    steps = (BRACKETS.get(character, 0) for character in text)
-    if max(accumulate(steps, lambda depth, step: max(0, depth + step), initial=0)) > DEEPEST:
+    if _is_too_deep(text):
         raise RecipeError(f"{name}: nested too deeply for a recipe")
     try:
         values = YAML(typ="safe", pure=True).load(text)
@@ -111,9 +110,27 @@ def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
     except RecursionError:
         raise RecipeError(f"{name}: nested too deeply for a recipe") from None
+    if _written_out(values) > MOST_VALUES:
+        raise RecipeError(f"{name}: its aliases write out to more values than any recipe has")
     if not isinstance(values, dict):
         raise RecipeError(f"{name}: wants keys and values at the top (data:, teacher:, student: ...)")
     return values, dict(_lines(root, (), set()))
+
+
+def _is_too_deep(text: str) -> bool:
+    """The scanner takes the square of the depth: a file of brackets would keep it busy for hours before it gave up."""
+    steps = (BRACKETS.get(character, 0) for character in text)
+    return max(accumulate(steps, lambda depth, step: max(0, depth + step), initial=0)) > DEEPEST
+
+
+def _written_out(value: Any) -> int:
+    """How many values there are once each alias is replaced by what it stands for, counted no further than needed."""
+    inner, count = [value], 0
+    while inner and count <= MOST_VALUES:
+        one = inner.pop()
+        count += 1
+        inner += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return count
 
 
 def _lines(node: Node | None, at: KeyPath, seen: set[int]) -> Iterator[tuple[KeyPath, int]]:
@@ -135,10 +152,15 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     parts = tuple(key.strip().split("."))
     if not equals or not all(parts):
         raise ValueError("wants dotted.key=value")
+    if len(parts) > DEEPEST or _is_too_deep(text):
+        raise ValueError("nested too deeply for a recipe")
     try:
-        return parts, YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        raise ValueError(f"{text!r} is not a YAML value") from None
+        value = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError):
+        raise ValueError(f"{text[:50]!r} is not a YAML value") from None
+    if _written_out(value) > MOST_VALUES:
+        raise ValueError("its aliases write out to more values than any recipe has")
+    return parts, value
 
 
 def _put(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:

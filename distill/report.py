@@ -10,8 +10,8 @@ from tabulate import tabulate
 
 from distill import plots
 from distill.choice import Budget, choose, pareto_front
+from distill.files import write_json, write_text
 from distill.page import render, shown
-from distill.run_folder import write_json, write_text
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"

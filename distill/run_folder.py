@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from distill.checksums import SEAL, check_whole, damage_of, seal
 from distill.errors import FolderError, one_line
+from distill.files import PARTIAL, as_json, atomic_path, read_json, write_text
 from distill.ranks import rank
 from distill.recipe import Recipe, differences
 from distill.recipe_file import dump_recipe, load_recipe
 
 EXPORT_PROOFS = "export.json"  # in an export folder: of each format that was tried, the proof
-SEAL = "checksums.json"  # in a checkpoint: written last
-PARTIAL = ".partial-"  # how the name of a folder begins in which something is being written
+EDITABLE = ("recipe.yaml", "README.md", "learning_curve.png")  # of a run folder, what a user may change
 LOCK = ".lock"  # what it holds is nothing, the lock is the system's
 
 log = logging.getLogger("distill")
@@ -134,13 +132,31 @@ class RunFolder:
         if overwrite:
             self._clear()
         try:
+            (self.path / SEAL).unlink(missing_ok=True)
             write_text(self.recipe, dump_recipe(recipe))
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FolderError(f"{self.path}: cannot be written: {error.strerror}", hint="--output DIR") from None
 
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Seal what the folder holds and write its manifest, last of all."""
+        text = as_json(manifest)
+        seal(self.path, without=EDITABLE, coming={self.manifest.name: text})
+        write_text(self.manifest, text)
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Return what the finished run left to identify it; raises `FolderError` where that is damaged."""
+        check_whole(self.path, (self.manifest.name,))
+        return read_json(self.manifest)
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Return the final figures; raises `FolderError` where they are missing or damaged."""
+        check_whole(self.path, (self.metrics.name,))
+        return read_json(self.metrics)
+
     def read_log(self) -> list[dict[str, Any]]:
         """Return the training log, an entry for each time that Trainer logged."""
+        check_whole(self.path, (self.metrics_log.name,))
         return [json.loads(line) for line in self.metrics_log.read_text(encoding="utf-8").splitlines()]
 
     def last_checkpoint(self) -> Path | None:
@@ -159,8 +175,8 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove what a run wrote and nothing else: a user may keep files of his own here."""
         self.manifest.unlink(missing_ok=True)  # first, so that no kill leaves a folder that looks finished
-        weights = self.path / "model.safetensors"
-        for file in (self.metrics, self.metrics_log, self.predictions, self.learning_curve, weights):
+        made = (self.metrics, self.metrics_log, self.predictions, self.learning_curve)
+        for file in (*made, self.path / "model.safetensors", self.path / SEAL):
             file.unlink(missing_ok=True)
         if self.owns_card:
             self.card.unlink(missing_ok=True)
@@ -190,59 +206,6 @@ def hold(folder: Path) -> Iterator[None]:
         held.release()
 
 
-def seal(folder: Path) -> None:
-    """Write what is in a folder, file by file with its SHA-256, into it: a folder without that is not whole."""
-    found = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != SEAL}
-    write_json(folder / SEAL, found)
-
-
-def damage_of(folder: Path) -> str | None:
-    """Return what is wrong with a folder that was sealed; None where every file is as it was."""
-    if not (folder / SEAL).is_file():
-        return "was not written to its end"
-    try:
-        sealed = dict(read_json(folder / SEAL))
-    except (FolderError, TypeError, ValueError):
-        return f"{SEAL} is damaged"
-    for name, digest in sealed.items():
-        try:
-            found = _sha256(folder / name)
-        except OSError as error:  # it is gone, or the disk no longer gives it
-            return f"{name} cannot be read ({error.strerror})"
-        if found != digest:
-            return f"{name} is damaged (its checksum has changed)"
-    return None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that is whole or, whatever happens, unchanged."""
-    with atomic_path(path) as partial:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON (no NaN: not every reader takes it) that is whole or, whatever happens, unchanged."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Return the value in a JSON file; raises `FolderError` where it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FolderError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise FolderError(f"{path}: not JSON ({error})") from None
-
-
 def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarray, logits: np.ndarray) -> None:
     """Write one row per test example: its id, its gold class and its logits (classes)."""
     table = pa.table(
@@ -259,24 +222,14 @@ def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarra
 
 
 def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return example ids, gold classes and logits (examples, classes); raises `FolderError` where they are missing."""
+    """Return example ids, gold classes and logits (examples, classes).
+
+    Raises `FolderError` where they are missing or damaged.
+    """
+    check_whole(path.parent, (path.name,))
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise FolderError(f"{path}: cannot be read: {error}") from None
     gold_labels, logits = table["gold_label"].to_numpy(), np.stack(table["logits"].to_numpy())
     return table["example_id"].to_pylist(), gold_labels, logits
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` for a file or folder; it takes the place of `path` only if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)) / path.name
-    try:
-        yield partial
-        if path.is_dir() and not path.is_symlink():  # a folder cannot be replaced in one step
-            os.replace(path, partial.parent / "old")
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial.parent, ignore_errors=True)

@@ -20,13 +20,14 @@ import onnxruntime
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OnnxRuntimeFail
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf as OnnxRuntimeInvalid
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.calibration import CONFIG_KEY
+from distill.checksums import ANSWERING, check_whole
 from distill.devices import Device, has_fast_bf16, resolve_device
 from distill.errors import DeviceError, ModelError, one_line
 from distill.first_token import first_token_only, last_layer
-from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, WEIGHT_ERRORS
+from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, load_weights
 
 OPENVINO_EXTRA = 'pip install "distill[openvino]"'
 FOR_CPUS = ("onnx-int8", "openvino-bf16", "openvino-int8")  # formats that run on no other device
@@ -198,10 +199,12 @@ def open_session(
     """
     folder = Path(name)
     if (folder / OPENVINO_WEIGHTS).is_file():
+        check_whole(folder, ANSWERING)
         if device == "cuda":
             raise DeviceError(f"{name}: OpenVINO formats run on CPUs", hint="--device cpu")
         return OpenVinoSession(folder / OPENVINO_WEIGHTS, threads, format=_format(folder, "openvino"))
     if (folder / ONNX_WEIGHTS).is_file():
+        check_whole(folder, ANSWERING)
         is_for_cpus = folder.name in FOR_CPUS or not onnx_runs_on_cuda()
         resolved = "cpu" if device == "auto" and is_for_cpus else resolve_device(device)
         return OnnxSession(folder / ONNX_WEIGHTS, resolved, threads, format=_format(folder, "onnx"))
@@ -235,16 +238,9 @@ def onnx_runs_on_cuda() -> bool:
 
 def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:
     """Return the finished classifier `name` from safetensors; raises `ModelError` where a weight of it is missing."""
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
-        )
-    except WEIGHT_ERRORS as error:
-        raise ModelError(f"{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
-    if report["missing_keys"]:
-        raise ModelError(
-            f"{name}: {len(report['missing_keys'])} weights are missing, first {min(report['missing_keys'])}"
-        )
+    model, missing = load_weights(name, config, dtype or "auto")
+    if missing:
+        raise ModelError(f"{name}: {len(missing)} weights are missing, first {missing[0]}")
     return model
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from distill import distilling, inspection
+from distill import distilling, inspection, pickles
 from distill import doctor as examination
 from distill import export as exporting
 from distill import report as reporting
@@ -28,6 +28,7 @@ from distill.card import export_card
 from distill.choice import Budget
 from distill.devices import Device, describe_hardware, resolve_device
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
+from distill.files import read_json, write_json, write_text
 from distill.fitting import finished_with, fit, read_splits, shared_splits, tokenised
 from distill.hub import check_can_push, push
 from distill.models import (
@@ -45,7 +46,7 @@ from distill.quantisation import import_nncf
 from distill.ranks import leave, rank
 from distill.recipe import FORMATS, Recipe, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
-from distill.run_folder import EXPORT_PROOFS, RunFolder, hold, read_json, write_json, write_text
+from distill.run_folder import EXPORT_PROOFS, RunFolder, hold
 from distill.sessions import TorchSession, calibration_temperature, import_openvino, onnx_runs_on_cuda
 from distill.training import training_arguments
 
@@ -187,8 +188,8 @@ def export(
         reorder_classes(classifier.session.model.float(), columns, splits.label_names),
         classifier.tokenizer,
         splits.label_names,
-        splits.validation["text"],
-        np.asarray(splits.validation["label"]),
+        splits.validation["text"][:],
+        np.asarray(splits.validation["label"][:]),
         folder,
         formats,
         max_tokens=classifier.max_tokens,
@@ -289,11 +290,11 @@ def report(
     candidates = [item for model in models for item in candidates_of(model, devices, notes)]
     if budget:
         budget.check({item.role for item in candidates})
-    gold_labels = np.asarray(splits.test["label"])
+    gold_labels = np.asarray(splits.test["label"][:])
     measurements = measure(
         candidates,
         splits.label_names,
-        splits.test["text"],
+        splits.test["text"][:],
         gold_labels,
         recipe.benchmark.shapes,
         rounds=recipe.benchmark.rounds,
@@ -428,6 +429,14 @@ def predict(
             bar.update(len(chunk))
     if second:
         log.info("predict: %d of %d texts were passed on to %s", passed_on, answered, escalate)
+
+
+def convert(model: Path | str, output: Path | str) -> Path:
+    """Write a model folder whose weights are a pickle as safetensors to the new folder `output`; return that.
+
+    See pickles.convert: nothing that the pickle may hold is run.
+    """
+    return pickles.convert(Path(model), Path(output))
 
 
 def text_column_of(model: Path | str) -> str:

@@ -21,11 +21,12 @@ from huggingface_hub.constants import HF_HOME
 
 from distill.data import text_fingerprint
 from distill.errors import FolderError, ModelError
+from distill.files import atomic_path, read_json, write_json
 from distill.models import align_labels, config_fingerprint, weights_fingerprint
 from distill.predictors import Classifier, identify
 from distill.predictors import label_names as classes_of
 from distill.progress import progress_line
-from distill.run_folder import RunFolder, atomic_path, read_json, write_json
+from distill.run_folder import RunFolder
 from distill.tokens import tokenizer_fingerprint
 
 log = logging.getLogger("distill")

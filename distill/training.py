@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,9 @@ from transformers import (
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from distill.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnSignal
+from distill.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnDivergence, StopOnSignal
 from distill.devices import Device, peak_memory_bytes, training_precision
-from distill.errors import RecipeError, TrainingError
+from distill.errors import FolderError, RecipeError
 from distill.first_token import first_token_only, last_layer
 from distill.hidden_states import OnlineTeacher
 from distill.losses import (
@@ -208,7 +209,8 @@ def training_arguments(
     `RecipeError` where transformers refuses a combination of fields that are each fine.
     """
     precision, reason = training_precision(device, dict(training))
-    fields = {"dataloader_pin_memory": device == "cuda", **training, **precision}
+    # Trainer would log the mean of the steps before in place of a loss that is not a number.
+    fields = {"dataloader_pin_memory": device == "cuda", "logging_nan_inf_filter": False, **training, **precision}
     try:
         arguments = TrainingArguments(
             output_dir=str(folder.checkpoints.absolute()),  # it finds the way to the best checkpoint after a resume
@@ -247,7 +249,8 @@ def train(
     from, and then the figures count from there. Raises `Interrupted` on SIGINT or SIGTERM, after the running
     step and a checkpoint, and `TrainingError` where the loss diverges.
     """
-    callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log)]
+    divergence = StopOnDivergence(folder.checkpoints)
+    callbacks: list[TrainerCallback] = [divergence, LogFile(folder.metrics_log)]
     kept, arguments.save_total_limit = arguments.save_total_limit, None
     callbacks.append(SealCheckpoints(kept))
     layer = last_layer(model)
@@ -261,6 +264,13 @@ def train(
         callbacks.append(TensorBoardCallback(SummaryWriter(str(folder.tensorboard))))
     if early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience))
+
+    def validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
+        logits = np.asarray(prediction.predictions)
+        if not np.isfinite(logits).all():
+            divergence.stop("logits on validation are not finite", arguments, trainer.state)
+        return _validation_figures(logits, prediction.label_ids)
+
     trainer = trainer_class(
         model=model,
         args=arguments,
@@ -268,7 +278,7 @@ def train(
         eval_dataset=validation_rows.sort("length"),  # neighbours of like length need little padding
         processing_class=tokenizer,
         data_collator=Collator(tokenizer, padding, max_tokens),
-        compute_metrics=_validation_figures,
+        compute_metrics=validation_figures,
         callbacks=callbacks,
         **loss_settings,
     )
@@ -281,11 +291,18 @@ def train(
             **({"memory": f"{memory / 1e9:.1f} GB"} if memory else {}),
         }
 
-    trainer.add_callback(ProgressLine(title, shown))
+    line = ProgressLine(title, shown)
+    trainer.add_callback(line)
     # DataParallel, which Trainer takes for several GPUs in one process, copies what the block changes to other devices.
     whole = trainer.reads_all_tokens or arguments.n_gpu > 1
-    with StopOnSignal(trainer), first_token_only(None if whole else layer):
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with StopOnSignal(trainer), first_token_only(None if whole else layer):
+            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except pickle.UnpicklingError as error:  # torch reads optimizer and random state as tensors alone
+        problem = f"{checkpoint}: holds more than tensors, and was not run"
+        raise FolderError(problem, hint="delete it and --resume, or --overwrite to restart") from error
+    finally:
+        line.close()
     arguments.save_total_limit = kept
     seconds = result.metrics["train_runtime"]
     counts = torch.tensor([trainer.examples, int(trainer.tokens), trainer.positions], device=arguments.device)
@@ -307,10 +324,7 @@ def train(
     }
 
 
-def _validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
+def _validation_figures(logits: np.ndarray, gold_labels: Any) -> dict[str, Any]:
     metric = ClassificationMetrics(keep_in_memory=True)
-    logits = np.asarray(prediction.predictions)
-    if not np.isfinite(logits).all():
-        raise TrainingError("training diverged: the model's logits are not finite", hint="lower training.learning_rate")
-    values: Any = metric.compute(predictions=logits.astype(np.float32), references=prediction.label_ids)
+    values: Any = metric.compute(predictions=logits.astype(np.float32), references=gold_labels)
     return {name: value for name, value in values.items() if value is not None}

@@ -22,6 +22,9 @@ from transformers import (
     RobertaConfig,
     set_seed,
 )
+from typer.testing import CliRunner
+
+from distill.cli import app
 
 torch.set_num_threads(1)  # models this small only lose by a second thread, and lose badly on a busy machine
 
@@ -84,6 +87,27 @@ def make_classifier(folder: Path, architecture: str = "bert", words: list[str] |
     model.save_pretrained(folder)
     make_tokenizer(words).save_pretrained(folder)
     return folder
+
+
+def run(*arguments, stdin=None) -> tuple[int, str, str]:
+    """The command in this process: its exit code, stdout and stderr."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def check_refused(folder: Path, expected: list[str], *arguments, stdin=None) -> None:
+    """The command exits 2 with one line for each of `expected`, which it holds, and writes nothing to `folder`."""
+    before = sorted(folder.rglob("*"))
+    code, out, err = run(*arguments, stdin=stdin)
+    assert (code, out) == (2, ""), err
+    problems = [line[6:].strip() for line in err.splitlines() if line.lower().startswith("error:")]
+    assert len(problems) == len(expected), err
+    for problem, part in zip(problems, expected, strict=True):
+        assert part in problem and len(problem) < 600, problem
+    assert "Traceback" not in err and not [c for c in err if ord(c) < 32 and c not in "\n\r\t"]
+    assert sorted(folder.rglob("*")) == before, "something was written"
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from distill.callbacks import ProgressLine, SealCheckpoints
-from distill.run_folder import damage_of
+from distill.checksums import damage_of
 
 
 def watch(logs, *, is_first_rank=True, figures=dict):

@@ -10,22 +10,11 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import LABELS, make_classifier, write_reviews
+from conftest import LABELS, make_classifier, run, write_reviews
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import distill
 from distill import stages
-from distill.cli import app
-
-
-def run(*arguments, stdin=None):
-    """The command in this process; returns (exit code, stdout, stderr)."""
-    from typer.testing import CliRunner
-
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -282,48 +271,6 @@ def test_check_prints_a_recipe_that_checks(recipe_path, tmp_path):
     assert json.loads(run("check", recipe_path, "--json")[1])["data"]["max_tokens"] == 32
 
 
-MISTAKES = {
-    "no recipe": (["check", "nowhere.yaml"], "nowhere.yaml: No such file"),
-    "recipe": (["teacher", "{recipe}", "--set", "data.max_tokens=many"], "--set data.max_tokens=many: data.max_tokens"),
-    "no data": (["teacher", "{recipe}", "--set", "data.files.train=no.csv"], "no.csv: no such file (relative"),
-    "no model": (["teacher", "{recipe}", "--set", "teacher.model=./none"], "./none: no such folder"),
-    "no teacher": (["student", "{recipe}", "--teacher", "./none"], "./none: no such folder"),
-    "no recipe there": (["student", "--teacher", "{model}"], "holds no recipe.yaml"),
-    "layers": (
-        ["student", "{recipe}", "--teacher", "{model}", "--set", "student.layers=[0, 9]"],
-        "student.layers: the teacher has 4 layers (0-3), got 9",
-    ),
-    "too long": (["teacher", "{recipe}", "--set", "data.max_tokens=65"], "takes at most 64 tokens"),
-    "both": (["teacher", "{recipe}", "--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
-    "run with layers": (
-        ["run", "{recipe}", "--set", "student.layers=[0, 9]"], "student.layers: the teacher has 4 layers (0-3), got 9",
-    ),
-    "nothing to predict": (["predict", "{model}"], "predict: wants texts on the command line or --file"),
-    "no file": (["predict", "{model}", "--file", "no.csv"], "no.csv: no such file"),
-    "no text file": (["predict", "{model}", "--file", "no.txt"], "no.txt: No such file"),
-    "no model to predict": (["predict", "./none", "a"], "./none: no such folder"),
-    "no run": (["report", "./none"], "none: no such folder"),
-    "export without recipe": (["export", "{model}"], "no recipe.yaml there"),
-    "foreign folder": (["teacher", "{recipe}", "--output", "{data}"], "not empty and not a run folder"),
-    "student over teacher": (
-        ["student", "{recipe}", "--teacher", "{model}", "--output", "{model}"], "would overwrite its teacher",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_2(name, recipe_path, tiny_bert, data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    arguments, expected = MISTAKES[name]
-    before = sorted(tmp_path.rglob("*"))
-    code, out, err = run(*(text.format(recipe=recipe_path, model=tiny_bert, data=data) for text in arguments))
-    assert code == 2 and out == ""
-    problems = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(problems) == 1 and expected in problems[0], err
-    assert not list(tmp_path.rglob("manifest.json"))
-    assert sorted(tmp_path.rglob("*")) == before, "something was written"
-
-
 def test_unknown_commands_and_options_are_answered_with_a_guess():
     code, _, err = run("techer")
     assert code == 2 and "teacher" in err
@@ -380,21 +327,6 @@ def test_a_budget_that_none_meets_exits_2_with_the_nearest_and_leaves_the_report
         "error: report: no model is within 0.001 ms at 1x8 and 20 points of the teacher's accuracy; the nearest" in err
     )
     assert "No model fits" in (tmp_path / "report" / "report.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("report", "x", "--max-latency-ms", "0"), "--max-latency-ms: wants a number above 0, got 0"),
-        (("report", "x", "--max-drop", "1"), "--max-drop: wants a share from 0 to below 1 (0.01 is one point), got 1"),
-        (("predict", "x", "a", "--below", "0.8"), "--escalate TEACHER and --below P go together"),
-        (("predict", "x", "a", "--escalate", "y"), "--escalate TEACHER and --below P go together"),
-        (("predict", "x", "a", "--escalate", "y", "--below", "2"), "--below: wants a probability"),
-    ],
-)
-def test_a_limit_that_is_none_is_one_line(arguments, expected):
-    code, _, err = run(*arguments)
-    assert code == 2 and expected in err and err.count("error:") == 1
 
 
 def test_unsure_texts_are_answered_by_the_teacher(finished):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import distill
 from distill import stages
+from distill.checksums import SEAL
 from distill.errors import FolderError, ModelError, RecipeError, UserError
 from distill.hidden_states import OnlineTeacher
 from distill.losses import soft_target_loss
@@ -180,6 +181,7 @@ def test_two_teachers_of_different_tokens_and_label_order_answer_together(world,
     recipe = load_recipe(world / "recipe.yaml", [f"teacher.model={other}", "data.label_names=[positive, negative]"])
     stages.teacher(recipe, tmp_path / "second", device="cpu")
     contrary = shutil.copytree(world / "teacher", tmp_path / "contrary")  # says the opposite of the truth
+    (contrary / SEAL).unlink()
     config = json.loads((contrary / "config.json").read_text())
     config |= {"id2label": {"0": LABELS[1], "1": LABELS[0]}, "label2id": {LABELS[1]: 0, LABELS[0]: 1}}
     (contrary / "config.json").write_text(json.dumps(config))

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_classifier, write_reviews
 from ruamel.yaml import YAML
+from safetensors.torch import load_file
 
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
@@ -47,6 +49,9 @@ def world(tmp_path_factory):
     for name, count, seed in (("train", 120, 0), ("test", 40, 1), ("more_texts", 30, 2), ("texts", 12, 3)):
         write_reviews(folder / f"{name}.csv", count, seed=seed)
     model = make_classifier(folder / "bert")
+    shutil.copytree(model, folder / "old-model")
+    torch.save(load_file(model / "model.safetensors"), folder / "old-model" / "pytorch_model.bin")
+    (folder / "old-model" / "model.safetensors").unlink()
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     training = {"num_train_epochs": 1, "learning_rate": 3e-3, "per_device_train_batch_size": 16}
     for path in (folder / "recipes").glob("*.yaml"):
@@ -77,7 +82,7 @@ def run(command, world):
 
 def test_the_pages_show_commands():
     assert len(RUN) > 15 and {shlex.split(command)[1] for command in RUN if command.startswith("distill")} == {
-        "check", "inspect", "doctor", "teacher", "student", "export", "report", "predict", "run",
+        "check", "inspect", "doctor", "teacher", "student", "export", "report", "predict", "run", "convert",
     }  # fmt: skip
 
 

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
+from distill.checksums import SEAL, seal
 from distill.errors import FolderError
+from distill.files import PARTIAL
 from distill.recipe_file import load_recipe
-from distill.run_folder import LOCK, PARTIAL, SEAL, RunFolder, hold, seal
+from distill.run_folder import LOCK, RunFolder, hold
 
 
 def checkpoint(folder, step, *, best=None, sealed=True):
@@ -74,7 +76,8 @@ def test_no_checkpoint_is_none(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from distill.run_folder import PARTIAL, hold
+from distill.files import PARTIAL
+from distill.run_folder import hold
 with hold(Path(sys.argv[1])):
     Path(sys.argv[1], PARTIAL + 'x').mkdir()
     print("held", flush=True)

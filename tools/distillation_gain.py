@@ -24,8 +24,9 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from scipy.stats import permutation_test
 
+from distill.files import read_json
 from distill.metrics import compare_paired, figures
-from distill.run_folder import RunFolder, read_json, read_predictions
+from distill.run_folder import RunFolder, read_predictions
 
 FIGURES = ("accuracy", "ece", "brier", "validation", "seconds", "texts", "correct")  # of an arm, by seed
 TRAINING = {"learning_rate": 1e-4, "per_device_train_batch_size": 16, "warmup_steps": 0.1}

@@ -15,7 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from distill.run_folder import RunFolder, read_json
+from distill.files import read_json
+from distill.run_folder import RunFolder
 
 
 def main() -> None:

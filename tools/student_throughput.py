@@ -23,8 +23,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from distill.files import read_json
 from distill.provenance import versions
-from distill.run_folder import read_json
 
 
 def main() -> None:

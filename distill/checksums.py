@@ -1,0 +1,62 @@
+"""A folder sealed with the checksums of its files, so that damage is named instead of used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from distill.errors import FolderError
+from distill.files import read_json, write_json
+
+SEAL = "checksums.json"  # written when all that it covers is there
+# What decides a model's answers: weights, configuration, tokenizer.
+ANSWERING = (
+    "config.json", "model*.safetensors", "model.safetensors.index.json", "model.onnx*", "openvino_model.*",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+)  # fmt: skip
+
+
+def seal(folder: Path, *, without: Collection[str] = (), coming: Mapping[str, str] | None = None) -> None:
+    """Write what is in a folder, file by file with its SHA-256, into it.
+
+    Files named in `without` stay free to change; `coming` are texts of files that are written right after.
+    """
+    left_out = {SEAL, *without}
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in left_out]
+    texts = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (coming or {}).items()}
+    write_json(folder / SEAL, {path.name: _sha256(path) for path in files if path.name[0] != "."} | texts)
+
+
+def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:
+    """Return what is wrong with the files of a sealed folder that match `names`; None where each is as it was."""
+    if not (folder / SEAL).is_file():
+        return "was not written to its end"
+    try:
+        sealed = dict(read_json(folder / SEAL))
+    except (FolderError, TypeError, ValueError):
+        return f"{SEAL} is damaged"
+    for name, digest in sealed.items():
+        if not any(fnmatch(name, pattern) for pattern in names):
+            continue
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:  # it is gone, or the disk no longer gives it
+            return f"{name} cannot be read ({error.strerror})"
+        if found != digest:
+            return f"{name} is damaged (its checksum has changed)"
+    return None
+
+
+def check_whole(folder: Path, names: Sequence[str]) -> None:
+    """Raise `FolderError` where a file that matches `names` has changed since the folder was sealed, if it ever was."""
+    damage = damage_of(folder, names) if (folder / SEAL).is_file() else None
+    if damage:
+        hint = f"restore it or make it again; where the change is yours, delete {folder / SEAL}"
+        raise FolderError(f"{folder}: {damage}", hint=hint)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,59 @@
+"""Files that are whole or, whatever happens, unchanged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distill.errors import FolderError
+
+PARTIAL = ".partial-"  # how the name of a folder begins in which something is being written
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is whole or, whatever happens, unchanged."""
+    with atomic_path(path) as partial:
+        with open(partial, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def as_json(value: Any) -> str:
+    """Return JSON as it stands in our files; without NaN, which not every reader takes."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that is whole or, whatever happens, unchanged."""
+    write_text(path, as_json(value))
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file; raises `FolderError` where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FolderError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise FolderError(f"{path}: not JSON ({error})") from None
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` for a file or folder; it takes the place of `path` only if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)) / path.name
+    try:
+        yield partial
+        if path.is_dir() and not path.is_symlink():  # a folder cannot be replaced in one step
+            os.replace(path, partial.parent / "old")
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial.parent, ignore_errors=True)

@@ -1,0 +1,106 @@
+"""Command lines that cannot work: each is refused in one line, before anything is written."""
+
+import pytest
+from conftest import check_refused
+
+CASES = {
+    "no recipe": (["check", "nowhere.yaml"], "nowhere.yaml: No such file"),
+    "recipe": (["teacher", "{recipe}", "--set", "data.max_tokens=many"], "--set data.max_tokens=many: data.max_tokens"),
+    "no data": (["teacher", "{recipe}", "--set", "data.files.train=no.csv"], "no.csv: no such file (relative"),
+    "no model": (["teacher", "{recipe}", "--set", "teacher.model=./none"], "./none: no such folder"),
+    "no teacher": (["student", "{recipe}", "--teacher", "./none"], "./none: no such folder"),
+    "no recipe there": (["student", "--teacher", "{model}"], "holds no recipe.yaml"),
+    "layers": (
+        ["student", "{recipe}", "--teacher", "{model}", "--set", "student.layers=[0, 9]"],
+        "student.layers: the teacher has 4 layers (0-3), got 9",
+    ),
+    "too long": (["teacher", "{recipe}", "--set", "data.max_tokens=65"], "takes at most 64 tokens"),
+    "both": (["teacher", "{recipe}", "--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
+    "run with layers": (
+        ["run", "{recipe}", "--set", "student.layers=[0, 9]"], "student.layers: the teacher has 4 layers (0-3), got 9",
+    ),
+    "nothing to predict": (["predict", "{model}"], "predict: wants texts on the command line or --file"),
+    "no file": (["predict", "{model}", "--file", "no.csv"], "no.csv: no such file"),
+    "no text file": (["predict", "{model}", "--file", "no.txt"], "no.txt: No such file"),
+    "no model to predict": (["predict", "./none", "a"], "./none: no such folder"),
+    "no run": (["report", "./none"], "none: no such folder"),
+    "export without recipe": (["export", "{model}"], "no recipe.yaml there"),
+    "foreign folder": (["teacher", "{recipe}", "--output", "{data}"], "not empty and not a run folder"),
+    "student over teacher": (
+        ["student", "{recipe}", "--teacher", "{model}", "--output", "{model}"], "would overwrite its teacher",
+    ),
+    "no such command": (["techer"], "No such command 'techer'. Did you mean 'teacher'?"),
+    "no such option": (["check", "--sett", "x"], "--set"),
+    "no value": (["teacher", "{recipe}", "--set"], "Option '--set' requires an argument"),
+    "no recipe named": (["teacher"], "Missing argument 'RECIPE'"),
+    "no teacher named": (["student", "{recipe}"], "Missing option '--teacher'"),
+    "no name": (["student", "{recipe}", "--teacher", ""], "a model is named by a folder or by"),
+    "a model for a recipe": (["check", "{model}/model.safetensors"], "not UTF-8 at byte"),
+    "data for a recipe": (["check", "{data}/train.csv"], "train.csv"),
+    "a recipe for a model": (["predict", "{recipe}", "a"], "recipe.yaml: no such folder"),
+    "a device": (["teacher", "{recipe}", "--device", "tpu"], "tpu"),
+    "output is a file": (["teacher", "{recipe}", "--output", "{data}/train.csv"], "train.csv: a file, not a folder"),
+    "output below a file": (["teacher", "{recipe}", "--output", "{data}/train.csv/x"], "cannot be written"),
+    "output below a device": (["teacher", "{recipe}", "--output", "/dev/null/x"], "/dev/null/x: cannot be written"),
+    "output with too long a name": (["teacher", "{recipe}", "--output", "x" * 300], "File name too long"),
+    "output with a null": (["teacher", "{recipe}", "--output", "a\0b"], "null byte"),
+    "output is here": (["teacher", "{data}/../recipe.yaml", "--output", "."], ""),
+    "a run into a file": (["run", "{recipe}", "--output", "{data}/train.csv"], "train.csv"),
+    "a report into a file": (["report", "{model}", "--recipe", "{recipe}", "--output", "{data}/test.csv"], "test.csv"),
+    "exports into a file": (["export", "{model}", "--recipe", "{recipe}", "--output", "{data}/train.csv"], "train.csv"),
+    "a look into a file": (["inspect", "{recipe}", "--output", "{data}/train.csv"], "train.csv: File exists"),
+    "answers into a file": (
+        ["student", "{recipe}", "--teacher", "{model}", "--teacher-logits", "{data}/train.csv"], "train.csv",
+    ),
+    "no rows to look at": (["inspect", "{recipe}", "--rows", "0"], "--rows"),
+    "a negative seed": (["inspect", "{recipe}", "--seed", "-1"], "--seed"),
+    "no latency": (["report", "x", "--max-latency-ms", "0"], "--max-latency-ms: wants a number above 0, got 0"),
+    "an endless latency": (["report", "x", "--max-latency-ms", "inf"], "wants a number above 0, got inf"),
+    "a latency that is no number": (["report", "x", "--max-latency-ms", "nan"], "wants a number above 0, got nan"),
+    "a latency in words": (["report", "x", "--max-latency-ms", "fast"], "--max-latency-ms"),
+    "everything dropped": (["report", "x", "--max-drop", "1"], "wants a share from 0 to below 1 (0.01 is one point)"),
+    "a gain": (["report", "x", "--max-drop", "-0.1"], "--max-drop: wants a share from 0 to below 1"),
+    "a drop from no teacher": (
+        ["report", "{model}", "--recipe", "{recipe}", "--max-drop", "0.1"], "counts from the teacher, which is not",
+    ),
+    "an empty folder to report": (["report", "{data}"], "no model there (no config.json)"),
+    "below without a teacher": (["predict", "x", "a", "--below", "0.8"], "--escalate TEACHER and --below P"),
+    "a teacher without below": (["predict", "x", "a", "--escalate", "y"], "--escalate TEACHER and --below P"),
+    "a probability of two": (["predict", "x", "a", "--escalate", "y", "--below", "2"], "--below: wants a probability"),
+    "no probability": (["predict", "x", "a", "--escalate", "y", "--below", "nan"], "--below: wants a probability"),
+    "no teacher to pass on to": (
+        ["predict", "{model}", "a", "--escalate", "./none", "--below", "0.5"], "./none: no such folder",
+    ),
+    "texts twice over": (["predict", "{model}", "a", "--file", "x.txt"], "wants texts on the command line or --file"),
+    "a folder of texts": (["predict", "{model}", "--file", "{data}"], "no such file"),
+    "no such column": (
+        ["predict", "{model}", "--file", "{data}/train.csv", "--text-column", "x"], "--text-column: no column 'x'",
+    ),
+    "an unknown kind of file": (["predict", "{model}", "--file", "{recipe}"], "recipe.yaml: not one of .csv"),
+    "an export of nothing": (["export", "./none"], "none: no such folder"),
+    "an export of a file": (["export", "{data}/train.csv"], "train.csv: no such folder"),
+    "a name that no hub has": (
+        ["teacher", "{recipe}", "--push-to-hub", "a/b/c"], "--push-to-hub a/b/c: wants NAME or OWNER/NAME",
+    ),
+    "a model of a hub that is not there": (["predict", "nobody/nothing", "a"], "nobody/nothing: no"),
+    "nothing to convert": (["convert", "{model}", "--output", "x"], "there is nothing to convert"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_on_the_command_line_is_one_line(
+    name, recipe_path, tiny_bert, data, tmp_path, monkeypatch, record_property
+):
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = CASES[name]
+    arguments = [text.format(recipe=recipe_path, model=tiny_bert, data=data) for text in arguments]
+    check_refused(tmp_path, [expected], *arguments)
+    record_property("bad command lines", 1)
+
+
+@pytest.mark.parametrize("text", [b"caf\xe9\n", b"\xff\xfe\n"])
+def test_texts_that_are_not_utf_8_are_one_line(text, tiny_bert, tmp_path, record_property):
+    (tmp_path / "texts.txt").write_bytes(text)
+    check_refused(tmp_path, ["texts.txt: not UTF-8"], "predict", tiny_bert, "--file", tmp_path / "texts.txt")
+    check_refused(tmp_path, ["stdin: not UTF-8"], "predict", tiny_bert, "--file", "-", stdin=text)
+    record_property("bad command lines", 2)

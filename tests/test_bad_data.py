@@ -1,0 +1,198 @@
+"""Files that are no data to train on: each is refused in one line, with the file, the row and the cure."""
+
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+
+import pytest
+from conftest import check_refused
+from test_data import rows_of, write
+
+TRAIN = rows_of(40)
+
+
+def content(name, data):
+    """A file of this name and these bytes or text."""
+
+    def made(folder):
+        (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return folder / name
+
+    return made
+
+
+def rows(*rows, name="train.csv", columns=("text", "label")):
+    return lambda folder: write(folder / name, list(rows), columns)
+
+
+def csv_of(rows):
+    return "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows)
+
+
+def zipped(name, member, data):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(member, data)
+    return content(name, packed.getvalue())
+
+
+def tarred(name):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        member = tarfile.TarInfo("../../escaped.csv")
+        member.size = 3
+        archive.addfile(member, io.BytesIO(b"a,b"))
+    return content(name, packed.getvalue())
+
+
+def jsonl(values):
+    return content("train.jsonl", "".join(json.dumps(value) + "\n" for value in values))
+
+
+PLAIN = csv_of([(f"text {index}", index % 2) for index in range(40)])
+# Of each: what makes the train file, the settings beside it, and what the one line says.
+CASES = {
+    "no such file": (lambda folder: folder / "none.csv", {}, "data.files.train: {train}: no such file (relative"),
+    "a folder": (lambda folder: folder, {}, "no such file"),
+    "a null in its name": (lambda folder: f"{folder}/a\0b.csv", {}, "no such file"),
+    "a name too long": (lambda folder: folder / ("x" * 300 + ".csv"), {}, "cannot be read: File name too long"),
+    "a device": (lambda folder: "/dev/zero", {}, "/dev/zero: no such file"),
+    "an address": (lambda folder: "https://example.org/train.csv", {}, "no such file"),
+    "a pattern": (lambda folder: folder / "*.csv", {}, "no such file"),
+    "an unknown kind": (content("train.xlsx", "x"), {}, "train.xlsx: not one of .csv, .tsv"),
+    "no kind": (content("train", "x"), {}, "not one of .csv, .tsv"),
+    "nothing in it": (content("train.csv", ""), {}, "{train}: the file is empty"),
+    "header only": (content("train.csv", "text,label\n"), {}, "{train}: has no rows"),
+    "gzip": (content("train.csv.gz", gzip.compress(PLAIN.encode())), {}, "packed with gzip; unpack it first"),
+    "gzip by another name": (content("train.csv", gzip.compress(PLAIN.encode())), {}, "{train}: packed with gzip"),
+    "zip": (zipped("train.zip", "train.csv", PLAIN), {}, "{train}: packed with zip"),
+    "zip that leaves its folder": (zipped("train.csv", "../../escaped.csv", PLAIN), {}, "{train}: packed with zip"),
+    "tar that leaves its folder": (tarred("train.csv"), {}, "{train}: packed with gzip"),
+    "xz": (content("train.csv", b"\xfd7zXZ\0 and more"), {}, "packed with xz"),
+    "zstd": (content("train.jsonl", b"\x28\xb5\x2f\xfd and more"), {}, "packed with zstd"),
+    "latin-1": (content("train.csv", "text,label\ncaf\xe9,1\n".encode("latin-1")), {}, "cannot be read as csv"),
+    "utf-16": (content("train.csv", PLAIN.encode("utf-16")), {}, "cannot be read as csv: 'utf-8' codec"),
+    "semicolons": (content("train.csv", PLAIN.replace(",", ";")), {}, "no column 'text', only text;label"),
+    "no header": (content("train.csv", PLAIN.split("\n", 1)[1]), {}, "no column 'text', only text 0, 0"),
+    "a quote never closed": (content("train.csv", 'text,label\n"a,1\n' + PLAIN), {}, "cannot be read as csv"),
+    "too many fields": (content("train.csv", PLAIN + "one,two,three\n"), {}, "Expected 2 fields in line 42, saw 3"),
+    "a column too many names": (
+        content("train.csv", ",".join(f"c{n}" for n in range(500)) + "\n" + ",".join(["1"] * 500) + "\n"), {},
+        "no column 'text', only c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, ...",
+    ),
+    "no text column": (rows(*TRAIN), {"text_column": "review"}, "text_column: no column 'review', only text, label"),
+    "no label column": (rows(*TRAIN), {"label_column": "stars"}, "data.label_column: no column 'stars'"),
+    "an empty text": (rows(*TRAIN, ("", 0)), {}, "{train}: row 40: the text is empty (1 such rows); remove them"),
+    "a blank text": (rows(*TRAIN, (" \t", 0)), {}, "row 40: the text is empty"),
+    "a null text": (rows(*TRAIN, (None, 1), name="train.parquet"), {}, "row 40: the text is empty"),
+    "numbers for texts": (rows(*((n, n % 2) for n in range(40))), {}, "holds int64, not text"),
+    "lists for texts": (jsonl({"text": ["a", "b"], "label": n % 2} for n in range(40)), {}, "holds list<item: string>"),
+    "objects for texts": (jsonl({"text": {"a": 1}, "label": n % 2} for n in range(40)), {}, "holds struct<a: int64>"),
+    "texts of several types": (
+        jsonl({"text": n if n % 3 else "a", "label": n % 2} for n in range(40)), {}, "holds values of several types",
+    ),
+    "labels of several types": (
+        jsonl({"text": f"t {n}", "label": n % 2 if n % 3 else "a"} for n in range(40)), {},
+        "'label' holds values of several types, not numbers or names",
+    ),
+    "an empty label": (rows(*TRAIN, ("x", ""), ("y", "")), {}, "{train}: row 40: the label is empty (2 such rows)"),
+    "a null label": (rows(*TRAIN, ("x", None), name="train.parquet"), {}, "row 40: the label is empty"),
+    "a label left out": (
+        jsonl({"text": f"t {n}", **({} if n == 5 else {"label": n % 2})} for n in range(40)), {},
+        "row 5: the label is empty",
+    ),
+    "fractions for labels": (rows(*rows_of(40, (0.5, 1.0))), {}, "holds double, not numbers or names"),
+    "one class": (rows(*rows_of(40, (1,))), {}, "one class only ('1'); a classifier needs two"),
+    "a class that train lacks": (
+        rows(*TRAIN), {"label_names": ["0", "1", "2"]}, "no training text of class '2'; take more rows or drop it",
+    ),
+    "a label that is no name": (
+        rows(*rows_of(40, ("x", "y"))), {"label_names": ["x", "z"]}, "row 1: label 'y' is not one of 2 classes: x, z",
+    ),
+    "a number that is no class": (
+        rows(*rows_of(40, (0, 1, 7))), {"label_names": ["a", "b"]}, "{train}: row 2: label '7' is not one of 2",
+    ),
+    "a number below zero": (
+        rows(*rows_of(40, (-1, 0))), {"label_names": ["a", "b"]}, "label '-1' is not one of 2 classes: a, b",
+    ),
+    "a class of each text's own": (
+        rows(*((f"text {n}", f"id {n}") for n in range(500))), {"test": "of its classes"},
+        "500 classes of one text each: data.label_column is probably not that of labels",
+    ),
+    "100,000 classes": (
+        content("train.csv", csv_of((f"text {n}", f"c{n // 2}") for n in range(200_000))), {"test": "of its classes"},
+        "is too little for a stratified validation split of 100000 classes",
+    ),
+    "too few to carve validation from": (rows(*rows_of(8)), {}, "too little for a stratified validation split"),
+    "texts that all stand in test": (rows(*((f"other {text}", n) for text, n in TRAIN)), {}, "every train text"),
+    "no JSON": (content("train.jsonl", "{not json\n"), {}, "cannot be read as jsonl"),
+    "JSON that is no table": (content("train.json", '{"a": 1}'), {}, "no column 'text', only a"),
+    "JSON of lists": (content("train.jsonl", "[1,2]\n[3]\n"), {}, "cannot be read as jsonl"),
+    "JSON too deep": (content("train.json", "[" * 100_000), {}, "cannot be read as json"),
+    "half a surrogate pair": (
+        content("train.jsonl", '{"text": "a \\ud800", "label": 0}\n' * 40), {}, "cannot be read as jsonl",
+    ),
+    "no Parquet": (content("train.parquet", b"PAR1 not really"), {}, "cannot be read as parquet"),
+    "no Arrow": (content("train.arrow", b"ARROW1\0\0" + bytes(100)), {}, "cannot be read as arrow"),
+    "escape sequences": (
+        content("train.csv", "text,label\na,\x1b[2Jb\nc,1\n" * 20), {"label_names": ["0", "1"]}, r"label '\x1b[2Jb'",
+    ),
+}  # fmt: skip
+
+
+SLOW = ("100,000 classes",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
+def test_bad_data_is_one_line_and_nothing_is_written(name, tmp_path, tiny_bert, record_property):
+    make, settings, expected = CASES[name]
+    (tmp_path / "in").mkdir()
+    train = make(tmp_path / "in")
+    test = write(tmp_path / "test.csv", [(f"other {text}", label) for text, label in TRAIN])
+    settings = {"train": str(train), "test": str(test), "text_column": "text", "label_column": "label"} | settings
+    if settings["test"] == "of its classes":
+        header, *lines = train.read_text().splitlines()[:3]
+        test.write_text("\n".join([header, *(f"other {line}" for line in lines)]))
+        settings["test"] = str(test)
+    files = {split: settings.pop(split) for split in ("train", "test")}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({
+        "data": {"files": files, "max_tokens": 32, **settings},
+        "teacher": {"model": str(tiny_bert), "output": str(tmp_path / "teacher")},
+    }))  # fmt: skip
+    expected = expected.format(train=train)
+    check_refused(tmp_path, [expected], "teacher", recipe)
+    record_property("bad data", 1)
+
+
+@pytest.mark.parametrize(
+    ("test", "expected"),
+    [
+        (rows_of(40, (0, 2), "test"), "test.csv: row 1: label '2' is not one of 2 classes: 0, 1"),
+        ([*rows_of(40, word="test"), ("", 0)], "test.csv: row 40: the text is empty"),
+        ([("x", 1)] * 0, "test.csv: has no rows"),
+    ],
+    ids=["a label unseen in train", "an empty text", "no rows"],
+)
+def test_bad_test_data_is_one_line(test, expected, tmp_path, tiny_bert, record_property):
+    files = {"train": str(write(tmp_path / "train.csv", TRAIN)), "test": str(write(tmp_path / "test.csv", test))}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"data": {"files": files}, "teacher": {"model": str(tiny_bert)}}))
+    check_refused(tmp_path, [expected], "teacher", recipe, "--output", tmp_path / "teacher")
+    record_property("bad data", 1)
+
+
+def test_odd_files_that_are_data_are_read(tmp_path, tiny_bert):
+    """A byte-order mark, a null, control characters, a text of a megabyte, words that look like nothing."""
+    from distill.data import load_splits
+    from distill.recipe import Data, Files
+
+    odd = ["a\0b", "\x07\x1b[31m", "film " * 200_000, "NA", "null", "  spaces  ", '"quoted", yes', "\u202eright\u202c"]
+    train = write(tmp_path / "train.csv", TRAIN + [(text, 0) for text in odd])
+    train.write_bytes(b"\xef\xbb\xbf" + train.read_bytes())
+    test = write(tmp_path / "test.csv", rows_of(10, word="test"))
+    splits = load_splits(Data(files=Files(train=str(train), test=str(test))))
+    assert len(splits.train) + len(splits.validation) == len(TRAIN) + len(odd)
+    assert set(odd) - {"a\0b"} <= set(splits.train["text"]) | set(splits.validation["text"])

@@ -1,0 +1,262 @@
+"""Model folders from strangers: what is missing, damaged or dangerous is one line, and nothing of theirs is run."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import LABELS, check_refused, run, write_reviews
+from safetensors.torch import load_file, save_file
+
+WEIGHTS = "model.safetensors"
+
+
+def config(**changes):
+    """The folder with keys of its config.json changed, or gone where the value is None."""
+
+    def change(folder):
+        values = json.loads((folder / "config.json").read_text()) | changes
+        kept = {key: value for key, value in values.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(kept))
+
+    return change
+
+
+def content(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def cut(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def without(*names):
+    def change(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return change
+
+
+def weights(change):
+    def changed(folder):
+        found = load_file(folder / WEIGHTS)
+        change(found)
+        save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
+
+    return changed
+
+
+def indexed(**weight_map):
+    def change(folder):
+        shutil.copyfile(folder / WEIGHTS, folder.parent / "elsewhere.safetensors")
+        (folder / WEIGHTS).unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+    return change
+
+
+class Harm:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+def as_pickle(folder):
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def harmful_pickle(folder):
+    torch.save({"weight": Harm(folder.parent / "harmed")}, folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def harmful_code(**settings):
+    """A model that comes with code of its own, as its config.json or its tokenizer says."""
+
+    def change(folder):
+        (folder / "theirs.py").write_text(f"import os\nos.system('touch {folder.parent / 'harmed'}')\n")
+        for name, keys in settings.items():
+            path = folder / f"{name}.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+    return change
+
+
+THEIRS = {"AutoConfig": "theirs.Config", "AutoModelForSequenceClassification": "theirs.Model"}
+BOTH = ("teacher", "predict")
+# Of each: how the folder is changed, the commands that refuse it, and what the one line says.
+CASES = {
+    "no folder": (shutil.rmtree, BOTH, "{model}: no such folder"),
+    "a file": (lambda folder: (shutil.rmtree(folder), folder.write_text("x")), BOTH, "{model}: no such folder"),
+    "an empty folder": (lambda folder: (shutil.rmtree(folder), folder.mkdir()), BOTH, "it has no config.json"),
+    "no configuration": (without("config.json"), BOTH, "{model}: not a model folder: it has no config.json"),
+    "half a configuration": (cut("config.json", 100), BOTH, "{model}: no"),
+    "a list for a configuration": (content("config.json", b"[]"), BOTH, "{model}: no"),
+    "an unknown architecture": (config(model_type="wombat"), BOTH, "has model type `wombat`"),
+    "no architecture": (config(model_type=None), BOTH, "Should have a `model_type` key in its config.json"),
+    "an architecture that is no encoder": (config(model_type="t5"), BOTH, "weights"),
+    "no classifier": (config(architectures=["BertForMaskedLM"]), ("predict",), "not a text classifier, but BertFor"),
+    "a size that is a word": (config(hidden_size="x"), BOTH, "Validation error for field 'hidden_size'"),
+    "sizes that do not go together": (config(hidden_size=33), BOTH, "The hidden size (33) is not a multiple"),
+    "weights of other sizes": (config(intermediate_size=32), BOTH, "its weights do not fit its config.json: bert.enc"),
+    "too few positions for its weights": (config(max_position_embeddings=32), BOTH, "do not fit its config.json"),
+    "fewer positions than max_tokens": (config(max_position_embeddings=8), ("teacher",), "takes at most 8 tokens, but"),
+    "fewer embeddings than tokens": (config(vocab_size=5), BOTH, "embeds 5 tokens, but the tokenizer knows 29"),
+    "another number of classes": (
+        config(id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 0, "b": 1, "c": 2}), ("teacher",),
+        "classifies into 3 classes, the data has 2: negative, positive",
+    ),
+    "two classes of one name": (config(id2label={"0": "a", "1": "a"}), ("predict",), "the same name stands"),
+    "a temperature that is none": (config(calibration_temperature=-1), ("predict",), "must be a number above 0"),
+    "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), BOTH, "has no tokenizer (tokenizer.json"),
+    "half a tokenizer": (cut("tokenizer.json", 300), BOTH, "{model}: no tokenizer can be loaded"),
+    "a tokenizer that is none": (content("tokenizer.json", b'{"model": 3}'), BOTH, "no tokenizer can be loaded"),
+    "no weights": (without(WEIGHTS), BOTH, "{model}: holds no weights (model.safetensors"),
+    "half downloaded": (cut(WEIGHTS, 3_000), BOTH, "its weights cannot be loaded: damaged or half downloaded"),
+    "no weights in it": (content(WEIGHTS, b""), BOTH, "damaged or half downloaded"),
+    "a header that is too large": (content(WEIGHTS, b"\xff" * 8 + bytes(100)), BOTH, "damaged or half downloaded"),
+    "weights of another model": (content(WEIGHTS, b"\x02\0\0\0\0\0\0\0{}"), ("predict",), "weights are missing, first"),
+    "part of the encoder missing": (
+        weights(lambda found: found.pop("bert.encoder.layer.2.output.dense.weight")), ("teacher",),
+        "the weights lack 1 tensors of the encoder, first bert.encoder.layer.2",
+    ),
+    "weights that are no numbers": (
+        weights(lambda found: found["classifier.bias"].fill_(float("nan"))), ("predict",), "are not finite",
+    ),
+    "a shard that is not there": (indexed(a="model-00001-of-00002.safetensors"), BOTH, "is not there; half down"),
+    "a shard outside the folder": (indexed(a="../elsewhere.safetensors"), BOTH, "names weights outside its folder"),
+    "an index that is none": (
+        lambda folder: (indexed()(folder), content("model.safetensors.index.json", b"[1]")(folder)), BOTH, "no",
+    ),
+    "no graph": (content("model.onnx", b"not a graph"), ("predict",), "ONNX Runtime cannot load it"),
+    "an export for a teacher": (content("model.onnx", b"x"), ("teacher",), "an export, which is for answering"),
+    "a pickle": (
+        as_pickle, BOTH, "its weights are a pickle, which can run code when it is read; only safetensors are loaded",
+    ),
+    "a pickle that does harm": (harmful_pickle, BOTH, "its weights are a pickle"),
+    "code of its own": (harmful_code(config={"auto_map": THEIRS, "model_type": "theirs"}), BOTH, "custom code"),
+}  # fmt: skip
+ATTACKS = ("a shard outside the folder", "a pickle that does harm", "code of its own")
+
+
+@pytest.mark.parametrize(("name", "command"), [(name, command) for name in CASES for command in CASES[name][1]])
+def test_a_model_that_cannot_be_used_is_one_line(name, command, tmp_path, tiny_bert, recipe_path, record_property):
+    change, _, expected = CASES[name]
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    change(model)
+    arguments = ["predict", model, "a good film"]
+    if command == "teacher":
+        arguments = ["teacher", recipe_path, "--set", f"teacher.model={model}", "--set", "teacher.pretrained=true"]
+    check_refused(tmp_path, [expected.format(model=model)], *arguments)
+    assert not (tmp_path / "harmed").exists()
+    record_property("attacks refused" if name in ATTACKS else "bad models", 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        harmful_code(config={"auto_map": THEIRS}),
+        harmful_code(
+            tokenizer_config={"auto_map": {"AutoTokenizer": ["theirs.T", "theirs.T"]}, "tokenizer_class": "T"}
+        ),
+    ],
+    ids=["model", "tokenizer"],
+)
+def test_code_beside_a_model_of_a_known_kind_is_not_run(change, tmp_path, tiny_bert, record_property):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    expected = run("predict", model, "a good film")[1]
+    change(model)
+    assert run("predict", model, "a good film", stdin="y\n")[1] == expected
+    assert not (tmp_path / "harmed").exists()
+    record_property("attacks refused", 1)
+
+
+def test_a_pickle_is_converted_only_when_asked_and_answers_as_before(tmp_path, tiny_bert):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    found = load_file(model / WEIGHTS)
+    found["tied.weight"] = found["classifier.weight"]  # two names of one tensor, as pickles have them
+    torch.save(found, model / "pytorch_model.bin")
+    (model / WEIGHTS).unlink()
+    assert "distill convert" in run("predict", model, "a good film")[2]
+    code, out, _ = run("convert", model, "--output", tmp_path / "converted")
+    assert (code, out.strip()) == (0, str(tmp_path / "converted"))
+    assert not list((tmp_path / "converted").glob("*.bin"))
+    assert run("predict", tmp_path / "converted", "a good film") == run("predict", tiny_bert, "a good film")
+    check_refused(tmp_path, ["is there already"], "convert", model, "--output", tmp_path / "converted")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (harmful_pickle, "holds more than tensors, and was not run"),
+        (lambda folder: (without(WEIGHTS)(folder), content("pytorch_model.bin", b"x")(folder)), "pytorch_model.bin: "),
+        (lambda folder: torch.save([1], folder / "pytorch_model.bin"), "not a table of named tensors"),
+        (lambda folder: None, "there is nothing to convert"),
+        (
+            content("pytorch_model.bin.index.json", b'{"weight_map": {"a": "../x.bin"}}'),
+            "names files outside",
+        ),
+        (shutil.rmtree, "no such folder"),
+    ],
+    ids=["harm", "no pickle", "a list", "nothing to convert", "outside the folder", "no folder"],
+)
+def test_what_cannot_be_converted_is_one_line_and_not_run(change, expected, tmp_path, tiny_bert, record_property):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    change(model)
+    check_refused(tmp_path, [expected], "convert", model, "--output", tmp_path / "converted")
+    assert not (tmp_path / "harmed").exists()
+    record_property("attacks refused", 1)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, tiny_bert):
+    """A run that was stopped after its first checkpoint."""
+    folder = tmp_path_factory.mktemp("stopped")
+    write_reviews(folder / "train.csv", 64, seed=1)
+    write_reviews(folder / "test.csv", 16, seed=2)
+    files = {"train": str(folder / "train.csv"), "test": str(folder / "test.csv")}
+    recipe = {
+        "data": {"files": files, "label_names": LABELS, "max_tokens": 32},
+        "teacher": {"model": str(tiny_bert), "pretrained": False, "training": {"num_train_epochs": 2}},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    assert run("teacher", folder / "recipe.yaml", "--output", folder / "out")[0] == 0
+    for name in ("manifest.json", "checksums.json", WEIGHTS):
+        (folder / "out" / name).unlink()
+    return folder
+
+
+def checkpoint(folder):
+    return min((folder / "out" / "checkpoints").glob("checkpoint-*"))  # one from which there is still work to do
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_resuming_runs_nothing_that_a_checkpoint_may_hold(name, stopped, tmp_path, record_property):
+    from distill.checksums import seal
+
+    shutil.copytree(stopped, tmp_path / "x")
+    last = max((tmp_path / "x" / "out" / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    shutil.rmtree(last)
+    kept = checkpoint(tmp_path / "x")
+    state = json.loads((kept / "trainer_state.json").read_text())
+    (kept / "trainer_state.json").write_text(json.dumps(state | {"best_model_checkpoint": str(kept)}))
+    torch.save(Harm(tmp_path / "harmed"), kept / name)
+    seal(kept)  # as who puts it there would
+    code, _, err = run("teacher", tmp_path / "x" / "recipe.yaml", "--output", tmp_path / "x" / "out", "--resume")
+    assert not (tmp_path / "harmed").exists()
+    assert (code == 0) == (name == "training_args.bin"), err  # which nobody reads
+    if code:
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert code == 2 and f"{kept}: holds more than tensors, and was not run" in line
+    record_property("attacks refused", 1)

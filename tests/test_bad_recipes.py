@@ -1,0 +1,184 @@
+"""Recipes that break a rule: each mistake is one line with its place, all at once, and nothing is written."""
+
+import pytest
+from conftest import check_refused
+from test_recipe import GOOD
+
+CASES = {
+    "metric": (
+        GOOD + "  training: {metric_for_best_model: f1}\n",
+        ["7: student.training.metric_for_best_model: got 'f1'; one of accuracy, macro_f1"],
+    ),
+    "steps apart": (
+        GOOD + "  training: {eval_strategy: steps, eval_steps: 100, save_steps: 500}\n",
+        ["7: student.training.save_steps: got 500, but evaluates every 100"],
+    ),
+    "patience for nothing": (
+        GOOD + "  training: {eval_strategy: no}\n  early_stopping_patience: 2\n",
+        ["5: student: early_stopping_patience needs evaluations"],
+    ),
+    "unknown key": (GOOD + "  temprature: 2\n", ["7: student.temprature: unknown key"]),
+    "did you mean": (GOOD.replace("teacher:", "teecher:"), ["3: teecher: unknown key; did you mean teacher?"]),
+    "wrong type": (
+        GOOD.replace("[0, 2]", "zero"),
+        ["6: student.layers: wants a number of layers, or a"],
+    ),
+    "number as text": (
+        GOOD + '  loss: {temperature: "2"}\n',
+        ["7: student.loss.temperature: wants a number"],
+    ),
+    "out of range": (GOOD + "  loss: {soft_weight: 1.5}\n", ["7: student.loss.soft_weight: wants a share from 0 to 1"]),
+    "not a number": (GOOD + "  loss: {temperature: .nan}\n", ["7: student.loss.temperature: wants a number"]),
+    "equal key twice": (GOOD + "  layers: [1]\n", ["7: found duplicate key"]),
+    "tab": (GOOD + "\tloss: {}\n", ["7: found character"]),
+    "no mapping": ("- a\n", ["wants keys and values"]),
+    "empty": ("", ["wants keys and values"]),
+    "missing": ("teacher: {model: x}\n", ["data: missing"]),
+    "two sources": (GOOD.replace("imdb\n", "imdb\n  files: {train: a.csv, test: b.csv}\n"), ["1: data: wants dataset"]),
+    "two students": (GOOD + "  model: x\n", ["5: student: wants model"]),
+    "no layers": (GOOD.replace("[0, 2]", "0"), ["6: student.layers: wants a number of layers"]),
+    "three origins": (GOOD + "  config: {hidden_size: 8}\n", ["5: student: wants model"]),
+    "half a schedule": (GOOD + "  loss: {temperature: {start: 4}}\n", ["7: student.loss.temperature.end: missing"]),
+    "schedule out of range": (
+        GOOD + "  loss: {soft_weight: {start: 1, end: -1}}\n",
+        ["7: student.loss.soft_weight: wants a share from 0 to 1, got {'start': 1.0, 'end': -1.0}"],
+    ),
+    "schedule typo": (
+        GOOD + "  loss: {temperature: {start: 4, ende: 1, end: 1}}\n",
+        ["7: student.loss.temperature.ende: unknown key; did you mean end?"],
+    ),
+    "cold": (
+        GOOD + "  loss: {temperature: 0}\n",
+        ["7: student.loss.temperature: wants a temperature above 0, got 0.0"],
+    ),
+    "unknown loss": (GOOD + "  loss: {soft: kd}\n", ["7: student.loss.soft: input should be 'soft_targets'"]),
+    "negative weight": (
+        GOOD + "  loss: {hidden_states: {weight: -1}}\n",
+        ["7: student.loss.hidden_states.weight: wants a weight of 0"],
+    ),
+    "teacher for nothing": (
+        GOOD + "  teacher_weights: [1, 0]\n",
+        ["7: student.teacher_weights.1: input should be greater than 0"],
+    ),
+    "all dropped": (GOOD + "  attention_dropout: 1\n", ["7: student.attention_dropout: input should be less than 1"]),
+    "layers fall": (
+        GOOD.replace("[0, 2]", "[2, 0]"),
+        ["6: student.layers: wants one or more layers, rising, each once, got [2, 0]"],
+    ),
+    "old name": (
+        GOOD + "  training: {evaluation_strategy: epoch}\n",
+        ["7: student.training.evaluation_strategy: renamed eval_strategy in transformers 4.46"],
+    ),
+    "gone": (
+        GOOD + "  training: {group_by_length: true}\n",
+        ["7: student.training.group_by_length: gone in transformers 5; write train_sampling_strategy: group_by_length"],
+    ),
+    "training typo": (
+        GOOD + "  training: {learning_rat: 1}\n",
+        ["7: student.training.learning_rat: not a field of transformers' TrainingArguments; did you mean learning"],
+    ),
+    "training type": (
+        GOOD + "  training:\n    num_train_epochs: two\n",
+        ["8: student.training.num_train_epochs: wants float, got 'two'"],
+    ),
+    "training choice": (
+        GOOD + "  training: {eval_strategy: epok}\n",
+        ["7: student.training.eval_strategy: got 'epok'; did you mean epoch?"],
+    ),
+    "ours to set": (
+        GOOD + "  training: {output_dir: x}\n",
+        ["7: student.training.output_dir: set by distill; write output: beside training:"],
+    ),
+    "shape": (GOOD + "benchmark: {shapes: [8*128]}\n", ["7: benchmark.shapes: wants BATCHxTOKENS such as 8x128, got"]),
+    "format": (GOOD + "export: {formats: [onnx-int4]}\n", ["7: export.formats.0: input should be 'torch-fp16'"]),
+    "one label": (GOOD.replace("imdb\n", "imdb\n  label_names: [a]\n"), ["3: data.label_names: "]),
+    "label twice": (GOOD.replace("imdb\n", "imdb\n  label_names: [a, a]\n"), ["3: data.label_names: the same name"]),
+    "not UTF-8": (b"data: \xff\n", ["not UTF-8 at byte 6"]),
+    "control character": (b"data: \x00\n", [""]),
+    "alias that holds itself": ("data: &a\n  files: *a\n", [""]),
+    "deep": ("a: " + "[" * 300_000, ["nested too deeply"]),
+    "deep behind others": ("# " + "]" * 9_000 + "\na: " + "[" * 9_000, ["nested too deeply"]),
+    "deep blocks": ("- " * 3_000, ["nested too deeply"]),
+    "everything at once": (
+        "data: {dataset: a/b, seed: x}\nteacher: {model: 3}\nstudent: {layers: [-1], training: {lr: 1}}\n",
+        ["1: data.seed: ", "2: teacher.model: ", "3: student.layers: ", "3: student.training.lr: "],
+    ),
+    "aliases of aliases": (
+        "data: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"k{n}: &{chr(98 + n)} [{', '.join(9 * ['*' + chr(97 + n)])}]\n" for n in range(9)),
+        ["its aliases write out to more values than any recipe has"],
+    ),
+    "a tag that makes an object": (
+        "data: !!python/object/apply:os.system ['touch here']\n",
+        ["1: could not determine a constructor"],
+    ),
+    "two documents": (GOOD + "---\n" + GOOD, ["7: but found another document"]),
+    "a merge key": ("a: &a {x: 1}\ndata:\n  <<: *a\n  dataset: x/y\n", ["a: unknown key", "x: unknown key"]),
+    "a date that is none": (GOOD + "benchmark: 2020-13-45\n", [""]),
+    "an empty section": (GOOD + "benchmark:\n", ["7: benchmark: input should be"]),
+    "a list for a section": (GOOD + "export: [onnx-int8]\n", ["7: export: "]),
+    "an empty name": (GOOD.replace("google-bert/bert-base-uncased", '""'), ["4: teacher.model: "]),
+    "a number for a name": (GOOD.replace("google-bert/bert-base-uncased", "17"), ["4: teacher.model: "]),
+    "no shapes": (GOOD + "benchmark: {shapes: []}\n", ["7: benchmark.shapes: "]),
+    "few rounds": (GOOD + "benchmark: {rounds: 2}\n", ["7: benchmark.rounds: input should be greater than or equal"]),
+    "no threads": (GOOD + "benchmark: {threads: 0}\n", ["7: benchmark.threads: "]),
+    "a whole fraction": (GOOD.replace("imdb\n", "imdb\n  validation_fraction: 1\n"), ["3: data.validation_fraction: "]),
+    "a negative sample": (GOOD.replace("imdb\n", "imdb\n  train_samples: -5\n"), ["3: data.train_samples: "]),
+    "a yes for a number": (GOOD.replace("imdb\n", "imdb\n  max_tokens: true\n"), ["3: data.max_tokens: "]),
+    "two tokens": (GOOD.replace("imdb\n", "imdb\n  max_tokens: 2\n"), ["3: data.max_tokens: "]),
+    "a huge seed": (GOOD.replace("imdb\n", "imdb\n  seed: 99999999999\n"), ["3: data.seed: "]),
+    "a padding that is none": (GOOD.replace("imdb\n", "imdb\n  padding: left\n"), ["3: data.padding: "]),
+    "a drop above one": (GOOD + "export: {max_accuracy_drop: 1.5}\n", ["7: export.max_accuracy_drop: "]),
+    "infinite": (GOOD + "export: {max_accuracy_drop: .inf}\n", [""]),
+    "a format twice removed": (GOOD + "export: {formats: onnx-int8}\n", ["7: export.formats: "]),
+    "a training that is none": (GOOD + "  training: fast\n", ["7: student.training: "]),
+    "a key that is a number": (GOOD + "  training: {1: 2}\n", ["7: student.training.1: not a field"]),
+    "a token in a recipe": (GOOD + "  training: {hub_token: hf_x}\n", ["7: student.training.hub_token: not supported"]),
+    "a flow that does not end": (GOOD + "  training: {a: 1\n", ["expected"]),
+    "a quote that does not end": (
+        GOOD + '  output: "x\n',
+        [
+            "8: found unexpected end of stream",
+        ],
+    ),
+    "an anchor that is not there": (GOOD + "  output: *nowhere\n", ["7: found undefined alias"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_in_a_recipe_is_one_line_with_its_place(name, tmp_path, record_property):
+    text, expected = CASES[name]
+    path = tmp_path / "r.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    check_refused(tmp_path, [f"{path}:{start}" if start[:1].isdigit() else start for start in expected], "check", path)
+    record_property("bad recipes", 1)
+
+
+def test_a_recipe_that_is_not_there_or_no_recipe_at_all(tmp_path):
+    (tmp_path / "big.yaml").write_bytes(b"#" * 2_000_000)
+    for path, expected in (
+        ("none.yaml", "No such file"), (".", "a folder, not a recipe"), ("big.yaml", "larger than"),
+    ):  # fmt: skip
+        check_refused(tmp_path, [expected], "check", tmp_path / path)
+
+
+SETS = {
+    "student.layers": "--set student.layers: wants dotted.key=value",
+    "=1": "--set =1: wants dotted.key=value",
+    "data..seed=1": "wants dotted.key=value",
+    "teacher.model.x=1": "--set teacher.model.x=1: model is not a section",
+    "data.seed=x": "--set data.seed=x: data.seed: input should be a valid integer, got 'x'",
+    "data.seed=&a [*a]": "",
+    "data.seed=" + 200 * "[": "nested too deeply",
+    ".".join(500 * ["a"]) + "=1": "nested too deeply",
+    "data.seed={": "is not a YAML value",
+    "data.seed=\0": "is not a YAML value",
+}
+
+
+@pytest.mark.parametrize("override", SETS, ids=lambda text: ascii(text[:20]))
+def test_a_mistake_on_the_command_line_names_the_option(override, tmp_path, record_property):
+    path = tmp_path / "r.yaml"
+    path.write_text(GOOD)
+    check_refused(tmp_path, [SETS[override]], "check", path, "--set", override)
+    record_property("bad recipes", 1)

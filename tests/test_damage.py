@@ -1,0 +1,163 @@
+"""Results that a disk or a hand has damaged are named, never used; a run that was moved or has diverged is told."""
+
+import json
+import re
+import shutil
+
+import pytest
+from conftest import run
+
+from distill.callbacks import StopOnDivergence
+from distill.checksums import SEAL
+
+FORMAT = "onnx-fp32"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, data, tiny_bert):
+    """A recipe, and a teacher and its export made from it."""
+    folder = tmp_path_factory.mktemp("made")
+    recipe = {
+        "data": {
+            "files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")},
+            "label_names": ["negative", "positive"],
+            "max_tokens": 32,
+        },
+        "teacher": {
+            "model": str(tiny_bert), "pretrained": False,
+            "training": {"num_train_epochs": 4, "learning_rate": 3e-3, "per_device_train_batch_size": 16},
+        },
+        "student": {"layers": 2, "training": {"max_steps": 1}},
+        "export": {"formats": [FORMAT]},
+        "benchmark": {"shapes": ["1x8"], "rounds": 5, "threads": 1},
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    assert run("teacher", folder / "recipe.yaml", "--output", folder / "teacher")[0] == 0
+    assert run("export", folder / "teacher")[0] == 0
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    shutil.copytree(made, tmp_path / "made")
+    return tmp_path / "made"
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def refused(folder, name, *arguments):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    code, out, err = run(*arguments)
+    (problem,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and name in problem and not out, err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+ANSWERING = ("model.safetensors", "config.json", "tokenizer.json")
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut])
+@pytest.mark.parametrize("name", [*ANSWERING, *(f"export/{FORMAT}/{name}" for name in (*ANSWERING[1:], "model.onnx"))])
+def test_a_damaged_model_answers_nothing_and_is_no_teacher(folder, name, damage, record_property):
+    path = folder / "teacher" / name
+    damage(path)
+    model = path.parent
+    refused(folder, path.name, "predict", model, "a good film")
+    refused(folder, path.name, "report", model, "--recipe", folder / "recipe.yaml", "--output", folder / "report")
+    if path.parent.name == "teacher":
+        student = ("--output", folder / "student", "--set", "student.training.max_steps=1", "--force")
+        refused(folder, path.name, "student", folder / "recipe.yaml", "--teacher", model, *student)
+        refused(folder, path.name, "export", model, "--output", folder / "exports")
+        assert not (folder / "exports" / "export.json").exists()
+        assert not (folder / "student" / "manifest.json").exists()
+    record_property("damaged files named", 1)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut])
+@pytest.mark.parametrize("name", ["manifest.json", "metrics.json", "metrics.jsonl"])
+def test_a_damaged_record_is_not_reported(folder, name, damage, record_property):
+    damage(folder / "teacher" / name)
+    refused(folder, name, "report", folder / "teacher", "--output", folder / "report")
+    record_property("damaged files named", 1)
+
+
+def test_what_a_user_may_change_is_no_damage(folder):
+    for name in ("README.md", "recipe.yaml"):
+        with open(folder / "teacher" / name, "a") as file:
+            file.write("\n# mine\n")
+    assert run("predict", folder / "teacher", "a good film")[0] == 0
+    config = json.loads((folder / "teacher" / "config.json").read_text())
+    config["id2label"] = {"0": "bad", "1": "good"}
+    (folder / "teacher" / "config.json").write_text(json.dumps(config))
+    code, _, err = run("predict", folder / "teacher", "a good film")
+    assert code == 2 and f"delete {folder / 'teacher' / SEAL}" in err
+    (folder / "teacher" / SEAL).unlink()
+    assert run("predict", folder / "teacher", "a good film")[1].startswith("good")
+
+
+def test_a_run_that_was_moved_goes_on_with_its_best_checkpoint(folder, tmp_path):
+    """The checkpoint names the best one by the path that it had."""
+    settings = ("--set", "teacher.training.seed=5", "--set", "teacher.training.num_train_epochs=3")
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert run("teacher", folder / "recipe.yaml", "--output", whole, *settings)[0] == 0
+    best = json.loads((whole / "metrics.json").read_text())["training"]["best_checkpoint"]
+    shutil.copytree(whole, moved)
+    for name in ("manifest.json", SEAL):
+        (moved / name).unlink()
+    recipe = (moved / "recipe.yaml").read_text()
+    shutil.rmtree(whole / "checkpoints")
+    code, _, err = run("teacher", folder / "recipe.yaml", "--output", moved, *settings, "--resume")
+    assert code == 0, err
+    assert json.loads((moved / "metrics.json").read_text())["training"]["best_checkpoint"] == best
+    assert (moved / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (moved / "recipe.yaml").read_text() == recipe
+
+
+DIVERGING = ("--set", "teacher.training.max_grad_norm=0.0", "--set", "teacher.training.optim=sgd")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ("learning_rate=1e18", "logging_steps=2", "eval_strategy=no"),
+            "the training loss is nan at step 2; there is no",
+        ),
+        (("learning_rate=1e18", "logging_steps=500"), "logits on validation are not finite at step 9; there is no"),
+        (("learning_rate=1e18", "logging_steps=500", "eval_strategy=no"), "weights are not finite at step 9"),
+    ],
+    ids=["loss", "logits", "weights"],
+)
+def test_a_training_that_diverges_stops_with_the_step_and_a_cure(folder, tmp_path, settings, said, record_property):
+    sets = [part for setting in settings for part in ("--set", f"teacher.training.{setting}")]
+    output = tmp_path / "out"
+    code, _, err = run("teacher", folder / "recipe.yaml", "--output", output, *DIVERGING, *sets)
+    assert code == 2 and re.search(f"error: training diverged: {said}", err), err
+    assert "hint: --overwrite with a lower training.learning_rate (now 1e+18)" in err
+    assert not (output / "manifest.json").exists() and not (output / "model.safetensors").exists()
+    assert not list(output.glob(f"checkpoints/*/{SEAL}"))  # what holds no numbers is no checkpoint to go on from
+    record_property("divergences stopped", 1)
+
+
+def test_a_training_that_diverges_names_the_last_good_checkpoint(tmp_path):
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from distill.checksums import seal
+    from distill.errors import TrainingError
+
+    for name, is_whole in (("checkpoint-9", True), ("checkpoint-10", True), ("checkpoint-11", False)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("x")
+        if is_whole:
+            seal(tmp_path / name)
+    state, arguments = TrainerState(global_step=12), TrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(TrainingError, match=r"at step 12; the last good checkpoint is .*/checkpoint-10$"):
+        StopOnDivergence(tmp_path).on_log(arguments, state, TrainerControl(), logs={"loss": float("inf")})
