@@ -5,7 +5,6 @@ Nothing heavy is imported before a command runs, so that --help answers at once.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
@@ -21,7 +20,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from distill.errors import Interrupted, UserError, printable
+from distill.errors import Interrupted, UserError, printable, refusal_of
 from distill.ranks import leave, rank, refuse_ranks
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -46,13 +45,6 @@ RecipeOption = Annotated[
 ]
 
 
-# What a machine refuses: no room, no right, no such place for a file.
-NOT_OURS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EEXIST,
-    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
-}  # fmt: skip
-
-
 class _Terminated(BaseException):
     """SIGTERM came where nothing was being trained; training has its own way with it."""
 
@@ -67,19 +59,19 @@ class _Group(TyperGroup):
             if rank():
                 time.sleep(5)  # where the first rank fails alike, it says so, and the launcher ends this one meanwhile
             for problem in error.problems:
-                print(f"error: {printable(problem)}", file=sys.stderr)
+                print(f"error: {problem}", file=sys.stderr)
             if error.hint:
-                print(f"hint: {printable(error.hint)}", file=sys.stderr)
+                print(f"hint: {error.hint}", file=sys.stderr)
             raise typer.Exit(2) from None
         except Interrupted as interruption:
             print(f"interrupted: {interruption}", file=sys.stderr)
             raise typer.Exit(interruption.exit_code) from None
-        except OSError as error:
-            if error.errno not in NOT_OURS:
+        except Exception as error:
+            refused = refusal_of(error)
+            if refused is None:
                 raise
-            place = f"{error.filename}: " if error.filename else ""
-            print(f"error: {place}{error.strerror}", file=sys.stderr)
-            print("hint: once that is put right, the same command with --resume goes on", file=sys.stderr)
+            print(f"error: {printable(refused)}", file=sys.stderr)
+            print("hint: put that right, then the same command; where it trains, --resume goes on", file=sys.stderr)
             raise typer.Exit(2) from None
         except (KeyboardInterrupt, _Terminated) as stopped:
             print("\ninterrupted; finished stages stay (run, teacher and student: --resume goes on)", file=sys.stderr)

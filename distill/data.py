@@ -119,7 +119,7 @@ def read_texts(path: str, text_column: str) -> Iterator[str]:
             raise DataError(f"{path}: not UTF-8 ({error.reason})") from None
         return
     rows = _read_file(path, "file")
-    _require_column(rows, text_column, "--text-column", path)
+    _column(rows, text_column, "--text-column", path)
     row = 0
     for batch in rows.select_columns([text_column]).iter(batch_size=1_000):
         for text in batch[text_column]:
@@ -188,10 +188,9 @@ def _load_dataset(data: Data) -> dict[str, tuple[str, Dataset]]:
 
 def _texts(table: Dataset, data: Data, source: str) -> Dataset:
     """The text column alone, checked: text, no nulls, nothing blank."""
-    _require_column(table, data.text_column, "data.text_column", source)
+    column = _column(table, data.text_column, "data.text_column", source)
     if len(table) == 0:
         raise DataError(f"{source}: has no rows")
-    column = table.data.column(data.text_column)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise DataError(f"{source}: data.text_column: {data.text_column!r} holds {_kind(column.type)}, not text")
     blank = np.concatenate([_is_blank(chunk) for chunk in column.chunks])
@@ -209,8 +208,7 @@ def _is_blank(chunk: pa.Array) -> np.ndarray:
 
 def _labels(source: str, rows: Dataset, data: Data) -> pa.ChunkedArray:
     """The label column, checked: there, nothing missing, whole numbers, names or booleans."""
-    _require_column(rows, data.label_column, "data.label_column", source)
-    column = rows.data.column(data.label_column)
+    column = _column(rows, data.label_column, "data.label_column", source)
     missing = pc.is_null(column)
     if _is_string(column.type):  # what csv makes of a missing label
         missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True))
@@ -339,11 +337,18 @@ def _carve_validation(train: Dataset, label_names: tuple[str, ...], data: Data) 
     return {"train": parts["train"], "validation": validation}
 
 
-def _require_column(table: Dataset, column: str, key: str, source: str) -> None:
+def _column(table: Dataset, column: str, key: str, source: str) -> pa.ChunkedArray:
+    """A column that is there and holds what its type says: a parquet file may hold any bytes for a string."""
     if column not in table.column_names:
         names = [name[:50] for name in table.column_names[:10]] + ["..."] * (len(table.column_names) > 10)
         cure = f"--set {key}=NAME" if key.startswith("data.") else f"{key} NAME"
         raise DataError(f"{source}: {key}: no column {column!r}, only {', '.join(names)}", hint=f"{cure} names another")
+    found = table.data.column(column)
+    try:
+        found.validate(full=True)
+    except pa.ArrowException as error:
+        raise DataError(f"{source}: {key}: {column!r} is damaged or not UTF-8: {one_line(error)}") from None
+    return found
 
 
 def _kind(kind: pa.DataType) -> str:

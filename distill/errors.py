@@ -6,16 +6,26 @@ else that escapes is our own bug: a traceback and exit 1.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+
+REFUSALS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EEXIST,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
 
 
 class UserError(Exception):
-    """Something the user can put right: `problems`, one line each (place: rule, value, cure), and perhaps a `hint`."""
+    """Something the user can put right: `problems`, one line each (place: rule, value, cure), and perhaps a `hint`.
+
+    Control characters in them, which a stranger's file may hold, are spelt out.
+    """
 
     def __init__(self, *problems: str, hint: str | None = None):
-        super().__init__("\n".join(problems))
-        self.problems = problems
-        self.hint = hint
+        self.problems = tuple(map(printable, problems))
+        self.hint = printable(hint) if hint else None
+        super().__init__("\n".join(self.problems))
 
 
 class RecipeError(UserError):
@@ -56,6 +66,19 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, how_to_go_on: str):
         super().__init__(how_to_go_on)
         self.exit_code = 128 + signal_number
+
+
+def refusal_of(error: BaseException) -> str | None:
+    """Return what the machine refused (room, a right, a place for a file) where that is behind an error, else None."""
+    full = os.strerror(errno.ENOSPC)
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in REFUSALS:
+            return f"{seen.filename}: {seen.strerror}" if seen.filename else seen.strerror
+        if full in str(seen):  # libraries that are not written in Python have errors of their own
+            return f"{full}: {one_line(seen)}"
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def printable(text: str) -> str:

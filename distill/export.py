@@ -23,7 +23,7 @@ from distill.calibration import CONFIG_KEY
 from distill.checksums import seal
 from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError, ModelError
-from distill.files import PARTIAL, read_json, write_json, write_text
+from distill.files import PARTIAL, read_json, room_for, write_json, write_text
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, load_config
 from distill.onnx_graph import quiet, trace
 from distill.outliers import RANGE_TEXTS, widest
@@ -98,7 +98,7 @@ def export_formats(
         made = source.work / name
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
-        with quiet():
+        with quiet(), room_for(folder):
             WRITERS[name](source, made, settings)
         _write_rest(source, made, name)
         receipt: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -11,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.errors import FolderError
+from distill.errors import FolderError, UserError
 
+FULL = 2**20  # bytes: what no model fits into
 PARTIAL = ".partial-"  # how the name of a folder begins in which something is being written
 
 
@@ -43,6 +45,19 @@ def read_json(path: Path) -> Any:
         raise FolderError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise FolderError(f"{path}: not JSON ({error})") from None
+
+
+@contextlib.contextmanager
+def room_for(folder: Path) -> Iterator[None]:
+    """Where a library fails and the disk of `folder` is full, raise the `OSError` that says so: few libraries do."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        if shutil.disk_usage(folder).free >= FULL:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 from distill.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnDivergence, StopOnSignal
 from distill.devices import Device, peak_memory_bytes, training_precision
 from distill.errors import FolderError, RecipeError
+from distill.files import room_for
 from distill.first_token import first_token_only, last_layer
 from distill.hidden_states import OnlineTeacher
 from distill.losses import (
@@ -296,7 +297,7 @@ def train(
     # DataParallel, which Trainer takes for several GPUs in one process, copies what the block changes to other devices.
     whole = trainer.reads_all_tokens or arguments.n_gpu > 1
     try:
-        with StopOnSignal(trainer), first_token_only(None if whole else layer):
+        with StopOnSignal(trainer), first_token_only(None if whole else layer), room_for(folder.path):
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except pickle.UnpicklingError as error:  # torch reads optimizer and random state as tensors alone
         problem = f"{checkpoint}: holds more than tensors, and was not run"

@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is importe
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -26,6 +27,7 @@ from typer.testing import CliRunner
 
 from distill.cli import app
 
+settings.register_profile("deep", max_examples=4_000)
 torch.set_num_threads(1)  # models this small only lose by a second thread, and lose badly on a busy machine
 
 GOOD = ["good", "great", "lovely", "superb", "fine"]

@@ -6,6 +6,8 @@ import json
 import tarfile
 import zipfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import check_refused
 from test_data import rows_of, write
@@ -49,6 +51,12 @@ def tarred(name):
 
 def jsonl(values):
     return content("train.jsonl", "".join(json.dumps(value) + "\n" for value in values))
+
+
+def not_utf_8(folder):
+    texts = pa.array([b"caf\xe9 %d" % index for index in range(40)], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts, "label": [index % 2 for index in range(40)]}), folder / "train.parquet")
+    return folder / "train.parquet"
 
 
 PLAIN = csv_of([(f"text {index}", index % 2) for index in range(40)])
@@ -135,6 +143,7 @@ CASES = {
         content("train.jsonl", '{"text": "a \\ud800", "label": 0}\n' * 40), {}, "cannot be read as jsonl",
     ),
     "no Parquet": (content("train.parquet", b"PAR1 not really"), {}, "cannot be read as parquet"),
+    "bytes in Parquet that are no text": (not_utf_8, {}, "data.text_column: 'text' is damaged or not UTF-8"),
     "no Arrow": (content("train.arrow", b"ARROW1\0\0" + bytes(100)), {}, "cannot be read as arrow"),
     "escape sequences": (
         content("train.csv", "text,label\na,\x1b[2Jb\nc,1\n" * 20), {"label_names": ["0", "1"]}, r"label '\x1b[2Jb'",
