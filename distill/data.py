@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from datasets.exceptions import DatasetsError
 from distill.errors import DataError, one_line
 from distill.recipe import Data
 
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of each file that is read, local ones too
 READERS = {
     ".csv": ("csv", {"keep_default_na": False}),  # a review that says "NA" or "null" is a text, not a hole
     ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
@@ -74,7 +76,9 @@ def load_splits(data: Data) -> Splits:
     labels = {split: _labels(source, table, data) for split, (source, table) in tables.items() if split != "transfer"}
     label_names = _label_names(labels["train"], tables["train"][1].features[data.label_column], data)
     if len(label_names) < 2:
-        raise DataError(f"{tables['train'][0]}: one class only ({label_names[0]!r}); a classifier needs two")
+        raise DataError(
+            f"{tables['train'][0]}: one class only ({', '.join(map(repr, label_names))}); a classifier needs two"
+        )
     numbers_are_names = _are_names(labels["train"], label_names)
     splits: dict[str, Dataset] = {}
     for split, rows in texts.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -212,7 +213,11 @@ def open_session(
 
 
 def import_openvino() -> Any:
-    """Return the module openvino; raises `DeviceError` where the extra is not installed."""
+    """Return the module openvino; raises `DeviceError` where the extra is not installed.
+
+    It would tell its makers that it was imported, and NNCF what it is used for: both do without the package for that.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
     try:
         import openvino
     except ImportError as error:

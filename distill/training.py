@@ -83,6 +83,14 @@ class ClassificationTrainer(Trainer):
         """Take away what training alone needed; return figures of its own for metrics.json."""
         return {}
 
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
+        """Return Trainer's loader, drawing its workers' seeds from a generator of its own."""
+        return _with_own_generator(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader[Any]:
+        """Return Trainer's loader, drawing its workers' seeds from a generator of its own."""
+        return _with_own_generator(super().get_eval_dataloader(eval_dataset))
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
@@ -123,6 +131,13 @@ class ClassificationTrainer(Trainer):
             if self.args.average_tokens_across_devices:  # the count is of all ranks, and DDP averages over them
                 loss = loss * self.accelerator.num_processes
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+
+def _with_own_generator(loader: Any) -> Any:
+    """A loader draws when its workers start, in a resumed run at another time: what dropout draws must not move."""
+    for one in (loader, getattr(loader, "base_dataloader", loader)):  # accelerate's is a shell around torch's
+        one.generator = torch.Generator().manual_seed(0)
+    return loader
 
 
 class DistillationTrainer(ClassificationTrainer):

@@ -373,3 +373,28 @@ def test_sigterm_outside_training_is_said_and_exits_143(finished, tmp_path):
                 break
         process.terminate()
         assert "interrupted" in process.stderr.read() and process.wait() == 143
+
+
+@pytest.mark.slow
+def test_resuming_with_workers_that_stay_neither_hangs_nor_differs(recipe_path, tmp_path):
+    """Persistent workers of a data loader once waited for ever when a run went on in the middle of an epoch."""
+    settings = ["dataloader_num_workers=2", "dataloader_persistent_workers=true", "eval_strategy=steps", "eval_steps=4"]
+    sets = [part for setting in settings for part in ("--set", f"teacher.training.{setting}")]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+
+    def teach(output, *more):
+        command = [sys.executable, "-m", "distill", "teacher", str(recipe_path), "--output", str(output), *sets, *more]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr
+
+    teach(whole, "--set", "teacher.training.save_total_limit=null")
+    shutil.copytree(whole, again)
+    for name in ("manifest.json", "checksums.json", "model.safetensors"):
+        (again / name).unlink()
+    kept = again / "checkpoints" / "checkpoint-4"  # of 9 steps in an epoch
+    for path in kept.parent.iterdir():
+        if path != kept:
+            shutil.rmtree(path)
+    teach(again, "--set", "teacher.training.save_total_limit=null", "--resume")
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

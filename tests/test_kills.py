@@ -89,7 +89,7 @@ def wait_for(sight, output, process, seconds):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(recipe, tmp_path):
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(recipe, tmp_path, record_property):
     whole = tmp_path / "whole"
     began = time.monotonic()
     process = start(recipe, whole)
@@ -119,4 +119,5 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(recipe, tm
         assert results(output) == reference
         left = [path for path in output.rglob(f"{PARTIAL}*") if "teacher_logits" not in path.parts]
         assert not left
-    print(f"{kills} kills in {runs} runs, none lost")
+    record_property("kills survived", kills)
+    record_property("results lost", 0)

@@ -94,12 +94,13 @@ def page(report):
     return parser
 
 
-def test_what_users_wrote_is_text_and_nothing_is_fetched(page):
+def test_what_users_wrote_is_text_and_nothing_is_fetched(page, record_property):
     assert "script" not in page.tags and "img" not in page.tags
     assert not [value for name, value in page.attributes if name.startswith("on")]
     wanted = [value for name, value in page.attributes if name in ("src", "href", "xlink:href") if value[0] != "#"]
     assert not wanted
     assert "".join(page.text).count(HOSTILE) >= 8  # text, labels, note, recipe, condition: as they were written
+    record_property("attacks refused", 1)
 
 
 def test_the_figures_are_those_of_the_json(report, page):

@@ -45,7 +45,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_the_last_checkpoint_that_is_whole_is_the_one_to_go_on_from(tmp_path, caplog, damage):
+def test_the_last_checkpoint_that_is_whole_is_the_one_to_go_on_from(tmp_path, caplog, damage, record_property):
     folder = RunFolder(tmp_path)
     checkpoint(folder, 9)
     whole, last = checkpoint(folder, 10), checkpoint(folder, 110)
@@ -54,6 +54,7 @@ def test_the_last_checkpoint_that_is_whole_is_the_one_to_go_on_from(tmp_path, ca
     assert folder.last_checkpoint() == whole
     (said,) = caplog.messages
     assert said.startswith(str(last)) and "an earlier one is looked for" in said
+    record_property("damaged files named", 1)
 
 
 def test_a_checkpoint_whose_best_one_is_damaged_is_no_place_to_go_on_from(tmp_path):

@@ -1,0 +1,105 @@
+"""What the tests of reliability did, counted by the tests themselves, as the table in docs/reliability.md.
+
+usage: python3 tools/reliability.py [--soak SOAK.json] [--fuzz deep]
+
+Runs the test files below in both tiers; what they note (pytest's record_property) is added up, and the table between
+the marks in docs/reliability.md is written anew, with docs/results/reliability.json beside it. Where a test fails,
+nothing is written. SOAK.json is the last line of tools/soak.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tabulate import tabulate
+
+from distill.devices import describe_hardware
+from distill.provenance import now, versions
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- from tools/reliability.py -->\n", "<!-- to here -->\n"
+# Test files in the order of the page, and what each tried.
+FILES = {
+    "test_kills": "kill -9 at random moments of a run, and while files are written",
+    "test_run_folder": "damaged checkpoints, second runs",
+    "test_damage": "damaged results, moved runs, divergence",
+    "test_disk_full": "a disk that is full at any write",
+    "test_bad_recipes": "recipes and --set",
+    "test_bad_data": "data files",
+    "test_bad_models": "models, pickles, code of strangers",
+    "test_bad_commands": "command lines",
+    "test_fuzz": "random recipes and data files (Hypothesis)",
+    "test_any_text": "texts of any script and length, a million rows",
+    "test_private": "network and tokens",
+    "test_page": "reviews that attack the report's page",
+}
+
+
+def main() -> None:
+    """Run, count, write."""
+    parser = argparse.ArgumentParser(description="The table of docs/reliability.md.")
+    parser.add_argument("--soak", type=Path)
+    parser.add_argument("--fuzz", default="default", help="a profile of Hypothesis: default or deep")
+    arguments = parser.parse_args()
+    rows, result = [], {}
+    for name, subject in FILES.items():
+        found = run(name, arguments.fuzz)
+        result[name] = found
+        noted = ", ".join(f"{key}: {value}" for key, value in found["noted"].items())
+        rows.append({
+            "what is done to it": subject,
+            "tests": found["tests"],
+            "failed": found["failed"],
+            "counted by them": noted or "-",
+            "command": f"`pytest tests/{name}.py`",
+        })  # fmt: skip
+        print(f"{name}: {found}", file=sys.stderr)
+    if failed := [name for name, found in result.items() if found["failed"]]:
+        sys.exit(f"failed: {', '.join(failed)}; nothing was written")
+    table = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    if arguments.soak:
+        soak = json.loads(arguments.soak.read_text().splitlines()[-1])
+        result["soak"] = soak
+        table += (
+            f"\n\nSoak: {soak['texts']} texts of 1 to {soak['max_words']:,} words through {soak['format']} in "
+            f"{soak['minutes']:g} minutes; resident memory {soak['early_mb']:.0f} MB in the second tenth of the time, "
+            f"{soak['late_mb']:.0f} MB in the last ([curve](results/reliability.json))."
+        )
+    conditions = {"measured": now(), "hardware": describe_hardware(), "versions": versions(), "fuzz": arguments.fuzz}
+    (ROOT / "docs" / "results" / "reliability.json").write_text(json.dumps(result | conditions, indent=1) + "\n")
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def run(name: str, fuzz: str) -> dict[str, object]:
+    """Run a test file in both tiers; return its tests, failures and what they noted, added up."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", "-q", f"tests/{name}.py", f"--junitxml={log}"]
+        command += [f"--hypothesis-profile={fuzz}"] if name == "test_fuzz" else []
+        subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
+        tree = ElementTree.parse(log)
+    suite = tree.find(".//testsuite")
+    assert suite is not None
+    counts, said = Counter[str](), {}
+    for noted in tree.iter("property"):
+        key, value = noted.attrib["name"], noted.attrib["value"]
+        if value.isdigit():
+            counts[key] += int(value)
+        else:
+            said[key] = value
+    tests = int(suite.attrib["tests"]) - int(suite.attrib["skipped"])
+    failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
+    return {"tests": tests, "failed": failed, "seconds": float(suite.attrib["time"]), "noted": {**counts, **said}}
+
+
+if __name__ == "__main__":
+    main()
