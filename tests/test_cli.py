@@ -143,6 +143,7 @@ def test_a_student_of_another_teacher_is_not_taken_for_finished(finished, tmp_pa
     shutil.copytree(folder / "out", tmp_path / "out")
     manifest = tmp_path / "out" / "student" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"parents": {"teachers": {"it": "others"}}}))
+    (manifest.parent / "checksums.json").unlink()
     code, _, err = run("run", folder / "recipe.yaml", "--output", tmp_path / "out")
     assert code == 2 and "was distilled from another teacher" in err
 
