@@ -15,6 +15,7 @@ import torch
 from scipy.special import softmax
 
 from distill.cascade import cascade_curve
+from distill.checksums import ANSWERING, check_whole
 from distill.devices import Device
 from distill.metrics import agreement, confusion, figures, reliability
 from distill.models import align_labels, load_config, token_limit
@@ -86,6 +87,7 @@ def measure(
     """
     classifiers, load_seconds, columns = {}, {}, {}
     for candidate in candidates:
+        check_whole(candidate.folder, ANSWERING)  # not a part of loading, and done once
         start = time.perf_counter()
         classifiers[candidate] = load(candidate.folder, candidate.device, dtype=candidate.dtype, threads=threads)
         load_seconds[candidate] = time.perf_counter() - start

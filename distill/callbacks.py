@@ -22,7 +22,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from distill.checksums import damage_of, seal
 from distill.errors import Interrupted, TrainingError
-from distill.files import write_text
+from distill.files import read_json, write_text
 from distill.progress import progress_line
 
 TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
@@ -82,8 +82,9 @@ class ProgressLine(TrainerCallback):
 class StopOnDivergence(TrainerCallback):
     """Stops a training whose loss or weights are no longer numbers: nothing comes of it but broken checkpoints."""
 
-    def __init__(self, checkpoints: Path):
+    def __init__(self, checkpoints: Path, title: str):
         self.checkpoints = checkpoints
+        self.title = title
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -99,6 +100,13 @@ class StopOnDivergence(TrainerCallback):
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             self.stop("weights are not finite", args, state)
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """Look at what training ends with, where nothing was logged, evaluated or saved since."""
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            self.stop("weights are not finite", args, state)
+
     def stop(self, problem: str, args: TrainingArguments, state: TrainerState) -> NoReturn:
         """Raise `TrainingError`, with the step, the last good checkpoint and what to change."""
         whole = [path for path in self.checkpoints.glob("checkpoint-*") if damage_of(path) is None]
@@ -106,8 +114,8 @@ class StopOnDivergence(TrainerCallback):
         kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         raise TrainingError(
             f"training diverged: {problem} at step {state.global_step}; {kept}",
-            hint=f"--overwrite with a lower training.learning_rate (now {args.learning_rate:g}), more "
-            "training.warmup_steps or a smaller training.max_grad_norm",
+            hint=f"--output ANOTHER --set {self.title}.training.learning_rate=LOWER (it is {args.learning_rate:g}); "
+            "more warmup_steps or a smaller max_grad_norm help too",
         )
 
 
@@ -129,13 +137,15 @@ class SealCheckpoints(TrainerCallback):
     Trainer itself deletes before: killed in between, a run would have lost the old one and not got the new one.
     """
 
-    def __init__(self, limit: int | None):
+    def __init__(self, limit: int | None, resumed: Path | None = None):
         self.limit = limit
+        self.resumed = resumed
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Find the best checkpoint in this folder: its path of before says nothing where the run was moved since."""
-        if state.best_global_step:
-            state.best_model_checkpoint = str(Path(args.output_dir or ".") / f"checkpoint-{state.best_global_step}")
+        """Find the best checkpoint in this folder: Trainer drops it where the run was moved since it was written."""
+        best = read_json(self.resumed / "trainer_state.json").get("best_model_checkpoint") if self.resumed else None
+        if best:
+            state.best_model_checkpoint = str(Path(args.output_dir or ".") / Path(best).name)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal the checkpoint that Trainer has just written."""

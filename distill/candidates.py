@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from distill.benchmark import Candidate
+from distill.checksums import check_whole
 from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError
-from distill.files import read_json
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe import FORMATS
-from distill.run_folder import EXPORT_PROOFS, RunFolder
+from distill.run_folder import EXPORT_PROOFS, RunFolder, read_proofs
 from distill.sessions import FOR_CPUS, OPENVINO_EXTRA, can_run
 from distill.training_log import selected_step, training_curve
 
@@ -46,6 +46,7 @@ def flipped_texts(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
         for name in FORMATS:
             path = exports / f"flipped-{name}.jsonl"
             if (exports / name).is_dir() and path.is_file():
+                check_whole(exports, (path.name,))
                 lines = path.read_text(encoding="utf-8").splitlines()
                 texts = [json.loads(line) for line in lines[:FLIPPED_SHOWN]]
                 yield {"model": str(exports.parent), "format": name, "total": len(lines), "texts": texts}
@@ -56,7 +57,7 @@ def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> I
     run = RunFolder(model)
     role = run.read_manifest().get("role", "other") if run.is_finished else "other"
     exports = RunFolder(model).export
-    proofs = read_json(exports / EXPORT_PROOFS) if (exports / EXPORT_PROOFS).is_file() else {}
+    proofs = read_proofs(exports) if (exports / EXPORT_PROOFS).is_file() else {}
     for name, proof in proofs.items():
         if not proof["passed"]:
             notes.append(f"{role} {name} is not here: it failed its proof ({proof['reason']}).")

@@ -55,7 +55,7 @@ def card(
     return render(
         "card.md",
         metadata=metadata.to_yaml(),
-        name=name,
+        name=_code(name),
         role=role,
         architecture=architecture,
         parameters=parameters,
@@ -66,7 +66,7 @@ def card(
         ],
         test=metrics["test"],
         calibrated="calibration" in metrics,
-        data=data,
+        data=_code(data),
         sizes=", ".join(f"{count} {split}" for split, count in sizes.items()),
         max_tokens=recipe.data.max_tokens,
         warnings=metrics["training"]["warnings"],
@@ -84,7 +84,7 @@ def export_card(model: str, proof: Proof, *, label_names: Sequence[str], calibra
     return render(
         "export_card.md",
         metadata=metadata.to_yaml(),
-        model=model,
+        model=_code(model),
         format=proof.format,
         proof=proof,
         examples=sum(int(found["examples"] or 0) for found in proof.per_class.values()),

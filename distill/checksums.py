@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from distill.errors import FolderError
 from distill.files import read_json, write_json
 
 SEAL = "checksums.json"  # written when all that it covers is there
+NEVER_SEALED = "was not written to its end"
 # What decides a model's answers: weights, configuration, tokenizer.
 ANSWERING = (
     "config.json", "model*.safetensors", "model.safetensors.index.json", "model.onnx*", "openvino_model.*",
@@ -18,13 +20,13 @@ ANSWERING = (
 )  # fmt: skip
 
 
-def seal(folder: Path, *, without: Collection[str] = (), coming: Mapping[str, str] | None = None) -> None:
-    """Write what is in a folder, file by file with its SHA-256, into it.
+def seal(folder: Path, names: Sequence[str] = ("*",), *, coming: Mapping[str, str] | None = None) -> None:
+    """Write the files of a folder that match `names`, each with its SHA-256, into it.
 
-    Files named in `without` stay free to change; `coming` are texts of files that are written right after.
+    All others stay free to change; `coming` are texts of files that are written right after.
     """
-    left_out = {SEAL, *without}
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in left_out]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != SEAL]
+    files = [path for path in files if any(fnmatch(path.name, pattern) for pattern in names)]
     texts = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (coming or {}).items()}
     write_json(folder / SEAL, {path.name: _sha256(path) for path in files if path.name[0] != "."} | texts)
 
@@ -32,7 +34,7 @@ def seal(folder: Path, *, without: Collection[str] = (), coming: Mapping[str, st
 def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:
     """Return what is wrong with the files of a sealed folder that match `names`; None where each is as it was."""
     if not (folder / SEAL).is_file():
-        return "was not written to its end"
+        return NEVER_SEALED
     try:
         sealed = dict(read_json(folder / SEAL))
     except (FolderError, TypeError, ValueError):
@@ -58,5 +60,12 @@ def check_whole(folder: Path, names: Sequence[str]) -> None:
 
 
 def _sha256(path: Path) -> str:
+    found = path.stat()
+    return _digest(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.cache
+def _digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    """Of a file that has not changed since, once in a process: a model is looked at several times."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

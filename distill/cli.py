@@ -66,10 +66,12 @@ class _Group(TyperGroup):
         except Interrupted as interruption:
             print(f"interrupted: {interruption}", file=sys.stderr)
             raise typer.Exit(interruption.exit_code) from None
-        except Exception as error:
+        except Exception as error:  # a full disk hides behind whatever a library makes of it
             refused = refusal_of(error)
             if refused is None:
                 raise
+            if rank():
+                time.sleep(5)
             print(f"error: {printable(refused)}", file=sys.stderr)
             print("hint: put that right, then the same command; where it trains, --resume goes on", file=sys.stderr)
             raise typer.Exit(2) from None
@@ -289,7 +291,7 @@ def predict(
             print(", " if written else "[", json.dumps(row, ensure_ascii=False), sep="", end="")  # one line, never held
             written = True
         else:
-            print(f"{label}\t{probabilities[label]:.4f}\t{printable(' '.join(text.split()))}")
+            print(f"{printable(label)}\t{probabilities[label]:.4f}\t{printable(' '.join(text.split()))}")
     if json_:
         print("]" if written else "[]")
 
@@ -342,7 +344,9 @@ def main() -> None:
     """Run the command line; the entry point of `distill`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8")  # texts come in any script, and not every console says so
+            stream.reconfigure(
+                encoding="utf-8", errors="backslashreplace"
+            )  # texts come in any script, and not every console says so
     signal.signal(signal.SIGTERM, _terminate)
     app()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ PACKED = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
     b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4",
 }  # fmt: skip
+MOST = 2.0**53  # up to here whole numbers are themselves as floating-point ones
 MOST_CLASSES_OF_ONE_TEXT = 100
 SPLITS = ("train", "validation", "test", "transfer")
 
@@ -109,18 +112,16 @@ def read_texts(path: str, text_column: str) -> Iterator[str]:
     """
     if path == "-":
         try:
-            yield from (line.decode("utf-8").rstrip("\r\n") for line in sys.stdin.buffer)
-        except UnicodeDecodeError as error:
-            raise DataError(f"stdin: not UTF-8 ({error.reason})") from None
+            yield from _lines(sys.stdin.buffer, "stdin")
+        except OSError as error:
+            raise DataError(f"stdin: {error.strerror}") from None
         return
     if Path(path).suffix.lower() == ".txt":
         try:
-            with open(path, encoding="utf-8", newline="\n") as file:
-                yield from (line.rstrip("\r\n") for line in file)
+            with open(path, "rb") as file:
+                yield from _lines(file, path)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 ({error.reason})") from None
         return
     rows = _read_file(path, "file")
     _column(rows, text_column, "--text-column", path)
@@ -131,6 +132,14 @@ def read_texts(path: str, text_column: str) -> Iterator[str]:
                 raise DataError(f"{path}: row {row}: {text_column} holds {text!r}, not a text")
             yield text
             row += 1
+
+
+def _lines(file: Iterable[bytes], name: str) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}: line {number}: not UTF-8 ({error.reason})") from None
 
 
 def text_fingerprint(rows: Dataset) -> str:
@@ -149,21 +158,21 @@ def _read_file(path: str, split: str) -> Dataset:
     try:
         if not Path(path).is_file():
             raise DataError(f"{place}{path}: no such file (relative paths start at the working directory)")
-        with open(path, "rb") as file:
-            beginning = file.read(8)
+        is_empty = Path(path).stat().st_size == 0
+        packed = _packed(Path(path))
     except (OSError, ValueError) as error:  # the second: a name with a null in it
         cause = getattr(error, "strerror", None) or one_line(error)
         raise DataError(f"{place}{path}: cannot be read: {cause}") from None
-    if not beginning:
+    if is_empty:
         raise DataError(f"{place}{path}: the file is empty")
-    packed = next((kind for magic, kind in PACKED.items() if beginning.startswith(magic)), None)
     if packed:
         raise DataError(f"{place}{path}: packed with {packed}; unpack it first")
     if suffix not in READERS:
         raise DataError(f"{place}{path}: not one of {', '.join(READERS)}")
     reader, options = READERS[suffix]
     try:
-        table = load_dataset(reader, data_files={split: path}, split=split, **options)
+        # datasets takes a name with brackets or stars for a pattern of names.
+        table = load_dataset(reader, data_files={split: glob.escape(path)}, split=split, **options)
     except (DatasetsError, OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         if "corresponds to no data" in str(error):
             raise DataError(f"{place}{path}: has no rows") from error
@@ -174,6 +183,9 @@ def _read_file(path: str, split: str) -> Dataset:
 
 
 def _load_dataset(data: Data) -> dict[str, tuple[str, Dataset]]:
+    assert data.dataset is not None
+    if Path(data.dataset).is_dir():
+        _check_folder(Path(data.dataset))
     try:
         loaded = load_dataset(data.dataset, data.subset)
     except (DatasetsError, OSError, ValueError) as error:
@@ -188,6 +200,28 @@ def _load_dataset(data: Data) -> dict[str, tuple[str, Dataset]]:
         if name is not None and name not in loaded:
             raise DataError(f"data.splits.{split}: {data.dataset} has no split {name!r}, only {', '.join(loaded)}")
     return {split: (f"{data.dataset}[{name}]", loaded[name]) for split, name in names.items() if name is not None}
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder of data that would make datasets read elsewhere, ask a server or unpack an archive."""
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"data.dataset: {folder}: {inside} is a link to a place outside it; give data.files")
+        if path.is_file() and _packed(path):
+            raise DataError(f"data.dataset: {folder}: {inside} is packed with {_packed(path)}; unpack it first")
+    for name in ("README.md", ".huggingface.yaml"):
+        card = folder / name
+        if card.is_file() and re.search(r"data_files|data_dir", card.read_text(encoding="utf-8", errors="replace")):
+            raise DataError(
+                f"data.dataset: {folder}: its {name} says where its files are, which is not followed; give data.files"
+            )
+
+
+def _packed(path: Path) -> str | None:
+    with open(path, "rb") as file:
+        beginning = file.read(8)
+    return next((kind for magic, kind in PACKED.items() if beginning.startswith(magic)), None)
 
 
 def _texts(table: Dataset, data: Data, source: str) -> Dataset:
@@ -213,13 +247,18 @@ def _is_blank(chunk: pa.Array) -> np.ndarray:
 def _labels(source: str, rows: Dataset, data: Data) -> pa.ChunkedArray:
     """The label column, checked: there, nothing missing, whole numbers, names or booleans."""
     column = _column(rows, data.label_column, "data.label_column", source)
-    missing = pc.is_null(column)
+    missing = pc.is_null(column, nan_is_null=True)
     if _is_string(column.type):  # what csv makes of a missing label
         missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True))
     if pc.any(missing).as_py():
         row, count = pc.index(missing, pa.scalar(True)).as_py(), pc.sum(missing).as_py()
         raise DataError(f"{source}: row {row}: the label is empty ({count} such rows); remove them")
     kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        beyond = pc.greater(pc.abs(column.cast(pa.float64(), safe=False)), MOST)
+        if pc.any(beyond).as_py():
+            row = pc.index(beyond, pa.scalar(True)).as_py()
+            raise DataError(f"{source}: row {row}: label {column[row].as_py()} is no number of a class")
     if pa.types.is_floating(kind) and pc.all(pc.equal(pc.floor(column), column)).as_py():
         return column.cast(pa.int64())  # what pandas makes of whole numbers
     if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_string(kind)):

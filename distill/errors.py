@@ -10,10 +10,15 @@ import errno
 import os
 import re
 
+# Control characters, halves of surrogate pairs, and what breaks lines or turns the direction of writing.
+STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EEXIST,
     errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(Exception):
@@ -70,20 +75,22 @@ class Interrupted(Exception):
 
 def refusal_of(error: BaseException) -> str | None:
     """Return what the machine refused (room, a right, a place for a file) where that is behind an error, else None."""
-    full = os.strerror(errno.ENOSPC)
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in REFUSALS:
+        # Behind another error only a full disk: what else was caught there was, perhaps, dealt with.
+        counted = REFUSALS if seen is error else NO_ROOM
+        if isinstance(seen, OSError) and seen.errno in counted:
             return f"{seen.filename}: {seen.strerror}" if seen.filename else seen.strerror
-        if full in str(seen):  # libraries that are not written in Python have errors of their own
-            return f"{full}: {one_line(seen)}"
-        seen = seen.__cause__ or seen.__context__
+        for full in map(os.strerror, NO_ROOM):  # libraries that are not written in Python have errors of their own
+            if full in str(seen):
+                return f"{full}: {one_line(seen)}"
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
 
 
 def printable(text: str) -> str:
     """Return text whose control characters are spelt out: what strangers wrote must not steer a terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    return STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def one_line(error: BaseException) -> str:

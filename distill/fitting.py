@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from distill import plots
 from distill.calibration import CONFIG_KEY, fit_temperature
 from distill.card import card
+from distill.checksums import ANSWERING, check_whole
 from distill.data import SPLITS, Splits, load_splits
 from distill.devices import Device, describe_hardware
 from distill.errors import FolderError
@@ -172,6 +174,8 @@ def fit(
                 "device": device,
                 "precision": precision,
                 "repeatable": REPEATABLE[device],
+                "threads": torch.get_num_threads(),
+                "processes": state.num_processes,
                 "seed": arguments.seed,
                 "labels": list(splits.label_names),
                 "data": splits.fingerprints(),
@@ -234,6 +238,8 @@ def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) ->
     """Say that a finished run had the same data, stages and teachers; raise where not, rather than mix two runs."""
     wanted, found, manifest = with_absolute_paths(recipe), load_recipe(folder.recipe), folder.read_manifest()
     role, parents = manifest["role"], manifest["parents"]
+    for path in (folder.path, *map(Path, teachers if role == "student" else ())):
+        check_whole(path, ANSWERING)
     for section in ("data", "teacher") if role == "teacher" else ("data", "student"):
         differing = differences(*(_what_matters(getattr(one, section)) for one in (wanted, found)))
         if differing:

@@ -60,7 +60,10 @@ def load_config(name: str) -> PretrainedConfig:
     _require_reachable(name)
     check_whole(Path(name), (CONFIG_NAME,))
     with _reading(name, "no model configuration can be loaded"):
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if getattr(config, "transformers_weights", None):  # others than those that are fingerprinted, wherever they lie
+        raise ModelError(f"{name}: config.json: transformers_weights names weights of its own, which is not followed")
+    return config
 
 
 def load_classifier(
@@ -125,11 +128,14 @@ def load_weights(
             name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
+    prefix = f"{model.base_model_prefix}."
     for key, found, wanted in sorted(report["mismatched_keys"]):
-        raise ModelError(
-            f"{name}: its weights do not fit its config.json: {key} is {list(found)}, where {list(wanted)} is wanted"
-        )
-    return model, sorted(report["missing_keys"])
+        if key.startswith(prefix):
+            raise ModelError(
+                f"{name}: its weights do not fit its config.json: {key} is {list(found)}, not {list(wanted)}"
+            )
+    # A head of another shape is another task's: as good as none.
+    return model, sorted({*report["missing_keys"], *(key for key, _, _ in report["mismatched_keys"])})
 
 
 @contextlib.contextmanager
@@ -271,6 +277,11 @@ def weight_files(name: str) -> list[Path]:
             f"{name}: its weights are a pickle, which can run code when it is read; only safetensors are loaded",
             hint=f"distill convert {name} --output DIR",
         )
+    if not files and not folder.is_dir():
+        raise ModelError(
+            f"{name}: holds no weights in safetensors, the only kind that is loaded",
+            hint=f"where it has pickles: hf download {name} --local-dir DIR, then distill convert DIR --output NEW",
+        )
     if not files:
         raise ModelError(f"{name}: holds no weights ({SAFE_WEIGHTS_NAME}, {ONNX_WEIGHTS} or {OPENVINO_WEIGHTS})")
     return sorted(files, key=lambda path: path.name)
@@ -279,7 +290,7 @@ def weight_files(name: str) -> list[Path]:
 def _check_shards(folder: Path) -> None:
     """Raise where an index names shards that lie elsewhere, or are not there."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if (folder / SAFE_WEIGHTS_NAME).is_file() or not index.is_file():
+    if not index.is_file():
         return
     try:
         shards = set(json.loads(index.read_bytes())["weight_map"].values())

@@ -27,7 +27,8 @@ def convert(model: Path, output: Path) -> Path:
     load_config(str(model))  # names what is wrong where this is no model folder
     if output.exists():
         raise FolderError(f"{output}: is there already", hint="--output DIR")
-    weights = {name: tensor for file in _pickles(model) for name, tensor in _tensors(file).items()}
+    # Copies, since of two names of one tensor only one would be written, and not always the one that is looked for.
+    weights = {name: one.clone().contiguous() for file in _pickles(model) for name, one in _tensors(file).items()}
     with atomic_path(output) as partial:
         partial.mkdir()
         save_torch_state_dict(weights, partial)
@@ -55,10 +56,11 @@ def _pickles(model: Path) -> list[Path]:
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(f"{file}: holds more than tensors, and was not run; get the model elsewhere") from error
-    except (OSError, RuntimeError, EOFError) as error:
-        raise ModelError(f"{file}: cannot be read: {one_line(error)}", hint="fetch it again") from error
+    except Exception as error:  # a damaged pickle raises whatever its reader stumbles over
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error).upper():
+            raise ModelError(f"{file}: holds more than tensors, and was not run; get the model elsewhere") from error
+        problem = f"{file}: cannot be read: damaged or half downloaded: {one_line(error)}"
+        raise ModelError(problem, hint="fetch it again") from error
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise ModelError(f"{file}: not a table of named tensors")
     return found

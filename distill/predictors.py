@@ -11,9 +11,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from distill.devices import Device, resolve_device
 from distill.errors import ModelError
-from distill.files import read_json
 from distill.models import check_fit, is_classifier, load_config, load_tokenizer, token_limit, weight_files
-from distill.run_folder import EXPORT_PROOFS
+from distill.run_folder import EXPORT_PROOFS, read_proofs
 from distill.sessions import Session, calibration_temperature, can_run, open_session
 
 
@@ -132,8 +131,8 @@ def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:
     """
     wanted = sorted({"cpu", resolve_device("auto")} if device == "auto" else {resolve_device(device)})
     rates: dict[tuple[Path, Device], float] = {}
-    for name, proof in read_json(folder / EXPORT_PROOFS).items():
-        rate, timed_on = proof.get("texts_per_second"), proof.get("device")
+    for name, proof in read_proofs(folder).items():
+        rate, timed_on = proof["texts_per_second"], proof["device"]
         if proof["passed"] and rate and timed_on in wanted and (folder / name).is_dir() and can_run(name, timed_on):
             rates[folder / name, timed_on] = rate
     if not rates:

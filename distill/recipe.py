@@ -90,6 +90,8 @@ class Data(Section):
     def _one_source(self) -> Data:
         if (self.dataset is None) == (self.files is None):
             raise ValueError("wants dataset (a Hub name) or files (local ones), one of the two")
+        if self.text_column == self.label_column:
+            raise ValueError(f"text_column and label_column are both {self.text_column!r}")
         return self
 
 

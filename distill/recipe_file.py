@@ -26,6 +26,7 @@ from distill.recipe import Recipe, Section
 
 BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}
 DEEPEST = 100  # open brackets; a recipe has two or three
+SECRETS = ("token", "secret", "password")  # keys whose values are not repeated
 MOST_VALUES = 100_000  # once aliases are written out; a recipe has some dozens
 MAX_RECIPE_BYTES = 1_000_000  # far above any recipe; keeps a data file given by mistake from being parsed as YAML
 # In one file both are an error, but --set of one drops the other that the file holds.
@@ -63,7 +64,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         except ValueError as error:
             mistakes.append((0, f"--set {override[:100]}: {error}"))
             continue
-        places[key] = Place(0, f"--set {override}")
+        is_secret = key[-1].lower().split("_")[-1] in SECRETS
+        places[key] = Place(0, f"--set {'.'.join(key)}" if is_secret else f"--set {override}")
     return _validate(values, places, mistakes, name=str(path))
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from distill.checksums import SEAL, check_whole, damage_of, seal
+from distill.checksums import ANSWERING, SEAL, check_whole, damage_of, seal
 from distill.errors import FolderError, one_line
 from distill.files import PARTIAL, as_json, atomic_path, read_json, write_text
 from distill.ranks import rank
@@ -24,7 +24,6 @@ from distill.recipe import Recipe, differences
 from distill.recipe_file import dump_recipe, load_recipe
 
 EXPORT_PROOFS = "export.json"  # in an export folder: of each format that was tried, the proof
-EDITABLE = ("recipe.yaml", "README.md", "learning_curve.png")  # of a run folder, what a user may change
 LOCK = ".lock"  # what it holds is nothing, the lock is the system's
 
 log = logging.getLogger("distill")
@@ -141,7 +140,8 @@ class RunFolder:
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Seal what the folder holds and write its manifest, last of all."""
         text = as_json(manifest)
-        seal(self.path, without=EDITABLE, coming={self.manifest.name: text})
+        figures = (self.metrics.name, self.metrics_log.name, self.predictions.name)
+        seal(self.path, (*ANSWERING, *figures), coming={self.manifest.name: text})
         write_text(self.manifest, text)
 
     def read_manifest(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """Return the last checkpoint that is whole, and whose best one is; None where there is none."""
-        found = self.checkpoints.glob("checkpoint-*")
+        found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.split("-", 1)[1].isdigit()]
         for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
             damage = damage_of(path)
             if damage is None:
@@ -204,6 +204,16 @@ def hold(folder: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def read_proofs(exports: Path) -> dict[str, dict[str, Any]]:
+    """Return the proof of each format in a folder of exports; raises `FolderError` where they are damaged."""
+    check_whole(exports, (EXPORT_PROOFS,))
+    proofs = read_json(exports / EXPORT_PROOFS)
+    needed = {"passed", "reason", "device", "texts_per_second"}
+    if not isinstance(proofs, dict) or not all(isinstance(p, dict) and needed <= p.keys() for p in proofs.values()):
+        raise FolderError(f"{exports / EXPORT_PROOFS}: not the proofs of exports", hint="export again")
+    return proofs
 
 
 def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarray, logits: np.ndarray) -> None:

@@ -93,6 +93,7 @@ class OnnxSession:
     """
 
     def __init__(self, path: Path, device: Device, threads: int | None = None, *, format: str = "onnx"):
+        onnxruntime.disable_telemetry_events()  # which builds for Windows send
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # warnings are about the graph's history, nothing a user can act on
         self._path, self._threads = path, threads or cores()

@@ -25,10 +25,11 @@ from distill import report as reporting
 from distill.benchmark import cascade_of, measure
 from distill.candidates import candidates_of, flipped_texts, learning_curves, models_in
 from distill.card import export_card
+from distill.checksums import NEVER_SEALED, damage_of, seal
 from distill.choice import Budget
 from distill.devices import Device, describe_hardware, resolve_device
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
-from distill.files import read_json, write_json, write_text
+from distill.files import write_json, write_text
 from distill.fitting import finished_with, fit, read_splits, shared_splits, tokenised
 from distill.hub import check_can_push, push
 from distill.models import (
@@ -46,13 +47,14 @@ from distill.quantisation import import_nncf
 from distill.ranks import leave, rank
 from distill.recipe import FORMATS, Recipe, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
-from distill.run_folder import EXPORT_PROOFS, RunFolder, hold
+from distill.run_folder import EXPORT_PROOFS, RunFolder, hold, read_proofs
 from distill.sessions import TorchSession, calibration_temperature, import_openvino, onnx_runs_on_cuda
 from distill.training import training_arguments
 
 log = logging.getLogger("distill")
 
 PREDICT_CHUNK = 4_096  # texts held at once by predict
+PREDICT_CHARACTERS = 4_000_000  # in them; their tokens take some forty bytes a character
 
 
 def check(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -200,7 +202,8 @@ def export(
     path, name = folder / EXPORT_PROOFS, Path(model).absolute().name
     made = []
     with hold(folder), contextlib.closing(proofs):
-        entries = read_json(path) if path.is_file() else {}
+        # What was killed between a proof and its seal counts as not exported, and is made again.
+        entries = read_proofs(folder) if path.is_file() and damage_of(folder) in (None, NEVER_SEALED) else {}
         for format in formats:
             if entries.pop(format, None):  # a proof goes before the folder that it is of
                 write_json(path, entries)
@@ -216,6 +219,7 @@ def export(
                 write_text(RunFolder(folder / proof.format).card, text)
             entries |= {proof.format: proof.as_json()}
             write_json(path, {name: entries[name] for name in FORMATS if name in entries})
+            seal(folder, (EXPORT_PROOFS, "flipped-*.jsonl"))
     failed = [proof for proof in made if not proof.passed]
     for proof in made if push_to_hub else ():
         if proof.passed:
@@ -280,6 +284,8 @@ def report(
     defaults to the first one found in them. Devices: the CPU always, CUDA where there is one, or just `device`. Raises
     `BudgetError`, once the report is written, where no model is within `budget`.
     """
+    if Path(output).exists() and not Path(output).is_dir():
+        raise FolderError(f"{output}: a file, not a folder", hint="--output DIR")
     models = [model for folder in folders for model in models_in(Path(folder))]
     recipe = recipe or _recipe_of(models)
     devices: list[Device] = [resolve_device(device)] if device != "auto" else ["cpu"]
@@ -459,17 +465,21 @@ def _clear_away(folder: Path) -> None:
 
 
 def _was_exported(folder: RunFolder, name: str) -> bool:
-    path = folder.export / EXPORT_PROOFS
-    passed = path.is_file() and read_json(path).get(name, {}).get("passed", False)
-    return passed and (folder.export / name / "config.json").is_file()
+    if damage_of(folder.export) is not None:
+        return False
+    passed = read_proofs(folder.export).get(name, {}).get("passed", False)
+    return passed and damage_of(folder.export / name) is None
 
 
 def _chunks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
+    """Cut into lists of at most `size` texts, or fewer where they are long."""
     chunk: list[str] = []
+    characters = 0
     for text in texts:
         chunk.append(text)
-        if len(chunk) == size:
+        characters += len(text)
+        if len(chunk) == size or characters >= PREDICT_CHARACTERS:
             yield chunk
-            chunk = []
+            chunk, characters = [], 0
     if chunk:
         yield chunk

@@ -21,7 +21,8 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback, get_reporting_integration_callbacks
+from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
 from distill.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnDivergence, StopOnSignal
@@ -226,7 +227,7 @@ def training_arguments(
     """
     precision, reason = training_precision(device, dict(training))
     # Trainer would log the mean of the steps before in place of a loss that is not a number.
-    fields = {"dataloader_pin_memory": device == "cuda", "logging_nan_inf_filter": False, **training, **precision}
+    fields = {"dataloader_pin_memory": device == "cuda", **training, **precision, "logging_nan_inf_filter": False}
     try:
         arguments = TrainingArguments(
             output_dir=str(folder.checkpoints.absolute()),  # it finds the way to the best checkpoint after a resume
@@ -237,9 +238,26 @@ def training_arguments(
             label_names=["labels"],
             **fields,
         )
-    except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"{stage}.training: {' '.join(str(error).split())}") from error
+        _try_out(arguments)
+    except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError) as error:
+        raise RecipeError(f"{stage}.training: {' '.join(str(error).split())[:300]}") from error
     return arguments, reason
+
+
+def _try_out(arguments: TrainingArguments) -> None:
+    """Make the optimizer, its schedule and the trackers, as Trainer does once the run folder is written."""
+    get_reporting_integration_callbacks(arguments.report_to)
+    weight = torch.nn.Parameter(torch.zeros(8, 8))
+    if arguments.optim in ("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop"):
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = kind([weight], **settings)
+    else:  # others want the model itself; what they lack is said here all the same
+        Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Linear(8, 8))
+        optimizer = torch.optim.SGD([weight])
+    get_scheduler(
+        arguments.lr_scheduler_type, optimizer, num_warmup_steps=0, num_training_steps=10,
+        scheduler_specific_kwargs=dict(arguments.lr_scheduler_kwargs or {}),
+    )  # fmt: skip
 
 
 def train(
@@ -265,10 +283,10 @@ def train(
     from, and then the figures count from there. Raises `Interrupted` on SIGINT or SIGTERM, after the running
     step and a checkpoint, and `TrainingError` where the loss diverges.
     """
-    divergence = StopOnDivergence(folder.checkpoints)
+    divergence = StopOnDivergence(folder.checkpoints, title)
     callbacks: list[TrainerCallback] = [divergence, LogFile(folder.metrics_log)]
     kept, arguments.save_total_limit = arguments.save_total_limit, None
-    callbacks.append(SealCheckpoints(kept))
+    callbacks.append(SealCheckpoints(kept, checkpoint))
     layer = last_layer(model)
     if layer is not None and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # these architectures use them all; looking costs time
@@ -315,6 +333,8 @@ def train(
         with StopOnSignal(trainer), first_token_only(None if whole else layer), room_for(folder.path):
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except pickle.UnpicklingError as error:  # torch reads optimizer and random state as tensors alone
+        if checkpoint is None:
+            raise
         problem = f"{checkpoint}: holds more than tensors, and was not run"
         raise FolderError(problem, hint="delete it and --resume, or --overwrite to restart") from error
     finally:

@@ -7,6 +7,7 @@ import difflib
 import enum
 import functools
 import json
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -47,6 +48,7 @@ OWNED = {
     "prediction_loss_only": "set by distill, which needs the logits for its metrics",
     "include_for_metrics": "set by distill, which computes its own metrics",
     "batch_eval_metrics": "set by distill, which computes its metrics over the whole split",
+    "logging_nan_inf_filter": "set by distill, which stops where a loss is not a number",
     "do_train": "not a setting here; each command trains, evaluates or predicts",
     "do_eval": "not a setting here; each command trains, evaluates or predicts",
     "do_predict": "not a setting here; each command trains, evaluates or predicts",
@@ -63,6 +65,17 @@ OWNED = {
     "hub_revision": "not supported; use --push-to-hub NAME",
 }
 
+
+# What a number may be: the fields that transformers takes as they are, and fails on later or not at all.
+ABOVE_ZERO = (
+    "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "adam_epsilon", "eval_steps", "save_steps", "logging_steps",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed", "data_seed", "dataloader_num_workers",
+    "eval_delay", "save_total_limit",
+)  # fmt: skip
+SHARES = ("label_smoothing_factor", "adam_beta1", "adam_beta2")  # from 0 to below 1
 
 LOGGING_STEPS = 50
 # What an evaluation gives: the names that metric_for_best_model may have.
@@ -107,7 +120,7 @@ def problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, OWNED[name]
         elif name not in hints:
             yield name, RENAMED.get(name) or _unknown(name, hints)
-        elif complaint := _type_complaint(hints[name], value):
+        elif complaint := _type_complaint(hints[name], value) or _number_complaint(name, value):
             yield name, complaint
     metric = given.get("metric_for_best_model")
     known = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
@@ -123,6 +136,22 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, [*known, *RENAMED], n=1)
     meant = f"; did you mean {close[0]}?" if close and close[0] in known else ""
     return f"not a field of transformers' TrainingArguments{meant}"
+
+
+def _number_complaint(name: str, value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
+        return f"wants a number, got {value!r}"
+    if name in ABOVE_ZERO and value <= 0:
+        return f"wants a number above 0, got {value!r}"
+    if name in NOT_NEGATIVE and value < 0:
+        return f"wants 0 or more, got {value!r}"
+    if name in SHARES and not 0 <= value < 1:
+        return f"wants a share from 0 to below 1, got {value!r}"
+    if name == "max_steps" and not (value == -1 or value > 0):
+        return f"wants a number above 0, or -1 for num_train_epochs to count, got {value!r}"
+    return None
 
 
 @functools.cache

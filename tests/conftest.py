@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is imported
@@ -99,9 +100,15 @@ def run(*arguments, stdin=None) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def check_refused(folder: Path, expected: list[str], *arguments, stdin=None) -> None:
-    """The command exits 2 with one line for each of `expected`, which it holds, and writes nothing to `folder`."""
-    before = sorted(folder.rglob("*"))
+def contents(*folders: Path) -> dict[Path, bytes | None]:
+    """What the files in folders hold, locks aside, which are made where a folder is held for a moment."""
+    paths = [path for folder in folders for path in folder.rglob("*") if path.name != ".lock"]
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def check_refused(folder: Path, expected: list[str], *arguments, stdin=None, also: Sequence[Path] = ()) -> None:
+    """The command exits 2 with a line for each of `expected`, which it holds, and changes nothing in these folders."""
+    before = contents(folder, *also)
     code, out, err = run(*arguments, stdin=stdin)
     assert (code, out) == (2, ""), err
     problems = [line[6:].strip() for line in err.splitlines() if line.lower().startswith("error:")]
@@ -109,7 +116,7 @@ def check_refused(folder: Path, expected: list[str], *arguments, stdin=None) -> 
     for problem, part in zip(problems, expected, strict=True):
         assert part in problem and len(problem) < 600, problem
     assert "Traceback" not in err and not [c for c in err if ord(c) < 32 and c not in "\n\r\t"]
-    assert sorted(folder.rglob("*")) == before, "something was written"
+    assert contents(folder, *also) == before, "something was written"
 
 
 @pytest.fixture(scope="session")

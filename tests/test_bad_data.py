@@ -112,6 +112,16 @@ CASES = {
         "row 5: the label is empty",
     ),
     "fractions for labels": (rows(*rows_of(40, (0.5, 1.0))), {}, "holds double, not numbers or names"),
+    "a label without end": (
+        content("train.csv", csv_of((f"t {n}", n % 2 or "inf") for n in range(40))), {}, "row 0: label inf is",
+    ),
+    "a label too large": (
+        jsonl({"text": f"t {n}", "label": n % 2 or 1e300} for n in range(40)), {}, "row 0: label 1e+300 is",
+    ),
+    "a label that is no number": (
+        rows(*rows_of(40, (0.0, float("nan"))), name="train.parquet"), {}, "row 1: the label is empty (20 such rows)",
+    ),
+    "one column for both": (rows(*TRAIN), {"label_column": "text"}, "text_column and label_column are both 'text'"),
     "one class": (rows(*rows_of(40, (1,))), {}, "one class only ('1'); a classifier needs two"),
     "a class that train lacks": (
         rows(*TRAIN), {"label_names": ["0", "1", "2"]}, "no training text of class '2'; take more rows or drop it",
@@ -205,3 +215,56 @@ def test_odd_files_that_are_data_are_read(tmp_path, tiny_bert):
     splits = load_splits(Data(files=Files(train=str(train), test=str(test))))
     assert len(splits.train) + len(splits.validation) == len(TRAIN) + len(odd)
     assert set(odd) - {"a\0b"} <= set(splits.train["text"]) | set(splits.validation["text"])
+
+
+def test_a_name_with_brackets_and_stars_is_that_file_and_no_other(tmp_path, tiny_bert):
+    from distill.data import read_texts
+
+    for name, text in (("t[1].csv", "meant"), ("t1.csv", "another"), ("t*.csv", "starred"), ("**.csv", "twice")):
+        (tmp_path / name).write_text(f"text\n{text}\n")
+        assert list(read_texts(str(tmp_path / name), "text")) == [text]
+
+
+def hub_like(folder, **files):
+    for split in ("train", "test"):
+        write(folder / f"{split}.csv", rows_of(40, word=split))
+    for name, data in files.items():
+        (folder / name.replace("__", ".")).write_bytes(data)
+
+
+FOLDERS = {
+    "a card that names files elsewhere": (
+        {"README__md": b"---\nconfigs:\n- config_name: default\n  data_files: ../../secret.csv\n---\n"},
+        "README.md says where its files are",
+    ),
+    "a card that names a server": (
+        {"README__md": b"---\nconfigs:\n- config_name: a\n  data_files:\n  - path: http://example.org/x.csv\n---\n"},
+        "README.md says where its files are, which is not followed",
+    ),
+    "an archive": ({"train__zip": b"PK\x03\x04 and more"}, "train.zip is packed with zip"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_of_data_that_leads_elsewhere_is_refused(name, tmp_path, tiny_bert, record_property):
+    files, expected = FOLDERS[name]
+    (tmp_path / "data").mkdir()
+    hub_like(tmp_path / "data", **files)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({
+        "data": {"dataset": str(tmp_path / "data")},
+        "teacher": {"model": str(tiny_bert), "output": str(tmp_path / "out")},
+    }))  # fmt: skip
+    check_refused(tmp_path, [expected], "teacher", recipe)
+    record_property("attacks refused", 1)
+
+
+def test_a_folder_with_a_link_out_of_it_is_refused(tmp_path, tiny_bert, record_property):
+    (tmp_path / "data").mkdir()
+    hub_like(tmp_path / "data")
+    (tmp_path / "data" / "train.csv").rename(tmp_path / "secret.csv")
+    (tmp_path / "data" / "train.csv").symlink_to(tmp_path / "secret.csv")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"data": {"dataset": str(tmp_path / "data")}, "teacher": {"model": str(tiny_bert)}}))
+    check_refused(tmp_path, ["train.csv is a link to a place outside it"], "teacher", recipe)
+    record_property("attacks refused", 1)

@@ -114,7 +114,7 @@ CASES = {
     ),
     "two documents": (GOOD + "---\n" + GOOD, ["7: but found another document"]),
     "a merge key": ("a: &a {x: 1}\ndata:\n  <<: *a\n  dataset: x/y\n", ["a: unknown key", "x: unknown key"]),
-    "a date that is none": (GOOD + "benchmark: 2020-13-45\n", [""]),
+    "a date that is none": (GOOD + "benchmark: 2020-13-45\n", ["r.yaml: month must be in 1..12"]),
     "an empty section": (GOOD + "benchmark:\n", ["7: benchmark: input should be"]),
     "a list for a section": (GOOD + "export: [onnx-int8]\n", ["7: export: "]),
     "an empty name": (GOOD.replace("google-bert/bert-base-uncased", '""'), ["4: teacher.model: "]),
@@ -129,7 +129,10 @@ CASES = {
     "a huge seed": (GOOD.replace("imdb\n", "imdb\n  seed: 99999999999\n"), ["3: data.seed: "]),
     "a padding that is none": (GOOD.replace("imdb\n", "imdb\n  padding: left\n"), ["3: data.padding: "]),
     "a drop above one": (GOOD + "export: {max_accuracy_drop: 1.5}\n", ["7: export.max_accuracy_drop: "]),
-    "infinite": (GOOD + "export: {max_accuracy_drop: .inf}\n", [""]),
+    "infinite": (
+        GOOD + "export: {max_accuracy_drop: .inf}\n",
+        ["7: export.max_accuracy_drop: input should be a finite"],
+    ),
     "a format twice removed": (GOOD + "export: {formats: onnx-int8}\n", ["7: export.formats: "]),
     "a training that is none": (GOOD + "  training: fast\n", ["7: student.training: "]),
     "a key that is a number": (GOOD + "  training: {1: 2}\n", ["7: student.training.1: not a field"]),
@@ -142,6 +145,34 @@ CASES = {
         ],
     ),
     "an anchor that is not there": (GOOD + "  output: *nowhere\n", ["7: found undefined alias"]),
+}
+
+
+TRAINING = {
+    "learning_rate: -1": "wants 0 or more, got -1",
+    "learning_rate: .nan": "wants a number, got nan",
+    "learning_rate: .inf": "wants a number, got inf",
+    "num_train_epochs: 0": "wants a number above 0, got 0",
+    "num_train_epochs: -1": "wants a number above 0",
+    "max_steps: 0": "wants a number above 0, or -1",
+    "max_steps: -5": "wants a number above 0, or -1",
+    "per_device_train_batch_size: 0": "wants a number above 0, got 0",
+    "per_device_eval_batch_size: 0": "wants a number above 0",
+    "gradient_accumulation_steps: 0": "wants a number above 0",
+    "seed: -1": "wants 0 or more",
+    "dataloader_num_workers: -1": "wants 0 or more",
+    "weight_decay: -0.1": "wants 0 or more",
+    "warmup_steps: -2": "wants 0 or more",
+    "label_smoothing_factor: 7": "wants a share from 0 to below 1, got 7",
+    "adam_beta1: 5": "wants a share from 0",
+    "adam_epsilon: 0": "wants a number above 0",
+    "logging_steps: 0": "wants a number above 0",
+    "save_total_limit: -1": "wants 0 or more",
+    "logging_nan_inf_filter: true": "set by distill",
+}
+CASES |= {
+    setting: (GOOD + f"  training: {{{setting}}}\n", [f"7: student.training.{setting.split(':')[0]}: {expected}"])
+    for setting, expected in TRAINING.items()
 }
 
 
@@ -168,7 +199,8 @@ SETS = {
     "data..seed=1": "wants dotted.key=value",
     "teacher.model.x=1": "--set teacher.model.x=1: model is not a section",
     "data.seed=x": "--set data.seed=x: data.seed: input should be a valid integer, got 'x'",
-    "data.seed=&a [*a]": "",
+    "data.seed=&a [*a]": "--set data.seed=&a [*a]: its aliases write out",
+    "teacher.training.hub_token=hf_x": "--set teacher.training.hub_token: teacher.training.hub_token: not supported",
     "data.seed=" + 200 * "[": "nested too deeply",
     ".".join(500 * ["a"]) + "=1": "nested too deeply",
     "data.seed={": "is not a YAML value",

@@ -82,10 +82,13 @@ def test_a_damaged_model_answers_nothing_and_is_no_teacher(folder, name, damage,
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut])
-@pytest.mark.parametrize("name", ["manifest.json", "metrics.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["manifest.json", "metrics.json", "metrics.jsonl", "export/export.json"])
 def test_a_damaged_record_is_not_reported(folder, name, damage, record_property):
-    damage(folder / "teacher" / name)
-    refused(folder, name, "report", folder / "teacher", "--output", folder / "report")
+    path = folder / "teacher" / name
+    damage(path)
+    refused(folder, path.name, "report", folder / "teacher", "--output", folder / "report")
+    if path.name == "export.json":
+        refused(folder, path.name, "predict", path.parent, "a good film")
     record_property("damaged files named", 1)
 
 
@@ -133,15 +136,19 @@ DIVERGING = ("--set", "teacher.training.max_grad_norm=0.0", "--set", "teacher.tr
         ),
         (("learning_rate=1e18", "logging_steps=500"), "logits on validation are not finite at step 9; there is no"),
         (("learning_rate=1e18", "logging_steps=500", "eval_strategy=no"), "weights are not finite at step 9"),
+        (
+            ("learning_rate=1e18", "logging_steps=500", "eval_strategy=no", "save_strategy=no", "num_train_epochs=1"),
+            "weights are not finite at step 9; there is no checkpoint yet",
+        ),
     ],
-    ids=["loss", "logits", "weights"],
+    ids=["loss", "logits", "weights", "nothing looked at"],
 )
 def test_a_training_that_diverges_stops_with_the_step_and_a_cure(folder, tmp_path, settings, said, record_property):
     sets = [part for setting in settings for part in ("--set", f"teacher.training.{setting}")]
     output = tmp_path / "out"
     code, _, err = run("teacher", folder / "recipe.yaml", "--output", output, *DIVERGING, *sets)
     assert code == 2 and re.search(f"error: training diverged: {said}", err), err
-    assert "hint: --overwrite with a lower training.learning_rate (now 1e+18)" in err
+    assert "hint: --output ANOTHER --set teacher.training.learning_rate=LOWER (it is 1e+18)" in err
     assert not (output / "manifest.json").exists() and not (output / "model.safetensors").exists()
     assert not list(output.glob(f"checkpoints/*/{SEAL}"))  # what holds no numbers is no checkpoint to go on from
     record_property("divergences stopped", 1)
@@ -160,4 +167,43 @@ def test_a_training_that_diverges_names_the_last_good_checkpoint(tmp_path):
             seal(tmp_path / name)
     state, arguments = TrainerState(global_step=12), TrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(TrainingError, match=r"at step 12; the last good checkpoint is .*/checkpoint-10$"):
-        StopOnDivergence(tmp_path).on_log(arguments, state, TrainerControl(), logs={"loss": float("inf")})
+        StopOnDivergence(tmp_path, "teacher").on_log(arguments, state, TrainerControl(), logs={"loss": float("inf")})
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"onnx-fp32": 3}', '{"onnx-fp32": {"pazzed": true}}', "{"])
+def test_proofs_that_are_none_are_one_line(folder, content):
+    (folder / "teacher" / "export" / SEAL).unlink()
+    (folder / "teacher" / "export" / "export.json").write_text(content)
+    refused(folder, "export", "predict", folder / "teacher" / "export", "a good film")
+
+
+def test_a_damaged_teacher_is_named_where_a_run_goes_on(folder, tmp_path):
+    out = tmp_path / "out"
+    assert run("run", folder / "recipe.yaml", "--output", out, "--force")[0] == 0
+    flip_a_bit(out / "teacher" / "model.safetensors")
+    code, _, err = run("run", folder / "recipe.yaml", "--output", out, "--force")
+    assert code == 2 and f"{out / 'teacher'}: model.safetensors is damaged" in err
+
+
+def test_a_better_evaluation_without_a_checkpoint_is_no_checkpoint(folder, tmp_path):
+    """Evaluated more often than saved: what is resumed must not look for a checkpoint that never was."""
+    settings = (
+        "load_best_model_at_end=false",
+        "eval_strategy=steps",
+        "eval_steps=3",
+        "save_strategy=steps",
+        "save_steps=6",
+    )
+    sets = [part for setting in settings for part in ("--set", f"teacher.training.{setting}")]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert run("teacher", folder / "recipe.yaml", "--output", whole, *sets)[0] == 0
+    shutil.copytree(whole, again)
+    for name in ("manifest.json", SEAL):
+        (again / name).unlink()
+    last = max((again / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    shutil.rmtree(last)
+    code, _, err = run("teacher", folder / "recipe.yaml", "--output", again, *sets, "--resume")
+    assert code == 0 and "looked for" not in err, err
+    ours, theirs = (json.loads((path / "metrics.json").read_text())["training"] for path in (again, whole))
+    assert ours["best_checkpoint"] is theirs["best_checkpoint"] is None
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

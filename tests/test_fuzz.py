@@ -144,6 +144,23 @@ def test_any_objects_of_a_jsonl(rows, tmp_path):
 
 
 @SETTINGS
+@given(labels=st.lists(st.one_of(CELLS, st.sampled_from([0, 1, "a", 1e300, 2**63, -1, float("nan")])), max_size=30))
+def test_any_labels_of_good_texts(labels, tmp_path):
+    rows = [{"text": f"text {index}", "label": label} for index, label in enumerate(labels)]
+    read_data(tmp_path, "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    sink = io.StringIO()
+    csv.writer(sink).writerows([("text", "label"), *(row.values() for row in rows)])
+    read_data(tmp_path, "train.csv", sink.getvalue().encode("utf-8", "replace"))
+
+
+@SETTINGS
+@given(texts=st.lists(st.text(max_size=20), min_size=4, max_size=30))
+def test_any_texts_with_good_labels(texts, tmp_path):
+    rows = [{"text": text, "label": index % 2} for index, text in enumerate(texts)]
+    read_data(tmp_path, "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+@SETTINGS
 @given(content=st.data(), rows=st.integers(2, 40))
 def test_a_parquet_file_with_changed_bytes(content, rows, tmp_path):
     sink = io.BytesIO()

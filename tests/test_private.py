@@ -71,7 +71,7 @@ def test_a_run_on_local_files_reaches_out_to_nobody_and_leaves_no_token(tmp_path
     assert len(files) > 50
     for path in files:
         assert TOKEN.encode() not in path.read_bytes(), path
-    record_property("commands that reached out", 0)
+    record_property("commands watched, none reached out", 4)
 
 
 @pytest.mark.parametrize("name", ["--set=teacher.model=nobody/nothing", "--set=data.dataset=nobody/nothing"])

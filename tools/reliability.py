@@ -62,11 +62,13 @@ def main() -> None:
             "command": f"`pytest tests/{name}.py`",
         })  # fmt: skip
         print(f"{name}: {found}", file=sys.stderr)
-    if failed := [name for name, found in result.items() if found["failed"]]:
-        sys.exit(f"failed: {', '.join(failed)}; nothing was written")
+    if failed := [name for name, found in result.items() if found["failed"] or not found["tests"]]:
+        sys.exit(f"failed or skipped: {', '.join(failed)}; nothing was written")
     table = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
     if arguments.soak:
         soak = json.loads(arguments.soak.read_text().splitlines()[-1])
+        if not soak["is_flat"]:
+            sys.exit("the soak's memory grew; nothing was written")
         result["soak"] = soak
         table += (
             f"\n\nSoak: {soak['texts']} texts of 1 to {soak['max_words']:,} words through {soak['format']} in "
