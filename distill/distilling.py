@@ -250,7 +250,7 @@ class _Answerer:
 
     def check(self, *, force: bool) -> None:
         """Raise `ModelError` where the teacher is no better on validation than always answering the commonest class."""
-        predicted = np.asarray(self._on("validation")["teacher_logits"]).argmax(axis=1)
+        predicted = np.asarray(self._on("validation")["teacher_logits"][:]).argmax(axis=1)
         gold_labels = np.asarray(self.splits.validation["label"][:])
         accuracy = float((predicted == gold_labels).mean())
         majority = float(np.bincount(gold_labels).max() / len(gold_labels))
