@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_classifier, write_reviews
-from datasets import Dataset
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
@@ -54,9 +53,6 @@ def world(tmp_path_factory):
     torch.save(load_file(model / "model.safetensors"), folder / "old-model" / "pytorch_model.bin")
     (folder / "old-model" / "model.safetensors").unlink()
     shutil.copytree(ROOT / "recipes", folder / "recipes")
-    (folder / "texts").mkdir()
-    for name in ("one", "two"):
-        Dataset.from_csv(str(folder / "texts.csv")).to_parquet(folder / "texts" / f"{name}.parquet")
     training = {"num_train_epochs": 1, "learning_rate": 3e-3, "per_device_train_batch_size": 16}
     for path in (folder / "recipes").glob("*.yaml"):
         recipe = YAML(typ="safe").load(path)
@@ -104,6 +100,8 @@ def test_every_command_shown_runs(world):
     assert not failed
     for page in PAGES:
         for block in blocks(page, "python"):
+            if "import ray" in block:  # tests/test_ray.py runs it, where the extra is installed
+                continue
             environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
             done = subprocess.run(
                 [sys.executable, "-c", block], cwd=world, env=environment, capture_output=True, text=True, timeout=600
