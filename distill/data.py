@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, load_dataset
 from datasets.exceptions import DatasetsError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from distill.errors import DataError, one_line
 from distill.recipe import Data
@@ -212,10 +214,29 @@ def _check_folder(folder: Path) -> None:
             raise DataError(f"data.dataset: {folder}: {inside} is packed with {_packed(path)}; unpack it first")
     for name in ("README.md", ".huggingface.yaml"):
         card = folder / name
-        if card.is_file() and re.search(r"data_files|data_dir", card.read_text(encoding="utf-8", errors="replace")):
-            raise DataError(
-                f"data.dataset: {folder}: its {name} says where its files are, which is not followed; give data.files"
-            )
+        for place in _places(card) if card.is_file() else ():
+            if re.match(r"[/~\\]|\w+:", place) or "::" in place or ".." in re.split(r"[/\\]", place):
+                raise DataError(f"data.dataset: {folder}: its {name} names data outside it: {place}; give data.files")
+
+
+def _places(card: Path) -> Iterator[str]:
+    """The files and folders that a data set's card says it consists of."""
+    text = card.read_text(encoding="utf-8", errors="replace")
+    head = text.split("---")[1] if card.suffix == ".md" and text.startswith("---") else text
+    try:
+        inner = [YAML(typ="safe", pure=True).load(head) if card.suffix != ".md" or head is not text else None]
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise DataError(f"data.dataset: {card}: {one_line(error)}; give data.files") from None
+    while inner:
+        one = inner.pop()
+        if isinstance(one, dict):
+            for key, value in one.items():
+                named = value if isinstance(value, list) else [value]
+                if key in ("data_files", "data_dir", "path"):
+                    yield from (place for place in named if isinstance(place, str))
+                inner += [part for part in named if isinstance(part, dict | list)]
+        elif isinstance(one, list):
+            inner += one
 
 
 def _packed(path: Path) -> str | None:

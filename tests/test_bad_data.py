@@ -235,12 +235,16 @@ def hub_like(folder, **files):
 FOLDERS = {
     "a card that names files elsewhere": (
         {"README__md": b"---\nconfigs:\n- config_name: default\n  data_files: ../../secret.csv\n---\n"},
-        "README.md says where its files are",
+        "README.md names data outside it: ../../secret.csv",
     ),
     "a card that names a server": (
         {"README__md": b"---\nconfigs:\n- config_name: a\n  data_files:\n  - path: http://example.org/x.csv\n---\n"},
-        "README.md says where its files are, which is not followed",
+        "README.md names data outside it: http://example.org/x.csv",
     ),
+    "a card with an absolute place": (
+        {"README__md": b"---\nconfigs:\n- config_name: a\n  data_dir: /etc\n---\n"}, "names data outside it: /etc",
+    ),
+    "a card that is no YAML": ({"README__md": b"---\na: [\n---\n"}, "README.md: "),
     "an archive": ({"train__zip": b"PK\x03\x04 and more"}, "train.zip is packed with zip"),
 }  # fmt: skip
 
@@ -268,3 +272,14 @@ def test_a_folder_with_a_link_out_of_it_is_refused(tmp_path, tiny_bert, record_p
     recipe.write_text(json.dumps({"data": {"dataset": str(tmp_path / "data")}, "teacher": {"model": str(tiny_bert)}}))
     check_refused(tmp_path, ["train.csv is a link to a place outside it"], "teacher", recipe)
     record_property("attacks refused", 1)
+
+
+def test_a_folder_whose_card_names_its_own_files_is_read(tmp_path):
+    """What a clone of a data set of the hub looks like."""
+    from distill.data import load_splits
+    from distill.recipe import Data
+
+    card = b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.csv\n"
+    hub_like(tmp_path, README__md=card + b"  - split: test\n    path: te*.csv\n---\n# A data set\n")
+    splits = load_splits(Data(dataset=str(tmp_path)))
+    assert len(splits.train) + len(splits.validation) == len(splits.test) == 40
