@@ -279,7 +279,7 @@ def predict(
     if bool(texts) == (file is not None):
         raise UserError("predict: wants texts on the command line or --file, one of the two")
     stages = _stages()
-    from distill.data import read_texts
+    from distill.sources import read_texts
 
     column = text_column or stages.text_column_of(model)
     source: Iterator[str] = iter(texts or ()) if file is None else read_texts(file, column)

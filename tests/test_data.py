@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import BAD, FILLER, GOOD, LABELS, make_tokenizer, write_reviews
 
-from distill.data import load_splits, read_texts
+from distill.data import load_splits
 from distill.errors import DataError
 from distill.recipe import Data, Files
+from distill.sources import read_texts
 from distill.tokens import check_tokenised, tokenise
 
 
