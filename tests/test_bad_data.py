@@ -204,11 +204,11 @@ def test_bad_test_data_is_one_line(test, expected, tmp_path, tiny_bert, record_p
 
 
 def test_odd_files_that_are_data_are_read(tmp_path, tiny_bert):
-    """A byte-order mark, a null, control characters, a text of a megabyte, words that look like nothing."""
+    """A byte-order mark, a null, control characters, a text of ten megabytes, words that look like nothing."""
     from distill.data import load_splits
     from distill.recipe import Data, Files
 
-    odd = ["a\0b", "\x07\x1b[31m", "film " * 200_000, "NA", "null", "  spaces  ", '"quoted", yes', "\u202eright\u202c"]
+    odd = ["a\0b", "\x07\x1b[31m", "film " * 2_000_000, "NA", "null", "  spaces  ", '"quoted", yes', "\u202eright\u202c"]
     train = write(tmp_path / "train.csv", TRAIN + [(text, 0) for text in odd])
     train.write_bytes(b"\xef\xbb\xbf" + train.read_bytes())
     test = write(tmp_path / "test.csv", rows_of(10, word="test"))
