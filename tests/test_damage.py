@@ -64,7 +64,7 @@ def refused(folder, name, *arguments):
 ANSWERING = ("model.safetensors", "config.json", "tokenizer.json")
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut])
+@pytest.mark.parametrize("damage", [flip_a_bit, pytest.param(cut, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [*ANSWERING, *(f"export/{FORMAT}/{name}" for name in (*ANSWERING[1:], "model.onnx"))])
 def test_a_damaged_model_answers_nothing_and_is_no_teacher(folder, name, damage, record_property):
     path = folder / "teacher" / name
@@ -177,6 +177,7 @@ def test_proofs_that_are_none_are_one_line(folder, content):
     refused(folder, "export", "predict", folder / "teacher" / "export", "a good film")
 
 
+@pytest.mark.slow
 def test_a_damaged_teacher_is_named_where_a_run_goes_on(folder, tmp_path):
     out = tmp_path / "out"
     assert run("run", folder / "recipe.yaml", "--output", out, "--force")[0] == 0
