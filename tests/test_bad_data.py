@@ -208,7 +208,7 @@ def test_odd_files_that_are_data_are_read(tmp_path, tiny_bert):
     from distill.data import load_splits
     from distill.recipe import Data, Files
 
-    odd = ["a\0b", "\x07\x1b[31m", "film " * 2_000_000, "NA", "null", "  spaces  ", '"quoted", yes', "\u202eright\u202c"]
+    odd = ["a\0b", "\x07\x1b[31m", "film " * 2_000_000, "NA", "null", " spaces ", '"quoted", yes', "\u202eright\u202c"]
     train = write(tmp_path / "train.csv", TRAIN + [(text, 0) for text in odd])
     train.write_bytes(b"\xef\xbb\xbf" + train.read_bytes())
     test = write(tmp_path / "test.csv", rows_of(10, word="test"))
