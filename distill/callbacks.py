@@ -20,10 +20,11 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from distill.checksums import damage_of, seal
+from distill.checksums import seal
 from distill.errors import Interrupted, TrainingError
 from distill.files import read_json, write_text
 from distill.progress import progress_line
+from distill.run_folder import RunFolder
 
 TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
 
@@ -82,8 +83,8 @@ class ProgressLine(TrainerCallback):
 class StopOnDivergence(TrainerCallback):
     """Stops a training whose loss or weights are no longer numbers: nothing comes of it but broken checkpoints."""
 
-    def __init__(self, checkpoints: Path, title: str):
-        self.checkpoints = checkpoints
+    def __init__(self, folder: RunFolder, title: str):
+        self.folder = folder
         self.title = title
 
     def on_log(
@@ -100,17 +101,11 @@ class StopOnDivergence(TrainerCallback):
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             self.stop("weights are not finite", args, state)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        """Look at what training ends with, where nothing was logged, evaluated or saved since."""
-        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-            self.stop("weights are not finite", args, state)
+    on_train_end = on_save  # where nothing was logged, evaluated or saved since
 
     def stop(self, problem: str, args: TrainingArguments, state: TrainerState) -> NoReturn:
         """Raise `TrainingError`, with the step, the last good checkpoint and what to change."""
-        whole = [path for path in self.checkpoints.glob("checkpoint-*") if damage_of(path) is None]
-        last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+        last = self.folder.last_checkpoint()
         kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         raise TrainingError(
             f"training diverged: {problem} at step {state.global_step}; {kept}",

@@ -25,10 +25,10 @@ def seal(folder: Path, names: Sequence[str] = ("*",), *, coming: Mapping[str, st
 
     All others stay free to change; `coming` are texts of files that are written right after.
     """
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != SEAL]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "." and path.name != SEAL]
     files = [path for path in files if any(fnmatch(path.name, pattern) for pattern in names)]
     texts = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (coming or {}).items()}
-    write_json(folder / SEAL, {path.name: _sha256(path) for path in files if path.name[0] != "."} | texts)
+    write_json(folder / SEAL, {path.name: _sha256(path) for path in files} | texts)
 
 
 def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:

@@ -268,8 +268,8 @@ def weight_files(name: str) -> list[Path]:
         patterns = {ONNX_WEIGHTS: f"{ONNX_WEIGHTS}*", OPENVINO_WEIGHTS: "openvino_model.*"}
         pattern = patterns[graph] if graph else "model*.safetensors"
         files = [path for path in folder.glob(pattern) if path.is_file()]
-        if not graph:
-            _check_shards(folder)
+        if not graph and (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+            shards_of(folder / SAFE_WEIGHTS_INDEX_NAME)
     else:
         files = _hub_weights(name)
     if not files and folder.is_dir() and any(any(folder.glob(pattern)) for pattern in PICKLES):
@@ -287,11 +287,8 @@ def weight_files(name: str) -> list[Path]:
     return sorted(files, key=lambda path: path.name)
 
 
-def _check_shards(folder: Path) -> None:
-    """Raise where an index names shards that lie elsewhere, or are not there."""
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if not index.is_file():
-        return
+def shards_of(index: Path) -> list[Path]:
+    """Return the files that an index of weights names; raises `ModelError` where one is not in its folder."""
     try:
         shards = set(json.loads(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -299,8 +296,9 @@ def _check_shards(folder: Path) -> None:
     for shard in sorted(map(str, shards)):
         if Path(shard).name != shard:
             raise ModelError(f"{index}: names weights outside its folder: {shard}")
-        if not (folder / shard).is_file():
+        if not (index.parent / shard).is_file():
             raise ModelError(f"{index}: {shard} is not there; half downloaded?")
+    return [index.parent / shard for shard in sorted(shards)]
 
 
 def _hub_weights(name: str) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from distill.errors import FolderError, ModelError, one_line
 from distill.files import atomic_path
-from distill.models import load_config
+from distill.models import load_config, shards_of
 
 KEPT = ("*.json", "*.txt", "*.model", "README.md")  # what lies beside the weights and is data
 
@@ -44,13 +43,7 @@ def _pickles(model: Path) -> list[Path]:
         return [model / WEIGHTS_NAME]
     if not index.is_file():
         raise ModelError(f"{model}: holds neither {WEIGHTS_NAME} nor {WEIGHTS_INDEX_NAME}: there is nothing to convert")
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
-            raise ValueError("names files outside its folder")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: not an index of weights: {one_line(error)}") from error
-    return [model / name for name in names]
+    return shards_of(index)
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:

@@ -283,7 +283,7 @@ def train(
     from, and then the figures count from there. Raises `Interrupted` on SIGINT or SIGTERM, after the running
     step and a checkpoint, and `TrainingError` where the loss diverges.
     """
-    divergence = StopOnDivergence(folder.checkpoints, title)
+    divergence = StopOnDivergence(folder, title)
     callbacks: list[TrainerCallback] = [divergence, LogFile(folder.metrics_log)]
     kept, arguments.save_total_limit = arguments.save_total_limit, None
     callbacks.append(SealCheckpoints(kept, checkpoint))

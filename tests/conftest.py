@@ -119,6 +119,12 @@ def check_refused(folder: Path, expected: list[str], *arguments, stdin=None, als
     assert contents(folder, *also) == before, "something was written"
 
 
+def data_section(data: Path) -> dict:
+    """A recipe's section for the reviews in the folder `data`."""
+    files = {"train": str(data / "train.csv"), "test": str(data / "test.csv")}
+    return {"files": files, "label_names": LABELS, "max_tokens": 32}
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     """A folder with train.csv (160 rows) and test.csv (40 rows)."""
@@ -147,11 +153,7 @@ def recipe_path(tmp_path, data, tiny_bert) -> Path:
         "num_train_epochs": 3, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "logging_steps": 5,
     }  # fmt: skip
     recipe = {
-        "data": {
-            "files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")},
-            "label_names": LABELS,
-            "max_tokens": 32,
-        },
+        "data": data_section(data),
         "teacher": {
             "model": str(tiny_bert), "pretrained": False, "output": str(tmp_path / "teacher"), "training": training,
         },

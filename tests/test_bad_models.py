@@ -214,7 +214,7 @@ def test_a_pickle_is_converted_only_when_asked_and_answers_as_before(tmp_path, t
         (lambda folder: None, "there is nothing to convert"),
         (
             content("pytorch_model.bin.index.json", b'{"weight_map": {"a": "../x.bin"}}'),
-            "names files outside",
+            "names weights outside",
         ),
         (shutil.rmtree, "no such folder"),
     ],

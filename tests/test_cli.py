@@ -10,7 +10,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import LABELS, make_classifier, run, write_reviews
+from conftest import data_section, make_classifier, run, write_reviews
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import distill
@@ -24,11 +24,7 @@ def finished(tmp_path_factory, data, tiny_bert):
     folder = tmp_path_factory.mktemp("run")
     training = {"num_train_epochs": 4, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "logging_steps": 5}
     recipe = {
-        "data": {
-            "files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")},
-            "label_names": LABELS,
-            "max_tokens": 32,
-        },
+        "data": data_section(data),
         "teacher": {"model": str(tiny_bert), "pretrained": False, "training": training},
         "student": {"layers": [0, 2], "control": True, "training": training},
         "export": {"max_accuracy_drop": 0.1},

@@ -5,10 +5,11 @@ import re
 import shutil
 
 import pytest
-from conftest import run
+from conftest import data_section, run
 
 from distill.callbacks import StopOnDivergence
 from distill.checksums import SEAL
+from distill.run_folder import RunFolder
 
 FORMAT = "onnx-fp32"
 
@@ -18,11 +19,7 @@ def made(tmp_path_factory, data, tiny_bert):
     """A recipe, and a teacher and its export made from it."""
     folder = tmp_path_factory.mktemp("made")
     recipe = {
-        "data": {
-            "files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")},
-            "label_names": ["negative", "positive"],
-            "max_tokens": 32,
-        },
+        "data": data_section(data),
         "teacher": {
             "model": str(tiny_bert), "pretrained": False,
             "training": {"num_train_epochs": 4, "learning_rate": 3e-3, "per_device_train_batch_size": 16},
@@ -160,14 +157,23 @@ def test_a_training_that_diverges_names_the_last_good_checkpoint(tmp_path):
     from distill.checksums import seal
     from distill.errors import TrainingError
 
-    for name, is_whole in (("checkpoint-9", True), ("checkpoint-10", True), ("checkpoint-11", False)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_text("x")
+    for name, is_whole in (
+        ("checkpoint-9", True),
+        ("checkpoint-10", True),
+        ("checkpoint-10 (copy)", True),
+        ("checkpoint-11", False),
+    ):
+        path = tmp_path / "checkpoints" / name
+        path.mkdir(parents=True)
+        (path / "trainer_state.json").write_text("{}")
+        (path / "model.safetensors").write_text("x")
         if is_whole:
-            seal(tmp_path / name)
+            seal(path)
     state, arguments = TrainerState(global_step=12), TrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(TrainingError, match=r"at step 12; the last good checkpoint is .*/checkpoint-10$"):
-        StopOnDivergence(tmp_path, "teacher").on_log(arguments, state, TrainerControl(), logs={"loss": float("inf")})
+        StopOnDivergence(RunFolder(tmp_path), "teacher").on_log(
+            arguments, state, TrainerControl(), logs={"loss": float("inf")}
+        )
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"onnx-fp32": 3}', '{"onnx-fp32": {"pazzed": true}}', "{"])

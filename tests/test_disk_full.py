@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import LABELS
+from conftest import data_section
 
 UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
 STEPS = 14  # from a disk that holds nothing of the run to one that holds it all
@@ -29,11 +29,7 @@ def recipe(tmp_path, data, tiny_bert):
         "num_train_epochs": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 32, "logging_steps": 2,
     }  # fmt: skip
     recipe = {
-        "data": {
-            "files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")},
-            "label_names": LABELS,
-            "max_tokens": 32,
-        },
+        "data": data_section(data),
         "teacher": {"model": str(tiny_bert), "pretrained": False, "training": training},
         "student": {"layers": [0, 2], "training": training},
         "export": {"formats": ["onnx-fp32", "onnx-int8"], "max_accuracy_drop": 1.0, "min_agreement": 0.0},

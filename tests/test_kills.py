@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import LABELS
+from conftest import data_section
 
 from distill.files import PARTIAL
 
@@ -25,11 +25,7 @@ def recipe(tmp_path_factory, data, tiny_bert):
         "eval_steps": 3, "logging_steps": 1,
     }  # fmt: skip
     recipe = {
-        "data": {
-            "files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")},
-            "label_names": LABELS,
-            "max_tokens": 32,
-        },
+        "data": data_section(data),
         "teacher": {
             "model": str(tiny_bert), "pretrained": False, "early_stopping_patience": 5, "training": training,
         },

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import LABELS
+from conftest import data_section
 
 pytestmark = pytest.mark.slow  # processes of their own, and retries
 TOKEN = "hf_thisIsNoTokenOfAnybody"
@@ -44,11 +44,7 @@ def test_a_run_on_local_files_reaches_out_to_nobody_and_leaves_no_token(tmp_path
     training = {"num_train_epochs": 1, "per_device_train_batch_size": 32, "report_to": "tensorboard"}
     formats = ["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-bf16", "openvino-int8"]
     recipe = {
-        "data": {
-            "files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")},
-            "label_names": LABELS,
-            "max_tokens": 32,
-        },
+        "data": data_section(data),
         "teacher": {"model": str(tiny_bert), "training": training},
         "student": {"layers": 2, "control": True, "training": training},
         "export": {"formats": formats, "max_accuracy_drop": 1.0, "min_agreement": 0.0},

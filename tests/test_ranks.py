@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import LABELS, make_classifier
+from conftest import data_section, make_classifier
 from safetensors.numpy import load_file
 
 from distill.run_folder import RunFolder, read_predictions
@@ -23,11 +23,7 @@ def recipe(tmp_path_factory, data):
     model = make_classifier(folder / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     training = {"num_train_epochs": 3, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "logging_steps": 1}
     recipe = {
-        "data": {
-            "files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")},
-            "label_names": LABELS,
-            "max_tokens": 32,
-        },
+        "data": data_section(data),
         "teacher": {"model": str(model), "pretrained": True, "training": training},
         "student": {
             "config": {"hidden_size": 16, "num_hidden_layers": 2},
