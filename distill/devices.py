@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import platform
+import threading
 from typing import Any, Literal
 
 import torch
@@ -12,8 +14,11 @@ import torch
 from distill.errors import DeviceError
 from distill.timing import time_in_turn
 
+log = logging.getLogger("distill")
+
 Device = Literal["cpu", "cuda"]
 WORTHWHILE = 1.2  # times fp32's rate; with less, rounding to bf16 buys nothing
+GPU_SAMPLE_SECONDS = 1.0
 
 
 def resolve_device(wanted: str) -> Device:
@@ -96,6 +101,53 @@ def peak_memory_bytes(device: Device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024  # Linux counts in KiB
+
+
+class GpuWatch:
+    """How busy this process's GPU is while the block runs, and how much of its memory is taken, by NVML once a second.
+
+    Where NVML has no say (another maker's GPU, a slice of one) the reason is logged and there are no figures.
+    """
+
+    def __init__(self, device: Device):
+        self.busy: list[int] = []
+        self.memory: list[int] = []
+        self.done = threading.Event()
+        self.thread: threading.Thread | None = None
+        self.device = device
+
+    def __enter__(self) -> GpuWatch:
+        if self.device == "cuda":
+            self.thread = threading.Thread(target=self._watch, daemon=True)
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        if self.thread:
+            self.thread.join()
+
+    def _watch(self) -> None:
+        try:
+            from pynvml import NVMLError
+        except ImportError as error:
+            log.warning("GPU utilisation is not recorded: %s (pip install nvidia-ml-py)", error)
+            return
+        try:
+            while not self.done.wait(GPU_SAMPLE_SECONDS):
+                self.busy.append(torch.cuda.utilization())
+                self.memory.append(torch.cuda.device_memory_used())
+        except (NVMLError, RuntimeError) as error:
+            log.warning("GPU utilisation is not recorded: %s", error)
+
+    def figures(self) -> dict[str, float]:
+        """Return gpu_utilisation, the share of the time in which it was busy, and gpu_memory_bytes, the most taken.
+
+        That memory is what the driver has given to anyone, where `peak_memory_bytes` is what torch held.
+        """
+        if not self.busy:
+            return {}
+        return {"gpu_utilisation": sum(self.busy) / len(self.busy) / 100, "gpu_memory_bytes": max(self.memory)}
 
 
 def _cpu_name() -> str:

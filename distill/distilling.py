@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from distill.run_folder import RunFolder, read_predictions
 from distill.sessions import load_torch
 from distill.students import build_from_config, build_from_layers, choose_layers
 from distill.teacher_logits import Teacher, identify_teacher, teacher_logits, with_teacher_logits
+from distill.timing import Clock
 from distill.tokens import tokenizer_fingerprint
 from distill.training import DistillationTrainer, training_arguments
 
@@ -99,27 +99,29 @@ def distil(
         )
     folder.check(recipe, resume=resume, overwrite=overwrite)
     arguments, precision = training_arguments(settings.training, folder, resolved, stage="student")
-    splits = shared_splits(recipe)
+    clock = Clock()
+    with clock("data"):
+        splits = shared_splits(recipe)
     model, tokenizer = _new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
     online = _online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # projections work outside forward, where DDP does not see them
-    start = time.perf_counter()
-    known = [identify_teacher(name, splits.label_names) for name in teachers]
-    answers = _answers(known, splits, cache, device, force=force)
-    prepared = {"teacher_logits_seconds": time.perf_counter() - start}
+    with clock("teacher_logits"):
+        known = [identify_teacher(name, splits.label_names) for name in teachers]
+        answers = _answers(known, splits, cache, device, force=force)
     rows = []
     for split in answers[0]:
-        part = tokenised(split, getattr(splits, split), tokenizer, recipe.data.max_tokens)
+        with clock("tokenising"):
+            part = tokenised(split, getattr(splits, split), tokenizer, recipe.data.max_tokens)
         rows.append(with_teacher_logits(part, [answer[split] for answer in answers]))
     parents = {
         str(Path(teacher.name).absolute() if Path(teacher.name).is_dir() else teacher.name): teacher.weights
         for teacher in known
     }
     return fit(
-        model, tokenizer, concatenate_datasets(rows), splits, recipe, settings, folder, arguments, precision,
+        model, tokenizer, concatenate_datasets(rows), splits, recipe, settings, folder, arguments, precision, clock,
         resume=resume, overwrite=overwrite, device=resolved, role="student",
-        parents={"teachers": parents, "model": settings.model}, prepared=prepared, trainer_class=DistillationTrainer,
+        parents={"teachers": parents, "model": settings.model}, trainer_class=DistillationTrainer,
         loss=settings.loss, teacher_weights=weights, online=online,
     )  # fmt: skip
 
@@ -145,11 +147,14 @@ def control(
     figures = student.read_metrics()["training"]
     training = _for_as_many_steps(settings.training, figures["planned_steps"], figures["steps_per_epoch"])
     arguments, precision = training_arguments(training, folder, resolved, stage="student")
-    splits = shared_splits(recipe)
+    clock = Clock()
+    with clock("data"):
+        splits = shared_splits(recipe)
     model, tokenizer = _new_student(settings, recipe, teacher, splits.label_names, seed=arguments.seed)
-    rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
+    with clock("tokenising"):
+        rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     return fit(
-        model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision,
+        model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock,
         resume=resume, overwrite=overwrite, device=resolved, role="control",
         parents={"student": str(student.path.absolute()), "student_weights": student.read_manifest()["weights"],
                  "model": settings.model},

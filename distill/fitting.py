@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from distill.recipe import Recipe, Stage, differences, with_absolute_paths
 from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, hold, write_predictions
 from distill.sessions import TorchSession
+from distill.timing import Clock
 from distill.tokens import check_tokenised, tokenise
 from distill.training import ClassificationTrainer, train
 from distill.training_log import selected_step, training_curve
@@ -81,6 +82,7 @@ def fit(
     folder: RunFolder,
     arguments: TrainingArguments,
     precision: str,
+    clock: Clock,
     *,
     resume: bool,
     overwrite: bool,
@@ -88,14 +90,13 @@ def fit(
     role: str,
     parents: dict[str, Any],
     trainer_class: type[ClassificationTrainer] = ClassificationTrainer,
-    prepared: Mapping[str, float] | None = None,
     **loss_settings: Any,
 ) -> RunFolder:
     """Train `model` on the tokenised `train_rows` and write the run folder, the manifest last.
 
     Checkpoint and temperature are chosen on validation. Of several ranks all train and answer, each its share, and the
     first writes; they return together, once the folder is whole. `precision` is the reason for what the arguments train
-    in, `prepared` what was measured before training, `loss_settings` what `trainer_class` wants beside Trainer's own.
+    in, `clock` has timed what came before, `loss_settings` are what `trainer_class` wants beside Trainer's own.
     """
     max_tokens = recipe.data.max_tokens
     transfer = f" and {len(train_rows) - len(splits.train)} transfer" if len(train_rows) > len(splits.train) else ""
@@ -104,7 +105,8 @@ def fit(
         role, parameter_count(model) / 1e6, device, precision, len(splits.train), transfer, len(splits.validation),
         len(splits.test),
     )  # fmt: skip
-    validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
+    with clock("tokenising"):
+        validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
     state = PartialState()
     with hold(folder.path) if state.is_main_process else contextlib.nullcontext():
         with state.main_process_first():
@@ -138,8 +140,12 @@ def fit(
             )
         tokenizer.model_max_length = max_tokens  # whoever loads the folder cuts texts where training did
         classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
-        calibration = _calibrate(classifier, model, splits.validation, role) if settings.calibrate else None
-        test_logits = _logits(classifier, splits.test, f"{role}: test")
+        calibration = None
+        if settings.calibrate:
+            with clock("calibration"):
+                calibration = _calibrate(classifier, model, splits.validation, role)
+        with clock("test"):
+            test_logits = _logits(classifier, splits.test, f"{role}: test")
         gold_labels = np.asarray(splits.test["label"][:])
         test = figures(test_logits, gold_labels)
         if not state.is_main_process:
@@ -150,7 +156,7 @@ def fit(
         write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits)
         metrics = {
             "test": test,
-            "training": {**training, **(prepared or {})},
+            "training": {**training, **clock.as_figures()},
             **({"calibration": calibration} if calibration else {}),
         }
         write_json(folder.metrics, metrics)

@@ -49,6 +49,7 @@ from distill.recipe import FORMATS, Recipe, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
 from distill.run_folder import EXPORT_PROOFS, RunFolder, hold, read_proofs
 from distill.sessions import TorchSession, calibration_temperature, import_openvino, onnx_runs_on_cuda
+from distill.timing import Clock
 from distill.training import training_arguments
 
 log = logging.getLogger("distill")
@@ -85,7 +86,9 @@ def teacher(
     folder = RunFolder(Path(output or settings.output))
     folder.check(recipe, resume=resume, overwrite=overwrite)
     arguments, precision = training_arguments(settings.training, folder, resolved, stage="teacher")
-    splits = shared_splits(recipe)
+    clock = Clock()
+    with clock("data"):
+        splits = shared_splits(recipe)
     tokenizer = load_tokenizer(settings.model)
     model = load_classifier(
         settings.model,
@@ -96,9 +99,10 @@ def teacher(
         pretrained=settings.pretrained,
         attention_dropout=settings.attention_dropout,
     )
-    rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
+    with clock("tokenising"):
+        rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     fit(
-        model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision,
+        model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock,
         resume=resume, overwrite=overwrite, device=resolved, role="teacher", parents={"model": settings.model},
     )  # fmt: skip
     if push_to_hub and rank() == 0:

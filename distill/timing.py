@@ -1,9 +1,10 @@
-"""Latency of several callables, measured in turn, so that a drifting machine favours none of them."""
+"""Latencies measured in turn, so that a drifting machine favours nobody; a clock for the parts of a job."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,26 @@ BLOCK_CALLS = 5
 # Runtimes' threads go on spinning after a call and slow the next runtime down: an int8 graph that takes 13 ms alone
 # reads 30-43 ms in strict turn with another runtime.
 PAUSE_SECONDS = 0.1
+
+
+class Clock:
+    """The seconds that named parts of a job took, added up where a part comes more than once."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Time the block as `part`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def as_figures(self) -> dict[str, float]:
+        """Return PART_seconds for each part."""
+        return {f"{part}_seconds": seconds for part, seconds in self.seconds.items()}
 
 
 def time_in_turn(

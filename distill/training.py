@@ -26,7 +26,7 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
 from distill.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnDivergence, StopOnSignal
-from distill.devices import Device, peak_memory_bytes, training_precision
+from distill.devices import Device, GpuWatch, peak_memory_bytes, training_precision
 from distill.errors import FolderError, RecipeError
 from distill.files import room_for
 from distill.first_token import first_token_only, last_layer
@@ -44,6 +44,7 @@ from distill.ranks import rank
 from distill.recipe import Loss
 from distill.run_folder import RunFolder
 from distill.sampling import SimilarLengths
+from distill.throughput import Throughput, forward_flops, peak_flops
 from distill.training_log import warnings_of
 
 
@@ -71,14 +72,12 @@ class ClassificationTrainer(Trainer):
 
     loss_is_scheduled = False
     reads_all_tokens = False  # of the last layer's output; the classification head reads the first
+    throughput: Throughput  # which `train` makes, once it is known what a text costs
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         # Tells Trainer to count the examples of all accumulated batches, and not to divide the loss once more.
         self.model_accepts_loss_kwargs = True
-        self.tokens: torch.Tensor | int = 0
-        self.positions = 0
-        self.examples = 0
 
     def finish(self) -> dict[str, Any]:
         """Take away what training alone needed; return figures of its own for metrics.json."""
@@ -118,9 +117,7 @@ class ClassificationTrainer(Trainer):
     ) -> Any:
         """Return the mean loss of the step's examples; in evaluation the plain cross-entropy, which students share."""
         if model.training:
-            self.tokens = self.tokens + inputs["attention_mask"].sum()  # a tensor: reading it would stall a GPU
-            self.positions += inputs["attention_mask"].numel()
-            self.examples += len(inputs["labels"])
+            self.throughput.add(inputs["attention_mask"])
             logits, losses = self.training_losses(model, inputs)
         else:
             logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
@@ -132,6 +129,11 @@ class ClassificationTrainer(Trainer):
             if self.args.average_tokens_across_devices:  # the count is of all ranks, and DDP averages over them
                 loss = loss * self.accelerator.num_processes
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as Trainer does, on a clock of its own."""
+        with self.throughput.evaluating():
+            return super().evaluate(*args, **kwargs)
 
 
 def _with_own_generator(loader: Any) -> Any:
@@ -318,19 +320,15 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
 
-    def shown() -> dict[str, str]:
-        memory = peak_memory_bytes(device)
-        return {
-            "padding": f"{100 * (1 - int(trainer.tokens) / trainer.positions):.0f} %",
-            **({"memory": f"{memory / 1e9:.1f} GB"} if memory else {}),
-        }
-
-    line = ProgressLine(title, shown)
-    trainer.add_callback(line)
     # DataParallel, which Trainer takes for several GPUs in one process, copies what the block changes to other devices.
     whole = trainer.reads_all_tokens or arguments.n_gpu > 1
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
+    trainer.throughput = Throughput(device, forward_flops(model, first_token=not whole), peak_flops(device, dtype))
+    line = ProgressLine(title, trainer.throughput.shown)
+    trainer.add_callback(line)
+    gpu = GpuWatch(device)
     try:
-        with StopOnSignal(trainer), first_token_only(None if whole else layer), room_for(folder.path):
+        with StopOnSignal(trainer), first_token_only(None if whole else layer), room_for(folder.path), gpu:
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except pickle.UnpicklingError as error:  # torch reads optimizer and random state as tensors alone
         if checkpoint is None:
@@ -341,13 +339,12 @@ def train(
         line.close()
     arguments.save_total_limit = kept
     seconds = result.metrics["train_runtime"]
-    counts = torch.tensor([trainer.examples, int(trainer.tokens), trainer.positions], device=arguments.device)
-    examples, tokens, positions = trainer.accelerator.reduce(counts, "sum").tolist()  # of all ranks
+    counts = torch.tensor(trainer.throughput.counts(), device=arguments.device)
+    total = trainer.accelerator.reduce(counts, "sum").tolist()
     return {
         "seconds": seconds,
-        "samples_per_second": examples / seconds,
-        "tokens_per_second": tokens / seconds,
-        "padding_fraction": 1 - tokens / positions if positions else None,
+        **trainer.throughput.figures(seconds, total, arguments.world_size),
+        **gpu.figures(),
         "peak_memory_bytes": peak_memory_bytes(device),
         "steps": trainer.state.global_step,
         "planned_steps": trainer.state.max_steps,

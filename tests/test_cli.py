@@ -94,6 +94,10 @@ def test_a_run_folder_holds_what_the_contract_says(finished):
         assert {
             "seconds", "samples_per_second", "tokens_per_second", "padding_fraction", "peak_memory_bytes",
         } <= set(metrics["training"])  # fmt: skip
+        parts = {"data", "tokenising", "evaluation", "test", *(["teacher_logits"] if role == "student" else [])}
+        assert all(metrics["training"][f"{part}_seconds"] > 0 for part in parts)
+        assert 0 < metrics["training"]["model_flop_utilisation"] < 1
+        assert "of peak=" in finished[2]
         predictions = pq.read_table(run_folder / "predictions.parquet").to_pylist()
         assert [row["example_id"] for row in predictions] == [f"test/{index}" for index in range(40)]
         correct = sum(row["logits"].index(max(row["logits"])) == row["gold_label"] for row in predictions)

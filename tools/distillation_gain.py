@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
-from scipy.stats import permutation_test
+from seeded_runs import distill, pooled_p_value
 
 from distill.files import read_json
 from distill.metrics import compare_paired, figures
@@ -122,12 +119,6 @@ def train(arguments: argparse.Namespace, seed: int) -> None:
             distill("student", recipe, "--teacher", teacher.path, "--output", student.path, "--resume", *sets)
 
 
-def distill(*arguments: object) -> None:
-    """Run a command of distill; stop where it stops."""
-    command = [sys.executable, "-m", "distill", *map(str, arguments)]
-    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-
-
 def report(arguments: argparse.Namespace) -> None:
     """Print accuracies per seed and on average, and each arm against the control of its seed."""
     names = ["teacher", "transfer-control", "soft", "transfer", "best", "unlabelled"]
@@ -161,21 +152,11 @@ def report(arguments: argparse.Namespace) -> None:
         for other in ("transfer-control", "teacher"):
             pairs = [seed for seed in finished if (other, seed) in correct and other != name]
             if pairs:
-                own, its = (np.mean([correct[arm, seed] for seed in pairs], 0) for arm in (name, other))
+                own, its = ([correct[arm, seed] for seed in pairs] for arm in (name, other))
                 entry[f"against_{other}"] = {
                     "per_seed": {seed: compare_paired(correct[name, seed], correct[other, seed]) for seed in pairs},
-                    "mean_gain": float(own.mean() - its.mean()),
-                    # The seeds share their test texts, so it is texts, with their mean over seeds, that are exchanged.
-                    "p_value": float(
-                        permutation_test(
-                            (own, its),
-                            lambda a, b: a.mean() - b.mean(),
-                            permutation_type="samples",
-                            n_resamples=9_999,
-                            batch=500,
-                            random_state=0,
-                        ).pvalue
-                    ),
+                    "mean_gain": float(np.mean(own) - np.mean(its)),
+                    "p_value": pooled_p_value(own, its),
                 }
         result["arms"][name] = entry
         shown = ", ".join(f"{value:.4f}" for value in entry["accuracy"].values())
