@@ -36,7 +36,7 @@ from distill.recipe import Recipe, Student, with_absolute_paths
 from distill.run_folder import RunFolder, read_predictions
 from distill.sessions import load_torch
 from distill.students import build_from_config, build_from_layers, choose_layers
-from distill.teacher_logits import Teacher, identify_teacher, teacher_logits, with_teacher_logits
+from distill.teacher_logits import KeptLogits, Teacher, identify_teacher, teacher_logits, with_teacher_logits
 from distill.timing import Clock
 from distill.tokens import tokenizer_fingerprint
 from distill.training import DistillationTrainer, training_arguments
@@ -234,56 +234,59 @@ def _new_student(
     return build_from_layers(reorder_classes(whole, columns, label_names), settings.layers), tokenizer
 
 
+def kept_logits(
+    teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, title: str = "teacher"
+) -> dict[str, KeptLogits]:
+    """Return the teacher's logits on each split that a student asks for, of which only the folders were looked at.
+
+    The splits share one classifier, loaded when the first of them has something to answer.
+    """
+    resolved = resolve_device(device)
+
+    @functools.cache
+    def load_teacher() -> Classifier:
+        return load(teacher.name, resolved, dtype="bfloat16" if has_fast_bf16(resolved) else None)
+
+    return {
+        split: KeptLogits(teacher, rows, load_teacher, cache=cache, title=f"{title}: {split}")
+        for split in ("validation", "train", "transfer")
+        if (rows := getattr(splits, split)) is not None
+    }
+
+
 def _answers(
     teachers: Sequence[Teacher], splits: Splits, cache: Path | None, device: str, *, force: bool
 ) -> list[dict[str, Dataset]]:
     """Each teacher's logits on train and, where there is one, transfer; no teacher stays in memory."""
-    answerers = [
-        _Answerer(teacher, splits, cache, device, title=Path(teacher.name).name if len(teachers) > 1 else "teacher")
-        for teacher in teachers
+    titles = [Path(teacher.name).name if len(teachers) > 1 else "teacher" for teacher in teachers]
+    kept = [
+        kept_logits(teacher, splits, cache, device, title=title)
+        for teacher, title in zip(teachers, titles, strict=True)
     ]
-    for answerer in answerers:
-        answerer.check(force=force)  # all of them, before hours go into the first one's answers
-    return [answerer.logits() for answerer in answerers]
+    for teacher, by_split, title in zip(teachers, kept, titles, strict=True):
+        # All of them, before hours go into the first one's answers.
+        _check_teacher(teacher, teacher_logits(by_split.pop("validation")), splits.validation, title, force=force)
+    answers = []
+    while kept:
+        by_split = kept.pop(0)  # and with it the classifier
+        answers.append({split: teacher_logits(logits) for split, logits in by_split.items()})
+    return answers
 
 
-class _Answerer:
-    """A teacher's logits on the splits; it is loaded once, and not at all where every answer is kept already."""
-
-    def __init__(self, teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, title: str):
-        self.teacher, self.splits, self.cache, self.device, self.title = teacher, splits, cache, device, title
-
-    def check(self, *, force: bool) -> None:
-        """Raise `ModelError` where the teacher is no better on validation than always answering the commonest class."""
-        predicted = np.asarray(self._on("validation")["teacher_logits"][:]).argmax(axis=1)
-        gold_labels = np.asarray(self.splits.validation["label"][:])
-        accuracy = float((predicted == gold_labels).mean())
-        majority = float(np.bincount(gold_labels).max() / len(gold_labels))
-        log.info(
-            "%s: validation accuracy %.4f; the commonest class alone would give %.4f", self.title, accuracy, majority
-        )
-        if accuracy > majority:
-            return
-        problem = f"validation accuracy {accuracy:.4f} is no better than always answering the commonest class"
-        problem = f"{self.teacher.name}: {problem} ({majority:.4f}): it has nothing to teach"
-        if not force:
-            raise ModelError(
-                problem, hint="train the teacher longer or at another learning rate; --force distils anyway"
-            )
-        log.warning("%s; distilled all the same (--force)", problem)
-
-    def logits(self) -> dict[str, Dataset]:
-        """Return its logits on train and, where there is one, transfer."""
-        return {split: self._on(split) for split in ("train", "transfer") if getattr(self.splits, split) is not None}
-
-    def _on(self, split: str) -> Dataset:
-        rows, title = getattr(self.splits, split), f"{self.title}: {split}"
-        return teacher_logits(self.teacher, rows, lambda: self._loaded, cache=self.cache, title=title)
-
-    @functools.cached_property
-    def _loaded(self) -> Classifier:
-        dtype = "bfloat16" if has_fast_bf16(resolve_device(self.device)) else None
-        return load(self.teacher.name, self.device, dtype=dtype)
+def _check_teacher(teacher: Teacher, answers: Dataset, validation: Dataset, title: str, *, force: bool) -> None:
+    """Raise `ModelError` where the teacher is no better on validation than always answering the commonest class."""
+    predicted = np.asarray(answers["teacher_logits"][:]).argmax(axis=1)
+    gold_labels = np.asarray(validation["label"][:])
+    accuracy = float((predicted == gold_labels).mean())
+    majority = float(np.bincount(gold_labels).max() / len(gold_labels))
+    log.info("%s: validation accuracy %.4f; the commonest class alone would give %.4f", title, accuracy, majority)
+    if accuracy > majority:
+        return
+    problem = f"validation accuracy {accuracy:.4f} is no better than always answering the commonest class"
+    problem = f"{teacher.name}: {problem} ({majority:.4f}): it has nothing to teach"
+    if not force:
+        raise ModelError(problem, hint="train the teacher longer or at another learning rate; --force distils anyway")
+    log.warning("%s; distilled all the same (--force)", problem)
 
 
 def _online_teacher(

@@ -49,6 +49,7 @@ from distill.recipe import FORMATS, Recipe, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
 from distill.run_folder import EXPORT_PROOFS, RunFolder, hold, read_proofs
 from distill.sessions import TorchSession, calibration_temperature, import_openvino, onnx_runs_on_cuda
+from distill.teacher_logits import KeptLogits, identify_teacher
 from distill.timing import Clock
 from distill.training import training_arguments
 
@@ -108,6 +109,18 @@ def teacher(
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
     return folder
+
+
+def kept_logits(
+    recipe: Recipe, teacher: Path | str, cache: Path | str | None = None, *, device: str = "auto"
+) -> dict[str, KeptLogits]:
+    """Return what `student` will ask of its teacher, for each of the recipe's splits; see KeptLogits.
+
+    Nothing is answered yet, and workers that see the one folder `cache` (default: the teacher's) can share the work.
+    """
+    splits = read_splits(recipe)
+    known = identify_teacher(str(teacher), splits.label_names)
+    return distilling.kept_logits(known, splits, Path(cache) if cache else None, device)
 
 
 def student(

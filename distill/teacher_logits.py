@@ -74,61 +74,103 @@ def identify_teacher(name: str, label_names: Sequence[str]) -> Teacher:
     )
 
 
-def teacher_logits(
-    teacher: Teacher,
-    rows: Dataset,
-    load_teacher: Callable[[], Classifier],
-    *,
-    cache: Path | None = None,
-    title: str = "teacher logits",
-) -> Dataset:
-    """Return the teacher's logits on `rows` (columns example_id and text): columns example_id and teacher_logits.
+class KeptLogits:
+    """A teacher's logits on `rows` (columns example_id and text) in the folder `cache` (default: the teacher's).
 
-    teacher_logits is float32 (rows, classes), in the rows' order and that of the teacher's `label_names`; the result is
-    memory-mapped. What `cache` (default: the teacher's) holds is not computed again, and then `load_teacher` is not
-    called. Several ranks split the work. Raises `ModelError` where a logit is not finite, and `FolderError` where the
-    cache is of something else or cannot be written.
+    Kept in shards of `SHARD_ROWS` rows, each named by its first row, which any process that sees the folder can answer.
+    Raises `FolderError` where the folder is of something else.
     """
-    origin = {
-        "teacher_weights": teacher.weights,
-        "config": teacher.config,
-        "tokenizer": teacher.tokenizer,
-        "texts": text_fingerprint(rows),
-        "max_tokens": teacher.max_tokens,
-        "label_names": list(teacher.label_names),
-    }
-    key = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
-    folder = (cache or teacher.cache) / key
-    _check_origin(folder, origin)
-    starts = range(0, len(rows), SHARD_ROWS)
-    found = {start: _whole_shard(folder, start) for start in starts}
-    missing = [start for start in starts if found[start] is None]
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        rows: Dataset,
+        load_teacher: Callable[[], Classifier],
+        *,
+        cache: Path | None = None,
+        title: str = "teacher logits",
+    ):
+        self.teacher, self.rows, self.load_teacher, self.title = teacher, rows, load_teacher, title
+        self.origin = {
+            "teacher_weights": teacher.weights,
+            "config": teacher.config,
+            "tokenizer": teacher.tokenizer,
+            "texts": text_fingerprint(rows),
+            "max_tokens": teacher.max_tokens,
+            "label_names": list(teacher.label_names),
+        }
+        key = hashlib.sha256(json.dumps(self.origin).encode()).hexdigest()[:16]
+        self.folder = (cache or teacher.cache) / key
+        _check_origin(self.folder, self.origin)
+        self.starts = range(0, len(rows), SHARD_ROWS)
+        self.found: dict[int, Dataset] = {}
+
+    def missing(self) -> list[int]:
+        """Return the shards that are not there or damaged."""
+        for start in self.starts:
+            if start not in self.found and (shard := _whole_shard(self.folder, start)) is not None:
+                self.found[start] = shard
+        return [start for start in self.starts if start not in self.found]
+
+    def answer(self, starts: Sequence[int]) -> None:
+        """Answer these shards and write them, one by one.
+
+        Raises `ModelError` where a logit is not finite, and `FolderError` where the folder cannot be written.
+        """
+        with _writing(self.folder):
+            write_json(self.folder / "origin.json", self.origin)
+        classifier = self.load_teacher()
+        parts = [self._rows(start) for start in starts]
+        with progress_line(self.title, sum(map(len, parts)), "text") as bar:
+            for start, part in zip(starts, parts, strict=True):
+                logits = classifier.logits(part["text"][:], progress=bar.update)[:, list(self.teacher.columns)]
+                ids = part["example_id"][:]
+                if not np.isfinite(logits).all():
+                    row = ids[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
+                    problem = f"its logits on row {row} are not finite; nothing can be learned from them"
+                    raise ModelError(f"teacher: {problem}")
+                with _writing(self.folder):
+                    _write_shard(self.folder, start, ids, logits)
+
+    def read(self) -> Dataset:
+        """Return columns example_id and teacher_logits, float32 (rows, classes), in the rows' order; memory-mapped.
+
+        The classes are in the order of the teacher's `label_names`. Raises `FolderError` where a shard is missing.
+        """
+        missing = self.missing()
+        if missing:
+            problem = f"{self.folder}: shard {missing[0] // SHARD_ROWS} was answered and is not there"
+            raise FolderError(problem, hint="several ranks need one disk that all of them see")
+        for start in self.starts:
+            if self.found[start]["example_id"][:] != self._rows(start)["example_id"][:]:
+                raise FolderError(
+                    f"{self.folder}: shard {start // SHARD_ROWS} is of other rows", hint="delete the folder"
+                )
+        return concatenate_datasets([self.found[start] for start in self.starts])
+
+    def _rows(self, start: int) -> Dataset:
+        return self.rows.select(range(start, min(start + SHARD_ROWS, len(self.rows))))
+
+
+def teacher_logits(kept: KeptLogits) -> Dataset:
+    """Return the kept logits (see `KeptLogits.read`), having answered what was missing; several ranks split the work.
+
+    Where nothing is missing the teacher is not loaded.
+    """
+    missing = kept.missing()
     state = PartialState(cpu=not torch.cuda.is_available())
     state.wait_for_everyone()  # before anyone writes, so that all ranks found the same shards missing
-    if missing:
-        if len(missing) < len(starts):
-            log.info(
-                "%s: goes on, %d of %d shards are there (%s)", title, len(found) - len(missing), len(found), folder
-            )
-        own = missing[state.process_index :: state.num_processes]
-        if own:
-            with _writing(folder):
-                write_json(folder / "origin.json", origin)
-            _compute(folder, rows, own, teacher.columns, load_teacher(), title)
-        state.wait_for_everyone()
-        found |= {start: _whole_shard(folder, start) for start in missing}
-    else:
-        log.info("%s: %d texts were answered before (%s)", title, len(rows), folder)
-    shards = []
-    for start, shard in found.items():
-        ids = rows.select(range(start, min(start + SHARD_ROWS, len(rows))))["example_id"]
-        if shard is None:
-            problem = f"{folder}: shard {start // SHARD_ROWS} was answered and is not there"
-            raise FolderError(problem, hint="several ranks need one disk that all of them see")
-        if shard["example_id"][:] != ids[:]:
-            raise FolderError(f"{folder}: shard {start // SHARD_ROWS} is of other rows", hint="delete the folder")
-        shards.append(shard)
-    return concatenate_datasets(shards)
+    if not missing:
+        log.info("%s: %d texts were answered before (%s)", kept.title, len(kept.rows), kept.folder)
+        return kept.read()
+    total = len(kept.starts)
+    if len(missing) < total:
+        there = total - len(missing)
+        log.info("%s: goes on, %d of %d shards are there (%s)", kept.title, there, total, kept.folder)
+    if own := missing[state.process_index :: state.num_processes]:
+        kept.answer(own)
+    state.wait_for_everyone()
+    return kept.read()
 
 
 def with_teacher_logits(tokenised: Dataset, teachers: Sequence[Dataset]) -> Dataset:
@@ -150,21 +192,6 @@ def _check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
         raise FolderError(
             f"{folder}: these teacher logits were made with another {', '.join(wrong)}", hint=f"delete {folder}"
         )
-
-
-def _compute(
-    folder: Path, rows: Dataset, starts: Sequence[int], columns: Sequence[int], classifier: Classifier, title: str
-) -> None:
-    parts = [rows.select(range(start, min(start + SHARD_ROWS, len(rows)))) for start in starts]
-    with progress_line(title, sum(map(len, parts)), "text") as bar:
-        for start, part in zip(starts, parts, strict=True):
-            logits = classifier.logits(part["text"][:], progress=bar.update)[:, list(columns)]
-            ids = part["example_id"][:]
-            if not np.isfinite(logits).all():
-                row = ids[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
-                raise ModelError(f"teacher: its logits on row {row} are not finite; nothing can be learned from them")
-            with _writing(folder):
-                _write_shard(folder, start, ids, logits)
 
 
 @contextlib.contextmanager

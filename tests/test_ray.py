@@ -1,5 +1,6 @@
-"""The stage of Ray Data that docs/scale.md shows, on two workers: every row of every file labelled as here."""
+"""The stages of Ray Data that docs/scale.md shows, on two workers: they find what one process finds."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,18 +9,32 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_classifier, write_reviews
+from conftest import data_section, make_classifier, write_reviews
 from datasets import Dataset
 
 import distill
 
 ROOT = Path(__file__).parent.parent
-LABEL = re.search(r"```python\n(.*?class Label.*?)```", (ROOT / "docs" / "scale.md").read_text(), flags=re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(), flags=re.DOTALL)
+
+
+def run_on_two_workers(code, folder):
+    """Run what the page shows for one worker on a local Ray of three cores; the third is Ray's own."""
+    pytest.importorskip("ray")
+    changed = code.replace("import ray\n", "import ray\n\nray.init(num_cpus=3, include_dashboard=False)\n", 1)
+    changed = changed.replace('"concurrency": 1', '"concurrency": 2')
+    assert "num_cpus=3" in changed and '"concurrency": 2' in changed
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", changed], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
 
 
 @pytest.mark.slow
 def test_two_workers_label_a_folder_as_one_process_does(tmp_path):
-    pytest.importorskip("ray")
     make_classifier(tmp_path / "distilbert-student" / "export")
     (tmp_path / "texts").mkdir()
     texts = []
@@ -27,17 +42,8 @@ def test_two_workers_label_a_folder_as_one_process_does(tmp_path):
         rows = write_reviews(tmp_path / "rows.csv", 300, seed=seed)
         Dataset.from_dict({"text": [text for text, _ in rows]}).to_parquet(tmp_path / "texts" / f"{seed}.parquet")
         texts += [text for text, _ in rows]
-    assert LABEL
-    code = LABEL[1].replace("import ray\n", "import ray\n\nray.init(num_cpus=3, include_dashboard=False)\n", 1)
-    code = code.replace('"concurrency": 1', '"concurrency": 2')
-    assert "num_cpus=3" in code and '"concurrency": 2' in code
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3_000:]
+    (label,) = (block for block in BLOCKS if "class Label" in block)
+    run_on_two_workers(label, tmp_path)
     rows = [
         row for file in sorted((tmp_path / "labelled").glob("*.parquet")) for row in pq.read_table(file).to_pylist()
     ]
@@ -45,3 +51,28 @@ def test_two_workers_label_a_folder_as_one_process_does(tmp_path):
     found = {row["text"]: (row["label"], round(row["score"], 4)) for row in rows}
     assert len(rows) == len(texts)
     assert found == {text: (one["label"], round(one["score"], 4)) for text, one in zip(texts, expected, strict=True)}
+
+
+@pytest.mark.slow
+def test_two_workers_answer_for_a_teacher_what_one_process_answers(tmp_path, data):
+    make_classifier(tmp_path / "bert-teacher")
+    recipe = {"data": data_section(data), "student": {"layers": 1}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    (answer,) = (block for block in BLOCKS if "class Answer" in block)
+    small = "import distill.teacher_logits; distill.teacher_logits.SHARD_ROWS = 16\n"  # in the workers too
+    start = "    def __init__(self, split):\n"
+    assert start in answer
+    run_on_two_workers(small + answer.replace(start, f"{start}        {small}"), tmp_path)
+    code = f"""
+{small}
+import json
+from distill import stages
+recipe = stages.check("recipe.yaml")
+for split, kept in stages.kept_logits(recipe, "bert-teacher", "logits").items():
+    alone = stages.kept_logits(recipe, "bert-teacher", "alone")[split]
+    assert len(kept.starts) > 3 and not kept.missing() and len(alone.missing()) == len(kept.starts)
+    alone.answer(alone.missing())
+    assert alone.read()[:] == kept.read()[:], split
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3_000:]

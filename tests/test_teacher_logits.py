@@ -17,7 +17,7 @@ from distill.models import load_tokenizer
 from distill.predictors import load
 from distill.recipe import Data, Files
 from distill.run_folder import RunFolder
-from distill.teacher_logits import identify_teacher, with_teacher_logits
+from distill.teacher_logits import KeptLogits, identify_teacher, with_teacher_logits
 from distill.tokens import tokenise
 
 
@@ -56,7 +56,11 @@ class Teacher:
 
 
 def teacher_logits(folder, rows, label_names, load_teacher, **options):
-    return module.teacher_logits(identify_teacher(str(folder), label_names), rows, load_teacher, **options)
+    return module.teacher_logits(kept(folder, rows, label_names, load_teacher, **options))
+
+
+def kept(folder, rows, label_names, load_teacher, **options):
+    return KeptLogits(identify_teacher(str(folder), label_names), rows, load_teacher, **options)
 
 
 def answers(logits):
@@ -67,6 +71,21 @@ def test_the_logits_are_the_teachers_row_by_row(teacher, rows):
     logits = teacher_logits(teacher, rows, LABELS, Teacher(teacher))
     assert logits["example_id"] == rows["example_id"]
     np.testing.assert_allclose(answers(logits), load(teacher, "cpu").logits(rows["text"]), atol=1e-5)
+
+
+def test_shards_that_others_answered_in_any_order_are_found(teacher, rows):
+    """As the workers of a cluster do: each knows nothing but the folder and the shards that are its own."""
+    asked = kept(teacher, rows, LABELS, Teacher(teacher))
+    assert asked.missing() == [0, 16, 32, 48]
+    with pytest.raises(FolderError, match="shard 0 was answered and is not there"):
+        asked.read()
+    for starts in ([48, 16], [32, 0]):
+        kept(teacher, rows, LABELS, Teacher(teacher)).answer(starts)
+    idle = Teacher(teacher)
+    assert asked.missing() == []
+    found = teacher_logits(teacher, rows, LABELS, idle)
+    assert idle.loaded == 0
+    np.testing.assert_allclose(answers(found), load(teacher, "cpu").logits(rows["text"]), atol=1e-5)
 
 
 def test_classes_are_put_in_the_datas_order(teacher, rows):

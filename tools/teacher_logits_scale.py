@@ -50,7 +50,7 @@ def measure(model: str, rows: int, classes: int) -> dict[str, float]:
     """Return the bytes on disk, the seconds and the growth of the peak memory of keeping and reading `rows` answers."""
     from distill.models import load_config
     from distill.predictors import label_names
-    from distill.teacher_logits import identify_teacher, teacher_logits
+    from distill.teacher_logits import KeptLogits, identify_teacher, teacher_logits
 
     class Instant:
         def logits(self, texts: list[str], progress: object) -> np.ndarray:
@@ -63,10 +63,10 @@ def measure(model: str, rows: int, classes: int) -> dict[str, float]:
             file.writelines(json.dumps(text) + "\n" for text in texts)
         table = Dataset.from_json(str(path), cache_dir=work)
         teacher = identify_teacher(model, label_names(load_config(model)))
-        teacher_logits(teacher, table.select(range(5_000)), Instant, cache=Path(work) / "warm")
+        teacher_logits(KeptLogits(teacher, table.select(range(5_000)), Instant, cache=Path(work) / "warm"))
         start, peak = time.perf_counter(), Peak()
         with peak:
-            kept = teacher_logits(teacher, table, Instant, cache=Path(work) / "cache")
+            kept = teacher_logits(KeptLogits(teacher, table, Instant, cache=Path(work) / "cache"))
             total = sum(len(batch["teacher_logits"]) for batch in kept.iter(batch_size=1_000))
         seconds = time.perf_counter() - start
         assert total == rows

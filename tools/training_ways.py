@@ -4,10 +4,10 @@ usage: python3 tools/training_ways.py --encoder DIR --train FILE --test FILE --w
            [--ways plain no-attention-dropout by-length by-length-bf16] [--seeds 1 2 3] [--report-only]
 
 Every way takes the same texts, epochs and number of steps; there is no validation, so the last state is judged. `plain`
-draws its texts at random and keeps the model's attention dropout, in fp32, as a Trainer does by itself: steps of as many
-texts, each computed a text at a time, which is the same but for the padding. Finished runs in WORK are kept, so the script
-can be stopped and started again. Prints the table; the last line is JSON, with which test texts each run was right on
-(`correct`, packed bits in hexadecimal).
+draws its texts at random and keeps the model's attention dropout, in fp32, as a Trainer does by itself: the same steps
+of 8 texts, computed a text at a time, which differs in nothing but padding. Finished runs in WORK are kept, so the
+script can be stopped and started again. Prints the table; the last line is JSON, with which test texts each run was
+right on (`correct`, packed bits in hexadecimal).
 """
 
 from __future__ import annotations
