@@ -4,8 +4,8 @@ usage: python3 tools/step_profile.py ENCODER_DIR TRAIN.parquet --work DIR [--tex
            [--set KEY=VALUE ...]
 
 `distill teacher` is run twice on the same texts: as it is, for its figures, and under torch's profiler, for the shares
-of its parts (a part's own time on the main thread, on which the others wait). What no operation of torch accounts for is
-Python, the loader and the launching of threads. The last line of stdout is one JSON object.
+of its parts (a part's own time on the main thread, on which the others wait). What no operation of torch accounts for
+is Python, the loader and the launching of threads. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations

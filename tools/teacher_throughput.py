@@ -4,8 +4,7 @@ usage: python3 tools/teacher_throughput.py ENCODER_DIR TRAIN.parquet --peer "PYT
            [--texts 256] [--max-tokens 512] [--batch 8] [--rounds 2] [--set KEY=VALUE ...]
 
 The peer is a command that takes ENCODER_DIR TRAIN --texts N --batch N, trains one epoch at 512 tokens and prints, as
-its last line, JSON with samples_per_second, tokenising left out; so is ours counted. The last line of stdout is one JSON
-object.
+its last line, JSON with samples_per_second, tokenising left out; so is ours counted. The last line is one JSON object.
 """
 
 from __future__ import annotations
