@@ -3,7 +3,7 @@
 usage: python3 tools/scale.py TOKENIZER_DIR --work DIR [--rows 65000 650000] [--classes 5]
 
 Writes texts of random words of the tokenizer's vocabulary, as long as Yelp's reviews (log-normal, some 129 tokens on
-average), a thirteenth as many to test on. Then `distill teacher` and `distill student` go through one epoch of them with
+average), a thirteenth as many to test on. Then `distill teacher` and `distill student` go through an epoch of them with
 a model of one tiny layer, so that what is measured is reading, tokenising, keeping the teacher's answers, sampling,
 batching and evaluating. Peak memory is the process's resident set, mapped files included. The last line is JSON.
 """
