@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from distill.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnDive
 from distill.devices import Device, peak_memory_bytes, training_precision
 from distill.errors import FolderError, RecipeError
 from distill.files import room_for
-from distill.first_token import first_token_only, last_layer
+from distill.first_token import LastLayer, first_token_only, last_layer
 from distill.hidden_states import OnlineTeacher
 from distill.losses import (
     UNLABELLED,
@@ -76,6 +77,10 @@ class ClassificationTrainer(Trainer):
         super().__init__(*args, **kwargs)
         # Tells Trainer to count the examples of all accumulated batches, and not to divide the loss once more.
         self.model_accepts_loss_kwargs = True
+        self.count_anew()
+
+    def count_anew(self) -> None:
+        """Count tokens, positions and examples from none again."""
         self.tokens: torch.Tensor | int = 0
         self.positions = 0
         self.examples = 0
@@ -157,9 +162,13 @@ class DistillationTrainer(ClassificationTrainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.teacher_weights = teacher_weights
+        self.learn_by(loss, online)
+
+    def learn_by(self, loss: Loss, online: OnlineTeacher | None) -> None:
+        """Take `loss` from now on, with the teacher that it runs beside the student, if it runs one."""
         self.loss = loss
         self.loss_is_scheduled = loss.is_scheduled
-        self.teacher_weights = teacher_weights
         self.online = online
         self.reads_all_tokens = online is not None
 
@@ -260,6 +269,70 @@ def _try_out(arguments: TrainingArguments) -> None:
     )  # fmt: skip
 
 
+def make_trainer(
+    trainer_class: type[ClassificationTrainer],
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Dataset,
+    validation_rows: Dataset,
+    arguments: TrainingArguments,
+    folder: RunFolder,
+    *,
+    padding: str,
+    max_tokens: int,
+    title: str,
+    callbacks: Sequence[TrainerCallback] = (),
+    **settings: Any,
+) -> ClassificationTrainer:
+    """Return a Trainer that is judged on validation and stops where losses, logits or weights are not numbers.
+
+    `settings` are its model, or what makes one, and what `trainer_class` wants beside Trainer's own.
+    """
+    divergence = StopOnDivergence(folder, title)
+
+    def validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
+        logits = np.asarray(prediction.predictions)
+        if not np.isfinite(logits).all():
+            divergence.stop("logits on validation are not finite", arguments, trainer.state)
+        return _validation_figures(logits, prediction.label_ids)
+
+    trainer = trainer_class(
+        args=arguments,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows.sort("length"),  # neighbours of like length need little padding
+        processing_class=tokenizer,
+        data_collator=Collator(tokenizer, padding, max_tokens),
+        compute_metrics=validation_figures,
+        callbacks=[divergence, *callbacks],
+        **settings,
+    )
+    trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
+    return trainer
+
+
+def watch(trainer: ClassificationTrainer, title: str, device: Device) -> ProgressLine:
+    """Return a line on stderr that the Trainer will move; whoever runs it closes the line."""
+
+    def shown() -> dict[str, str]:
+        memory = peak_memory_bytes(device)
+        return {
+            "padding": f"{100 * (1 - int(trainer.tokens) / trainer.positions):.0f} %",
+            **({"memory": f"{memory / 1e9:.1f} GB"} if memory else {}),
+        }
+
+    line = ProgressLine(title, shown)
+    trainer.add_callback(line)
+    return line
+
+
+@contextlib.contextmanager
+def narrowed(trainer: ClassificationTrainer, layer: LastLayer | None) -> Iterator[None]:
+    """Within the block, the model's last layer works on the first token alone, where nothing reads the others."""
+    # DataParallel, which Trainer takes for several GPUs in one process, copies what this changes to other devices.
+    whole = trainer.reads_all_tokens or trainer.args.n_gpu > 1
+    with first_token_only(None if whole else layer):
+        yield
+
+
 def train(
     trainer_class: type[ClassificationTrainer],
     model: PreTrainedModel,
@@ -283,8 +356,7 @@ def train(
     from, and then the figures count from there. Raises `Interrupted` on SIGINT or SIGTERM, after the running
     step and a checkpoint, and `TrainingError` where the loss diverges.
     """
-    divergence = StopOnDivergence(folder, title)
-    callbacks: list[TrainerCallback] = [divergence, LogFile(folder.metrics_log)]
+    callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log)]
     kept, arguments.save_total_limit = arguments.save_total_limit, None
     callbacks.append(SealCheckpoints(kept, checkpoint))
     layer = last_layer(model)
@@ -298,39 +370,13 @@ def train(
         callbacks.append(TensorBoardCallback(SummaryWriter(str(folder.tensorboard))))
     if early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience))
-
-    def validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
-        logits = np.asarray(prediction.predictions)
-        if not np.isfinite(logits).all():
-            divergence.stop("logits on validation are not finite", arguments, trainer.state)
-        return _validation_figures(logits, prediction.label_ids)
-
-    trainer = trainer_class(
-        model=model,
-        args=arguments,
-        train_dataset=train_rows,
-        eval_dataset=validation_rows.sort("length"),  # neighbours of like length need little padding
-        processing_class=tokenizer,
-        data_collator=Collator(tokenizer, padding, max_tokens),
-        compute_metrics=validation_figures,
-        callbacks=callbacks,
-        **loss_settings,
-    )
-    trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
-
-    def shown() -> dict[str, str]:
-        memory = peak_memory_bytes(device)
-        return {
-            "padding": f"{100 * (1 - int(trainer.tokens) / trainer.positions):.0f} %",
-            **({"memory": f"{memory / 1e9:.1f} GB"} if memory else {}),
-        }
-
-    line = ProgressLine(title, shown)
-    trainer.add_callback(line)
-    # DataParallel, which Trainer takes for several GPUs in one process, copies what the block changes to other devices.
-    whole = trainer.reads_all_tokens or arguments.n_gpu > 1
+    trainer = make_trainer(
+        trainer_class, tokenizer, train_rows, validation_rows, arguments, folder, padding=padding,
+        max_tokens=max_tokens, title=title, callbacks=callbacks, model=model, **loss_settings,
+    )  # fmt: skip
+    line = watch(trainer, title, device)
     try:
-        with StopOnSignal(trainer), first_token_only(None if whole else layer), room_for(folder.path):
+        with StopOnSignal(trainer), narrowed(trainer, layer), room_for(folder.path):
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except pickle.UnpicklingError as error:  # torch reads optimizer and random state as tensors alone
         if checkpoint is None:
