@@ -160,9 +160,9 @@ def sweep_sentence(found: Mapping[str, Any]) -> str:
         return f"None of {count} trials came to anything."
     best = found["trials"][found["best"] - 1]
     return (
-        f"Trial {best['number']} of {count} was best, with a validation {metric} of {best['objective']:.4f}. These very "
-        f"texts chose it, so the best of {count} looks better than it is; what it is worth is said by the test figures "
-        f"of a {found['stage']} trained with its values."
+        f"Trial {best['number']} of {count} was best, with a validation {metric} of {best['objective']:.4f}. These "
+        f"very texts chose it, so the best of {count} looks better than it is; what it is worth is said by the test "
+        f"figures of a {found['stage']} trained with its values."
     )
 
 

@@ -27,6 +27,7 @@ from distill.first_token import last_layer
 from distill.fitting import read_splits, tokenised
 from distill.hidden_states import OnlineTeacher
 from distill.models import load_classifier, load_tokenizer
+from distill.packages import SWEEP_EXTRA
 from distill.provenance import now, versions
 from distill.recipe import Recipe, Space, Stage, with_absolute_paths
 from distill.recipe_file import with_values
@@ -45,7 +46,6 @@ from distill.training_arguments import LOWER_IS_BETTER
 
 log = logging.getLogger("distill")
 
-SWEEP_EXTRA = 'pip install "distill[sweep]"'
 STUDY = "sweep"  # the name of the study in its storage
 
 # Settings of a stage to its model before training and the teacher that its loss runs beside it, if it runs one.
