@@ -13,6 +13,7 @@ import pytest
 from conftest import LABELS, data_section, run
 
 from distill import stages, training
+from distill.candidates import sweeps_in
 from distill.errors import FolderError, TrainingError, UserError
 from distill.recipe_file import load_recipe
 from distill.run_folder import SweepFolder
@@ -187,6 +188,8 @@ def test_the_trials_are_in_the_report(world, searched, tmp_path):
         )
         assert f"{best['objective']:.4f}" in text and "training.warmup_steps" in text
     assert html.count('<tr class="chosen">') == 1
+    shutil.copytree(world / "whole", tmp_path / "run" / "sweep")  # as `distill run` finds it
+    assert [found["folder"] for found in sweeps_in(tmp_path / "run")] == [str(tmp_path / "run" / "sweep")]
 
 
 def test_without_optuna_there_is_one_line_and_its_cure(world, tmp_path, monkeypatch):
