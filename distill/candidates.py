@@ -13,7 +13,7 @@ from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe import FORMATS
-from distill.run_folder import EXPORT_PROOFS, RunFolder, read_proofs
+from distill.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, read_proofs
 from distill.sessions import FOR_CPUS, OPENVINO_EXTRA, can_run
 from distill.training_log import selected_step, training_curve
 
@@ -21,7 +21,12 @@ FLIPPED_SHOWN = 10  # texts of each format; all are in its file
 
 
 def models_in(folder: Path) -> list[Path]:
-    """Return the folder itself, or the stages of a `run` in it; raises `FolderError` where there is no model."""
+    """Return the folder itself, or the stages of a `run` in it; of a search, which has none, nothing.
+
+    Raises `FolderError` where there is no model.
+    """
+    if SweepFolder(folder).results.is_file():
+        return []
     if (folder / "config.json").is_file():
         return [folder]
     inner = [folder / name for name in ("teacher", "student", "control") if (folder / name / "config.json").is_file()]
@@ -30,6 +35,13 @@ def models_in(folder: Path) -> list[Path]:
             f"{folder}: no model there (no config.json)" if folder.is_dir() else f"{folder}: no such folder"
         )
     return inner
+
+
+def sweeps_in(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield what a search found (see sweep.sweep), with its folder, where the folder is that of one or of a `run`."""
+    for path in (folder, folder / "sweep"):
+        if SweepFolder(path).results.is_file():
+            yield {"folder": str(path), **SweepFolder(path).read_results()}
 
 
 def learning_curves(models: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -34,6 +35,10 @@ OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", he
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Redo what is already there.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Distil from a teacher that has nothing to teach.")]
+TeacherLogitsOption = Annotated[
+    Path | None,
+    typer.Option("--teacher-logits", metavar="DIR", help="Where the teachers' answers are kept (default: TEACHER)."),
+]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line of stdout is the whole result.")]
 PushOption = Annotated[
@@ -76,7 +81,10 @@ class _Group(TyperGroup):
             print("hint: put that right, then the same command; where it trains, --resume goes on", file=sys.stderr)
             raise typer.Exit(2) from None
         except (KeyboardInterrupt, _Terminated) as stopped:
-            print("\ninterrupted; finished stages stay (run, teacher and student: --resume goes on)", file=sys.stderr)
+            print(
+                "\ninterrupted; finished stages stay (run, teacher, student and sweep: --resume goes on)",
+                file=sys.stderr,
+            )
             raise typer.Exit(143 if isinstance(stopped, _Terminated) else 130) from None
 
 
@@ -154,12 +162,7 @@ def student(
     output: OutputOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
-    teacher_logits: Annotated[
-        Path | None,
-        typer.Option(
-            "--teacher-logits", metavar="DIR", help="Where the teachers' answers are kept (default: TEACHER)."
-        ),
-    ] = None,
+    teacher_logits: TeacherLogitsOption = None,
     force: ForceOption = False,
     device: DeviceOption = "auto",
     push_to_hub: PushOption = None,
@@ -173,6 +176,43 @@ def student(
         device=device, push_to_hub=push_to_hub,
     )  # fmt: skip
     _print_run(folder, json_)
+
+
+@app.command()
+def sweep(
+    recipe: RecipeArgument,
+    teacher: Annotated[
+        list[str] | None, typer.Option("--teacher", metavar="DIR", help="Whom the student of every trial learns from.")
+    ] = None,
+    set_: SetOption = None,
+    output: OutputOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    teacher_logits: TeacherLogitsOption = None,
+    force: ForceOption = False,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Search over the recipe's sweep keys, judged on validation; leave a recipe with the best values."""
+    refuse_ranks("sweep")
+    stages = _stages()
+    resolved = stages.check(recipe, set_ or ())
+    found = stages.sweep(
+        resolved, teacher or (), output, teacher_logits=teacher_logits, resume=resume, overwrite=overwrite,
+        force=force, device=device,
+    )  # fmt: skip
+    if json_:
+        print(json.dumps(found))
+        return
+    from distill.report import sweep_sentence, sweep_table
+
+    print(f"{sweep_table(found, style='simple')}\n\n{sweep_sentence(found)}")
+    best = Path(output or resolved.sweep.output, "recipe.yaml")
+    print(
+        shlex.join(
+            ["distill", found["stage"], str(best), *(word for name in teacher or () for word in ("--teacher", name))]
+        )
+    )
 
 
 @app.command()

@@ -89,37 +89,28 @@ def distil(
     settings = _student_of(recipe)
     resolved = resolve_device(device)
     recipe = with_absolute_paths(recipe)
-    for name in teachers:
-        if folder.path.resolve() == Path(name).resolve():
-            raise FolderError(f"{folder.path}: the student would overwrite its teacher", hint="--output DIR")
-    weights = settings.teacher_weights or (1.0,) * len(teachers)
-    if len(weights) != len(teachers):
-        raise RecipeError(
-            f"student.teacher_weights: wants one for each of {len(teachers)} teachers, got {len(weights)}"
-        )
+    weights = weights_of(settings, teachers)
+    check_spares(folder, teachers)
     folder.check(recipe, resume=resume, overwrite=overwrite)
     arguments, precision = training_arguments(settings.training, folder, resolved, stage="student")
     clock = Clock()
     with clock("data"):
         splits = shared_splits(recipe)
-    model, tokenizer = _new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
-    online = _online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
+    model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
+    online = online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # projections work outside forward, where DDP does not see them
     with clock("teacher_logits"):
         known = [identify_teacher(name, splits.label_names) for name in teachers]
-        answers = _answers(known, splits, cache, device, force=force)
-    rows = []
-    for split in answers[0]:
-        with clock("tokenising"):
-            part = tokenised(split, getattr(splits, split), tokenizer, recipe.data.max_tokens)
-        rows.append(with_teacher_logits(part, [answer[split] for answer in answers]))
+        answers = answers_of(known, splits, cache, device, force=force)
+    with clock("tokenising"):
+        rows = answered_rows(answers, splits, tokenizer, recipe.data.max_tokens)
     parents = {
         str(Path(teacher.name).absolute() if Path(teacher.name).is_dir() else teacher.name): teacher.weights
         for teacher in known
     }
     return fit(
-        model, tokenizer, concatenate_datasets(rows), splits, recipe, settings, folder, arguments, precision, clock,
+        model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock,
         resume=resume, overwrite=overwrite, device=resolved, role="student",
         parents={"teachers": parents, "model": settings.model}, trainer_class=DistillationTrainer,
         loss=settings.loss, teacher_weights=weights, online=online,
@@ -150,7 +141,7 @@ def control(
     clock = Clock()
     with clock("data"):
         splits = shared_splits(recipe)
-    model, tokenizer = _new_student(settings, recipe, teacher, splits.label_names, seed=arguments.seed)
+    model, tokenizer = new_student(settings, recipe, teacher, splits.label_names, seed=arguments.seed)
     with clock("tokenising"):
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     return fit(
@@ -192,6 +183,23 @@ def _student_of(recipe: Recipe) -> Student:
     return recipe.student
 
 
+def weights_of(settings: Student, teachers: Sequence[str]) -> tuple[float, ...]:
+    """Return how much each of `teachers` counts; raises `RecipeError` where the recipe weighs more or fewer."""
+    weights = settings.teacher_weights or (1.0,) * len(teachers)
+    if len(weights) != len(teachers):
+        raise RecipeError(
+            f"student.teacher_weights: wants one for each of {len(teachers)} teachers, got {len(weights)}"
+        )
+    return weights
+
+
+def check_spares(folder: RunFolder, teachers: Sequence[str]) -> None:
+    """Raise `FolderError` where what is written to `folder` would overwrite one of `teachers`."""
+    for name in teachers:
+        if folder.path.resolve() == Path(name).resolve():
+            raise FolderError(f"{folder.path}: the student would overwrite its teacher", hint="--output DIR")
+
+
 def _for_as_many_steps(training: Mapping[str, Any], steps: int, steps_per_epoch: float) -> dict[str, Any]:
     """`training` for exactly `steps`, evaluated at the same steps as before however long its own epochs are."""
     changed = {**training, "max_steps": steps}
@@ -205,10 +213,10 @@ def _for_as_many_steps(training: Mapping[str, Any], steps: int, steps_per_epoch:
     return changed
 
 
-def _new_student(
+def new_student(
     settings: Student, recipe: Recipe, teacher: str, label_names: Sequence[str], *, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The student before training, and its tokenizer: its own, or the teacher's where it is made from the teacher."""
+    """Return the student before training, and its tokenizer: its own, or the teacher's where it is made from it."""
     max_tokens = recipe.data.max_tokens
     if settings.model is not None:
         tokenizer = load_tokenizer(settings.model)
@@ -254,10 +262,14 @@ def kept_logits(
     }
 
 
-def _answers(
+def answers_of(
     teachers: Sequence[Teacher], splits: Splits, cache: Path | None, device: str, *, force: bool
 ) -> list[dict[str, Dataset]]:
-    """Each teacher's logits on train and, where there is one, transfer; no teacher stays in memory."""
+    """Return each teacher's logits on train and, where there is one, transfer; no teacher stays in memory.
+
+    They are kept in `cache` (default: in each teacher's folder), and what is there is not computed again. Raises
+    `ModelError` for a teacher that is no better than always answering the commonest class, unless it is `force`d.
+    """
     titles = [Path(teacher.name).name if len(teachers) > 1 else "teacher" for teacher in teachers]
     kept = [
         kept_logits(teacher, splits, cache, device, title=title)
@@ -289,7 +301,18 @@ def _check_teacher(teacher: Teacher, answers: Dataset, validation: Dataset, titl
     log.warning("%s; distilled all the same (--force)", problem)
 
 
-def _online_teacher(
+def answered_rows(
+    answers: Sequence[Mapping[str, Dataset]], splits: Splits, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> Dataset:
+    """Return the texts that the teachers answered, tokenised, with each teacher's logits beside them."""
+    rows = []
+    for split in answers[0]:
+        part = tokenised(split, getattr(splits, split), tokenizer, max_tokens)
+        rows.append(with_teacher_logits(part, [answer[split] for answer in answers]))
+    return concatenate_datasets(rows)
+
+
+def online_teacher(
     settings: Student,
     teachers: Sequence[str],
     model: PreTrainedModel,
@@ -297,6 +320,7 @@ def _online_teacher(
     *,
     max_tokens: int,
 ) -> OnlineTeacher | None:
+    """Return the teacher that the student's loss runs at every step; None where it needs cached logits alone."""
     hidden, relations = settings.loss.hidden_states, settings.loss.attention_relations
     if not settings.loss.runs_teacher:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -18,7 +19,7 @@ from distill.devices import describe_hardware, resolve_device, training_precisio
 from distill.errors import UserError, one_line
 from distill.fitting import read_splits
 from distill.models import load_tokenizer, parameters_of, weight_files
-from distill.packages import Finding
+from distill.packages import SWEEP_EXTRA, Finding
 from distill.recipe import Recipe
 from distill.sessions import OPENVINO_EXTRA, can_run, onnx_runs_on_cuda
 
@@ -114,6 +115,8 @@ def _devices() -> Iterator[Finding]:
         )
     if not can_run("openvino-int8", "cpu"):
         yield Finding("openvino", "note", "not installed: its formats cannot be made or run", OPENVINO_EXTRA)
+    if importlib.util.find_spec("optuna") is None:
+        yield Finding("optuna", "note", "not installed: distill sweep cannot search", SWEEP_EXTRA)
 
 
 def _hub() -> Iterator[Finding]:

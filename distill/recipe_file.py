@@ -5,12 +5,13 @@ YAML 1.2 through ruamel.yaml: `3e-4` is a number, `no` a string, an equal key tw
 
 from __future__ import annotations
 
+import copy
 import difflib
 import io
 import json
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +68,14 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         is_secret = key[-1].lower().split("_")[-1] in SECRETS
         places[key] = Place(0, f"--set {'.'.join(key)}" if is_secret else f"--set {override}")
     return _validate(values, places, mistakes, name=str(path))
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with these dotted keys set, without its search, checked anew; raises `RecipeError`."""
+    changed = recipe.model_copy(update={"sweep": None}).model_dump(mode="json", exclude_none=True)
+    for key, value in values.items():
+        _put(changed, tuple(key.split(".")), value)
+    return _validate(changed, {}, [], name=", ".join(f"{key} {value}" for key, value in values.items()))
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -152,6 +161,8 @@ def _lines(node: Node | None, at: KeyPath, seen: set[int]) -> Iterator[tuple[Key
 def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     key, equals, text = override.partition("=")
     parts = tuple(key.strip().split("."))
+    if parts[:2] == ("sweep", "keys") and len(parts) > 2:  # what follows is the name of one key
+        parts = (*parts[:2], ".".join(parts[2:]))
     if not equals or not all(parts):
         raise ValueError("wants dotted.key=value")
     if len(parts) > DEEPEST or _is_too_deep(text):
@@ -190,24 +201,57 @@ def _validate(
         key = f"{'.'.join(map(str, at))}: " if at else ""
         mistakes.append((place.line, f"{place.shown}: {key}{problem}"))
 
-    recipe: Recipe | None = None
+    try:
+        recipe, faults = _faults(values)
+    except ValueError as error:  # an alias that holds itself
+        raise RecipeError(f"{name}: {error}") from None
+    for at, problem in faults:
+        report(at, problem)
+    for at, problem in _faults_of_trials(recipe, values, faults) if recipe else ():
+        report(at, problem)
+    if mistakes or recipe is None:
+        raise RecipeError(*(text for _, text in sorted(mistakes, key=lambda mistake: mistake[0])))
+    return _fill_training(recipe)
+
+
+def _faults(values: Mapping[str, Any]) -> tuple[Recipe | None, list[tuple[KeyPath, str]]]:
+    """Return the recipe, None where it cannot be made, and what is wrong, each with its key."""
+    recipe, faults = None, []
     try:
         # JSON mode, because strict mode takes a YAML list for a tuple only there.
         recipe = Recipe.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        for fault in error.errors():
-            report(fault["loc"], _explain(fault))
-    except ValueError as error:  # an alias that holds itself
-        raise RecipeError(f"{name}: {error}") from None
+        # pydantic marks a fault of a mapping's key, rather than of its value, by one more part.
+        faults = [(tuple(p for p in fault["loc"] if p != "[key]"), _explain(fault)) for fault in error.errors()]
     for stage in ("teacher", "student"):
         section = values.get(stage)
         training = section.get("training") if isinstance(section, dict) else None
         if isinstance(training, dict):
             for name, problem in training_arguments.problems({str(k): v for k, v in training.items()}):
-                report((stage, "training", name), problem)
-    if mistakes or recipe is None:
-        raise RecipeError(*(text for _, text in sorted(mistakes, key=lambda mistake: mistake[0])))
-    return _fill_training(recipe)
+                faults.append(((stage, "training", name), problem))
+    return recipe, faults
+
+
+def _faults_of_trials(
+    recipe: Recipe, values: Mapping[str, Any], known: Sequence[tuple[KeyPath, str]]
+) -> Iterator[tuple[KeyPath, str]]:
+    """Yield what would be wrong with the recipe in a trial: each value that a key may take is put in its place."""
+    for key, space in recipe.sweep.keys.items() if recipe.sweep else ():
+        found: dict[str | int, str] = {}
+        for which, value in space.candidates().items():
+            changed = {**copy.deepcopy(values), "sweep": None}
+            try:
+                _put(changed, tuple(key.split(".")), value)
+            except ValueError as error:
+                found[which] = str(error)
+                continue
+            for fault in _faults(changed)[1]:
+                if fault not in known:
+                    found[which] = fault[1]
+        if len(found) > 1 and len(set(found.values())) == 1:  # the key is wrong, not what it may take
+            yield ("sweep", "keys", key), next(iter(found.values()))
+        else:
+            yield from ((("sweep", "keys", key, which), problem) for which, problem in found.items())
 
 
 def _fill_training(recipe: Recipe) -> Recipe:
@@ -235,8 +279,12 @@ def _explain(fault: Any) -> str:
 
 def _keys(section: Sequence[str | int]) -> list[str]:
     model: Any = Recipe
-    for part in section:
+    parts = iter(section)
+    for part in parts:
         annotation = model.model_fields[part].annotation
         options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        if typing.get_origin(annotation) is dict:  # the next part is one of its keys
+            options = typing.get_args(annotation)[1:]
+            next(parts)
         model = next(option for option in options if isinstance(option, type) and issubclass(option, Section))
     return list(model.model_fields)

@@ -39,6 +39,7 @@ def write_report(
     trainings: Rows = (),
     cascade: Mapping[str, Any] | None = None,
     flipped: Rows = (),
+    sweeps: Rows = (),
     recipe: str = "",
 ) -> dict[str, Any]:
     """Write report.json, report.md, report.html and the picture into `folder`; return the contents of report.json.
@@ -47,7 +48,8 @@ def write_report(
     what a reader must know of rows that are missing, `comparisons` students against their controls (see
     metrics.compare_paired), each with the folder of its `student`, `trainings` what training_log makes of logs,
     `cascade` a cascade.cascade_curve with its `student` and `teacher`, `flipped` the texts that each format answers
-    otherwise, `recipe` its text. Every figure in the other files is one of report.json's.
+    otherwise, `sweeps` what searches found (see sweep.sweep), `recipe` its text. Every figure in the other files is one
+    of report.json's.
     """
     decisive = next((shape for shape in shapes if all(shape in row["latency_ms"] for row in measurements)), None)
     moved = (
@@ -63,6 +65,7 @@ def write_report(
         "cascade": dict(cascade) if cascade else None,
         "trainings": list(trainings),
         "flipped": list(flipped),
+        "sweeps": list(sweeps),
         "notes": [*notes, *(moved if budget and decisive else []), *_disturbed(measurements, decisive)],
         "recipe": recipe,
     }
@@ -145,6 +148,47 @@ def table(measurements: Rows, shapes: Sequence[str], *, style: str) -> str:
     return tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True)
 
 
+def sweep_table(found: Mapping[str, Any], *, style: str) -> str:
+    """Return the trials of a search (see sweep.sweep), best first, as a table in tabulate's `style`."""
+    return tabulate(_trials(found), headers="keys", tablefmt=style, disable_numparse=True)
+
+
+def sweep_sentence(found: Mapping[str, Any]) -> str:
+    """Return which trial of a search was best, and what its figure is worth."""
+    count, metric = len(found["trials"]), found["metric"]
+    if found["best"] is None:
+        return f"None of {count} trials came to anything."
+    best = found["trials"][found["best"] - 1]
+    return (
+        f"Trial {best['number']} of {count} was best, with a validation {metric} of {best['objective']:.4f}. These "
+        f"very texts chose it, so the best of {count} looks better than it is; what it is worth is said by the test "
+        f"figures of a {found['stage']} trained with its values."
+    )
+
+
+def shown_value(value: Any) -> str:
+    """Return a recipe's value as a person would write it, numbers to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _trials(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row of cells for each trial, best first, those that failed last."""
+    sign = -1 if found["direction"] == "maximize" else 1
+    trials = sorted(found["trials"], key=lambda t: (t["error"] is not None, sign * (t["objective"] or 0), t["number"]))
+    figure = f"validation {found['metric']}"
+    return [
+        {
+            "trial": str(trial["number"]),
+            **{key.partition(".")[2]: shown_value(value) for key, value in trial["values"].items()},
+            figure: "failed" if trial["error"] else f"{trial['objective']:.4f}",
+            "epoch": "-" if trial["error"] else f"{trial['epoch']:g}",
+            "seconds": f"{trial['seconds']:.1f}",
+            "": trial["error"] or ("best" if trial["number"] == found["best"] else ""),
+        }
+        for trial in trials
+    ]
+
+
 def _cells(row: Mapping[str, Any], shapes: Sequence[str], percentiles: Sequence[str]) -> dict[str, str]:
     return {
         "role": row["role"],
@@ -176,6 +220,11 @@ def _markdown(report: Mapping[str, Any], shapes: Sequence[str], *, picture: bool
         "Agreement: with the same model in torch fp32. Latency: the model alone, batch x tokens, median. texts/s: end "
         "to end on the test texts, tokenising included.",
         "\n".join(f"- {note}" for note in report["notes"]),
+        *(
+            part
+            for found in report["sweeps"]
+            for part in (f"## Search: {found['folder']}", sweep_sentence(found), sweep_table(found, style="github"))
+        ),
         "## Conditions",
         "\n".join(f"- {name}: {shown(value)}" for name, value in environment.items()),
     ]
@@ -215,6 +264,10 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
         rows=rows,
         pictures={name: Markup(plots.as_svg(figure, name)) if figure else None for name, figure in drawn.items()},
         cascade_sentence=report["cascade"] and cascade_sentence(report["cascade"]),
+        searches=[
+            {"folder": found["folder"], "sentence": sweep_sentence(found), "rows": _trials(found)}
+            for found in report["sweeps"]
+        ],
         confusions=[row for row in detailed if row.get("confusion")],
     )
 

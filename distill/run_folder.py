@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,7 @@ class RunFolder:
     """What `distill teacher` and `distill student` leave; the folder loads with transformers' from_pretrained."""
 
     path: Path
+    grows_by: ClassVar[tuple[str, ...]] = ()  # recipe keys by which a run, also a finished one, may be made longer
 
     @property
     def recipe(self) -> Path:
@@ -113,11 +114,12 @@ class RunFolder:
             raise FolderError(f"{self.path}: not empty and not a run folder; nothing was touched", hint="--output DIR")
         if overwrite:
             return
-        if self.is_finished:
+        if self.is_finished and not (resume and self.grows_by):
             raise FolderError(f"{self.path}: holds a finished run", hint="--overwrite, or --output for another folder")
         if not resume:
             raise FolderError(f"{self.path}: holds an unfinished run", hint="--resume to go on, --overwrite to restart")
         differing = differences(recipe, load_recipe(self.recipe))
+        differing = {key: values for key, values in differing.items() if key not in self.grows_by}
         if differing:
             problem = f"{self.path}: was started with another recipe, so it cannot be resumed"
             raise FolderError(
@@ -182,6 +184,58 @@ class RunFolder:
             self.card.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.tensorboard, self.export, self.teacher_logits):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class SweepFolder(RunFolder):
+    """What `distill sweep` leaves: its trials, and a recipe with the values of the best."""
+
+    grows_by: ClassVar[tuple[str, ...]] = ("sweep.trials",)
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe of the search itself."""
+        return self.path / "sweep.yaml"
+
+    @property
+    def study(self) -> Path:
+        """Optuna's storage: a database, in which a kill leaves whole trials."""
+        return self.path / "trials.db"
+
+    @property
+    def results(self) -> Path:
+        """Every trial, for reports and for reading."""
+        return self.path / "sweep.json"
+
+    @property
+    def best(self) -> Path:
+        """The recipe with the values of the best trial, written last."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.best.is_file()
+
+    def start(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, which is held, that of a search of `recipe`; see RunFolder.start."""
+        super().start(recipe, resume=resume, overwrite=overwrite)
+        self.best.unlink(missing_ok=True)  # what was best may not stay it
+
+    def finish_sweep(self, best: Recipe) -> None:
+        """Seal the trials and write the recipe of the best, last of all."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)  # Trainer's folder, in which trials keep nothing
+        seal(self.path, (self.results.name,))
+        write_text(self.best, dump_recipe(best))
+
+    def read_results(self) -> dict[str, Any]:
+        """Return the trials (see sweep.sweep); raises `FolderError` where they are damaged."""
+        check_whole(self.path, (self.results.name,))
+        return read_json(self.results)
+
+    def _clear(self) -> None:
+        for file in (self.best, self.results, self.path / SEAL, *self.path.glob(f"{self.study.name}*")):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -22,8 +22,9 @@ from distill import distilling, inspection, pickles
 from distill import doctor as examination
 from distill import export as exporting
 from distill import report as reporting
+from distill import sweep as searching
 from distill.benchmark import cascade_of, measure
-from distill.candidates import candidates_of, flipped_texts, learning_curves, models_in
+from distill.candidates import candidates_of, flipped_texts, learning_curves, models_in, sweeps_in
 from distill.card import export_card
 from distill.checksums import NEVER_SEALED, damage_of, seal
 from distill.choice import Budget
@@ -47,7 +48,7 @@ from distill.quantisation import import_nncf
 from distill.ranks import leave, rank
 from distill.recipe import FORMATS, Recipe, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
-from distill.run_folder import EXPORT_PROOFS, RunFolder, hold, read_proofs
+from distill.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, hold, read_proofs
 from distill.sessions import TorchSession, calibration_temperature, import_openvino, onnx_runs_on_cuda
 from distill.teacher_logits import KeptLogits, identify_teacher
 from distill.timing import Clock
@@ -167,6 +168,42 @@ def student(
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
     return folder
+
+
+def sweep(
+    recipe: Recipe,
+    teachers: Sequence[Path | str] | Path | str = (),
+    output: Path | str | None = None,
+    *,
+    teacher_logits: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Search over the keys of the recipe's `sweep`, on validation; return the trials (see sweep.sweep).
+
+    They are left in `output` (default: the recipe's), with a recipe.yaml that has the values of the best. `teachers`
+    are those of the student whose keys are searched over, and none where the keys are the teacher's; `teacher_logits`
+    and `force` are as in `student`.
+    """
+    if recipe.sweep is None:
+        raise RecipeError("sweep: missing, and there are no keys to search over")
+    names = [str(teachers)] if isinstance(teachers, Path | str) else [str(name) for name in teachers]
+    if recipe.sweep.stage == "student" and not names:
+        raise RecipeError("sweep.keys: are the student's, and no teacher is named", hint="--teacher DIR")
+    if recipe.sweep.stage == "teacher" and names:
+        raise RecipeError(f"sweep.keys: are the teacher's, which learns from no other, got {', '.join(names)}")
+    return searching.sweep(
+        recipe,
+        names,
+        SweepFolder(Path(output or recipe.sweep.output)),
+        cache=Path(teacher_logits) if teacher_logits else None,
+        resume=resume,
+        overwrite=overwrite,
+        force=force,
+        device=device,
+    )
 
 
 def export(
@@ -297,13 +334,17 @@ def report(
 ) -> dict[str, Any]:
     """Measure every model in `folders` and its exports on the test split and leave a report; return report.json.
 
-    A folder is a run folder, an export, any transformers classifier, or the output of `run`. `recipe` (data, shapes)
-    defaults to the first one found in them. Devices: the CPU always, CUDA where there is one, or just `device`. Raises
-    `BudgetError`, once the report is written, where no model is within `budget`.
+    A folder is a run folder, an export, any transformers classifier, the output of `run`, or that of a `sweep`, whose
+    trials are shown beside. `recipe` (data, shapes) defaults to the first one found in them. Devices: the CPU always,
+    CUDA where there is one, or just `device`. Raises `BudgetError`, once the report is written, where no model is
+    within `budget`.
     """
     if Path(output).exists() and not Path(output).is_dir():
         raise FolderError(f"{output}: a file, not a folder", hint="--output DIR")
     models = [model for folder in folders for model in models_in(Path(folder))]
+    if not models:
+        raise FolderError(f"{folders[0]}: holds a search and no model to measure", hint="name a model's folder too")
+    sweeps = [found for folder in folders for found in sweeps_in(Path(folder))]
     recipe = recipe or _recipe_of(models)
     devices: list[Device] = [resolve_device(device)] if device != "auto" else ["cpu"]
     if device == "auto" and resolve_device("auto") == "cuda":
@@ -346,6 +387,7 @@ def report(
             trainings=list(learning_curves(models)),
             cascade=cascade_of(measurements, gold_labels, recipe.benchmark.shapes[0]),
             flipped=list(flipped_texts(models)),
+            sweeps=sweeps,
             recipe=dump_recipe(recipe),
         )
     if budget and found["choice"]["model"] is None:

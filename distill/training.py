@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from distill.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnDive
 from distill.devices import Device, GpuWatch, peak_memory_bytes, training_precision
 from distill.errors import FolderError, RecipeError
 from distill.files import room_for
-from distill.first_token import first_token_only, last_layer
+from distill.first_token import LastLayer, first_token_only, last_layer
 from distill.hidden_states import OnlineTeacher
 from distill.losses import (
     UNLABELLED,
@@ -159,9 +160,13 @@ class DistillationTrainer(ClassificationTrainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.teacher_weights = teacher_weights
+        self.learn_by(loss, online)
+
+    def learn_by(self, loss: Loss, online: OnlineTeacher | None) -> None:
+        """Take `loss` from now on, with the teacher that it runs beside the student, if it runs one."""
         self.loss = loss
         self.loss_is_scheduled = loss.is_scheduled
-        self.teacher_weights = teacher_weights
         self.online = online
         self.reads_all_tokens = online is not None
 
@@ -262,6 +267,73 @@ def _try_out(arguments: TrainingArguments) -> None:
     )  # fmt: skip
 
 
+def make_trainer(
+    trainer_class: type[ClassificationTrainer],
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Dataset,
+    validation_rows: Dataset,
+    arguments: TrainingArguments,
+    folder: RunFolder,
+    *,
+    padding: str,
+    max_tokens: int,
+    title: str,
+    callbacks: Sequence[TrainerCallback] = (),
+    **settings: Any,
+) -> ClassificationTrainer:
+    """Return a Trainer that is judged on validation and stops where losses, logits or weights are not numbers.
+
+    `settings` are its model, or what makes one, and what `trainer_class` wants beside Trainer's own.
+    """
+    divergence = StopOnDivergence(folder, title)
+
+    def validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
+        logits = np.asarray(prediction.predictions)
+        if not np.isfinite(logits).all():
+            divergence.stop("logits on validation are not finite", arguments, trainer.state)
+        return _validation_figures(logits, prediction.label_ids)
+
+    trainer = trainer_class(
+        args=arguments,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows.sort("length"),  # neighbours of like length need little padding
+        processing_class=tokenizer,
+        data_collator=Collator(tokenizer, padding, max_tokens),
+        compute_metrics=validation_figures,
+        callbacks=[divergence, *callbacks],
+        **settings,
+    )
+    trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
+    return trainer
+
+
+def watch(trainer: ClassificationTrainer, title: str) -> ProgressLine:
+    """Return a line on stderr that the Trainer will move; whoever runs it closes the line."""
+    line = ProgressLine(title, lambda: trainer.throughput.shown())
+    trainer.add_callback(line)
+    return line
+
+
+def throughput_of(model: PreTrainedModel, trainer: ClassificationTrainer, device: Device) -> Throughput:
+    """Return a count of what `trainer` will do with `model`, from none, with what that costs and the device can do."""
+    arguments = trainer.args
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
+    flops = forward_flops(model, first_token=_narrows(trainer))
+    return Throughput(device, flops, peak_flops(device, dtype))
+
+
+@contextlib.contextmanager
+def narrowed(trainer: ClassificationTrainer, layer: LastLayer | None) -> Iterator[None]:
+    """Within the block, the model's last layer works on the first token alone, where nothing reads the others."""
+    with first_token_only(layer if _narrows(trainer) else None):
+        yield
+
+
+def _narrows(trainer: ClassificationTrainer) -> bool:
+    # DataParallel, which Trainer takes for several GPUs in one process, copies what this changes to other devices.
+    return not trainer.reads_all_tokens and trainer.args.n_gpu <= 1
+
+
 def train(
     trainer_class: type[ClassificationTrainer],
     model: PreTrainedModel,
@@ -285,8 +357,7 @@ def train(
     from, and then the figures count from there. Raises `Interrupted` on SIGINT or SIGTERM, after the running
     step and a checkpoint, and `TrainingError` where the loss diverges.
     """
-    divergence = StopOnDivergence(folder, title)
-    callbacks: list[TrainerCallback] = [divergence, LogFile(folder.metrics_log)]
+    callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log)]
     kept, arguments.save_total_limit = arguments.save_total_limit, None
     callbacks.append(SealCheckpoints(kept, checkpoint))
     layer = last_layer(model)
@@ -300,35 +371,15 @@ def train(
         callbacks.append(TensorBoardCallback(SummaryWriter(str(folder.tensorboard))))
     if early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience))
-
-    def validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
-        logits = np.asarray(prediction.predictions)
-        if not np.isfinite(logits).all():
-            divergence.stop("logits on validation are not finite", arguments, trainer.state)
-        return _validation_figures(logits, prediction.label_ids)
-
-    trainer = trainer_class(
-        model=model,
-        args=arguments,
-        train_dataset=train_rows,
-        eval_dataset=validation_rows.sort("length"),  # neighbours of like length need little padding
-        processing_class=tokenizer,
-        data_collator=Collator(tokenizer, padding, max_tokens),
-        compute_metrics=validation_figures,
-        callbacks=callbacks,
-        **loss_settings,
-    )
-    trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
-
-    # DataParallel, which Trainer takes for several GPUs in one process, copies what the block changes to other devices.
-    whole = trainer.reads_all_tokens or arguments.n_gpu > 1
-    dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
-    trainer.throughput = Throughput(device, forward_flops(model, first_token=not whole), peak_flops(device, dtype))
-    line = ProgressLine(title, trainer.throughput.shown)
-    trainer.add_callback(line)
+    trainer = make_trainer(
+        trainer_class, tokenizer, train_rows, validation_rows, arguments, folder, padding=padding,
+        max_tokens=max_tokens, title=title, callbacks=callbacks, model=model, **loss_settings,
+    )  # fmt: skip
+    trainer.throughput = throughput_of(model, trainer, device)
+    line = watch(trainer, title)
     gpu = GpuWatch(device)
     try:
-        with StopOnSignal(trainer), first_token_only(None if whole else layer), room_for(folder.path), gpu:
+        with StopOnSignal(trainer), narrowed(trainer, layer), room_for(folder.path), gpu:
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except pickle.UnpicklingError as error:  # torch reads optimizer and random state as tensors alone
         if checkpoint is None:

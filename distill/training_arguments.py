@@ -77,6 +77,14 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 SHARES = ("label_smoothing_factor", "adam_beta1", "adam_beta2")  # from 0 to below 1
 
+# The fields that `distill sweep` may search over: what is learned depends on them, and Trainer reads them as it begins
+# to train. Not a seed, which would be choosing luck, nor what says when and by what a model is judged.
+SWEEPABLE = (
+    "learning_rate", "weight_decay", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "train_sampling_strategy",
+)  # fmt: skip
+
 LOGGING_STEPS = 50
 # What an evaluation gives: the names that metric_for_best_model may have.
 HIGHER_IS_BETTER = ("accuracy", "macro_f1", "roc_auc")

@@ -82,6 +82,28 @@ CASES = {
         ["teacher", "{recipe}", "--push-to-hub", "a/b/c"], "--push-to-hub a/b/c: wants NAME or OWNER/NAME",
     ),
     "a model of a hub that is not there": (["predict", "nobody/nothing", "a"], "nobody/nothing: no"),
+    "a search for nothing": (["sweep", "{recipe}"], "sweep: missing, and there are no keys to search over"),
+    "a search without the teacher": (
+        ["sweep", "{recipe}", "--set", "sweep.keys.student.training.learning_rate=[1.0e-3, 2.0e-3]"],
+        "sweep.keys: are the student's, and no teacher is named",
+    ),
+    "a search with a teacher's teacher": (
+        ["sweep", "{recipe}", "--teacher", "{model}", "--set", "sweep.keys.teacher.attention_dropout=[0.0, 0.1]"],
+        "sweep.keys: are the teacher's, which learns from no other, got",
+    ),
+    "a search into a folder of others": (
+        ["sweep", "{recipe}", "--output", "{data}", "--set", "sweep.keys.teacher.attention_dropout=[0.0, 0.1]"],
+        "not empty and not a run folder",
+    ),
+    "a search over its teacher": (
+        ["sweep", "{recipe}", "--teacher", "{model}", "--output", "{model}", "--set",
+         "sweep.keys.student.attention_dropout=[0.0, 0.1]"],
+        "would overwrite its teacher",
+    ),
+    "a search with what transformers refuses": (
+        ["sweep", "{recipe}", "--set", "sweep.keys.teacher.training.optim=[adamw_torch, adamw_bnb_8bit]"],
+        "teacher.training: ",
+    ),
     "nothing to convert": (["convert", "{model}", "--output", "x"], "there is nothing to convert"),
 }  # fmt: skip
 

@@ -144,6 +144,72 @@ CASES = {
             "8: found unexpected end of stream",
         ],
     ),
+    "a search for nothing": (GOOD + "sweep: {keys: {}}\n", ["7: sweep.keys: dictionary should have at least 1 item"]),
+    "a search in no space": (
+        GOOD + "sweep:\n  keys:\n    student.loss.temperature: 2\n",
+        ["9: sweep.keys.student.loss.temperature: wants a list of values, or {low: ..., high: ...}, got 2"],
+    ),
+    "spaces that are none": (
+        GOOD + "sweep:\n  keys:\n"
+        "    student.loss.temperature: [1]\n"
+        "    student.training.weight_decay: [1, 1]\n"
+        "    student.training.learning_rate: {low: 1, hihg: 2}\n"
+        "    student.training.adam_beta1: {low: 0.5}\n"
+        "    student.training.adam_beta2: {low: 0.9, high: 0.5}\n"
+        "    student.training.max_grad_norm: {low: 0.0, high: 1.0, log: true}\n"
+        "    student.training.max_steps: {low: 1, high: 2}\n"
+        "    student.training.num_train_epochs: {low: one, high: .inf}\n",
+        [
+            "9: sweep.keys.student.loss.temperature: wants two values or more, each once, got [1]",
+            "10: sweep.keys.student.training.weight_decay: wants two values or more, each once, got [1, 1]",
+            "11: sweep.keys.student.training.learning_rate.hihg: unknown key; did you mean high?",
+            "12: sweep.keys.student.training.adam_beta1: wants a list of values, or both low and high",
+            "13: sweep.keys.student.training.adam_beta2: wants low below high, got 0.9 and 0.5",
+            "14: sweep.keys.student.training.max_grad_norm: wants low above 0 where log is true, got 0.0",
+            "15: sweep.keys.student.training.max_steps: wants [1, 2] for the two, or 1.0 and 2.0 for what is between",
+            "16: sweep.keys.student.training.num_train_epochs.low: wants a number, got 'one'",
+            "16: sweep.keys.student.training.num_train_epochs.high: wants a number, got inf",
+        ],
+    ),
+    "a search over what trials share": (
+        GOOD + "sweep:\n  keys:\n"
+        "    data.max_tokens: [1, 2]\n"
+        "    teacher.model: [a, b]\n"
+        "    student.layers: [1, 2]\n"
+        "    student.training.seed: [1, 2]\n"
+        "    student.training.learning_rat: [1, 2]\n",
+        [
+            "9: sweep.keys.data.max_tokens: cannot be swept: trials share the data, the model",
+            "10: sweep.keys.teacher.model: cannot be swept: trials share",
+            "11: sweep.keys.student.layers: cannot be swept: trials share",
+            "12: sweep.keys.student.training.seed: cannot be swept; of training: learning_rate,",
+            "13: sweep.keys.student.training.learning_rat: cannot be swept; did you mean learning_rate?",
+        ],
+    ),
+    "a search over values that the recipe may not have": (
+        GOOD + "sweep:\n  keys:\n"
+        "    student.loss.temperature: [1, 0, {start: 4, end: 1}]\n"
+        "    student.loss.soft_weight: {low: 0.5, high: 1.5}\n"
+        "    student.loss.temprature: [1, 2]\n"
+        "    student.training.per_device_train_batch_size: {low: 8.0, high: 16.0}\n"
+        "    student.training.lr_scheduler_type: [linear, cosin]\n",
+        [
+            "9: sweep.keys.student.loss.temperature.1: wants a temperature above 0, got 0.0",
+            "10: sweep.keys.student.loss.soft_weight.high: wants a share from 0 to 1, got 1.5",
+            "11: sweep.keys.student.loss.temprature: unknown key; did you mean temperature?",
+            "12: sweep.keys.student.training.per_device_train_batch_size.low: wants int, got 8.0",
+            "12: sweep.keys.student.training.per_device_train_batch_size.high: wants int, got 16.0",
+            "13: sweep.keys.student.training.lr_scheduler_type.1: got 'cosin'; did you mean cosine?",
+        ],
+    ),
+    "a search over two stages": (
+        GOOD + "sweep: {keys: {student.loss.temperature: [1, 2], teacher.attention_dropout: [0.0, 0.1]}}\n",
+        ["7: sweep: wants keys of one stage, teacher or student, got student.loss.temperature, teacher.attention"],
+    ),
+    "a search over a stage that is not there": (
+        "data: {dataset: a/b}\nteacher: {model: x}\nsweep: {keys: {student.loss.temperature: [1, 2]}}\n",
+        ["sweep.keys: are of the student, which the recipe has not"],
+    ),
     "an anchor that is not there": (GOOD + "  output: *nowhere\n", ["7: found undefined alias"]),
 }
 
@@ -205,6 +271,8 @@ SETS = {
     ".".join(500 * ["a"]) + "=1": "nested too deeply",
     "data.seed={": "is not a YAML value",
     "data.seed=\0": "is not a YAML value",
+    "sweep.keys.student.loss.temperature=[0, 1]": "[0, 1]: sweep.keys.student.loss.temperature.0: wants a temperature",
+    "sweep.keys.student.loss.temperature.low=1": "sweep.keys.student.loss.temperature.low: wants a list of values, or",
 }
 
 

@@ -63,6 +63,8 @@ def world(tmp_path_factory):
         recipe["student"] = {"layers": 1, "training": training}
         recipe["export"] = recipe.get("export", {}) | {"max_accuracy_drop": 1.0, "min_agreement": 0.0}
         recipe["benchmark"] = {"shapes": ["1x16", "4x16"], "rounds": 5}
+        if "sweep" in recipe:
+            recipe["sweep"]["trials"] = 2
         with open(path, "w") as file:
             YAML(typ="safe").dump(recipe, file)
     return folder
@@ -74,7 +76,7 @@ def run(command, world):
     python = [sys.executable, "-m"]
     words = [*python, "torch.distributed.run", *words[1:]] if words[0] == "torchrun" else [*python, *words]
     # A teacher of 120 texts and one epoch need not know anything; the pages' own have learned.
-    if "student" in words[:4] or ("run" in words[:4] and "--force" not in words):
+    if {"student", "sweep"} & set(words[:4]) or ("run" in words[:4] and "--force" not in words):
         words.append("--force")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(words, cwd=world, env=environment, capture_output=True, text=True, timeout=600)
@@ -82,7 +84,7 @@ def run(command, world):
 
 def test_the_pages_show_commands():
     assert len(RUN) > 15 and {shlex.split(command)[1] for command in RUN if command.startswith("distill")} == {
-        "check", "inspect", "doctor", "teacher", "student", "export", "report", "predict", "run", "convert",
+        "check", "inspect", "doctor", "teacher", "student", "export", "report", "predict", "run", "convert", "sweep",
     }  # fmt: skip
 
 
@@ -123,10 +125,15 @@ def test_the_page_on_recipes_shows_every_key_with_its_default(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(block)
     defaults = Recipe.model_validate(
-        {"data": {"dataset": "x"}, "teacher": {"model": "x"}, "student": {"layers": 3}}
+        {
+            "data": {"dataset": "x"},
+            "teacher": {"model": "x"},
+            "student": {"layers": 3},
+            "sweep": {"keys": {"student.loss.temperature": [1, 2]}},
+        }
     ).model_dump(mode="json")
     found = load_recipe(path).model_dump(mode="json")
-    needed = {"data.dataset", "data.label_names", "teacher.model", "teacher.training", "student.training"}
+    needed = {"data.dataset", "data.label_names", "teacher.model", "teacher.training", "student.training", "sweep.keys"}
     for section, keys in defaults.items():
         commented = {"data": {"files"}, "student": {"model", "config"}}.get(section, set())
         assert set(shown[section]) | commented == set(keys), section

@@ -24,6 +24,7 @@ FLOORS = [
     {"export", "candidates"},
     {"fitting"},
     {"distilling", "doctor"},
+    {"sweep"},
     {"stages"},
     {"cli"},
     {"__main__", "__init__"},

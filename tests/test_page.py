@@ -65,6 +65,15 @@ def report(tmp_path_factory):
         folder, ROWS, ENVIRONMENT | {HOSTILE: HOSTILE}, SHAPES, [HOSTILE], label_names=[HOSTILE, "b"],
         trainings=[training_curve("teacher", LOG, 20), training_curve("student", LOG, None)],
         cascade={"student": HOSTILE, "teacher": "torch", "student_ms": 5.0, "teacher_ms": 40.0, "curve": curve},
+        sweeps=[{
+            "folder": HOSTILE, "stage": "student", "metric": "accuracy", "direction": "maximize", "best": 1,
+            "trials": [
+                {"number": 1, "values": {"student.training.optim_args": HOSTILE}, "objective": 0.9, "epoch": 1.0,
+                 "seconds": 1.0, "error": None},
+                {"number": 2, "values": {"student.training.optim_args": "x"}, "objective": None, "epoch": None,
+                 "seconds": 1.0, "error": HOSTILE},
+            ],
+        }],
         flipped=[{"model": HOSTILE, "format": "onnx-int8", "total": 3, "texts": [flipped]}], recipe=HOSTILE,
         comparisons=[{
             "student": HOSTILE, "control": "c", "examples": 100, "gain": 0.02, "gain_ci95": [0.01, 0.03],
@@ -99,7 +108,9 @@ def test_what_users_wrote_is_text_and_nothing_is_fetched(page, record_property):
     assert not [value for name, value in page.attributes if name.startswith("on")]
     wanted = [value for name, value in page.attributes if name in ("src", "href", "xlink:href") if value[0] != "#"]
     assert not wanted
-    assert "".join(page.text).count(HOSTILE) >= 8  # text, labels, note, recipe, condition: as they were written
+    assert (
+        "".join(page.text).count(HOSTILE) >= 11
+    )  # text, labels, note, recipe, condition, trials: as they were written
     record_property("attacks refused", 1)
 
 

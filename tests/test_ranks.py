@@ -131,7 +131,9 @@ def test_a_mistake_is_said_once(recipe, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [["export", "student"], ["report", "runs"], ["predict", "student", "a text"]])
+@pytest.mark.parametrize(
+    "command", [["export", "student"], ["report", "runs"], ["predict", "student", "a text"], ["sweep", "r"]]
+)
 def test_what_is_for_one_process_refuses_more(command):
     environment = ENVIRONMENT | {"RANK": "0", "WORLD_SIZE": "2"}
     done = subprocess.run(
