@@ -32,6 +32,7 @@ from distill.recipe import Recipe, Stage, differences, with_absolute_paths
 from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, hold, write_predictions
 from distill.sessions import TorchSession
+from distill.shards import name_units, whole
 from distill.tokens import check_tokenised, tokenise
 from distill.training import ClassificationTrainer, train
 from distill.training_log import selected_step, training_curve
@@ -104,6 +105,7 @@ def fit(
         role, parameter_count(model) / 1e6, device, precision, len(splits.train), transfer, len(splits.validation),
         len(splits.test),
     )  # fmt: skip
+    name_units(model, arguments, "teacher" if role == "teacher" else "student")
     validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
     state = PartialState()
     with hold(folder.path) if state.is_main_process else contextlib.nullcontext():
@@ -128,6 +130,7 @@ def fit(
             title=role,
             **loss_settings,
         )
+        model = whole(model)
         for warning in training["warnings"]:
             log.warning("%s: %s", role, warning)
         if "teacher_seconds" in training:
