@@ -179,6 +179,7 @@ def fit(
                 "repeatable": REPEATABLE[device],
                 "threads": torch.get_num_threads(),
                 "processes": state.num_processes,
+                "sharded": bool(arguments.fsdp),
                 "seed": arguments.seed,
                 "labels": list(splits.label_names),
                 "data": splits.fingerprints(),

@@ -69,7 +69,7 @@ def test_two_ranks_train_as_one_does_with_the_same_global_batch(recipe, tmp_path
     for role, other in itertools.product(("teacher", "student", "student-control"), ("two", "shards")):
         one, two = (RunFolder(tmp_path / name / role) for name in ("one", other))
         assert two.is_finished
-        assert bool(two.read_manifest()["training_arguments"]["fsdp"]) == (other == "shards")
+        assert two.read_manifest()["sharded"] == (other == "shards")
         np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
         np.testing.assert_allclose(*(read_predictions(folder.predictions)[2] for folder in (one, two)), atol=1e-5)
         figures = [json.loads(folder.metrics.read_text())["training"] for folder in (one, two)]
@@ -142,7 +142,7 @@ def test_a_whole_run_ends_on_one_rank_and_is_skipped_where_it_is_finished(recipe
         (tmp_path / "run" / "report" / "report.json").unlink()
     assert "teacher: finished before, skipped" in done.stderr
     manifests = [RunFolder(tmp_path / "run" / name).read_manifest() for name in ("teacher", "student", "control")]
-    assert [bool(manifest["training_arguments"]["fsdp"]) for manifest in manifests] == [True, False, False]
+    assert [manifest["sharded"] for manifest in manifests] == [True, False, False]
 
 
 @pytest.mark.slow
