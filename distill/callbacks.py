@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 from accelerate import PartialState
 from torch import distributed
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
@@ -98,7 +99,7 @@ class StopOnDivergence(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         """Look at the weights of the checkpoint, before it is sealed as whole."""
-        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        if not all(map(_is_finite, model.parameters())):
             self.stop("weights are not finite", args, state)
 
     on_train_end = on_save  # where nothing was logged, evaluated or saved since
@@ -112,6 +113,12 @@ class StopOnDivergence(TrainerCallback):
             hint=f"--output ANOTHER --set {self.title}.training.learning_rate=LOWER (it is {args.learning_rate:g}); "
             "more warmup_steps or a smaller max_grad_norm help too",
         )
+
+
+def _is_finite(parameter: torch.nn.Parameter) -> bool:
+    found = parameter.isfinite().all()
+    # Of a shard the answer is this rank's own, and the others must stop with it.
+    return bool(found.full_tensor() if isinstance(found, DTensor) else found)
 
 
 class LogFile(TrainerCallback):

@@ -21,14 +21,16 @@ ANSWERING = (
 
 
 def seal(folder: Path, names: Sequence[str] = ("*",), *, coming: Mapping[str, str] | None = None) -> None:
-    """Write the files of a folder that match `names`, each with its SHA-256, into it.
+    """Write the files of a folder that match `names`, each with its SHA-256, into it; "*" goes into its folders.
 
     All others stay free to change; `coming` are texts of files that are written right after.
     """
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "." and path.name != SEAL]
     files = [path for path in files if any(fnmatch(path.name, pattern) for pattern in names)]
+    if "*" in names:  # a sharded checkpoint has folders of its own, with a hidden file that they are nothing without
+        files += [path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent != folder]
     texts = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (coming or {}).items()}
-    write_json(folder / SEAL, {path.name: _sha256(path) for path in files} | texts)
+    write_json(folder / SEAL, {path.relative_to(folder).as_posix(): _sha256(path) for path in files} | texts)
 
 
 def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:

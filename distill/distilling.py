@@ -35,6 +35,7 @@ from distill.predictors import Classifier, load
 from distill.recipe import Recipe, Student, with_absolute_paths
 from distill.run_folder import RunFolder, read_predictions
 from distill.sessions import load_torch
+from distill.shards import check_launch
 from distill.students import build_from_config, build_from_layers, choose_layers
 from distill.teacher_logits import KeptLogits, Teacher, identify_teacher, teacher_logits, with_teacher_logits
 from distill.timing import Clock
@@ -50,6 +51,7 @@ def check_student(recipe: Recipe, teacher: str) -> None:
     What data or weights alone can show is left for later.
     """
     settings, config = _student_of(recipe), load_config(teacher)
+    check_launch(settings.training, "student")
     layers = layer_count(config)
     if settings.attention_dropout is not None:
         config = with_attention_dropout(config, settings.attention_dropout)

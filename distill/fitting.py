@@ -32,6 +32,7 @@ from distill.recipe import Recipe, Stage, differences, with_absolute_paths
 from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, hold, write_predictions
 from distill.sessions import TorchSession
+from distill.shards import name_units, whole
 from distill.timing import Clock
 from distill.tokens import check_tokenised, tokenise
 from distill.training import ClassificationTrainer, train
@@ -105,6 +106,7 @@ def fit(
         role, parameter_count(model) / 1e6, device, precision, len(splits.train), transfer, len(splits.validation),
         len(splits.test),
     )  # fmt: skip
+    name_units(model, arguments, "teacher" if role == "teacher" else "student")
     with clock("tokenising"):
         validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
     state = PartialState()
@@ -130,6 +132,7 @@ def fit(
             title=role,
             **loss_settings,
         )
+        model = whole(model)
         for warning in training["warnings"]:
             log.warning("%s: %s", role, warning)
         if "teacher_seconds" in training:
@@ -182,6 +185,7 @@ def fit(
                 "repeatable": REPEATABLE[device],
                 "threads": torch.get_num_threads(),
                 "processes": state.num_processes,
+                "sharded": bool(arguments.fsdp),
                 "seed": arguments.seed,
                 "labels": list(splits.label_names),
                 "data": splits.fingerprints(),

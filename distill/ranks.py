@@ -13,11 +13,16 @@ def rank() -> int:
     return int(os.environ.get("RANK") or 0)
 
 
+def world_size() -> int:
+    """Return the number of processes that a launcher started; 1 where none did."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
 def refuse_ranks(command: str) -> None:
     """Raise `UserError` where a launcher started several processes of a command that is for one."""
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if world_size() > 1:
         raise UserError(
-            f"{command}: runs in one process, and {os.environ['WORLD_SIZE']} were launched",
+            f"{command}: runs in one process, and {world_size()} were launched",
             hint="launch several for teacher, student and run; start the others as they are",
         )
 

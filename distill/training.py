@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from distill.ranks import rank
 from distill.recipe import Loss
 from distill.run_folder import RunFolder
 from distill.sampling import SimilarLengths
+from distill.shards import check_launch, settle
 from distill.throughput import Throughput, forward_flops, peak_flops
 from distill.training_log import warnings_of
 
@@ -79,6 +81,11 @@ class ClassificationTrainer(Trainer):
         super().__init__(*args, **kwargs)
         # Tells Trainer to count the examples of all accumulated batches, and not to divide the loss once more.
         self.model_accepts_loss_kwargs = True
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the Accelerator as Trainer does, one that shards wherever the arguments say so."""
+        super().create_accelerator_and_postprocess()
+        settle(self)
 
     def finish(self) -> dict[str, Any]:
         """Take away what training alone needed; return figures of its own for metrics.json."""
@@ -230,11 +237,19 @@ def training_arguments(
     """Return transformers' arguments for a `training` section and the reason for the precision they train in.
 
     Under a launcher this is where a process joins the others, with the recipe's backend and patience. Raises
-    `RecipeError` where transformers refuses a combination of fields that are each fine.
+    `RecipeError` where transformers refuses a combination of fields that are each fine, and see `check_launch`.
     """
+    check_launch(training, stage)
+    if training.get("fsdp") and device == "cpu" and (training.get("fsdp_config") or {}).get("cpu_offload"):
+        raise RecipeError(
+            f"{stage}.training.fsdp_config.cpu_offload: moves what a GPU holds to the CPU, and this is one"
+        )
     precision, reason = training_precision(device, dict(training))
     # Trainer would log the mean of the steps before in place of a loss that is not a number.
     fields = {"dataloader_pin_memory": device == "cuda", **training, **precision, "logging_nan_inf_filter": False}
+    if training.get("fsdp") and device == "cuda":  # what is offloaded or saved travels between CPUs
+        fields.setdefault("ddp_backend", "cuda:nccl,cpu:gloo")
+    fields = copy.deepcopy(fields)  # transformers writes its defaults into what it is given
     try:
         arguments = TrainingArguments(
             output_dir=str(folder.checkpoints.absolute()),  # it finds the way to the best checkpoint after a resume

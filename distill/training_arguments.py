@@ -52,9 +52,7 @@ OWNED = {
     "do_train": "not a setting here; each command trains, evaluates or predicts",
     "do_eval": "not a setting here; each command trains, evaluates or predicts",
     "do_predict": "not a setting here; each command trains, evaluates or predicts",
-    "fsdp": "not supported; several ranks train with DDP, each with the whole model",
-    "fsdp_config": "not supported; several ranks train with DDP, each with the whole model",
-    "deepspeed": "not supported; several ranks train with DDP, each with the whole model",
+    "deepspeed": "not supported; fsdp: true shares a model among several ranks",
     "local_rank": "set by the launcher, not by hand",
     "push_to_hub": "not supported; use --push-to-hub NAME",
     "hub_token": "not supported; a token must not stand in a recipe",
@@ -84,6 +82,22 @@ SWEEPABLE = (
     "gradient_accumulation_steps", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "train_sampling_strategy",
 )  # fmt: skip
+
+# The keys of `fsdp_config` and what each may be; those of transformers that are not here, and why.
+FSDP_CONFIG: dict[str, tuple[Any, ...]] = {
+    "version": (2,),
+    "reshard_after_forward": (True, False),
+    "cpu_offload": (True, False),
+    "state_dict_type": ("FULL_STATE_DICT", "SHARDED_STATE_DICT"),
+    "auto_wrap_policy": ("TRANSFORMER_BASED_WRAP", "NO_WRAP"),
+    "transformer_layer_cls_to_wrap": (),  # names of classes
+}
+NOT_IN_FSDP_CONFIG = {
+    # accelerate 1.15: checkpoint_wrapper(layer, preserve_rng_state=False)
+    "activation_checkpointing": "draws other dropout when it computes anew; write it beside fsdp, not in its config",
+    "cpu_ram_efficient_loading": "not supported; each rank reads the model",
+    "min_num_params": "not supported: FSDP2 refuses the lists of layers that a wrap by size would take",
+}
 
 LOGGING_STEPS = 50
 # What an evaluation gives: the names that metric_for_best_model may have.
@@ -128,16 +142,45 @@ def problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, OWNED[name]
         elif name not in hints:
             yield name, RENAMED.get(name) or _unknown(name, hints)
+        elif name in ("fsdp", "fsdp_config"):
+            yield from _fsdp_problems(name, value, is_on=bool(given.get("fsdp")))
         elif complaint := _type_complaint(hints[name], value) or _number_complaint(name, value):
             yield name, complaint
     metric = given.get("metric_for_best_model")
     known = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
     if isinstance(metric, str) and metric.removeprefix("eval_") not in known:
         yield "metric_for_best_model", f"got {metric!r}; one of {', '.join(known)}"
+    if given.get("fsdp") and given.get("save_only_model"):
+        yield "save_only_model", "leaves nothing that a model trained with fsdp: true could go on or end from"
     if given.get("eval_strategy") == "steps" and "save_steps" in given and given.get("load_best_model_at_end", True):
         every = given.get("eval_steps", given.get("logging_steps", LOGGING_STEPS))
         if given["save_steps"] != every:
             yield "save_steps", f"got {given['save_steps']}, but evaluates every {every}; the best state would be lost"
+
+
+def _fsdp_problems(name: str, value: Any, *, is_on: bool) -> Iterator[tuple[str, str]]:
+    if value is None:
+        return
+    if name == "fsdp":
+        if not isinstance(value, bool):
+            yield name, f"wants true or false, got {value!r}; the rest goes into fsdp_config"
+        return
+    if not isinstance(value, Mapping):
+        yield name, f"wants a mapping, got {value!r}"
+        return
+    if not is_on:
+        yield name, "without fsdp: true it does nothing"
+    for key, setting in value.items():
+        place, allowed = f"{name}.{key}", FSDP_CONFIG.get(key)
+        if allowed is None:
+            close = difflib.get_close_matches(str(key), FSDP_CONFIG, n=1)
+            meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(FSDP_CONFIG)}"
+            yield place, NOT_IN_FSDP_CONFIG.get(key) or f"not a key of FSDP2 here; {meant}"
+        elif allowed:
+            if not any(type(setting) is type(one) and setting == one for one in allowed):
+                yield place, f"wants one of {json.dumps(allowed)[1:-1]}, got {setting!r}"
+        elif not (isinstance(setting, list | tuple) and setting and all(isinstance(one, str) for one in setting)):
+            yield place, f"wants a list of names of classes, got {setting!r}"
 
 
 def _unknown(name: str, known: Mapping[str, Any]) -> str:

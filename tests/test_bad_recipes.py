@@ -89,6 +89,34 @@ CASES = {
         GOOD + "  training: {output_dir: x}\n",
         ["7: student.training.output_dir: set by distill; write output: beside training:"],
     ),
+    "not supported": (
+        GOOD + "  training: {deepspeed: x.json}\n",
+        ["7: student.training.deepspeed: not supported; fsdp: true shares"],
+    ),
+    "shards by words": (
+        GOOD + "  training: {fsdp: full_shard}\n",
+        ["7: student.training.fsdp: wants true or false, got 'full_shard'; the rest goes into fsdp_config"],
+    ),
+    "shards of a file": (
+        GOOD + "  training: {fsdp: true, fsdp_config: a.json}\n",
+        ["7: student.training.fsdp_config: wants a mapping, got 'a.json'"],
+    ),
+    "shards that are off": (
+        GOOD + "  training: {fsdp_config: {version: 2}}\n",
+        ["7: student.training.fsdp_config: without fsdp: true it does nothing"],
+    ),
+    "shards half wrong": (
+        GOOD + "  training: {fsdp: true, save_only_model: true, fsdp_config: {version: 1, reshard_after_forwards: true,"
+        " activation_checkpointing: true, state_dict_type: LOCAL, transformer_layer_cls_to_wrap: BertLayer}}\n",
+        [
+            "7: student.training.fsdp_config.version: wants one of 2, got 1",
+            "7: student.training.fsdp_config.reshard_after_forwards: not a key of FSDP2 here; did you mean reshard_af",
+            "7: student.training.fsdp_config.activation_checkpointing: draws other dropout",
+            '7: student.training.fsdp_config.state_dict_type: wants one of "FULL_STATE_DICT", "SHARDED',
+            "7: student.training.fsdp_config.transformer_layer_cls_to_wrap: wants a list of names of classes, got",
+            "7: student.training.save_only_model: leaves nothing",
+        ],
+    ),
     "shape": (GOOD + "benchmark: {shapes: [8*128]}\n", ["7: benchmark.shapes: wants BATCHxTOKENS such as 8x128, got"]),
     "format": (GOOD + "export: {formats: [onnx-int4]}\n", ["7: export.formats.0: input should be 'torch-fp16'"]),
     "one label": (GOOD.replace("imdb\n", "imdb\n  label_names: [a]\n"), ["3: data.label_names: "]),

@@ -17,7 +17,7 @@ FLOORS = [
     {"progress", "training_arguments", "devices", "losses", "metrics", "calibration", "checksums"},
     {"recipe"},
     {"sources", "recipe_file", "models", "tokens", "outliers", "hub"},
-    {"data", "pickles", "run_folder", "students", "hidden_states", "first_token"},
+    {"data", "pickles", "run_folder", "students", "hidden_states", "first_token", "shards"},
     {"sessions", "plots", "callbacks", "inspection", "throughput"},
     {"predictors", "onnx_graph", "quantisation", "proofs"},
     {"teacher_logits", "training", "fusion", "benchmark", "report", "card"},

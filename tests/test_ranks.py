@@ -1,5 +1,6 @@
 """Several processes under torchrun do what one does with the same global batch."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import data_section, make_classifier
 from safetensors.numpy import load_file
+from transformers import AutoModelForSequenceClassification
 
 from distill.run_folder import RunFolder, read_predictions
 
@@ -57,27 +59,47 @@ def test_two_ranks_train_as_one_does_with_the_same_global_batch(recipe, tmp_path
         ("teacher", [recipe, "--set", "teacher.training.per_device_train_batch_size={}"]),
         ("student", [recipe, "--teacher", "{}/teacher", "--set", "student.training.per_device_train_batch_size={}"]),
     ]
-    for name, launcher, batch in (("one", [], 16), ("two", TORCHRUN, 8)):
+    for name, launcher, batch in (("one", [], 16), ("two", TORCHRUN, 8), ("shards", TORCHRUN, 8)):
         for command, arguments in commands:
             filled = [str(part).replace("{}/", f"{tmp_path / name}/").format(batch) for part in arguments]
+            if name == "shards":
+                filled += ["--set", f"{command}.training.fsdp=true"]
             done = launch(launcher, command, *filled, "--output", tmp_path / name / command)
             assert done.stdout.split() == [str(tmp_path / name / command)]  # said once
-    for role in ("teacher", "student", "student-control"):
-        one, two = (RunFolder(tmp_path / name / role) for name in ("one", "two"))
+    for role, other in itertools.product(("teacher", "student", "student-control"), ("two", "shards")):
+        one, two = (RunFolder(tmp_path / name / role) for name in ("one", other))
         assert two.is_finished
+        assert two.read_manifest()["sharded"] == (other == "shards")
         np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
         np.testing.assert_allclose(*(read_predictions(folder.predictions)[2] for folder in (one, two)), atol=1e-5)
         figures = [json.loads(folder.metrics.read_text())["training"] for folder in (one, two)]
         assert figures[0]["steps"] == figures[1]["steps"] == 27
         assert [round(found["seconds"] * found["samples_per_second"]) for found in figures] == [3 * 144] * 2  # of all
+        assert figures[0]["best_checkpoint"] == figures[1]["best_checkpoint"]
+        model, report = AutoModelForSequenceClassification.from_pretrained(two.path, output_loading_info=True)
+        assert not any(report.values()) and not type(model).__name__.startswith("FSDP")
+        best = load_file(two.checkpoints / figures[1]["best_checkpoint"] / "model.safetensors")
+        assert all(np.array_equal(best[name], weights.numpy()) for name, weights in model.state_dict().items())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [4, 10])
-def test_a_signal_to_one_rank_stops_all_at_one_step_and_resume_ends_as_if_nothing_had_been(recipe, tmp_path, step):
+@pytest.mark.parametrize(
+    ("step", "fsdp"),
+    [
+        (4, None),
+        (10, None),
+        (4, {"state_dict_type": "FULL_STATE_DICT"}),
+        (10, {"state_dict_type": "SHARDED_STATE_DICT"}),
+    ],
+)
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_resume_ends_as_if_nothing_had_been(
+    recipe, tmp_path, step, fsdp
+):
     """Step 10 ends an epoch, whose evaluation comes before the checkpoint."""
     whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
-    launch(TORCHRUN, "teacher", recipe, "--output", whole.path)
+    sets = [f"teacher.training.fsdp={json.dumps(bool(fsdp))}", f"teacher.training.fsdp_config={json.dumps(fsdp)}"]
+    sets = [part for value in sets for part in ("--set", value)]
+    launch(TORCHRUN, "teacher", recipe, "--output", whole.path, *sets)
     code = f"""
 import os, signal
 import distill.training as training
@@ -91,13 +113,13 @@ from distill.cli import main
 main()
 """
     (tmp_path / "stopped.py").write_text(code)
-    command = [*TORCHRUN, tmp_path / "stopped.py", "teacher", recipe, "--output", stopped.path]
+    command = [*TORCHRUN, tmp_path / "stopped.py", "teacher", recipe, "--output", stopped.path, *sets]
     ended = subprocess.run(
         [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300, env=ENVIRONMENT
     )
     assert ended.returncode != 0 and f"interrupted: stopped at step {step}" in ended.stderr, ended.stderr
     assert not stopped.is_finished and stopped.last_checkpoint().name == f"checkpoint-{step}"
-    launch(TORCHRUN, "teacher", recipe, "--output", stopped.path, "--resume")
+    launch(TORCHRUN, "teacher", recipe, "--output", stopped.path, "--resume", *sets)
     assert_same(stopped, whole)
 
 
@@ -111,6 +133,7 @@ def assert_same(found, expected):
 @pytest.mark.slow
 def test_a_whole_run_ends_on_one_rank_and_is_skipped_where_it_is_finished(recipe, tmp_path):
     sets = [part for name in ("teacher", "student") for part in ("--set", f"{name}.training.num_train_epochs=1")]
+    sets += ["--set", "teacher.training.fsdp=true"]  # and the student after it with DDP
     sets += ["--set", "export.formats=[onnx-fp32]", "--set", "benchmark.rounds=5", "--set", "benchmark.shapes=[1x8]"]
     for _ in range(2):
         done = launch(TORCHRUN, "run", recipe, "--output", tmp_path / "run", "--force", *sets)
@@ -118,6 +141,74 @@ def test_a_whole_run_ends_on_one_rank_and_is_skipped_where_it_is_finished(recipe
         assert (tmp_path / "run" / "report" / "report.json").is_file()
         (tmp_path / "run" / "report" / "report.json").unlink()
     assert "teacher: finished before, skipped" in done.stderr
+    manifests = [RunFolder(tmp_path / "run" / name).read_manifest() for name in ("teacher", "student", "control")]
+    assert [manifest["sharded"] for manifest in manifests] == [True, False, False]
+
+
+@pytest.mark.slow
+def test_a_rank_holds_its_share_of_weights_gradients_and_optimizer_state(recipe, tmp_path):
+    code = """
+import json, os
+from pathlib import Path
+import distill.training as training
+
+class Measured(training.ProgressLine):
+    def on_pre_optimizer_step(self, args, state, control, model, **_):
+        self.gradients = [parameter.grad for parameter in model.parameters()]
+
+    def on_step_end(self, args, state, control, model, optimizer, **_):
+        super().on_step_end(args, state, control)
+        states = [value for kept in optimizer.state.values() for value in kept.values() if value.ndim]
+        found = {"weights": list(model.parameters()), "gradients": self.gradients, "optimizer": states}
+        held = {name: sum(one.to_local().nbytes for one in tensors) for name, tensors in found.items()}
+        total = {name: sum(one.nbytes for one in tensors) for name, tensors in found.items()}
+        Path(__file__).with_name(os.environ["RANK"] + ".json").write_text(json.dumps([held, total]))
+
+training.ProgressLine = Measured
+from distill.cli import main
+main()
+"""
+    (tmp_path / "measured.py").write_text(code)
+    command = [*TORCHRUN, tmp_path / "measured.py", "teacher", recipe, "--output", tmp_path / "teacher"]
+    command += ["--set", "teacher.training.fsdp=true", "--set", "teacher.training.max_steps=2"]
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    weights = sum(array.nbytes for array in load_file(tmp_path / "teacher" / "model.safetensors").values())
+    for rank in range(2):
+        held, total = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert total == {"weights": weights, "gradients": weights, "optimizer": 2 * weights}
+        assert all(held[name] == pytest.approx(total[name] / 2, rel=0.02) for name in total)  # rows do not all divide
+
+
+@pytest.mark.slow
+def test_shards_that_are_not_finite_stop_all_ranks(tmp_path):
+    code = """
+import os, sys
+from types import SimpleNamespace
+import torch
+from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
+from distill.callbacks import StopOnDivergence
+from distill.errors import TrainingError
+distributed.init_process_group("gloo")
+model = fully_shard(nn.Linear(4, 4))
+folder, state = SimpleNamespace(last_checkpoint=lambda: None), SimpleNamespace(global_step=1)
+arguments = SimpleNamespace(learning_rate=1.0)
+StopOnDivergence(folder, "teacher").on_save(arguments, state, None, model)
+if distributed.get_rank() == 1:
+    model.weight.to_local().data[0, 0] = float("nan")
+try:
+    StopOnDivergence(folder, "teacher").on_save(arguments, state, None, model)
+except TrainingError:
+    open(sys.argv[1] + os.environ["RANK"], "w").close()
+distributed.destroy_process_group()
+"""
+    (tmp_path / "diverged.py").write_text(code)
+    command = [sys.executable, *TORCHRUN, tmp_path / "diverged.py", tmp_path / "stopped"]
+    subprocess.run(list(map(str, command)), capture_output=True, timeout=300, env=ENVIRONMENT, check=True)
+    assert {path.name for path in tmp_path.glob("stopped?")} == {"stopped0", "stopped1"}
 
 
 @pytest.mark.slow

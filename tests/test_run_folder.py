@@ -21,6 +21,9 @@ def checkpoint(folder, step, *, best=None, sealed=True):
     (path / "trainer_state.json").write_text(json.dumps(state))
     (path / "model.safetensors").write_bytes(bytes(range(256)) * 16)
     (path / "optimizer.pt").write_bytes(bytes(reversed(range(256))) * 16)
+    (path / "optimizer_0").mkdir()  # as torch writes shards
+    for name in ("__0_0.distcp", "__1_0.distcp", ".metadata"):
+        (path / "optimizer_0" / name).write_bytes(name.encode())
     if sealed:
         seal(path)
     return path
@@ -33,6 +36,8 @@ def flip(path):
 
 
 DAMAGE = {
+    "a bit of a shard is flipped": lambda path: flip(path / "optimizer_0" / "__1_0.distcp"),
+    "what says where the shards are is gone": lambda path: (path / "optimizer_0" / ".metadata").unlink(),
     "a bit of the weights is flipped": lambda path: flip(path / "model.safetensors"),
     "a bit of the optimiser's state is flipped": lambda path: flip(path / "optimizer.pt"),
     "a file is cut short": lambda path: (path / "model.safetensors").write_bytes(b"short"),
