@@ -159,10 +159,12 @@ def sweep_sentence(found: Mapping[str, Any]) -> str:
     if found["best"] is None:
         return f"None of {count} trials came to anything."
     best = found["trials"][found["best"] - 1]
+    level = sum(trial["objective"] == best["objective"] for trial in found["trials"]) - 1
+    shared = f", level with {level} more, of which it was the first" if level else ""
     return (
-        f"Trial {best['number']} of {count} was best, with a validation {metric} of {best['objective']:.4f}. These "
-        f"very texts chose it, so the best of {count} looks better than it is; what it is worth is said by the test "
-        f"figures of a {found['stage']} trained with its values."
+        f"Trial {best['number']} of {count} was best, with a validation {metric} of {best['objective']:.4f}{shared}. "
+        f"These very texts chose it, so the best of {count} looks better than it is; what it is worth is said by the "
+        f"test figures of a {found['stage']} trained with its values."
     )
 
 

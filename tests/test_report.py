@@ -3,7 +3,7 @@ import json
 import pytest
 
 from distill.choice import choose
-from distill.report import control_sentence, table, write_report
+from distill.report import control_sentence, sweep_sentence, table, write_report
 
 ENVIRONMENT = {
     "versions": {"torch": "2"},
@@ -162,3 +162,11 @@ def test_latencies_that_scatter_are_said_to(tmp_path):
     (note,) = write_report(tmp_path / "busy", rows, ENVIRONMENT, ["1x128"], [])["notes"]
     assert "p95 is 8.0 times p50 for student onnx-fp16 at 1x128" in note
     assert note in (tmp_path / "busy" / "report.html").read_text()
+
+
+def test_a_search_says_where_its_best_trial_is_level_with_others_and_where_nothing_came_of_it():
+    trials = [{"number": n, "objective": value} for n, value in enumerate((0.5, 0.9, 0.9, None), start=1)]
+    found = {"stage": "student", "metric": "accuracy", "trials": trials, "best": 2}
+    assert "Trial 2 of 4 was best, with a validation accuracy of 0.9000, level with 1 more" in sweep_sentence(found)
+    assert "level" not in sweep_sentence(found | {"trials": trials[:2]})
+    assert sweep_sentence(found | {"trials": trials[3:], "best": None}) == "None of 1 trials came to anything."
