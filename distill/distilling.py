@@ -53,8 +53,7 @@ def check_student(recipe: Recipe, teacher: str) -> None:
     settings, config = _student_of(recipe), load_config(teacher)
     check_launch(settings.training, "student")
     layers = layer_count(config)
-    if settings.attention_dropout is not None:
-        config = with_attention_dropout(config, settings.attention_dropout)
+    config = with_attention_dropout(config, settings.attention_dropout)
     if settings.layers is not None:
         student_config = copy.deepcopy(config)
         setattr(student_config, normalized_config(config).NUM_LAYERS, len(choose_layers(layers, settings.layers)))
@@ -229,8 +228,7 @@ def new_student(
         return model, tokenizer
     tokenizer, config = load_tokenizer(teacher), load_config(teacher)
     check_fit(config, teacher, max_tokens=max_tokens, vocabulary=len(tokenizer))
-    if settings.attention_dropout is not None:
-        config = with_attention_dropout(config, settings.attention_dropout)
+    config = with_attention_dropout(config, settings.attention_dropout)
     if settings.config is not None:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: index for index, label in enumerate(label_names)}

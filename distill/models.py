@@ -74,7 +74,7 @@ def load_classifier(
     max_tokens: int,
     vocabulary: int,
     pretrained: bool = True,
-    attention_dropout: float | None = None,
+    attention_dropout: float = 0.0,
 ) -> PreTrainedModel:
     """Return a sequence classifier over `label_names`, fp32: pretrained weights, or random ones from the configuration.
 
@@ -94,8 +94,7 @@ def load_classifier(
     config.label2id = {label: index for index, label in enumerate(label_names)}
     vars(config).pop(CONFIG_KEY, None)  # of the logits before this training
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary)
-    if attention_dropout is not None:
-        config = with_attention_dropout(config, attention_dropout)
+    config = with_attention_dropout(config, attention_dropout)
     set_seed(seed)
     if not pretrained:
         with _reading(name, "no classifier can be made"):
@@ -154,10 +153,15 @@ def _reading(name: str, problem: str) -> Iterator[None]:
 
 
 def with_attention_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
-    """Return the configuration with this dropout of attention probabilities, whatever the architecture calls it."""
+    """Return the configuration with this dropout of attention probabilities, whatever the architecture calls it.
+
+    Raises `ModelError` where it is above 0 and the architecture has none.
+    """
     names = [name for name in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, name)]
-    if not names:
+    if not names and dropout:
         raise ModelError(f"attention_dropout: {config.model_type} has no such setting; leave it out")
+    if not names:
+        return config
     config = copy.deepcopy(config)
     setattr(config, names[0], dropout)
     return config

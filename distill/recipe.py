@@ -111,7 +111,7 @@ class Stage(Section):
 
     training: dict[str, Any] = {}
     early_stopping_patience: Positive | None = None
-    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     calibrate: bool = False
 
     @model_validator(mode="after")

@@ -246,7 +246,8 @@ def training_arguments(
         )
     precision, reason = training_precision(device, dict(training))
     # Trainer would log the mean of the steps before in place of a loss that is not a number.
-    fields = {"dataloader_pin_memory": device == "cuda", **training, **precision, "logging_nan_inf_filter": False}
+    loader = {"dataloader_pin_memory": device == "cuda", "dataloader_num_workers": 2 if device == "cuda" else 0}
+    fields = {**loader, **training, **precision, "logging_nan_inf_filter": False}
     if training.get("fsdp") and device == "cuda":  # what is offloaded or saved travels between CPUs
         fields.setdefault("ddp_backend", "cuda:nccl,cpu:gloo")
     fields = copy.deepcopy(fields)  # transformers writes its defaults into what it is given
