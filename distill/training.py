@@ -87,6 +87,13 @@ class ClassificationTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         settle(self)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as Trainer does; with shards too, whose first file comes later, into a folder that is there."""
+        # Trainer looks for it right after, and misses the best checkpoint where it is not.
+        if self.is_fsdp_enabled and output_dir:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+        super().save_model(output_dir, _internal_call)
+
     def finish(self) -> dict[str, Any]:
         """Take away what training alone needed; return figures of its own for metrics.json."""
         return {}

@@ -121,6 +121,8 @@ main()
     assert not stopped.is_finished and stopped.last_checkpoint().name == f"checkpoint-{step}"
     launch(TORCHRUN, "teacher", recipe, "--output", stopped.path, "--resume", *sets)
     assert_same(stopped, whole)
+    figures = json.loads(whole.metrics.read_text())["training"]
+    assert figures["best_checkpoint"] == "checkpoint-15"  # the last one, sharded or not
 
 
 def assert_same(found, expected):
