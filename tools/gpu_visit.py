@@ -472,7 +472,7 @@ def exports(visit: Visit) -> Iterator[Step]:
     """Latency of every format at every shape."""
     yield Step("models", 2, make_models)
     for model in ("distilbert-base", "bert-base"):
-        yield Step(f"{model} graphs", 3, lambda visit, model=model: latency(visit, model))
+        yield Step(f"{model} graphs", 4, lambda visit, model=model: latency(visit, model))
     for shape in visit.size.shapes:
         for model in ("distilbert-base", "bert-base"):
             yield Step(f"{model} {shape}", 3, lambda visit, model=model, shape=shape: latency_at(visit, model, shape))
