@@ -18,6 +18,7 @@ from distill.devices import Device
 from distill.models import layer_count
 from distill.onnx_graph import FUSED_ATTENTION
 from distill.outliers import OWN_ACTIVATION
+from distill.sessions import onnx_providers
 
 LAYER_NORM = ("LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization")
 GELU = ("Gelu", "BiasGelu", "FastGelu", "QuickGelu")
@@ -93,10 +94,9 @@ def executed(path: Path, device: Device, ids: np.ndarray, *, threads: int = 0, r
     options.log_severity_level = 3
     options.enable_profiling = True
     options.intra_op_num_threads = threads
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
         feed = {item.name: np.zeros_like(ids) for item in session.get_inputs()}  # graphs of others take token types too
         feed |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         for _ in range(runs):

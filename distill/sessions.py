@@ -98,16 +98,12 @@ class OnnxSession:
         options.log_severity_level = 3  # warnings are about the graph's history, nothing a user can act on
         self._path, self._threads = path, threads or cores()
         options.intra_op_num_threads = self._threads
-        providers = ["CPUExecutionProvider"]
-        if device == "cuda":
-            if not onnx_runs_on_cuda():
-                raise DeviceError(
-                    f"{path.parent}: this onnxruntime has no CUDA provider", hint="pip install onnxruntime-gpu"
-                )
-            onnxruntime.preload_dlls()  # the CUDA libraries that torch brought
-            providers = ["CUDAExecutionProvider", *providers]
+        if device == "cuda" and not onnx_runs_on_cuda():
+            raise DeviceError(
+                f"{path.parent}: this onnxruntime has no CUDA provider", hint="pip install onnxruntime-gpu"
+            )
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
         except (OnnxRuntimeFail, OnnxRuntimeInvalid, RuntimeError) as error:
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
         # ONNX Runtime falls back to the CPU in silence where CUDA cannot start; a figure would then carry a false name.
@@ -240,6 +236,14 @@ def can_run(format: str, device: Device) -> bool:
 def onnx_runs_on_cuda() -> bool:
     """Say whether the installed ONNX Runtime has a CUDA provider; the one for CPUs, which pip installs, has none."""
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def onnx_providers(device: Device) -> list[str]:
+    """Return what ONNX Runtime runs on for `device`, the first choice first; on CUDA, with its libraries loaded."""
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    onnxruntime.preload_dlls()  # those that torch brought
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:

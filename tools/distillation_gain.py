@@ -3,10 +3,11 @@
 usage: python3 tools/distillation_gain.py --encoder DIR --train FILE --test FILE --work DIR
            [--unlabelled FILE] [--seeds 1 2 3] [--best KEY=VALUE ...] [--arms ARM ...] [--before RESULT.json]
 
-The train file is cut in two: `--labelled` texts keep their labels, the others become the transfer set. Every student
-takes the same number of steps. Finished runs in WORK are kept, interrupted ones resumed, so the script can be stopped
-and started again, and seeds that were trained elsewhere are taken from their RESULT. Prints the table; the last line is
-the whole result as JSON, with which of the test texts each run got right (`correct`, packed bits in hexadecimal).
+The train file is cut in two: `--labelled` texts keep their labels, the others become the transfer set (`--transfer 0`:
+none). Every student takes the same number of steps. Finished runs in WORK are kept, interrupted ones resumed, so the
+script can be stopped and started again, and seeds that were trained elsewhere are taken from their RESULT. Prints the
+table; the last line is the whole result as JSON, with which test texts each run got right (`correct`, packed bits in
+hexadecimal).
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from seeded_runs import distill, pooled_p_value
 
-from distill.files import read_json
+from distill.files import atomic_path, read_json
 from distill.metrics import compare_paired, figures
 from distill.run_folder import RunFolder, read_predictions
 
 FIGURES = ("accuracy", "ece", "brier", "validation", "seconds", "texts", "correct")  # of an arm, by seed
-TRAINING = {"learning_rate": 1e-4, "per_device_train_batch_size": 16, "warmup_steps": 0.1}
 
 
 def main() -> None:
@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--transfer", type=int, default=20_000)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--teacher-epochs", type=int, default=3)
-    parser.add_argument("--student-steps", type=int, default=1_530, help="of 16 texts, for every student")
+    parser.add_argument("--student-steps", type=int, default=1_530, help="for every student")
+    parser.add_argument("--batch", type=int, default=16, help="texts in a step")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--best", nargs="*", default=[], help="recipe keys of the arm `best`, chosen on validation")
@@ -61,11 +63,18 @@ def main() -> None:
 def prepare(arguments: argparse.Namespace) -> None:
     """Cut the train file in two and write the recipe that all runs start from."""
     labelled, transfer = arguments.work / "labelled.parquet", arguments.work / "transfer.parquet"
-    if not transfer.is_file():
+    if not labelled.is_file():
         rows = Dataset.from_parquet(arguments.train).shuffle(seed=42)
         end = min(len(rows), arguments.labelled + arguments.transfer)
-        rows.select(range(arguments.labelled)).to_parquet(labelled)
-        rows.select(range(arguments.labelled, end)).select_columns(["text"]).to_parquet(transfer)
+        if arguments.transfer:
+            rows.select(range(arguments.labelled, end)).select_columns(["text"]).to_parquet(transfer)
+        with atomic_path(labelled) as partial:  # last and whole: what says that this was done
+            rows.select(range(min(len(rows), arguments.labelled))).to_parquet(partial)
+    training = {
+        "learning_rate": arguments.learning_rate,
+        "per_device_train_batch_size": arguments.batch,
+        "warmup_steps": 0.1,
+    }
     steps = arguments.student_steps
     recipe = {
         "data": {
@@ -76,11 +85,11 @@ def prepare(arguments: argparse.Namespace) -> None:
         "teacher": {
             "model": str(Path(arguments.encoder).absolute()),
             "attention_dropout": 0.0,
-            "training": {**TRAINING, "num_train_epochs": arguments.teacher_epochs},
+            "training": {**training, "num_train_epochs": arguments.teacher_epochs},
         },
         "student": {
             "layers": arguments.layers,
-            "training": {**TRAINING, "max_steps": steps, "eval_strategy": "steps", "eval_steps": -(-steps // 4)},
+            "training": {**training, "max_steps": steps, "eval_strategy": "steps", "eval_steps": -(-steps // 4)},
         },
     }
     (arguments.work / "recipe.yaml").write_text(json.dumps(recipe, indent=2))  # JSON is YAML
@@ -88,21 +97,27 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 def arm_settings(arguments: argparse.Namespace) -> dict[str, list[str]]:
     """Return what each arm changes in the recipe."""
-    transfer = f"data.files.transfer={(arguments.work / 'transfer.parquet').absolute()}"
-    arms = {
-        "soft": ["student.loss.soft_weight=0.5"],
-        "transfer": [transfer, "student.loss.soft_weight=0.9", "student.control=true"],
-        "best": [transfer, *arguments.best],
-    }
+    file = (arguments.work / "transfer.parquet").absolute()
+    transfer = [f"data.files.transfer={file}"] if arguments.transfer else []
+    arms = {"soft": ["student.loss.soft_weight=0.5"]}
+    if transfer:
+        arms["transfer"] = [*transfer, "student.loss.soft_weight=0.9"]
+    arms[controlled(arguments)].append("student.control=true")
+    arms["best"] = [*transfer, *arguments.best]
     if arguments.unlabelled and "unlabelled" in arguments.arms:
         both = arguments.work / "both.parquet"
         if not both.is_file():
-            files = (str(arguments.work / "transfer.parquet"), arguments.unlabelled)
+            files = [str(file), arguments.unlabelled] if transfer else [arguments.unlabelled]
             concatenate_datasets([Dataset.from_parquet(file).select_columns(["text"]) for file in files]).to_parquet(
                 both
             )
         arms["unlabelled"] = [f"data.files.transfer={both.absolute()}", *arguments.best]
     return arms
+
+
+def controlled(arguments: argparse.Namespace) -> str:
+    """Return the arm whose control is trained: they are all of the same labelled texts, so one serves every arm."""
+    return "transfer" if arguments.transfer else "soft"
 
 
 def train(arguments: argparse.Namespace, seed: int) -> None:
@@ -113,7 +128,8 @@ def train(arguments: argparse.Namespace, seed: int) -> None:
         distill("teacher", recipe, "--output", teacher.path, "--set", f"teacher.training.seed={seed}", "--resume")
     for arm, settings in arm_settings(arguments).items():
         student = RunFolder(folder / arm)
-        finished = student.is_finished and (arm != "transfer" or RunFolder(folder / f"{arm}-control").is_finished)
+        has_control = arm != controlled(arguments) or RunFolder(folder / f"{arm}-control").is_finished
+        finished = student.is_finished and has_control
         if arm in arguments.arms and not finished:
             sets = [part for setting in (*settings, f"student.training.seed={seed}") for part in ("--set", setting)]
             distill("student", recipe, "--teacher", teacher.path, "--output", student.path, "--resume", *sets)
@@ -121,7 +137,8 @@ def train(arguments: argparse.Namespace, seed: int) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Print accuracies per seed and on average, and each arm against the control of its seed."""
-    names = ["teacher", "transfer-control", "soft", "transfer", "best", "unlabelled"]
+    control = f"{controlled(arguments)}-control"
+    names = ["teacher", control, "soft", "transfer", "best", "unlabelled"]
     before = read_json(arguments.before)["arms"] if arguments.before else {}
     result: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "arms": {}}
     correct: dict[tuple[str, int], np.ndarray] = {}
@@ -149,7 +166,7 @@ def report(arguments: argparse.Namespace) -> None:
         if not finished:
             continue
         entry["mean_accuracy"] = statistics.mean(entry["accuracy"].values())
-        for other in ("transfer-control", "teacher"):
+        for other in (control, "teacher"):
             pairs = [seed for seed in finished if (other, seed) in correct and other != name]
             if pairs:
                 own, its = ([correct[arm, seed] for seed in pairs] for arm in (name, other))
@@ -161,7 +178,7 @@ def report(arguments: argparse.Namespace) -> None:
         result["arms"][name] = entry
         shown = ", ".join(f"{value:.4f}" for value in entry["accuracy"].values())
         print(f"{name:18} {entry['mean_accuracy']:.4f} ({shown})")
-        for other in ("transfer-control", "teacher"):
+        for other in (control, "teacher"):
             if against := entry.get(f"against_{other}"):
                 print(f"{'':18} {100 * against['mean_gain']:+.2f} points over {other}, p = {against['p_value']:.2g}")
     print(json.dumps(result))

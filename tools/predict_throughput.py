@@ -1,7 +1,7 @@
 """Texts per second of distill's predictor against other commands, on the same texts in turn, tokenising included.
 
 usage: python3 tools/predict_throughput.py MODEL_OR_EXPORT_DIR TEXTS.parquet --peer "COMMAND" [--peer ...] [--rounds 2]
-           [--texts N]
+           [--texts N] [--device cpu]
 
 A peer is a command that prints, as its last line, JSON with texts_per_second; TEXTS and --texts N are appended to
 it. Ours is `distill.load` and a call on all texts, the loading left out, as in the peers. Also timed: the whole command
@@ -36,36 +36,37 @@ def main() -> None:
     parser.add_argument("--peer", action="append", default=[], help="another command, without the texts' file")
     parser.add_argument("--texts", type=int)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     rows = Dataset.from_parquet(arguments.texts_file)
     count = arguments.texts or len(rows)
     texts = rows.select(range(count))["text"]
-    classifier = distill.load(arguments.model, "cpu")
+    classifier = distill.load(arguments.model, arguments.device)
     ours = f"distill, {classifier.session.format}"
     found: dict[str, list[float]] = {ours: [], **{peer: [] for peer in arguments.peer}}
     for _ in range(arguments.rounds):
         found[ours].append(timed_logits(classifier, texts)[1])
         for peer in arguments.peer:
             command = [*shlex.split(peer), arguments.texts_file, "--texts", str(count)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found[peer].append(json.loads(done.stdout.splitlines()[-1])["texts_per_second"])
     medians = {name: statistics.median(rates) for name, rates in found.items()}
     for name, rate in medians.items():
         print(f"{rate:8.1f} texts/s, distill is {medians[ours] / rate:.2f} times as fast  {name}")
-    seconds = whole_command(arguments.model, rows.select(range(count)))
+    seconds = whole_command(arguments.model, rows.select(range(count)), arguments.device)
     print(f"the whole command, start to end: {seconds:.1f} s, {count / seconds:.1f} texts/s")
     conditions = {"arguments": vars(arguments), "hardware": describe_hardware(), "versions": versions()}
     print(json.dumps({"texts_per_second": found, "whole_command_seconds": seconds} | conditions))
 
 
-def whole_command(model: str, rows: Dataset) -> float:
+def whole_command(model: str, rows: Dataset, device: str) -> float:
     """Return the seconds of `distill predict`, from its start to its end."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "texts.parquet"
         rows.to_parquet(path)
         start = time.perf_counter()
-        command = [sys.executable, "-m", "distill", "predict", model, "--file", str(path), "--device", "cpu"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "distill", "predict", model, "--file", str(path), "--device", device]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - start
 
 

@@ -95,7 +95,7 @@ def run_peer(arguments: argparse.Namespace) -> float:
         *shlex.split(arguments.peer), arguments.teacher, arguments.student, str(arguments.work / "train.parquet"),
         "--texts", str(arguments.texts), "--batch", str(arguments.batch), "--max-tokens", str(arguments.max_tokens),
     ]  # fmt: skip
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])["samples_per_second"]
 
 

@@ -1,0 +1,181 @@
+"""The tools of the GPU's measurement, as far as a machine without one can tell: they run, resume and count right."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification
+
+from distill.onnx_graph import trace
+
+ROOT = Path(__file__).parent.parent
+
+
+def tool(name):
+    """A script of tools/, which is no package, so the file is loaded by its path."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+gpu_visit, gpu_latency = tool("gpu_visit"), tool("gpu_latency")
+
+
+def test_the_arithmetic_of_a_training_is_three_times_what_torch_counts_of_answering(tiny_bert):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, attn_implementation="eager").eval()
+    tokens = 24
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.ones(1, tokens, dtype=torch.long))
+    config = json.loads((tiny_bert / "config.json").read_text())
+    head = 2 * config["hidden_size"] * (config["hidden_size"] + 2)  # pooler and classifier, left out of the count
+    counted = gpu_visit.training_flops(config, tokens, first_token_only=False)
+    assert counted == 3 * (counter.get_total_flops() - head)
+    assert gpu_visit.training_flops(config, tokens, first_token_only=True) < counted
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_bert, tmp_path_factory):
+    """The tiny model and a folder of its exports; both are its fp32 graph: test_export.py says what the half one is."""
+    folder = tmp_path_factory.mktemp("exports")
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
+    (folder / "onnx-fp32").mkdir()
+    trace(model, folder / "onnx-fp32" / "model.onnx")
+    shutil.copytree(folder / "onnx-fp32", folder / "onnx-fp16")
+    return model, folder
+
+
+@pytest.mark.slow  # torch.compile alone takes seconds to import
+def test_formats_agree_with_torch_also_at_a_fixed_shape_and_without_a_mask(exported):
+    found = gpu_latency.measure(gpu_latency.Bench(*exported, "cpu", "3x9"), None, 5)
+    assert all("skipped" in found[name] for name in found if "graph" in name)
+    for name, figures in found.items():
+        if "graph" not in name:
+            assert figures["agreement"] == 1 and figures["max_logit_diff"] < 0.1, name
+            assert len(figures["latency_ms"]["raw"]) == 5 and figures["sequences_per_second"] > 0
+
+
+def test_without_its_mask_a_graph_reads_padding_as_text(exported):
+    path = exported[1] / "onnx-fp32" / "model.onnx"
+    ids, mask = np.random.default_rng(0).integers(5, 29, (2, 8)), np.ones((2, 8), np.int64)
+    padded = np.where(np.arange(8) < 5, mask, 0)
+    whole, blind = onnxruntime.InferenceSession(path), onnxruntime.InferenceSession(gpu_latency.without_mask(path))
+    for given in (mask, padded):
+        (found,) = blind.run(["logits"], {"input_ids": ids, "attention_mask": given})
+        (wanted,) = whole.run(["logits"], {"input_ids": ids, "attention_mask": mask})
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.abs(whole.run(["logits"], {"input_ids": ids, "attention_mask": padded})[0] - wanted).max() > 1e-3
+
+
+def test_a_format_that_fails_is_named_and_the_others_are_timed(tiny_bert, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
+    found = gpu_latency.measure(gpu_latency.Bench(model, tmp_path, "cpu", "1x5"), ["torch-fp32", "onnx-fp32"], 5)
+    assert "model.onnx" in found["onnx-fp32"]["error"] and "latency_ms" in found["torch-fp32"]
+
+
+@pytest.fixture
+def visit(tmp_path, monkeypatch):
+    """A visit of ten seconds to this machine, that has nothing."""
+    monkeypatch.setattr(gpu_visit, "LEAST_SECONDS", 0.1)
+    words = ["gpu_visit.py", "check", "--work", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", words)
+    (tmp_path / "out").mkdir()
+    return gpu_visit.Visit(gpu_visit.parsed(), gpu_visit.TOY, time.monotonic() + 10, tmp_path / "visit.log")
+
+
+def test_a_step_that_fails_or_lacks_something_is_kept_as_text(visit):
+    def failing(code):
+        return gpu_visit.attempt(gpu_visit.Step("x", 1, lambda visit: visit.measure(sys.executable, "-c", code)), visit)
+
+    assert failing("raise ValueError('so')")["error"].startswith("exit status 1: ValueError: so\n")
+    ours = failing("import sys; sys.exit('error: x: not there\\nhint: look')")["error"]
+    assert ours.startswith("exit status 1: error: x: not there\n")
+    assert "no JSON" in failing("print('nothing')")["error"]
+    assert failing("print('{\"a\": NaN}')")["a"] is None
+    skipped = gpu_visit.attempt(gpu_visit.Step("x", 1, gpu_visit.notes_way), visit)
+    assert skipped["skipped"] == "no --notes-teacher"
+
+
+def test_a_step_whose_time_is_up_ends_with_all_that_it_started(visit, tmp_path):
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', 'CHILD'])"
+    found = gpu_visit.attempt(
+        gpu_visit.Step("x", 0.005, lambda visit: visit.measure(sys.executable, "-c", code, tmp_path)), visit
+    )
+    assert found["error"] == "its time was up" and found["seconds"] < 10
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(tmp_path) not in running
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is(visit, monkeypatch):
+    done = []
+
+    def steps(visit):
+        yield gpu_visit.Step("good", 1, lambda visit: done.append("good") or {"found": 1})
+        yield gpu_visit.Step("bad", 1, lambda visit: done.append("bad") or {}["nothing"])
+        yield gpu_visit.Step("sum", 1, lambda visit: done.append("sum") or {}, again=True)
+
+    monkeypatch.setitem(gpu_visit.PARTS, "check", steps)
+    for _ in range(2):
+        gpu_visit.do("check", visit, {"gpu": "none"})
+    assert done == ["good", "bad", "sum", "bad", "sum"]
+    found = json.loads((visit.arguments.out / "gpu-check.json").read_text())
+    assert found["steps"]["good"]["found"] == 1 and "KeyError" in found["steps"]["bad"]["error"]
+    assert len(found["conditions"]) == 2
+    assert "bad: error: KeyError" in gpu_visit.table(visit.work)
+
+
+def test_the_table_says_which_goals_are_met_missed_and_not_measured(tmp_path):
+    def latency(median):
+        return {"latency_ms": {"p50": median}, "sequences_per_second": 1e3 / median}
+
+    formats = {"torch-fp16": latency(2.0), "onnx-fp16 graph": latency(1.0), "onnx-fp16 graph, no mask": latency(0.1)}
+    steps = {"bert-base 1x128": {"formats": formats | {"torch-fp16 compiled": {"error": "no compiler"}}}}
+    (tmp_path / "gpu-exports.json").write_text(json.dumps({"steps": steps, "toy": False}))
+    lines = gpu_visit.table(tmp_path).splitlines()
+    assert [line.split()[-2:] for line in lines if line.startswith("BERT-base 1x128")] == [
+        ["2.000", "met"], ["1.000", "missed"],
+    ]  # fmt: skip
+    assert sum("not measured" in line for line in lines) == len(gpu_visit.GOALS) - 2
+    assert any("torch-fp16 compiled: no compiler" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_rehearsal_runs_every_part_and_a_second_visit_does_nothing_again(tmp_path):
+    parts = ["check", "training", "accuracy", "exports", "predict"]
+    command = [sys.executable, ROOT / "tools" / "gpu_visit.py", *parts, "--toy", "--device", "cpu"]
+    command += ["--work", tmp_path / "work", "--out", tmp_path / "out", "--minutes", "60"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    found = {part: json.loads((tmp_path / "out" / f"gpu-{part}.json").read_text()) for part in parts}
+    for part, file in found.items():
+        assert file["toy"] and file["part"] == part
+        assert {"versions", "hardware", "measured"} <= set(file["conditions"][0]), file["conditions"]
+        for name, step in file["steps"].items():
+            assert "error" not in step, f"{part}: {name}: {step}"
+    skipped = {name for file in found.values() for name, step in file["steps"].items() if "skipped" in step}
+    assert skipped == {"gpu tests", "the notes' way", "distill student and TextBrewer"}
+    measured = found["exports"]["steps"]["bert-base 1x16"]["formats"]
+    assert len(measured["onnx-fp16 fixed"]["latency_ms"]["raw"]) == 5 and measured["torch-fp32"]["agreement"] == 1
+    graphs = found["exports"]["steps"]["bert-base graphs"]["exports"]
+    assert graphs["onnx-fp16"]["attention"] == {"fused": 4, "expected": 4} and graphs["onnx-fp32"]["shortfall"] is None
+    arms = json.loads((tmp_path / "out" / "distillation-gain-gpu.json").read_text())["arms"]
+    assert set(arms) == {"teacher", "soft-control", "soft", "unlabelled"}
+    assert (tmp_path / "out" / "visit.log").stat().st_size > 0
+    assert "no figure above means anything" in first.stdout
+
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    begun = [line.split(": ")[1].split(" (")[0] for line in again.stderr.splitlines() if "minutes left)" in line]
+    assert set(begun) == {"conditions", "result", *skipped}

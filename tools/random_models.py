@@ -1,0 +1,63 @@
+"""Classifiers of BERT-base's and DistilBERT-base's shape with random weights: for measuring speed without a hub.
+
+usage: python3 tools/random_models.py TOKENIZER_DIR OUT [--toy]
+
+OUT/bert-base and OUT/distilbert-base load like any model, with the tokenizer of TOKENIZER_DIR. --toy makes them small
+enough for a rehearsal, and also OUT/encoder, which stands in for a pretrained one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
+
+from distill.models import load_tokenizer
+
+TOKENS = 512
+
+
+def main() -> None:
+    """Make the models and save them."""
+    parser = argparse.ArgumentParser(description="Classifiers with random weights.")
+    parser.add_argument("tokenizer")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--toy", action="store_true")
+    arguments = parser.parse_args()
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    tokenizer.model_max_length = TOKENS
+    for name, config in configurations(len(tokenizer), toy=arguments.toy).items():
+        set_seed(0)
+        is_encoder = name == "encoder"
+        model: PreTrainedModel = (
+            BertModel(config) if is_encoder else AutoModelForSequenceClassification.from_config(config)
+        )
+        model.save_pretrained(arguments.out / name)
+        tokenizer.save_pretrained(arguments.out / name)
+        print(arguments.out / name)
+
+
+def configurations(vocabulary: int, *, toy: bool) -> dict[str, PretrainedConfig]:
+    """Return the configurations by name; the real ones are the defaults of transformers, which are the base sizes."""
+    shared = {"vocab_size": vocabulary, "max_position_embeddings": TOKENS}
+    if not toy:
+        return {"bert-base": BertConfig(**shared), "distilbert-base": DistilBertConfig(**shared)}
+    bert = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.1}
+    return {
+        "bert-base": BertConfig(**shared, **bert, num_hidden_layers=4),
+        "distilbert-base": DistilBertConfig(**shared, dim=32, n_layers=2, n_heads=4, hidden_dim=64),
+        "encoder": BertConfig(**shared, **bert, num_hidden_layers=4),
+    }
+
+
+if __name__ == "__main__":
+    main()
