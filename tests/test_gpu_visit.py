@@ -166,7 +166,7 @@ def test_the_rehearsal_runs_every_part_and_a_second_visit_does_nothing_again(tmp
             assert "error" not in step, f"{part}: {name}: {step}"
     skipped = {name for file in found.values() for name, step in file["steps"].items() if "skipped" in step}
     assert skipped == {"gpu tests", "the notes' way", "distill student and TextBrewer"}
-    measured = found["exports"]["steps"]["bert-base 1x16"]["formats"]
+    measured = found["exports"]["steps"]["bert-base 4x16"]["formats"]
     assert len(measured["onnx-fp16 fixed"]["latency_ms"]["raw"]) == 5 and measured["torch-fp32"]["agreement"] == 1
     graphs = found["exports"]["steps"]["bert-base graphs"]["exports"]
     assert graphs["onnx-fp16"]["attention"] == {"fused": 4, "expected": 4} and graphs["onnx-fp32"]["shortfall"] is None

@@ -81,7 +81,7 @@ REAL = Size(
 )  # fmt: skip
 TOY = Size(
     texts=24, batches=(8,), labelled=600, teacher_epochs=2, student_steps=24, batch=32, learning_rate=3e-3, rounds=5,
-    shapes=("1x16", "4x16"), predicted=40, peak=("--side", "128", "--gigabytes", "0.01", "--rounds", "5"),
+    shapes=("4x16",), predicted=40, peak=("--side", "128", "--gigabytes", "0.01", "--rounds", "5"),
     quickstart=("data.train_samples=200", "data.test_samples=40"), patience=5.0,
 )  # fmt: skip
 
@@ -331,11 +331,11 @@ def training(visit: Visit) -> Iterator[Step]:
 
 
 def make_models(visit: Visit) -> dict[str, Any]:
-    """Make the models with random weights."""
+    """Make the models with random weights, where no other part has."""
     tokenizer = ROOT / "recipes" / "quickstart" / "bert" if visit.arguments.toy else visit.encoder
-    visit.call(
-        sys.executable, TOOLS / "random_models.py", tokenizer, visit.models, *(["--toy"] if visit.arguments.toy else [])
-    )
+    if not visit.models.is_dir():
+        toy = ["--toy"] if visit.arguments.toy else []
+        visit.call(sys.executable, TOOLS / "random_models.py", tokenizer, visit.models, *toy)
     return {path.name: read_json(path / "config.json") for path in sorted(visit.models.iterdir())}
 
 

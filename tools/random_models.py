@@ -21,6 +21,7 @@ from transformers import (
     set_seed,
 )
 
+from distill.files import atomic_path
 from distill.models import load_tokenizer
 
 TOKENS = 512
@@ -35,15 +36,14 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.tokenizer)
     tokenizer.model_max_length = TOKENS
-    for name, config in configurations(len(tokenizer), toy=arguments.toy).items():
-        set_seed(0)
-        is_encoder = name == "encoder"
-        model: PreTrainedModel = (
-            BertModel(config) if is_encoder else AutoModelForSequenceClassification.from_config(config)
-        )
-        model.save_pretrained(arguments.out / name)
-        tokenizer.save_pretrained(arguments.out / name)
-        print(arguments.out / name)
+    with atomic_path(arguments.out) as partial:
+        for name, config in configurations(len(tokenizer), toy=arguments.toy).items():
+            set_seed(0)
+            kind = BertModel if name == "encoder" else AutoModelForSequenceClassification.from_config
+            model: PreTrainedModel = kind(config)
+            model.save_pretrained(partial / name)
+            tokenizer.save_pretrained(partial / name)
+            print(arguments.out / name)
 
 
 def configurations(vocabulary: int, *, toy: bool) -> dict[str, PretrainedConfig]:
