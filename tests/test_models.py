@@ -8,7 +8,13 @@ import pytest
 import torch
 from conftest import CONFIGS, LABELS, make_classifier
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, DebertaV2Config, ModernBertConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    ModernBertConfig,
+    PretrainedConfig,
+)
 
 from distill.errors import ModelError
 from distill.models import (
@@ -19,6 +25,7 @@ from distill.models import (
     reorder_classes,
     token_limit,
     weights_fingerprint,
+    with_attention_dropout,
 )
 from distill.students import build_from_config, build_from_layers, choose_layers
 
@@ -363,3 +370,10 @@ def test_no_weights_no_fingerprint(tmp_path):
         weights_fingerprint("no-such-org/no-such-model")
     with pytest.raises(ModelError, match="no such folder"):
         weights_fingerprint("./nowhere")
+
+
+def test_a_model_without_attention_dropout_has_none_to_take_away():
+    config = PretrainedConfig(model_type="plain")
+    assert with_attention_dropout(config, 0.0) is config
+    with pytest.raises(ModelError, match="plain has no such setting"):
+        with_attention_dropout(config, 0.1)

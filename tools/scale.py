@@ -46,10 +46,16 @@ def main() -> None:
     for rows in arguments.rows:
         work = arguments.work / str(rows)
         recipe = prepare(work, tokenizer, rows, arguments)
-        found: dict[str, Any] = {"rows": rows, "bytes_on_disk": (work / "train.parquet").stat().st_size}
+        found: dict[str, Any] = {"rows": rows, "parquet_bytes": (work / "train.parquet").stat().st_size}
         found["teacher"] = measure(work, "teacher", str(recipe))
         found["student"] = measure(work, "student", str(recipe), "--teacher", str(work / "teacher"), "--force")
+        found["cache_bytes"] = bytes_in(work / "huggingface")
+        found["teacher_logits_bytes"] = bytes_in(work / "teacher" / "teacher_logits")
         sizes.append(found)
+        print(
+            f"{rows:,} rows: parquet, cache and teacher logits of {found['parquet_bytes'] / 1e6:.0f} MB, "
+            f"{found['cache_bytes'] / 1e6:.0f} MB and {found['teacher_logits_bytes'] / 1e6:.1f} MB"
+        )
         for stage in ("teacher", "student"):
             parts = ", ".join(f"{part} {found[stage][part]:.1f} s" for part in PARTS if part in found[stage])
             print(f"{rows:,} rows, {stage}: {parts}; {found[stage]['peak_memory_bytes'] / 1e9:.2f} GB")
@@ -99,6 +105,11 @@ def write_texts(path: Path, words: np.ndarray, rows: int, classes: int, *, seed:
             texts = [" ".join(part) for part in np.split(drawn, lengths.cumsum()[:-1])]
             labels = rng.integers(0, classes, count)
             writer.write_table(pa.table({"text": texts, "label": labels}, schema=schema))
+
+
+def bytes_in(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def measure(work: Path, stage: str, *arguments: str) -> dict[str, float]:
