@@ -6,7 +6,6 @@ import contextlib
 import copy
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from distill.losses import (
     soft_target_loss,
 )
 from distill.metrics import ClassificationMetrics
+from distill.micro_batches import PART_TOKENS, Collator, parts_of
 from distill.ranks import rank
 from distill.recipe import Loss
 from distill.run_folder import RunFolder
@@ -49,25 +49,6 @@ from distill.sampling import SimilarLengths
 from distill.shards import check_launch, settle
 from distill.throughput import Throughput, forward_flops, peak_flops
 from distill.training_log import warnings_of
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Rows of token ids to padded batches; `padding` is "longest" (of the batch) or "max_length" (max_tokens)."""
-
-    tokenizer: PreTrainedTokenizerBase
-    padding: str
-    max_tokens: int
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        tokens = {name: [row[name] for row in rows] for name in ("input_ids", "attention_mask")}
-        batch = self.tokenizer.pad(tokens, padding=self.padding, max_length=self.max_tokens, return_tensors="pt")
-        tensors = {"labels": torch.tensor([row["labels"] for row in rows])}
-        teachers = range(sum(name.startswith("teacher_logits_") for name in rows[0]))
-        if teachers:  # (batch, teachers, classes)
-            answers = [[row[f"teacher_logits_{teacher}"] for teacher in teachers] for row in rows]
-            tensors["teacher_logits"] = torch.tensor(answers)
-        return {**batch, **tensors}
 
 
 class ClassificationTrainer(Trainer):
@@ -113,6 +94,15 @@ class ClassificationTrainer(Trainer):
         ranks, accumulated = self.args.world_size, self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return SimilarLengths(rows["length"][:], self.args.train_batch_size * accumulated * ranks, seed)
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Compute loss and gradients of a batch part by part; return the loss."""
+        *others, last = parts_of(inputs, self.processing_class.padding_side)
+        losses = []
+        for part in others:
+            with self.accelerator.no_sync(model):  # ranks cut differently, and meet once
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        return torch.stack([*losses, super().training_step(model, last, num_items_in_batch)]).sum()
 
     def training_losses(
         self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
@@ -321,13 +311,21 @@ def make_trainer(
         train_dataset=train_rows,
         eval_dataset=validation_rows.sort("length"),  # neighbours of like length need little padding
         processing_class=tokenizer,
-        data_collator=Collator(tokenizer, padding, max_tokens),
+        data_collator=Collator(tokenizer, padding, max_tokens, _part_tokens(arguments, padding)),
         compute_metrics=validation_figures,
         callbacks=[divergence, *callbacks],
         **settings,
     )
     trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
     return trainer
+
+
+def _part_tokens(arguments: TrainingArguments, padding: str) -> int | None:
+    # Who pads to one length wants one shape; ranks with shards gather each layer together, so they must compute as many
+    # parts; DataParallel cuts batches by itself.
+    if padding == "max_length" or arguments.fsdp or arguments.n_gpu > 1:
+        return None
+    return PART_TOKENS["cuda" if arguments.device.type == "cuda" else "cpu"]
 
 
 def watch(trainer: ClassificationTrainer, title: str) -> ProgressLine:

@@ -117,7 +117,6 @@ def with_defaults(given: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
         "eval_strategy": evaluates,
         "save_strategy": evaluates if evaluates != "no" else "epoch",
         "save_total_limit": 2,
-        "train_sampling_strategy": "group_by_length",  # see sampling: as accurate, and hardly padded (docs/results.md)
         "per_device_eval_batch_size": 32,
         "logging_steps": LOGGING_STEPS,
         "report_to": "none",

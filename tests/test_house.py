@@ -18,7 +18,7 @@ FLOORS = [
     {"recipe"},
     {"sources", "recipe_file", "models", "tokens", "outliers", "hub"},
     {"data", "pickles", "run_folder", "students", "hidden_states", "first_token", "shards"},
-    {"sessions", "plots", "callbacks", "inspection", "throughput"},
+    {"sessions", "plots", "callbacks", "inspection", "throughput", "micro_batches"},
     {"predictors", "onnx_graph", "quantisation", "proofs"},
     {"teacher_logits", "training", "fusion", "benchmark", "report", "card"},
     {"export", "candidates"},

@@ -5,13 +5,14 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, make_classifier, make_tokenizer, write_reviews
+from conftest import LABELS, make_classifier, write_reviews
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from distill import devices
 from distill.data import load_splits
 from distill.devices import training_precision
 from distill.errors import Interrupted, RecipeError, TrainingError
+from distill.micro_batches import PART_TOKENS
 from distill.models import load_tokenizer
 from distill.predictors import Classifier
 from distill.recipe import Data, Files, Loss
@@ -19,7 +20,7 @@ from distill.run_folder import RunFolder
 from distill.sampling import SimilarLengths
 from distill.sessions import TorchSession
 from distill.tokens import tokenise
-from distill.training import ClassificationTrainer, Collator, DistillationTrainer, train, training_arguments
+from distill.training import ClassificationTrainer, DistillationTrainer, train, training_arguments
 
 FP32 = {"bf16": False}
 DISTILLATION = {"loss": Loss(), "teacher_weights": (1.0,)}
@@ -64,6 +65,26 @@ def run(folder, splits, model_folder, training, trainer=ClassificationTrainer, c
         **settings,
     )
     return model, figures
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", ["labels", "distillation"])
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
+    tmp_path, splits, tiny_bert, kind, accumulation, monkeypatch
+):
+    models, padding = [], []
+    for part_tokens in (40, 10_000):
+        monkeypatch.setitem(PART_TOKENS, "cpu", part_tokens)
+        settings = {"num_train_epochs": 1, "per_device_train_batch_size": 16, "optim": "sgd", "learning_rate": 0.1}
+        settings |= {"gradient_accumulation_steps": accumulation, "save_strategy": "no", "max_grad_norm": 0.0}
+        loss = DISTILLATION if kind == "distillation" else {}
+        trainer = DistillationTrainer if loss else ClassificationTrainer
+        model, figures = run(RunFolder(tmp_path / f"{part_tokens}"), splits, tiny_bert, settings, trainer, **loss)
+        models.append(model)
+        padding.append(figures["padding_fraction"])
+    for parts, whole in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
+    assert padding[0] < 0.1 < padding[1]
 
 
 @pytest.mark.parametrize("kind", ["labels", "distillation"])
@@ -263,28 +284,6 @@ def test_tensorboard_writes_where_the_run_is(tmp_path, splits, tiny_bert):
     folder = RunFolder(tmp_path / "run")
     run(folder, splits, tiny_bert, training)
     assert list(folder.tensorboard.glob("events.*"))
-
-
-def test_the_collator_pads_to_the_batch_or_to_the_limit():
-    tokenizer = make_tokenizer(["good", "bad"])
-    rows = [
-        {"input_ids": [2, 5, 3], "attention_mask": [1, 1, 1], "labels": 1, "length": 3},
-        {"input_ids": [2, 3], "attention_mask": [1, 1], "labels": 0, "length": 2},
-    ]
-    assert set(Collator(tokenizer, "longest", 8)(rows)) == {"input_ids", "attention_mask", "labels"}
-    for row, (first, second) in zip(rows, (([0.5, -0.5], [3.0, 4.0]), ([1.0, 2.0], [5.0, 6.0])), strict=True):
-        row |= {"teacher_logits_0": first, "teacher_logits_1": second}
-    batch = Collator(tokenizer, "longest", 8)(rows)
-    assert batch["input_ids"].tolist() == [[2, 5, 3], [2, 3, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch["labels"].tolist() == [1, 0]
-    assert batch["teacher_logits"].tolist() == [[[0.5, -0.5], [3.0, 4.0]], [[1.0, 2.0], [5.0, 6.0]]]
-    assert set(batch) == {"input_ids", "attention_mask", "labels", "teacher_logits"}
-    assert Collator(tokenizer, "max_length", 8)(rows)["input_ids"].shape == (2, 8)
-    many = {f"teacher_logits_{teacher}": [float(teacher), 0.0] for teacher in range(11)}
-    row = {"input_ids": [2, 3], "attention_mask": [1, 1], "labels": 0, **many}
-    answers = Collator(tokenizer, "longest", 8)([row])["teacher_logits"]
-    assert answers[0, :, 0].tolist() == list(range(11))  # in order, not as text: 1, 10, 2
 
 
 def test_fields_that_do_not_go_together_are_one_clear_line(tmp_path):

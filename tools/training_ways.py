@@ -5,7 +5,7 @@ usage: python3 tools/training_ways.py --encoder DIR --train FILE --test FILE --w
 
 Every way takes the same texts, epochs and number of steps; there is no validation, so the last state is judged. `plain`
 draws its texts at random and keeps the model's attention dropout, in fp32, as a Trainer does by itself: the same steps
-of 8 texts, computed a text at a time, which differs in nothing but padding. Finished runs in WORK are kept, so the
+of 8 texts, computed in parts, which differs in nothing but padding. Finished runs in WORK are kept, so the
 script can be stopped and started again. Prints the table; the last line is JSON, with which test texts each run was
 right on (`correct`, packed bits in hexadecimal).
 """
@@ -49,7 +49,7 @@ def main() -> None:
         recipe = prepare(arguments)
         for seed in arguments.seeds:
             for way in arguments.ways:
-                train(recipe, way, seed, arguments)
+                train(recipe, way, seed, arguments.work)
     report(arguments)
 
 
@@ -84,11 +84,10 @@ def prepare(arguments: argparse.Namespace) -> Path:
     return path
 
 
-def settings_of(way: str, batch: int) -> list[str]:
+def settings_of(way: str) -> list[str]:
     """Return what a way changes in the recipe."""
     training = "teacher.training."
-    one_by_one = [f"{training}per_device_train_batch_size=1", f"{training}gradient_accumulation_steps={batch}"]
-    at_random = [f"{training}train_sampling_strategy=random", *one_by_one]
+    at_random = [f"{training}train_sampling_strategy=random"]
     by_length = [f"{training}train_sampling_strategy=group_by_length", "teacher.attention_dropout=0.0"]
     return {
         "plain": [*at_random, "teacher.attention_dropout=0.1"],
@@ -98,11 +97,11 @@ def settings_of(way: str, batch: int) -> list[str]:
     }[way]
 
 
-def train(recipe: Path, way: str, seed: int, arguments: argparse.Namespace) -> None:
+def train(recipe: Path, way: str, seed: int, work: Path) -> None:
     """Train one way with one seed unless that is finished."""
-    folder = RunFolder(arguments.work / f"seed-{seed}" / way)
+    folder = RunFolder(work / f"seed-{seed}" / way)
     if not folder.is_finished:
-        settings = [*settings_of(way, arguments.batch), f"teacher.training.seed={seed}"]
+        settings = [*settings_of(way), f"teacher.training.seed={seed}"]
         sets = [part for setting in settings for part in ("--set", setting)]
         distill("teacher", recipe, "--output", folder.path, "--overwrite", *sets)
 

@@ -1,0 +1,81 @@
+"""Batches, and the parts that they are computed in."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import make_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.micro_batches import Collator, cuts, parts_of
+
+LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=64).map(lambda lengths: sorted(lengths, reverse=True))
+
+
+@given(LENGTHS, st.integers(1, 2_000))
+def test_parts_are_all_texts_in_order_and_none_is_too_large(lengths, part_tokens):
+    parts = cuts(lengths, part_tokens)
+    assert sum(count for count, _ in parts) == len(lengths)
+    start = 0
+    for count, longest in parts:
+        assert longest == lengths[start]  # they fall, so the first is the longest
+        assert count == 1 or count * longest <= part_tokens
+        start += count
+
+
+@given(LENGTHS, st.integers(1, 2_000))
+def test_no_two_parts_in_a_row_could_be_one(lengths, part_tokens):
+    parts = cuts(lengths, part_tokens)
+    for (count, longest), _ in itertools.pairwise(parts):
+        assert (count + 1) * longest > part_tokens
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_part_holds_its_texts_and_nothing_wider(side):
+    tokenizer = make_tokenizer(["good", "bad"])
+    tokenizer.padding_side = side
+    rows = [
+        {"input_ids": [2, *[5] * length, 3], "attention_mask": [1] * (length + 2), "labels": length, "length": length}
+        for length in (1, 6, 2, 5, 0)
+    ]
+    for row in rows:
+        row["teacher_logits_0"] = [float(row["labels"]), 0.0]
+    batch = Collator(tokenizer, "longest", 8, part_tokens=16)(rows)
+    parts = parts_of(batch, side)
+    assert [part["labels"].tolist() for part in parts] == [[6, 5], [2, 1, 0]]
+    assert [tuple(part["input_ids"].shape) for part in parts] == [(2, 8), (3, 4)]
+    for part in parts:
+        assert part["teacher_logits"][:, 0, 0].tolist() == part["labels"].tolist()
+        for ids, mask, label in zip(part["input_ids"], part["attention_mask"], part["labels"], strict=True):
+            assert ids[mask.bool()].tolist() == [2, *[5] * int(label), 3]
+
+
+def test_a_batch_that_is_not_to_be_cut_is_its_only_part():
+    tokenizer = make_tokenizer(["good", "bad"])
+    rows = [{"input_ids": [2, 3], "attention_mask": [1, 1], "labels": 0, "length": 2}]
+    batch = Collator(tokenizer, "longest", 8)(rows)
+    (part,) = parts_of(batch, "right")
+    assert set(part) == set(batch) and all(torch.equal(part[name], batch[name]) for name in batch)
+
+
+def test_the_collator_pads_to_the_batch_or_to_the_limit():
+    tokenizer = make_tokenizer(["good", "bad"])
+    rows = [
+        {"input_ids": [2, 5, 3], "attention_mask": [1, 1, 1], "labels": 1, "length": 3},
+        {"input_ids": [2, 3], "attention_mask": [1, 1], "labels": 0, "length": 2},
+    ]
+    assert set(Collator(tokenizer, "longest", 8)(rows)) == {"input_ids", "attention_mask", "labels"}
+    for row, (first, second) in zip(rows, (([0.5, -0.5], [3.0, 4.0]), ([1.0, 2.0], [5.0, 6.0])), strict=True):
+        row |= {"teacher_logits_0": first, "teacher_logits_1": second}
+    batch = Collator(tokenizer, "longest", 8)(rows)
+    assert batch["input_ids"].tolist() == [[2, 5, 3], [2, 3, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [1, 0]
+    assert batch["teacher_logits"].tolist() == [[[0.5, -0.5], [3.0, 4.0]], [[1.0, 2.0], [5.0, 6.0]]]
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "teacher_logits"}
+    assert Collator(tokenizer, "max_length", 8)(rows)["input_ids"].shape == (2, 8)
+    many = {f"teacher_logits_{teacher}": [float(teacher), 0.0] for teacher in range(11)}
+    row = {"input_ids": [2, 3], "attention_mask": [1, 1], "labels": 0, **many}
+    answers = Collator(tokenizer, "longest", 8)([row])["teacher_logits"]
+    assert answers[0, :, 0].tolist() == list(range(11))  # in order, not as text: 1, 10, 2
