@@ -149,7 +149,7 @@ def test_a_search_of_which_nothing_comes_says_so_and_leaves_its_trials(world, tm
 def test_a_teacher_is_searched_over_by_the_figure_of_its_recipe(world, tmp_path):
     found = sweep(
         world, tmp_path / "s", "sweep.keys={teacher.training.learning_rate: [1.0e-6, 3.0e-3]}",
-        "teacher.early_stopping_patience=1", teachers=(),
+        "teacher.early_stopping_patience=2", teachers=(),
     )  # fmt: skip
     assert (found["stage"], found["metric"], found["direction"], found["best"]) == (
         "teacher", "accuracy", "maximize", 2,
