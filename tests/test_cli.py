@@ -185,7 +185,7 @@ def test_a_student_with_another_vocabulary_and_label_order_learns_from_the_same_
     code, _, err = run(
         "student", folder / "recipe.yaml", "--teacher", folder / "out" / "teacher", "--output", tmp_path / "student",
         "--set", f"student.model={other}", "--set", "data.label_names=[positive, negative]",
-        "--set", "student.loss.soft_weight=1.0",
+        "--set", "student.loss.soft_weight=1.0", "--set", "student.training.num_train_epochs=12",
     )  # fmt: skip
     assert code == 0, err
     metrics = json.loads((tmp_path / "student" / "metrics.json").read_text())

@@ -1,0 +1,81 @@
+"""What cutting a training step into parts wins, by the size of a part, against padding it whole or drawing by length.
+
+usage: python3 tools/part_tokens.py ENCODER_DIR TRAIN.parquet [--texts 32] [--batch 8] [--max-tokens 512] [--rounds 5]
+
+Whole optimizer steps of a two-class teacher without attention dropout, in turn, texts per second of this process's CPU
+time (which other processes hardly change). The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+from datasets import Dataset
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from distill.devices import describe_hardware
+from distill.first_token import first_token_only, last_layer
+from distill.micro_batches import Collator, parts_of
+from distill.models import with_attention_dropout
+from distill.provenance import versions
+
+SIZES = (1, 256, 512, 1_024, 2_048)  # tokens; with 1 each text is a part
+
+
+def main() -> None:
+    """Time the ways in turn and print their medians."""
+    parser = argparse.ArgumentParser(description="What cutting a training step into parts wins.")
+    parser.add_argument("encoder")
+    parser.add_argument("train")
+    parser.add_argument("--texts", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.encoder)
+    config = with_attention_dropout(AutoConfig.from_pretrained(arguments.encoder), 0.0)
+    model = AutoModelForSequenceClassification.from_pretrained(arguments.encoder, config=config).train()
+    texts = Dataset.from_parquet(arguments.train).shuffle(seed=42).select(range(arguments.texts))["text"][:]
+    encoded = tokenizer(texts, truncation=True, max_length=arguments.max_tokens)
+    rows = [
+        {"input_ids": ids, "attention_mask": mask, "labels": index % 2}
+        for index, (ids, mask) in enumerate(zip(encoded["input_ids"], encoded["attention_mask"], strict=True))
+    ]
+    by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
+    ways = {"padded whole": (rows, None), "steps of similar length": (by_length, None)}
+    ways |= {f"parts of {size}": (rows, size) for size in SIZES}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    with first_token_only(last_layer(model)):
+        for _ in range(arguments.rounds + 1):
+            for way, (order, size) in ways.items():
+                collate = Collator(tokenizer, "longest", arguments.max_tokens, size)
+                start = time.process_time()
+                for first in range(0, len(order), arguments.batch):
+                    step(model, optimizer, collate(order[first : first + arguments.batch]), tokenizer.padding_side)
+                seconds[way].append(time.process_time() - start)
+    rates = {way: [len(rows) / taken for taken in found[1:]] for way, found in seconds.items()}  # the first warms up
+    for way, found in rates.items():
+        print(f"{way:24} {statistics.median(found):6.2f} texts per second of CPU time")
+    shown = {name: str(value) for name, value in vars(arguments).items()}
+    conditions = {"arguments": shown, "threads": torch.get_num_threads(), "hardware": describe_hardware()}
+    print(json.dumps({"texts_per_cpu_second": rates, **conditions, "versions": versions()}))
+
+
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], side: str) -> None:
+    """Take one step as training does: gradients part by part, clipped, then the optimizer."""
+    optimizer.zero_grad()
+    for part in parts_of(batch, side):
+        logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits
+        functional.cross_entropy(logits, part["labels"], reduction="sum").div(len(batch["labels"])).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+    optimizer.step()
+
+
+if __name__ == "__main__":
+    main()
