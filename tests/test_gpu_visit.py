@@ -107,6 +107,7 @@ def test_a_step_that_fails_or_lacks_something_is_kept_as_text(visit):
     assert skipped["skipped"] == "no --notes-teacher"
 
 
+@pytest.mark.slow
 def test_a_step_whose_time_is_up_ends_with_all_that_it_started(visit, tmp_path):
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', 'CHILD'])"
     found = gpu_visit.attempt(

@@ -95,6 +95,7 @@ def test_a_run_of_the_recipe_that_is_left_repeats_the_best_trial(world, searched
     assert figures["selected_at"] == best["objective"]
 
 
+@pytest.mark.slow
 def test_another_search_makes_the_same_trials_of_kept_answers_whatever_the_test_labels(
     world, searched, data, tmp_path, monkeypatch
 ):
@@ -108,6 +109,7 @@ def test_another_search_makes_the_same_trials_of_kept_answers_whatever_the_test_
     assert without_times(again["trials"]) == without_times(searched["trials"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been_and_then_to_more_trials(
     world, searched, tmp_path, monkeypatch
 ):
