@@ -26,6 +26,7 @@ from distill.run_folder import RunFolder, read_predictions
 
 LAUNCHERS = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
 BATCH = 16
+SPLITS = ("train", "validation", "test")
 
 
 def main() -> None:
@@ -67,16 +68,19 @@ def main() -> None:
 def prepare(arguments: argparse.Namespace) -> Path:
     """Write the texts, the encoder without dropout and the recipe."""
     arguments.work.mkdir(parents=True, exist_ok=True)
-    for split, count in (("train", arguments.texts), ("test", arguments.test_texts)):
-        rows = Dataset.from_parquet(getattr(arguments, split)).shuffle(seed=42).select(range(count))
-        rows.to_parquet(arguments.work / f"{split}.parquet")
+    train = Dataset.from_parquet(arguments.train).shuffle(seed=42)
+    texts = arguments.texts // BATCH * BATCH  # a launcher fills up a last step that is not whole
+    train.select(range(texts)).to_parquet(arguments.work / "train.parquet")
+    train.select(range(texts, texts + BATCH)).to_parquet(arguments.work / "validation.parquet")
+    test = Dataset.from_parquet(arguments.test).shuffle(seed=42).select(range(arguments.test_texts))
+    test.to_parquet(arguments.work / "test.parquet")
     model = arguments.work / "model"
     shutil.copytree(arguments.encoder, model, dirs_exist_ok=True)
     config = read_json(model / "config.json")
     write_json(model / "config.json", config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     recipe = {
         "data": {
-            "files": {split: str((arguments.work / f"{split}.parquet").absolute()) for split in ("train", "test")},
+            "files": {split: str((arguments.work / f"{split}.parquet").absolute()) for split in SPLITS},
             "label_names": arguments.labels,
             "max_tokens": arguments.max_tokens,
         },
