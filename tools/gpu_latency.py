@@ -38,7 +38,13 @@ from distill.sessions import OnnxSession, TorchSession, load_torch, onnx_provide
 from distill.timing import summarise, time_in_turn
 
 WARMUP_CALLS = 5  # the first captures or compiles; ONNX Runtime captures at its second
-CUDA_ALONE = "needs CUDA graphs"
+
+
+class NeedsCuda(Exception):
+    """A format that is a CUDA graph, where there is no CUDA."""
+
+    def __str__(self) -> str:
+        return "needs CUDA graphs"
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class Bench:
     def torch_graph(self, dtype: torch.dtype, *, masked: bool = True) -> Made:
         """The eager model captured once as a CUDA graph, the last layer on the first token alone."""
         if self.device != "cuda":
-            raise NotImplementedError(CUDA_ALONE)
+            raise NeedsCuda
         forward = self.forward(self.narrowed(dtype), masked=masked)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -114,7 +120,7 @@ class Bench:
     def bound(self, name: str, *, fixed: bool = False, captured: bool = False, masked: bool = True) -> Made:
         """ONNX Runtime with input and output bound to the device, the shape told to it (`fixed`), as a CUDA graph."""
         if captured and self.device != "cuda":
-            raise NotImplementedError(CUDA_ALONE)
+            raise NeedsCuda
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if fixed:  # folds what computes shapes, which runs on the CPU and has no place in a CUDA graph
@@ -224,7 +230,7 @@ def measure(bench: Bench, only: list[str] | None, rounds: int) -> dict[str, Any]
                 made.call()
             wait()
             logits = made.read().copy()
-        except NotImplementedError as skipped:
+        except NeedsCuda as skipped:
             found[name] = {"skipped": str(skipped)}
             continue
         except Exception as error:  # noqa: BLE001 - what fails is a result too, and the others are still to be measured

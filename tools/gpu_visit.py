@@ -349,12 +349,12 @@ def notes_way(visit: Visit) -> dict[str, Any]:
     found = visit.measure(
         sys.executable, script, model, few_texts(visit), "--texts", visit.size.texts, "--batch", 8
     )  # fmt: skip
-    flops = training_flops(read_json(model / "config.json"), 512, first_token_only=False)
+    flops = training_flops(model, 512)
     return found | {"flops_per_second": flops * found["samples_per_second"]}
 
 
 def train_teacher(visit: Visit, batch: int, *changes: str) -> dict[str, Any]:
-    """Train the teacher's shape by `distill teacher` and return its figures and its arithmetic a second."""
+    """Train the teacher's shape by `distill teacher` and return its figures."""
     model, train = model_of(visit, "bert-base"), few_texts(visit)
     recipe = {
         "data": {
@@ -384,10 +384,7 @@ def train_teacher(visit: Visit, batch: int, *changes: str) -> dict[str, Any]:
             "--overwrite",
             *settings(list(changes)),
         )
-    found = read_json(output / "metrics.json")["training"] | most
-    tokens = found["tokens_per_second"] / found["samples_per_second"]
-    counted = training_flops(read_json(model / "config.json"), tokens, first_token_only=True)
-    return found | {"counted_flops_per_second": counted * found["samples_per_second"]}
+    return read_json(output / "metrics.json")["training"] | most
 
 
 def students(visit: Visit) -> dict[str, Any]:
@@ -402,16 +399,15 @@ def students(visit: Visit) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def training_flops(config: dict[str, Any], tokens: float, *, first_token_only: bool) -> float:
-    """Return the floating-point operations of training on a text of so many tokens: three times those of answering.
+def training_flops(model: Path, tokens: int) -> int:
+    """Return the operations of training the classifier in a folder on a text of so many tokens, as distill counts."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    Products and attention, padding not counted. With `first_token_only` the last layer has keys and values of all
-    tokens and the rest of the first, as distill runs it. At a mean length, attention counts a little too low.
-    """
-    layers, hidden, middle = config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]
-    layer = (4 * hidden**2 + 2 * hidden * middle) * tokens + 2 * hidden * tokens**2
-    last = 2 * hidden**2 * tokens + 2 * hidden**2 + 2 * hidden * middle + 2 * hidden * tokens
-    return 3 * 2 * ((layers - 1) * layer + (last if first_token_only else layer))
+    from distill.throughput import FORWARD_AND_BACKWARD, forward_flops
+
+    classifier = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(model))
+    constant, linear, square = forward_flops(classifier, first_token=False)
+    return FORWARD_AND_BACKWARD * (constant + linear * tokens + square * tokens**2)
 
 
 # accuracy
@@ -685,10 +681,8 @@ def teacher_speed(parts: dict[str, Any]) -> float:
 
 
 def utilisation(parts: dict[str, Any]) -> float:
-    """Return the fastest run's share of the bf16 peak: what it says itself, else what was counted here."""
-    run = best_teacher(parts)
-    said = run.get("model_flop_utilisation")
-    return said or run["counted_flops_per_second"] / parts["check"]["peak"]["flops_per_second"]["bf16"]
+    """Return the fastest run's share of the peak, as it says itself."""
+    return best_teacher(parts)["model_flop_utilisation"]
 
 
 def student_speed(parts: dict[str, Any]) -> float:

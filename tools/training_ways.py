@@ -1,7 +1,7 @@
 """What faster ways of fine-tuning cost in accuracy: the same teacher trained in each, over several seeds.
 
 usage: python3 tools/training_ways.py --encoder DIR --train FILE --test FILE --work DIR
-           [--ways plain no-attention-dropout by-length by-length-bf16] [--seeds 1 2 3] [--report-only]
+           [--ways plain no-attention-dropout by-length bf16] [--seeds 1 2 3] [--report-only]
 
 Every way takes the same texts, epochs and number of steps; there is no validation, so the last state is judged. `plain`
 draws its texts at random and keeps the model's attention dropout, in fp32, as a Trainer does by itself: the same steps
@@ -87,13 +87,11 @@ def prepare(arguments: argparse.Namespace) -> Path:
 def settings_of(way: str) -> list[str]:
     """Return what a way changes in the recipe."""
     training = "teacher.training."
-    at_random = [f"{training}train_sampling_strategy=random"]
-    by_length = [f"{training}train_sampling_strategy=group_by_length", "teacher.attention_dropout=0.0"]
     return {
-        "plain": [*at_random, "teacher.attention_dropout=0.1"],
-        "no-attention-dropout": [*at_random, "teacher.attention_dropout=0.0"],
-        "by-length": by_length,
-        "by-length-bf16": [*by_length, f"{training}bf16=true"],
+        "plain": ["teacher.attention_dropout=0.1"],
+        "no-attention-dropout": [],
+        "by-length": [f"{training}train_sampling_strategy=group_by_length"],
+        "bf16": [f"{training}bf16=true"],
     }[way]
 
 
