@@ -65,14 +65,17 @@ def test_two_workers_answer_for_a_teacher_what_one_process_answers(tmp_path, dat
     run_on_two_workers(small + answer.replace(start, f"{start}        {small}"), tmp_path)
     code = f"""
 {small}
-import json
+import numpy as np
 from distill import stages
 recipe = stages.check("recipe.yaml")
 for split, kept in stages.kept_logits(recipe, "bert-teacher", "logits").items():
     alone = stages.kept_logits(recipe, "bert-teacher", "alone")[split]
     assert not kept.missing() and len(alone.missing()) == len(kept.starts) >= (4 if split == "train" else 1)
     alone.answer(alone.missing())
-    assert alone.read()[:] == kept.read()[:], split
+    one, two = alone.read(), kept.read()
+    assert one["example_id"][:] == two["example_id"][:]
+    # another number of threads sums in another order, and so in the last bits to another logit
+    np.testing.assert_allclose(two["teacher_logits"][:], one["teacher_logits"][:], rtol=0, atol=1e-5, err_msg=split)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3_000:]
