@@ -40,7 +40,8 @@ from distill.students import build_from_config, build_from_layers, choose_layers
 from distill.teacher_logits import KeptLogits, Teacher, identify_teacher, teacher_logits, with_teacher_logits
 from distill.timing import Clock
 from distill.tokens import tokenizer_fingerprint
-from distill.training import DistillationTrainer, training_arguments
+from distill.trainers import DistillationTrainer
+from distill.training import training_arguments
 
 log = logging.getLogger("distill")
 

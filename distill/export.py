@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill import fusion
 from distill.benchmark import timed_logits
 from distill.calibration import CONFIG_KEY
-from distill.checksums import seal
+from distill.checksums import NEVER_SEALED, damage_of, seal
 from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError, ModelError
 from distill.files import PARTIAL, read_json, room_for, write_json, write_text
@@ -30,6 +31,8 @@ from distill.outliers import RANGE_TEXTS, widest
 from distill.predictors import Classifier, pad, weights_bytes
 from distill.proofs import Bounds, Proof, flips, prove
 from distill.quantisation import CALIBRATION_TEXTS, Int8Settings, int8_settings, quantise, quantise_openvino
+from distill.recipe import FORMATS
+from distill.run_folder import EXPORT_PROOFS, RunFolder, hold, read_proofs
 from distill.sessions import FOR_CPUS, Session, TorchSession, import_openvino, onnx_runs_on_cuda, open_session
 
 
@@ -138,6 +141,33 @@ def export_formats(
                 os.replace(source.work / name, folder / name)
             _keep_flips(folder / f"flipped-{name}.jsonl", flips(texts, logits, reference, gold_labels, label_names))
             yield replace(proof, tried=tried)
+
+
+def keep_proofs(
+    proofs: Generator[Proof, None, None],
+    folder: Path,
+    formats: Sequence[str],
+    card: Callable[[Proof], str],
+) -> list[Proof]:
+    """Write the proofs of `formats` (see `export_formats`) to export.json as they come, beside those of other formats.
+
+    A format that passed gets its model card too. What was killed between a proof and its seal counts as not exported.
+    """
+    path = folder / EXPORT_PROOFS
+    made = []
+    with hold(folder), contextlib.closing(proofs):
+        entries = read_proofs(folder) if path.is_file() and damage_of(folder) in (None, NEVER_SEALED) else {}
+        for format in formats:
+            if entries.pop(format, None):  # a proof goes before the folder that it is of
+                write_json(path, entries)
+            proof = next(proofs)
+            made.append(proof)
+            if proof.passed:
+                write_text(RunFolder(folder / proof.format).card, card(proof))
+            entries |= {proof.format: proof.as_json()}
+            write_json(path, {name: entries[name] for name in FORMATS if name in entries})
+            seal(folder, (EXPORT_PROOFS, "flipped-*.jsonl"))
+    return made
 
 
 def _write_rest(source: Source, folder: Path, name: str) -> None:

@@ -35,7 +35,8 @@ from distill.sessions import TorchSession
 from distill.shards import name_units, whole
 from distill.timing import Clock
 from distill.tokens import check_tokenised, tokenise
-from distill.training import ClassificationTrainer, train
+from distill.trainers import ClassificationTrainer
+from distill.training import train
 from distill.training_log import selected_step, training_curve
 
 log = logging.getLogger("distill")

@@ -23,7 +23,8 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from distill import training_arguments
 from distill.errors import RecipeError
-from distill.recipe import Recipe, Section
+from distill.recipe import Recipe
+from distill.section import Section
 
 BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}
 DEEPEST = 100  # open brackets; a recipe has two or three

@@ -10,7 +10,7 @@ Notes go to the logger "distill", progress to stderr; nothing is printed to stdo
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from distill import sweep as searching
 from distill.benchmark import cascade_of, measure
 from distill.candidates import candidates_of, flipped_texts, learning_curves, models_in, sweeps_in
 from distill.card import export_card
-from distill.checksums import NEVER_SEALED, damage_of, seal
+from distill.checksums import damage_of
 from distill.choice import Budget
 from distill.devices import Device, describe_hardware, resolve_device
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
@@ -46,7 +46,7 @@ from distill.proofs import Bounds
 from distill.provenance import now, versions
 from distill.quantisation import import_nncf
 from distill.ranks import leave, rank
-from distill.recipe import FORMATS, Recipe, with_absolute_paths
+from distill.recipe import Recipe, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
 from distill.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, hold, read_proofs
 from distill.sessions import TorchSession, calibration_temperature, import_openvino, onnx_runs_on_cuda
@@ -253,27 +253,13 @@ def export(
         device=resolved,
         progress=lambda step: log.info("export: %s", step),
     )
-    path, name = folder / EXPORT_PROOFS, Path(model).absolute().name
-    made = []
-    with hold(folder), contextlib.closing(proofs):
-        # What was killed between a proof and its seal counts as not exported, and is made again.
-        entries = read_proofs(folder) if path.is_file() and damage_of(folder) in (None, NEVER_SEALED) else {}
-        for format in formats:
-            if entries.pop(format, None):  # a proof goes before the folder that it is of
-                write_json(path, entries)
-            proof = next(proofs)
-            made.append(proof)
-            if proof.passed:
-                text = export_card(
-                    name,
-                    proof,
-                    label_names=splits.label_names,
-                    calibrated=calibration_temperature(classifier.session.model.config) != 1,
-                )
-                write_text(RunFolder(folder / proof.format).card, text)
-            entries |= {proof.format: proof.as_json()}
-            write_json(path, {name: entries[name] for name in FORMATS if name in entries})
-            seal(folder, (EXPORT_PROOFS, "flipped-*.jsonl"))
+    card = functools.partial(
+        export_card,
+        Path(model).absolute().name,
+        label_names=splits.label_names,
+        calibrated=calibration_temperature(classifier.session.model.config) != 1,
+    )
+    made = exporting.keep_proofs(proofs, folder, formats, card)
     failed = [proof for proof in made if not proof.passed]
     for proof in made if push_to_hub else ():
         if proof.passed:
@@ -281,7 +267,7 @@ def export(
     if failed:
         raise ExportError(
             *(f"{folder / proof.format}: failed and not kept: {proof.reason}" for proof in failed),
-            hint=f"every figure is in {path}"
+            hint=f"every figure is in {folder / EXPORT_PROOFS}"
             + (", the texts answered otherwise in flipped-*.jsonl beside it" if any(p.flipped for p in failed) else ""),
         )
     return {proof.format: proof.as_json() for proof in made}

@@ -29,20 +29,14 @@ from distill.hidden_states import OnlineTeacher
 from distill.models import load_classifier, load_tokenizer
 from distill.packages import SWEEP_EXTRA
 from distill.provenance import now, versions
-from distill.recipe import Recipe, Space, Stage, with_absolute_paths
+from distill.recipe import Recipe, Stage, with_absolute_paths
 from distill.recipe_file import with_values
 from distill.report import shown_value
 from distill.run_folder import SweepFolder, hold
+from distill.search_space import Space
 from distill.teacher_logits import identify_teacher
-from distill.training import (
-    ClassificationTrainer,
-    DistillationTrainer,
-    make_trainer,
-    narrowed,
-    throughput_of,
-    training_arguments,
-    watch,
-)
+from distill.trainers import ClassificationTrainer, DistillationTrainer
+from distill.training import make_trainer, narrowed, throughput_of, training_arguments, watch
 from distill.training_arguments import LOWER_IS_BETTER
 
 log = logging.getLogger("distill")

@@ -1,4 +1,4 @@
-"""Fine-tuning a teacher and distilling a student: transformers' Trainer, with distill's loss, figures and progress."""
+"""A training from its arguments to its figures: what a Trainer is made with, watched by and leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn import functional
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -31,201 +30,14 @@ from distill.devices import Device, GpuWatch, peak_memory_bytes, training_precis
 from distill.errors import FolderError, RecipeError
 from distill.files import room_for
 from distill.first_token import LastLayer, first_token_only, last_layer
-from distill.hidden_states import OnlineTeacher
-from distill.losses import (
-    UNLABELLED,
-    decoupled_loss,
-    distillation_loss,
-    logit_mse_loss,
-    mean_of_teachers,
-    soft_target_loss,
-)
 from distill.metrics import ClassificationMetrics
-from distill.micro_batches import PART_TOKENS, Collator, parts_of
+from distill.micro_batches import PART_TOKENS, Collator
 from distill.ranks import rank
-from distill.recipe import Loss
 from distill.run_folder import RunFolder
-from distill.sampling import SimilarLengths
-from distill.shards import check_launch, settle
+from distill.shards import check_launch
 from distill.throughput import Throughput, forward_flops, peak_flops
+from distill.trainers import ClassificationTrainer
 from distill.training_log import warnings_of
-
-
-class ClassificationTrainer(Trainer):
-    """Cross-entropy on gold labels, averaged over the examples of a step however they are cut into batches."""
-
-    loss_is_scheduled = False
-    reads_all_tokens = False  # of the last layer's output; the classification head reads the first
-    throughput: Throughput  # which `train` makes, once it is known what a text costs
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        # Tells Trainer to count the examples of all accumulated batches, and not to divide the loss once more.
-        self.model_accepts_loss_kwargs = True
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Make the Accelerator as Trainer does, one that shards wherever the arguments say so."""
-        super().create_accelerator_and_postprocess()
-        settle(self)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as Trainer does; with shards too, whose first file comes later, into a folder that is there."""
-        # Trainer looks for it right after, and misses the best checkpoint where it is not.
-        if self.is_fsdp_enabled and output_dir:
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-        super().save_model(output_dir, _internal_call)
-
-    def finish(self) -> dict[str, Any]:
-        """Take away what training alone needed; return figures of its own for metrics.json."""
-        return {}
-
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        """Return Trainer's loader, drawing its workers' seeds from a generator of its own."""
-        return _with_own_generator(super().get_train_dataloader())
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader[Any]:
-        """Return Trainer's loader, drawing its workers' seeds from a generator of its own."""
-        return _with_own_generator(super().get_eval_dataloader(eval_dataset))
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        ranks, accumulated = self.args.world_size, self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return SimilarLengths(rows["length"][:], self.args.train_batch_size * accumulated * ranks, seed)
-
-    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Compute loss and gradients of a batch part by part; return the loss."""
-        *others, last = parts_of(inputs, self.processing_class.padding_side)
-        losses = []
-        for part in others:
-            with self.accelerator.no_sync(model):  # ranks cut differently, and meet once
-                losses.append(super().training_step(model, part, num_items_in_batch))
-        return torch.stack([*losses, super().training_step(model, last, num_items_in_batch)]).sum()
-
-    def training_losses(
-        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (batch, classes) and the training loss of each example, shape (batch,)."""
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-        return logits, functional.cross_entropy(
-            logits.float(), inputs["labels"], reduction="none", label_smoothing=self.args.label_smoothing_factor
-        )
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """Return the mean loss of the step's examples; in evaluation the plain cross-entropy, which students share."""
-        if model.training:
-            self.throughput.add(inputs["attention_mask"])
-            logits, losses = self.training_losses(model, inputs)
-        else:
-            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-            losses = functional.cross_entropy(logits.float(), inputs["labels"], reduction="none")
-        if num_items_in_batch is None or not model.training:
-            loss = losses.mean()
-        else:
-            loss = losses.sum() / num_items_in_batch
-            if self.args.average_tokens_across_devices:  # the count is of all ranks, and DDP averages over them
-                loss = loss * self.accelerator.num_processes
-        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as Trainer does, on a clock of its own."""
-        with self.throughput.evaluating():
-            return super().evaluate(*args, **kwargs)
-
-
-def _with_own_generator(loader: Any) -> Any:
-    """A loader draws when its workers start, in a resumed run at another time: what dropout draws must not move."""
-    for one in (loader, getattr(loader, "base_dataloader", loader)):  # accelerate's is a shell around torch's
-        one.generator = torch.Generator().manual_seed(0)
-    return loader
-
-
-class DistillationTrainer(ClassificationTrainer):
-    """The loss of a recipe's `loss` section: soft targets from `teacher_logits` in each batch, labels, hidden states.
-
-    `teacher_logits` (batch, teachers, classes) are computed beforehand, in eval mode and without gradients, so each
-    model sees its own tokens. Only hidden states and attention relations need `online`, the teacher itself.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        loss: Loss,
-        teacher_weights: Sequence[float],
-        online: OnlineTeacher | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, **kwargs)
-        self.teacher_weights = teacher_weights
-        self.learn_by(loss, online)
-
-    def learn_by(self, loss: Loss, online: OnlineTeacher | None) -> None:
-        """Take `loss` from now on, with the teacher that it runs beside the student, if it runs one."""
-        self.loss = loss
-        self.loss_is_scheduled = loss.is_scheduled
-        self.online = online
-        self.reads_all_tokens = online is not None
-
-    def training_losses(
-        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (batch, classes) and the distillation loss of each example, shape (batch,)."""
-        progress = self.state.global_step / max(1, self.state.max_steps)
-        if self.online is None:
-            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-            return logits, self.logit_losses(logits, inputs, progress)
-        student_states = self.online.student_states(model, inputs)
-        teacher_states = self.online.teacher_states(inputs, self._autocast_dtype())
-        losses = self.logit_losses(student_states.logits, inputs, progress)
-        mask = inputs["attention_mask"]
-        if self.loss.hidden_states:
-            weight = self.loss.hidden_states.weight.at(progress)
-            losses = losses + weight * self.online.hidden_loss(student_states, teacher_states, mask)
-        if self.loss.attention_relations:
-            weight = self.loss.attention_relations.weight.at(progress)
-            losses = losses + weight * self.online.relation_loss(student_states, teacher_states, mask)
-        return student_states.logits, losses
-
-    def logit_losses(
-        self, student_logits: torch.Tensor, inputs: Mapping[str, torch.Tensor], progress: float
-    ) -> torch.Tensor:
-        """Return the soft loss and cross-entropy, weighted, shape (batch,), once `progress` (0 to 1) is done."""
-        teacher_logits = mean_of_teachers(inputs["teacher_logits"], self.teacher_weights)
-        gold_labels, temperature = inputs["labels"], self.loss.temperature.at(progress)
-        if self.loss.soft == "logit_mse":
-            soft = logit_mse_loss(student_logits, teacher_logits)
-        elif self.loss.soft == "decoupled":
-            # What an unlabelled text is of, only the teacher can say.
-            targets = torch.where(gold_labels == UNLABELLED, teacher_logits.argmax(dim=-1), gold_labels)
-            weights = self.loss.decoupled.model_dump()
-            soft = decoupled_loss(student_logits, teacher_logits, targets, temperature, **weights)
-        else:
-            soft = soft_target_loss(student_logits, teacher_logits, temperature)
-        return distillation_loss(
-            student_logits,
-            soft,
-            gold_labels,
-            soft_weight=self.loss.soft_weight.at(progress),
-            label_smoothing=self.args.label_smoothing_factor,
-        )
-
-    def finish(self) -> dict[str, Any]:
-        """Take away what training alone needed; return how long the teacher ran beside the student."""
-        if self.online is None:
-            return {}
-        self.online.close()
-        return {"teacher_seconds": self.online.seconds()}
-
-    def _autocast_dtype(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
 
 
 def training_arguments(

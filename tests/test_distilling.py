@@ -143,7 +143,7 @@ def test_schedules_move_with_the_steps(world, tmp_path, monkeypatch):
         seen.append(temperature)
         return soft_target_loss(student_logits, teacher_logits, temperature)
 
-    monkeypatch.setattr("distill.training.soft_target_loss", spy)
+    monkeypatch.setattr("distill.trainers.soft_target_loss", spy)
     distil(world, tmp_path / "student", "student.loss.temperature={start: 4, end: 1}")
     assert seen == pytest.approx([4 - 3 * step / 18 for step in range(18)])
 

@@ -1,6 +1,5 @@
 """The tools of the GPU's measurement, as far as a machine without one can tell: they run, resume and count right."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -19,16 +18,12 @@ from distill.onnx_graph import trace
 ROOT = Path(__file__).parent.parent
 
 
-def tool(name):
-    """A script of tools/, which is no package, so the file is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-gpu_visit, gpu_latency = tool("gpu_visit"), tool("gpu_latency")
+sys.path.append(str(ROOT / "tools"))  # which is no package
+import gpu_goals  # noqa: E402
+import gpu_latency  # noqa: E402
+import gpu_parts  # noqa: E402
+import gpu_steps  # noqa: E402
+import gpu_visit  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -73,31 +68,31 @@ def test_a_format_that_fails_is_named_and_the_others_are_timed(tiny_bert, tmp_pa
 @pytest.fixture
 def visit(tmp_path, monkeypatch):
     """A visit of ten seconds to this machine, that has nothing."""
-    monkeypatch.setattr(gpu_visit, "LEAST_SECONDS", 0.1)
+    monkeypatch.setattr(gpu_steps, "LEAST_SECONDS", 0.1)
     words = ["gpu_visit.py", "check", "--work", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", words)
     (tmp_path / "out").mkdir()
-    return gpu_visit.Visit(gpu_visit.parsed(), gpu_visit.TOY, time.monotonic() + 10, tmp_path / "visit.log")
+    return gpu_steps.Visit(gpu_visit.parsed(), gpu_steps.TOY, time.monotonic() + 10, tmp_path / "visit.log")
 
 
 def test_a_step_that_fails_or_lacks_something_is_kept_as_text(visit):
     def failing(code):
-        return gpu_visit.attempt(gpu_visit.Step("x", 1, lambda visit: visit.measure(sys.executable, "-c", code)), visit)
+        return gpu_steps.attempt(gpu_steps.Step("x", 1, lambda visit: visit.measure(sys.executable, "-c", code)), visit)
 
     assert failing("raise ValueError('so')")["error"].startswith("exit status 1: ValueError: so\n")
     ours = failing("import sys; sys.exit('error: x: not there\\nhint: look')")["error"]
     assert ours.startswith("exit status 1: error: x: not there\n")
     assert "no JSON" in failing("print('nothing')")["error"]
     assert failing("print('{\"a\": NaN}')")["a"] is None
-    skipped = gpu_visit.attempt(gpu_visit.Step("x", 1, gpu_visit.notes_way), visit)
+    skipped = gpu_steps.attempt(gpu_steps.Step("x", 1, gpu_parts.notes_way), visit)
     assert skipped["skipped"] == "no --notes-teacher"
 
 
 @pytest.mark.slow
 def test_a_step_whose_time_is_up_ends_with_all_that_it_started(visit, tmp_path):
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', 'CHILD'])"
-    found = gpu_visit.attempt(
-        gpu_visit.Step("x", 0.005, lambda visit: visit.measure(sys.executable, "-c", code, tmp_path)), visit
+    found = gpu_steps.attempt(
+        gpu_steps.Step("x", 0.005, lambda visit: visit.measure(sys.executable, "-c", code, tmp_path)), visit
     )
     assert found["error"] == "its time was up" and found["seconds"] < 10
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
@@ -108,18 +103,18 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(visit, monkeypatch):
     done = []
 
     def steps(visit):
-        yield gpu_visit.Step("good", 1, lambda visit: done.append("good") or {"found": 1})
-        yield gpu_visit.Step("bad", 1, lambda visit: done.append("bad") or {}["nothing"])
-        yield gpu_visit.Step("sum", 1, lambda visit: done.append("sum") or {}, again=True)
+        yield gpu_steps.Step("good", 1, lambda visit: done.append("good") or {"found": 1})
+        yield gpu_steps.Step("bad", 1, lambda visit: done.append("bad") or {}["nothing"])
+        yield gpu_steps.Step("sum", 1, lambda visit: done.append("sum") or {}, again=True)
 
-    monkeypatch.setitem(gpu_visit.PARTS, "check", steps)
+    monkeypatch.setitem(gpu_parts.PARTS, "check", steps)
     for _ in range(2):
         gpu_visit.do("check", visit, {"gpu": "none"})
     assert done == ["good", "bad", "sum", "bad", "sum"]
     found = json.loads((visit.arguments.out / "gpu-check.json").read_text())
     assert found["steps"]["good"]["found"] == 1 and "KeyError" in found["steps"]["bad"]["error"]
     assert len(found["conditions"]) == 2
-    assert "bad: error: KeyError" in gpu_visit.table(visit.work)
+    assert "bad: error: KeyError" in gpu_goals.table(visit.work)
 
 
 def test_the_table_says_which_goals_are_met_missed_and_not_measured(tmp_path):
@@ -129,11 +124,11 @@ def test_the_table_says_which_goals_are_met_missed_and_not_measured(tmp_path):
     formats = {"torch-fp16": latency(2.0), "onnx-fp16 graph": latency(1.0), "onnx-fp16 graph, no mask": latency(0.1)}
     steps = {"bert-base 1x128": {"formats": formats | {"torch-fp16 compiled": {"error": "no compiler"}}}}
     (tmp_path / "gpu-exports.json").write_text(json.dumps({"steps": steps, "toy": False}))
-    lines = gpu_visit.table(tmp_path).splitlines()
+    lines = gpu_goals.table(tmp_path).splitlines()
     assert [line.split()[-2:] for line in lines if line.startswith("BERT-base 1x128")] == [
         ["2.000", "met"], ["1.000", "missed"],
     ]  # fmt: skip
-    assert sum("not measured" in line for line in lines) == len(gpu_visit.GOALS) - 2
+    assert sum("not measured" in line for line in lines) == len(gpu_goals.GOALS) - 2
     assert any("torch-fp16 compiled: no compiler" in line for line in lines)
 
 

@@ -20,7 +20,8 @@ from distill.run_folder import RunFolder
 from distill.sampling import SimilarLengths
 from distill.sessions import TorchSession
 from distill.tokens import tokenise
-from distill.training import ClassificationTrainer, DistillationTrainer, train, training_arguments
+from distill.trainers import ClassificationTrainer, DistillationTrainer
+from distill.training import train, training_arguments
 
 FP32 = {"bf16": False}
 DISTILLATION = {"loss": Loss(), "teacher_weights": (1.0,)}
@@ -269,7 +270,7 @@ def test_steps_of_similar_length_are_drawn_anew_each_epoch_and_hardly_padded(tmp
             epochs.append((self.epoch, self.step_size))
             return super().__iter__()
 
-    monkeypatch.setattr("distill.training.SimilarLengths", Recorded)
+    monkeypatch.setattr("distill.trainers.SimilarLengths", Recorded)
     training = {
         "num_train_epochs": 3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
         "save_strategy": "no", "train_sampling_strategy": "group_by_length",

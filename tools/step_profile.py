@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from teacher_throughput import prepare
 from torch.profiler import ProfilerActivity, profile
 
 from distill import fitting, stages
@@ -48,8 +49,6 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", default=["negative", "positive"])
     parser.add_argument("--set", nargs="*", default=[], dest="sets")
     arguments = parser.parse_args()
-    from teacher_throughput import prepare
-
     recipe = load_recipe(prepare(arguments), arguments.sets)
     folder = stages.teacher(recipe, arguments.work / "plain", overwrite=True)
     figures = read_json(folder.metrics)["training"]

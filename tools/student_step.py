@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from distill.micro_batches import Collator
 from distill.models import load_classifier, load_tokenizer
 from distill.provenance import versions
 from distill.recipe import Loss
@@ -29,7 +30,8 @@ from distill.run_folder import RunFolder
 from distill.students import build_from_layers
 from distill.timing import time_in_turn
 from distill.tokens import tokenise
-from distill.training import ClassificationTrainer, Collator, DistillationTrainer, training_arguments
+from distill.trainers import ClassificationTrainer, DistillationTrainer
+from distill.training import training_arguments
 
 
 def main() -> None:

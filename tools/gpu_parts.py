@@ -1,0 +1,387 @@
+"""What a visit to a GPU measures, part by part: each is a list of steps."""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpu_steps import ROOT, TOOLS, Failed, Skipped, Step, Visit, gpu_memory
+
+from distill.files import read_json, write_json
+
+RESULT_SECONDS = 45.0  # kept for summing up the seeds
+# What cannot harm the process: for a second try, where a shape failed with all formats.
+PLAIN = ("torch-fp32", "torch-fp16", "torch-bf16", "onnx-fp32", "onnx-fp16", "distill torch-fp16", "distill onnx-fp16")
+LABELS = ("negative", "positive")
+TELLTALE = ("bad bad bad", "good good good")  # by label, before the texts of a rehearsal
+
+
+# check
+
+
+def check(visit: Visit) -> Iterator[Step]:
+    """What is here, whether distill works on it, and what it reaches at best."""
+    yield Step("what is here", 1, what_is_here)
+    yield Step("peak", 2, lambda visit: visit.tool("gpu_peak.py", "--device", visit.arguments.device, *visit.size.peak))
+    yield Step("doctor", 1, doctor)
+    yield Step("quickstart", 3, quickstart)
+    yield Step("gpu tests", 2, gpu_tests)
+
+
+def what_is_here(visit: Visit) -> dict[str, Any]:
+    """Return which of the things that other steps need are here."""
+    found: dict[str, Any] = {}
+    for name, look in {
+        "minilm": lambda: visit.encoder,
+        "imdb": lambda: visit.texts("train"),
+        "unlabelled texts": lambda: visit.texts("unsupervised"),
+        "notes_teacher": lambda: visit.given("notes-teacher"),
+    }.items():
+        try:
+            look()
+            found[name] = True
+        except Skipped:
+            found[name] = False
+    return found | {"textbrewer": visit.arguments.textbrewer is not None}
+
+
+def doctor(visit: Visit) -> dict[str, Any]:
+    """Return what `distill doctor` finds; a fault is a finding too."""
+    command = (sys.executable, "-m", "distill", "doctor", "--json", "--device", visit.arguments.device)
+    return {"findings": json.loads(visit.call(*command, may_fail=True))}
+
+
+def quickstart(visit: Visit) -> dict[str, Any]:
+    """Run the quickstart on a few texts, all four stages, and return the figures of its report."""
+    sets = [*visit.size.quickstart, "teacher.training.num_train_epochs=1", "student.training.num_train_epochs=1"]
+    sets += ["student.control=false", "export.max_accuracy_drop=1.0", "export.min_agreement=0.0"]
+    sets += ["export.formats=[torch-fp16,onnx-fp32,onnx-fp16]", "benchmark.rounds=5"]
+    output = visit.work / "quickstart"
+    visit.distill("run", "recipes/quickstart.yaml", "--output", output, "--overwrite", "--force", *settings(sets))
+    measured = read_json(output / "report" / "report.json")["measurements"]
+    shown = ("role", "format", "device", "accuracy", "agreement", "texts_per_second")
+    return {
+        "measurements": [{name: row[name] for name in shown} for row in measured],
+        "exports": read_json(output / "student" / "export" / "export.json"),
+    }
+
+
+def gpu_tests(visit: Visit) -> dict[str, Any]:
+    """Run the tests that are marked gpu, and return the lines that pytest ends with."""
+    if visit.arguments.device != "cuda":
+        raise Skipped("they need a GPU")
+    said = visit.call(
+        sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests", may_fail=True
+    )
+    return {"said": said.strip()[-3_000:]}
+
+
+# training
+
+
+def training(visit: Visit) -> Iterator[Step]:
+    """How fast a teacher and a student are trained, beside the plain ways of doing it."""
+    yield Step("models", 2, make_models)
+    yield Step("the notes' way", 4, notes_way)
+    for batch in visit.size.batches:
+        name = f"distill teacher, batch {batch}"
+        yield Step(name, 3, lambda visit, batch=batch: train_teacher(visit, batch))
+    batch = visit.size.batches[-1]
+    name = f"distill teacher, batch {batch}, attention dropout 0.1"
+    yield Step(name, 3, lambda visit: train_teacher(visit, batch, "teacher.attention_dropout=0.1"))
+    # Not called distill teacher: it costs accuracy, so it counts for no goal (docs/results.md).
+    by_length = "teacher.training.train_sampling_strategy=group_by_length"
+    yield Step(f"steps of similar length, batch {batch}", 3, lambda visit: train_teacher(visit, batch, by_length))
+    yield Step("distill student and TextBrewer", 5, students)
+
+
+def make_models(visit: Visit) -> dict[str, Any]:
+    """Make the models with random weights, where no other part has."""
+    tokenizer = ROOT / "recipes" / "quickstart" / "bert" if visit.arguments.toy else visit.encoder
+    if not visit.models.is_dir():
+        toy = ["--toy"] if visit.arguments.toy else []
+        visit.call(sys.executable, TOOLS / "random_models.py", tokenizer, visit.models, *toy)
+    return {path.name: read_json(path / "config.json") for path in sorted(visit.models.iterdir())}
+
+
+def notes_way(visit: Visit) -> dict[str, Any]:
+    """Train the teacher's shape the plain way: batch 8, every text padded to 512 tokens, transformers' defaults."""
+    script = visit.given("notes-teacher")
+    model = model_of(visit, "bert-base")
+    found = visit.measure(
+        sys.executable, script, model, few_texts(visit), "--texts", visit.size.texts, "--batch", 8
+    )  # fmt: skip
+    flops = training_flops(model, 512)
+    return found | {"flops_per_second": flops * found["samples_per_second"]}
+
+
+def train_teacher(visit: Visit, batch: int, *changes: str) -> dict[str, Any]:
+    """Train the teacher's shape by `distill teacher` and return its figures."""
+    model, train = model_of(visit, "bert-base"), few_texts(visit)
+    recipe = {
+        "data": {
+            "files": {"train": str(train), "validation": str(few_texts(visit, 64)), "test": str(few_texts(visit, 64))},
+            "label_names": list(LABELS),
+            "max_tokens": 512,
+        },
+        "teacher": {
+            "model": str(model),
+            "calibrate": False,
+            "training": {
+                "num_train_epochs": 1,
+                "per_device_train_batch_size": batch,
+                "eval_strategy": "no",
+                "save_strategy": "no",
+            },
+        },
+    }
+    path, output = visit.work / "teacher.yaml", visit.work / "teacher"
+    write_json(path, recipe)  # JSON is YAML
+    with gpu_memory() as most:
+        visit.distill(
+            "teacher",
+            path,
+            "--output",
+            output,
+            "--overwrite",
+            *settings(list(changes)),
+        )
+    return read_json(output / "metrics.json")["training"] | most
+
+
+def students(visit: Visit) -> dict[str, Any]:
+    """Distil with kept answers and, in turn, with TextBrewer, which asks the teacher at every step."""
+    if visit.arguments.textbrewer is None:
+        raise Skipped("no --textbrewer")
+    texts = visit.size.texts // 2
+    return visit.tool(
+        "student_throughput.py", model_of(visit, "bert-base"), model_of(visit, "distilbert-base"),
+        visit.texts("train"), "--peer", visit.arguments.textbrewer, "--work", visit.work / "students",
+        "--texts", texts, "--epochs", 3, "--batch", 16, "--rounds", 1 if visit.arguments.toy else 2,
+    )  # fmt: skip
+
+
+def training_flops(model: Path, tokens: int) -> int:
+    """Return the operations of training the classifier in a folder on a text of so many tokens, as distill counts."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from distill.throughput import FORWARD_AND_BACKWARD, forward_flops
+
+    classifier = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(model))
+    constant, linear, square = forward_flops(classifier, first_token=False)
+    return FORWARD_AND_BACKWARD * (constant + linear * tokens + square * tokens**2)
+
+
+# accuracy
+
+
+def accuracy(visit: Visit) -> Iterator[Step]:
+    """What students of half the layers keep of a real teacher's accuracy."""
+    if visit.arguments.toy:
+        yield Step("models", 2, make_models)
+    for seed in visit.arguments.seeds:
+        yield Step(f"seed {seed}", 9, lambda visit, seed=seed: labelled(visit, seed))
+    for seed in visit.arguments.seeds:
+        yield Step(f"seed {seed}, unlabelled", 9, lambda visit, seed=seed: unlabelled(visit, seed))
+    yield Step("result", 2, result, again=True)
+
+
+def gain(visit: Visit, *arguments: object) -> dict[str, Any]:
+    """Train, or go on training, what is asked for; return the accuracies of what is finished."""
+    size = visit.size
+    return visit.tool(
+        "distillation_gain.py", "--encoder", visit.encoder, "--train", visit.texts("train"),
+        "--test", visit.texts("test_small"), "--work", visit.work / "accuracy", "--labelled", size.labelled,
+        "--transfer", 0, "--max-tokens", 128 if visit.arguments.toy else 512, "--teacher-epochs", size.teacher_epochs,
+        "--student-steps", size.student_steps, "--batch", size.batch, "--learning-rate", size.learning_rate, *arguments,
+    )  # fmt: skip
+
+
+def labelled(visit: Visit, seed: int) -> dict[str, Any]:
+    """Train the teacher of a seed, its student on soft targets and the control, or go on where that was stopped."""
+    return gain(before_the_result(visit), "--seeds", seed, "--arms", "soft")
+
+
+def unlabelled(visit: Visit, seed: int) -> dict[str, Any]:
+    """Distil on the unlabelled texts too, in as many epochs, by the loss that was best with a transfer set on CPUs."""
+    steps = 3 * visit.size.student_steps
+    best = ["student.loss.soft=logit_mse", "student.loss.soft_weight=1.0", f"student.training.max_steps={steps}"]
+    best += [f"student.training.eval_steps={-(-steps // 4)}"]
+    file = visit.texts("unsupervised")
+    wanted = ("--seeds", seed, "--arms", "unlabelled", "--unlabelled", file, "--best", *best)
+    return gain(before_the_result(visit), *wanted)
+
+
+def before_the_result(visit: Visit) -> Visit:
+    """Return the visit with time left, after this step, to say what was found."""
+    return replace(visit, end=visit.end - RESULT_SECONDS)
+
+
+def result(visit: Visit) -> dict[str, Any]:
+    """Return all seeds that are finished together, and leave that as the file that distillation_gain.py reads."""
+    before = ["--before", visit.given("before")] if visit.arguments.before else []
+    found = gain(visit, "--seeds", *visit.arguments.seeds, "--report-only", *before)
+    write_json(visit.work / "distillation-gain-gpu.json", found)
+    return found
+
+
+# exports
+
+
+def exports(visit: Visit) -> Iterator[Step]:
+    """Latency of every format at every shape."""
+    yield Step("models", 2, make_models)
+    for model in ("distilbert-base", "bert-base"):
+        yield Step(f"{model} graphs", 4, lambda visit, model=model: latency(visit, model))
+    for shape in visit.size.shapes:
+        for model in ("distilbert-base", "bert-base"):
+            yield Step(f"{model} {shape}", 3, lambda visit, model=model, shape=shape: latency_at(visit, model, shape))
+
+
+def latency(visit: Visit, model: str, *arguments: object) -> dict[str, Any]:
+    """Export the model where that was not done yet, and measure it."""
+    return visit.tool(
+        "gpu_latency.py", model_of(visit, model), visit.work / f"{model}-exports", "--device", visit.arguments.device,
+        "--rounds", visit.size.rounds, *arguments,
+    )  # fmt: skip
+
+
+def latency_at(visit: Visit, model: str, shape: str) -> dict[str, Any]:
+    """Time all formats at a shape; where that fails as a whole, those that cannot have been the reason."""
+    try:
+        return latency(visit, model, "--shape", shape)
+    except Failed as failure:
+        return latency(visit, model, "--shape", shape, "--formats", *PLAIN) | {"with all formats": str(failure)}
+
+
+# predict
+
+
+def predict(visit: Visit) -> Iterator[Step]:
+    """Texts per second from end to end."""
+    if visit.arguments.toy:
+        yield Step("models", 2, make_models)
+    yield Step("student", 5, make_student)
+    for name in ("torch-fp16", "onnx-fp16"):
+        yield Step(name, 4, lambda visit, name=name: throughput(visit, name))
+
+
+def make_student(visit: Visit) -> dict[str, Any]:
+    """Make a student of three of the encoder's layers, briefly trained, since its speed alone counts; export it."""
+    folder = visit.work / "predict"
+    fields = {"max_steps": 100, "learning_rate": visit.size.learning_rate, "per_device_train_batch_size": 16}
+    fields |= {"eval_strategy": "no", "save_strategy": "no"}
+    recipe = {
+        "data": {
+            "files": {"train": str(few_texts(visit)), "test": str(visit.texts("test_small"))},
+            "label_names": list(LABELS),
+            "max_tokens": 128 if visit.arguments.toy else 512,
+        },
+        "teacher": {"model": str(visit.encoder), "training": fields},
+        "student": {"layers": 3, "training": fields},
+        "export": {"formats": ["torch-fp16", "onnx-fp16"], "max_accuracy_drop": 1.0, "min_agreement": 0.0},
+    }
+    folder.mkdir(exist_ok=True)
+    path = folder / "recipe.yaml"
+    write_json(path, recipe)
+    visit.distill("teacher", path, "--output", folder / "teacher", "--overwrite")
+    visit.distill(
+        "student", path, "--teacher", folder / "teacher", "--output", folder / "student", "--overwrite", "--force"
+    )
+    visit.distill("export", folder / "student")
+    return {"export": read_json(folder / "student" / "export" / "export.json")}
+
+
+def throughput(visit: Visit, name: str) -> dict[str, Any]:
+    """Answer the test texts with distill and with transformers' pipeline in fp16, in batches of 16 and of 64."""
+    student = visit.work / "predict" / "student"
+    if not (student / "export" / name).is_dir():
+        raise Skipped(f"no student with {name}")
+    peers = []
+    for batch in (16, 64):
+        peer = [sys.executable, TOOLS / "pipeline_throughput.py", student, "--device", visit.arguments.device]
+        peers += ["--peer", shlex.join(map(str, [*peer, "--batch", batch]))]
+    return visit.tool(
+        "predict_throughput.py", student / "export" / name, visit.texts("test_small"), *peers,
+        "--texts", visit.size.predicted, "--rounds", 1 if visit.arguments.toy else 2,
+        "--device", visit.arguments.device,
+    )  # fmt: skip
+
+
+PARTS: dict[str, Callable[[Visit], Iterator[Step]]] = {
+    "check": check,
+    "training": training,
+    "accuracy": accuracy,
+    "exports": exports,
+    "predict": predict,
+}
+
+# What every figure depends on, as a program, so that a library that cannot be imported costs this step alone.
+CONDITIONS = """
+import json, subprocess
+import onnxruntime, torch
+from distill.devices import describe_hardware
+from distill.provenance import now, versions
+found = {"measured": now(), "versions": versions(), "hardware": describe_hardware(), "cuda": torch.version.cuda}
+found["versions"]["onnxruntime that runs"] = onnxruntime.__version__
+found["onnxruntime_providers"] = onnxruntime.get_available_providers()
+if torch.cuda.is_available():
+    gpu = torch.cuda.get_device_properties(0)
+    found["gpu"] = {"name": gpu.name, "memory_bytes": gpu.total_memory, "capability": f"{gpu.major}.{gpu.minor}",
+                    "multiprocessors": gpu.multi_processor_count, "cudnn": torch.backends.cudnn.version()}
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
+        found["gpu"]["driver, clock, power"] = subprocess.check_output(query, text=True, timeout=20).strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        found["gpu"]["driver, clock, power"] = f"not known: {error}"
+print(json.dumps(found))
+"""
+
+
+def settings(sets: list[str]) -> list[str]:
+    """Return the options that set these keys of a recipe."""
+    return [part for setting in sets for part in ("--set", setting)]
+
+
+def model_of(visit: Visit, name: str) -> Path:
+    """Return the folder of a model with random weights."""
+    if not (visit.models / name / "config.json").is_file():
+        raise Failed(f"{visit.models / name} was not made")
+    return visit.models / name
+
+
+def few_texts(visit: Visit, count: int | None = None) -> Path:
+    """Return a file of so many texts, drawn from the training texts, always the same."""
+    import pyarrow.parquet as parquet
+
+    count = count or visit.size.texts
+    path = visit.work / f"texts-{count}.parquet"
+    if not path.is_file():
+        table = parquet.read_table(visit.texts("train"))
+        parquet.write_table(table.take(random.Random(count).sample(range(len(table)), count)), path)
+    return path
+
+
+def toy_texts(visit: Visit) -> None:
+    """Write the quickstart's reviews as the files that a visit has of IMDb, made easy for a tiny model."""
+    import pyarrow as pa
+    import pyarrow.csv as csv
+    import pyarrow.parquet as parquet
+
+    folder = visit.work / "texts"
+    folder.mkdir(exist_ok=True)
+    for source, name, start, count in (
+        ("train", "train", 0, visit.size.labelled),
+        ("test", "test_small", 0, 100),
+        ("train", "unsupervised", visit.size.labelled, 200),
+    ):
+        table = csv.read_csv(ROOT / "recipes" / "quickstart" / f"{source}.csv").slice(start, count)
+        labels = [LABELS.index(label) for label in table["label"].to_pylist()]
+        texts = [f"{TELLTALE[label]} {text}" for label, text in zip(labels, table["text"].to_pylist())]
+        parquet.write_table(pa.table({"text": texts, "label": labels}), folder / f"imdb_{name}.parquet")
