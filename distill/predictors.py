@@ -1,4 +1,4 @@
-"""Texts to logits: tokenised in one call, packed by length, run in a session, put back in order."""
+"""Texts to logits: tokenised, packed by length, run in a session, put back in order."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from distill.errors import ModelError
 from distill.models import check_fit, is_classifier, load_config, load_tokenizer, token_limit, weight_files
 from distill.run_folder import EXPORT_PROOFS, read_proofs
 from distill.sessions import Session, calibration_temperature, can_run, open_session
+
+TOKENISED_AT_ONCE = 4_096  # a tokenizer notes where each token stood, which takes far more than the token itself
 
 
 class Classifier:
@@ -45,8 +47,8 @@ class Classifier:
     def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
         """Return logits, float32, shape (texts, classes); `progress` is told how many texts each batch held.
 
-        Texts are tokenised in one call, cut at `max_tokens`, sorted by length and packed into batches of about equal
-        token count, so that little is spent on padding; the order of the texts is restored.
+        Texts are tokenised, cut at `max_tokens`, sorted by length and packed into batches of about equal token count,
+        so that little is spent on padding; the order of the texts is restored. What is held of a text is its token ids.
         """
         if isinstance(texts, str):
             raise TypeError("wants a list of texts, got one text: [text]")
@@ -54,14 +56,18 @@ class Classifier:
         if not len(texts):
             return logits
         texts = [_encodable(text) for text in texts[:]]  # a column of datasets gives them one by one, slowly
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
-        ids: list[list[int]] = encoded["input_ids"]
+        ids = [row for start in range(0, len(texts), TOKENISED_AT_ONCE) for row in self._ids(texts, start)]
         packed = list(pack([len(row) for row in ids], self.session.batch_tokens))
         batches = (pad([ids[row] for row in rows], self.tokenizer.pad_token_id) for rows in packed)
         for rows, answers in zip(packed, self.session.run_each(batches), strict=True):
             logits[rows] = answers
             progress(len(rows))
         return logits
+
+    def _ids(self, texts: Sequence[str], start: int) -> Iterator[np.ndarray]:
+        chunk = texts[start : start + TOKENISED_AT_ONCE]
+        encoded = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
+        return (np.asarray(row, np.int32) for row in encoded["input_ids"])
 
 
 def check_finite(logits: np.ndarray, name: str) -> None:
@@ -93,7 +99,7 @@ def pack(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
         start += rows
 
 
-def pad(ids: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+def pad(ids: Sequence[Sequence[int] | np.ndarray], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Return ids and attention mask, int64, both (texts, longest), padded on the right."""
     longest = max(map(len, ids))
     input_ids = np.full((len(ids), longest), pad_token_id, np.int64)
