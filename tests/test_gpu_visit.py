@@ -47,6 +47,7 @@ def test_formats_agree_with_torch_also_at_a_fixed_shape_and_without_a_mask(expor
             assert len(figures["latency_ms"]["raw"]) == 5 and figures["sequences_per_second"] > 0
 
 
+@pytest.mark.slow  # with tracing, which the other default tests here do without
 def test_without_its_mask_a_graph_reads_padding_as_text(exported):
     path = exported[1] / "onnx-fp32" / "model.onnx"
     ids, mask = np.random.default_rng(0).integers(5, 29, (2, 8)), np.ones((2, 8), np.int64)
