@@ -135,8 +135,9 @@ class GpuWatch:
             return
         try:
             while not self.done.wait(GPU_SAMPLE_SECONDS):
-                self.busy.append(torch.cuda.utilization())
-                self.memory.append(torch.cuda.device_memory_used())
+                busy, memory = torch.cuda.utilization(), torch.cuda.device_memory_used()
+                self.busy.append(busy)
+                self.memory.append(memory)
         except (NVMLError, RuntimeError) as error:
             log.warning("GPU utilisation is not recorded: %s", error)
 

@@ -61,16 +61,17 @@ def cuts(lengths: Sequence[int], part_tokens: int) -> list[tuple[int, int]]:
     return parts
 
 
-def parts_of(batch: Mapping[str, Any], padding_side: str) -> list[dict[str, torch.Tensor]]:
+def parts_of(batch: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
     """Return the parts of a batch of a `Collator`, each cut to its longest text; the batch itself where it has none.
 
     Losses and gradients, summed over the parts, are those of the batch, but for rounding and for what dropout draws.
+    The padding must be on the right: without some of what is on the left, a text would stand at other positions.
     """
     tensors = {name: value for name, value in batch.items() if name != PARTS}
     parts, start = [], 0
     for count, longest in batch.get(PARTS, ()):
-        columns = slice(-longest, None) if padding_side == "left" else slice(longest)
         rows = slice(start, start + count)
-        parts.append({name: value[rows, columns] if name in TOKENS else value[rows] for name, value in tensors.items()})
+        part = {name: value[rows, :longest] if name in TOKENS else value[rows] for name, value in tensors.items()}
+        parts.append(part)
         start += count
     return parts or [tensors]

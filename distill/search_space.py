@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import math
 import re
 from typing import Annotated, Any, Literal
@@ -45,7 +44,7 @@ class Space(Section):
     @model_validator(mode="after")
     def _chooses(self) -> Space:
         if self.values is not None:
-            if len({json.dumps(value) for value in self.values}) < max(2, len(self.values)):
+            if len(self.values) < 2 or any(one == other for one, other in itertools.combinations(self.values, 2)):
                 raise ValueError(f"wants two values or more, each once, got {list(self.values)}")
             if {"low", "high", "log"} & self.model_fields_set:
                 raise ValueError("wants a list of values, or low and high, one of the two")
@@ -98,6 +97,13 @@ class Sweep(Section):
     keys: Annotated[dict[Annotated[str, AfterValidator(_can_be_swept)], Space], Field(min_length=1)]
     trials: Positive = 20
     output: Line = "./sweep"
+
+    @model_validator(mode="after")
+    def _none_within_another(self) -> Sweep:
+        for outer, inner in itertools.permutations(self.keys, 2):
+            if inner.startswith(f"{outer}."):
+                raise ValueError(f"wants keys that do not hold each other, got {outer} and {inner}")
+        return self
 
     @model_validator(mode="after")
     def _one_stage(self) -> Sweep:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from distill.data import Splits
@@ -161,22 +162,28 @@ class _Search:
         states = self.optuna.trial.TrialState
         for killed in self.study.get_trials(states=(states.RUNNING,)):
             self.study.tell(killed.number, state=states.FAIL)
-        every = self.wanted.combinations()
-        total = self.wanted.trials if every is None else len(every)
         found = self._found()
         if found["trials"]:
-            log.info("sweep: %d of %d trials were made before", len(found["trials"]), total)
-        while len(found["trials"]) < total:
-            made = [trial["values"] for trial in found["trials"]]
-            if every is not None and not self.study.get_trials(states=(states.WAITING,)):
-                untried = next(values for values in every if values not in made)
-                self.study.enqueue_trial({key: json.dumps(value) for key, value in untried.items()})
-            self._try(len(made) + 1, total)
+            more = len(self._left(found["trials"]))
+            log.info("sweep: %d trials were made before, %d are left", len(found["trials"]), more)
+        while left := self._left(found["trials"]):
+            if left[0] is not None and not self.study.get_trials(states=(states.WAITING,)):
+                self.study.enqueue_trial({key: json.dumps(value) for key, value in left[0].items()})
+            made = len(found["trials"])
+            self._try(made + 1, made + len(left))
             found = self._found()
             write_json(self.folder.results, found)
             log.info("%s: %s", self.title, _sentence(found["trials"][-1], self.metric))
         write_json(self.folder.results, found)
         return found
+
+    def _left(self, trials: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, Any] | None]:
+        """The trials still to make: of what, where there are few enough choices to make each, or None."""
+        every = self.wanted.combinations()
+        if every is None:
+            return [None] * (self.wanted.trials - len(trials))
+        made = [trial["values"] for trial in trials]
+        return [values for values in every if values not in made]
 
     def _try(self, number: int, total: int) -> None:
         """One trial, through Trainer; the sampler begins anew, so that an interrupted search draws as a whole one."""
@@ -193,12 +200,18 @@ class _Search:
                     sampler=sampler, pruner=self.optuna.pruners.NopPruner(), **self._study(),
                 )  # fmt: skip
         except (TrainingError, RecipeError) as error:  # it diverged, or its values do not go together
-            reason = str(error.problems[0]).partition("; ")[0]
-            self.study.set_user_attr(f"error of {self.trial.number}", reason)
+            self._fail(str(error.problems[0]).partition("; ")[0])
+        except (RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+            self._fail("out of memory")
         finally:
             watching[0].close()
             for callback in watching:
                 self.trainer.remove_callback(callback)
+
+    def _fail(self, reason: str) -> None:
+        self.study.set_user_attr(f"error of {self.trial.number}", reason)
 
     def begin(self, trial: Any = None) -> PreTrainedModel:
         """Return the model of a trial, once its values are drawn and in the Trainer: Trainer's `model_init`.

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub.constants import HF_HOME
 
@@ -157,9 +158,9 @@ def teacher_logits(kept: KeptLogits) -> Dataset:
 
     Where nothing is missing the teacher is not loaded.
     """
-    missing = kept.missing()
     state = PartialState(cpu=not torch.cuda.is_available())
-    state.wait_for_everyone()  # before anyone writes, so that all ranks found the same shards missing
+    # What the first rank misses, before any rank writes: workers of a cluster may be writing at this very time.
+    (missing,) = broadcast_object_list([kept.missing()])
     if not missing:
         log.info("%s: %d texts were answered before (%s)", kept.title, len(kept.rows), kept.folder)
         return kept.read()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import logging
 import time
 from collections.abc import Iterator
 
@@ -14,18 +14,23 @@ from transformers import PreTrainedModel
 
 from distill.devices import Device, peak_memory_bytes
 from distill.first_token import first_token_only, last_layer
+from distill.models import token_limit
+
+log = logging.getLogger("distill")
 
 PEAK_SIZE: dict[Device, int] = {"cpu": 1_024, "cuda": 8_192}  # wide enough for the peak, and done in a moment
 PEAK_CALLS = 12
+CHECKED_TOKENS = 32  # where what was counted must still hold
 FORWARD_AND_BACKWARD = 3  # a product's gradients are two more of its size
 
 
-def forward_flops(model: PreTrainedModel, *, first_token: bool) -> tuple[int, int, int]:
+def forward_flops(model: PreTrainedModel, *, first_token: bool) -> tuple[int, int, int] | None:
     """Return what a text costs to answer: (c, a, b), of a text of n tokens c + a * n + b * n * n operations.
 
     Matrix products and attention alone, a multiplication and an addition as two; with `first_token`, the last layer
     works on the first token alone (see first_token). Counted by torch on texts of one, two and three tokens, which
-    settle the three numbers; nothing random is drawn.
+    settle the three numbers; nothing random is drawn. None where that is not what two longer texts cost (a model that
+    pads to windows of its own, or shares work among texts) or where the model does not take such texts.
     """
     layer = last_layer(model) if first_token else None
     was_training = model.training
@@ -33,24 +38,29 @@ def forward_flops(model: PreTrainedModel, *, first_token: bool) -> tuple[int, in
     try:
         # torch does not count its fused attention on a CPU; as plain products it has the same operations.
         with first_token_only(layer), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-            one, two, three = (_count(model, tokens) for tokens in (1, 2, 3))
+            one, two, three = (_count(model, 1, tokens) for tokens in (1, 2, 3))
+            tokens = min(CHECKED_TOKENS, token_limit(model.config) or CHECKED_TOKENS)
+            checked = _count(model, 2, tokens)
+    except Exception as error:  # noqa: BLE001 - any model that can be trained may be; this is a figure about it
+        log.debug("what a text costs cannot be counted: %s", error)
+        return None
     finally:
         model.train(was_training)
     square = (three - 2 * two + one) // 2
     linear = two - one - 3 * square
-    return one - linear - square, linear, square
+    constant = one - linear - square
+    return (constant, linear, square) if checked == 2 * (constant + linear * tokens + square * tokens**2) else None
 
 
-def _count(model: PreTrainedModel, tokens: int) -> int:
-    ids = torch.ones(1, tokens, dtype=torch.long, device=model.device)
+def _count(model: PreTrainedModel, texts: int, tokens: int) -> int:
+    ids = torch.ones(texts, tokens, dtype=torch.long, device=model.device)
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
     return counter.get_total_flops()
 
 
-@functools.cache
 def peak_flops(device: Device, dtype: torch.dtype) -> float:
-    """Return the operations per second of the fastest of a few large matrix products on this device, timed once."""
+    """Return the operations per second of the fastest of a few large matrix products on this device, timed now."""
     size = PEAK_SIZE[device]
     # Not of equal numbers, which a GPU multiplies faster; nor drawn from the generator that training draws from.
     matrix = torch.randn(size, size, generator=torch.Generator(device).manual_seed(0), dtype=dtype, device=device)
@@ -67,10 +77,11 @@ def peak_flops(device: Device, dtype: torch.dtype) -> float:
 class Throughput:
     """What one rank has trained on so far, and in how long, evaluations left out.
 
-    `flops` are those of a text (see `forward_flops`), `peak` the operations per second that the device can do.
+    `flops` are those of a text (see `forward_flops`), `peak` the operations per second that its device, or all of its
+    devices, can do.
     """
 
-    def __init__(self, device: Device, flops: tuple[int, int, int], peak: float):
+    def __init__(self, device: Device, flops: tuple[int, int, int] | None, peak: float):
         self.device, self.flops, self.peak = device, flops, peak
         self.texts = self.positions = 0
         self.tokens: torch.Tensor | int = 0  # tensors: reading them at every step would stall a GPU
@@ -92,6 +103,8 @@ class Throughput:
     def evaluating(self) -> Iterator[None]:
         """Do not count the block's time as training."""
         start = time.perf_counter()
+        if self.started is None:  # an evaluation comes first
+            self.started = start
         try:
             yield
         finally:
@@ -106,19 +119,22 @@ class Throughput:
 
         `model_flop_utilisation` is the share of the peak that went into the texts' own tokens, forwards and backwards;
         padding, dropout, the optimizer and waiting are all in the rest. A teacher that runs beside is not counted.
+        None where what a text costs is not known.
         """
         texts, positions, tokens, squares = counts
-        constant, linear, square = self.flops
-        flops = FORWARD_AND_BACKWARD * (constant * texts + linear * tokens + square * squares)
         trained = max(seconds - self.evaluation_seconds, 1e-9)
+        rate = None
+        if self.flops is not None:
+            constant, linear, square = self.flops
+            rate = FORWARD_AND_BACKWARD * (constant * texts + linear * tokens + square * squares) / trained
         return {
             "evaluation_seconds": self.evaluation_seconds,
             "samples_per_second": texts / seconds,
             "tokens_per_second": tokens / seconds,
             "padding_fraction": 1 - tokens / positions if positions else None,
-            "flops_per_second": flops / trained,
+            "flops_per_second": rate,
             "peak_flops_per_second": self.peak * ranks,
-            "model_flop_utilisation": flops / trained / (self.peak * ranks),
+            "model_flop_utilisation": None if rate is None else rate / (self.peak * ranks),
         }
 
     def shown(self) -> dict[str, str]:
@@ -131,7 +147,7 @@ class Throughput:
         memory = peak_memory_bytes(self.device)
         return {
             "texts/s": f"{self.texts / trained:.1f}" if trained > 0 else "-",
-            "of peak": f"{100 * (found['model_flop_utilisation'] or 0):.0f} %",
+            **({} if (share := found["model_flop_utilisation"]) is None else {"of peak": f"{100 * share:.0f} %"}),
             "padding": f"{100 * (found['padding_fraction'] or 0):.0f} %",
             **({"memory": f"{memory / 1e9:.1f} GB"} if memory else {}),
         }

@@ -72,7 +72,7 @@ class ClassificationTrainer(Trainer):
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute loss and gradients of a batch part by part; return the loss."""
-        *others, last = parts_of(inputs, self.processing_class.padding_side)
+        *others, last = parts_of(inputs)
         losses = []
         for part in others:
             with self.accelerator.no_sync(model):  # ranks cut differently, and meet once

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ from distill.shards import check_launch
 from distill.throughput import Throughput, forward_flops, peak_flops
 from distill.trainers import ClassificationTrainer
 from distill.training_log import warnings_of
+
+LONG_SECONDS = 10.0  # of training, before whose end other work on the machine may have come or gone
+_peak_once = functools.cache(peak_flops)  # a search begins many trainings
 
 
 def training_arguments(
@@ -123,7 +127,9 @@ def make_trainer(
         train_dataset=train_rows,
         eval_dataset=validation_rows.sort("length"),  # neighbours of like length need little padding
         processing_class=tokenizer,
-        data_collator=Collator(tokenizer, padding, max_tokens, _part_tokens(arguments, padding)),
+        data_collator=Collator(
+            tokenizer, padding, max_tokens, _part_tokens(arguments, padding, tokenizer.padding_side)
+        ),
         compute_metrics=validation_figures,
         callbacks=[divergence, *callbacks],
         **settings,
@@ -132,10 +138,12 @@ def make_trainer(
     return trainer
 
 
-def _part_tokens(arguments: TrainingArguments, padding: str) -> int | None:
-    # Who pads to one length wants one shape; ranks with shards gather each layer together, so they must compute as many
-    # parts; DataParallel cuts batches by itself.
-    if padding == "max_length" or arguments.fsdp or arguments.n_gpu > 1:
+def _part_tokens(arguments: TrainingArguments, padding: str, side: str) -> int | None:
+    # Who pads to one length wants one shape, and padding on the left cannot be cut (see parts_of); ranks with shards
+    # gather each layer together, so they must compute as many parts; DataParallel cuts batches by itself.
+    if padding == "max_length" or side != "right" or arguments.fsdp or arguments.n_gpu > 1:
+        return None
+    if any(word in arguments.optim for word in ("layerwise", "lomo")):  # they take a step in each backward pass
         return None
     return PART_TOKENS["cuda" if arguments.device.type == "cuda" else "cpu"]
 
@@ -149,10 +157,15 @@ def watch(trainer: ClassificationTrainer, title: str) -> ProgressLine:
 
 def throughput_of(model: PreTrainedModel, trainer: ClassificationTrainer, device: Device) -> Throughput:
     """Return a count of what `trainer` will do with `model`, from none, with what that costs and the device can do."""
+    return Throughput(device, forward_flops(model, first_token=_narrows(trainer)), _peak(trainer, device, _peak_once))
+
+
+def _peak(
+    trainer: ClassificationTrainer, device: Device, measure: Callable[[Device, torch.dtype], float] = peak_flops
+) -> float:
     arguments = trainer.args
     dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
-    flops = forward_flops(model, first_token=_narrows(trainer))
-    return Throughput(device, flops, peak_flops(device, dtype))
+    return measure(device, dtype) * max(1, arguments.n_gpu)  # DataParallel computes on several
 
 
 @contextlib.contextmanager
@@ -223,6 +236,8 @@ def train(
         line.close()
     arguments.save_total_limit = kept
     seconds = result.metrics["train_runtime"]
+    if seconds > LONG_SECONDS:
+        trainer.throughput.peak = max(trainer.throughput.peak, _peak(trainer, device))
     counts = torch.tensor(trainer.throughput.counts(), device=arguments.device)
     total = trainer.accelerator.reduce(counts, "sum").tolist()
     return {

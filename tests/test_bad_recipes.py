@@ -180,7 +180,7 @@ CASES = {
     "spaces that are none": (
         GOOD + "sweep:\n  keys:\n"
         "    student.loss.temperature: [1]\n"
-        "    student.training.weight_decay: [1, 1]\n"
+        "    student.training.weight_decay: [1, 1.0]\n"
         "    student.training.learning_rate: {low: 1, hihg: 2}\n"
         "    student.training.adam_beta1: {low: 0.5}\n"
         "    student.training.adam_beta2: {low: 0.9, high: 0.5}\n"
@@ -189,7 +189,7 @@ CASES = {
         "    student.training.num_train_epochs: {low: one, high: .inf}\n",
         [
             "9: sweep.keys.student.loss.temperature: wants two values or more, each once, got [1]",
-            "10: sweep.keys.student.training.weight_decay: wants two values or more, each once, got [1, 1]",
+            "10: sweep.keys.student.training.weight_decay: wants two values or more, each once, got [1, 1.0]",
             "11: sweep.keys.student.training.learning_rate.hihg: unknown key; did you mean high?",
             "12: sweep.keys.student.training.adam_beta1: wants a list of values, or both low and high",
             "13: sweep.keys.student.training.adam_beta2: wants low below high, got 0.9 and 0.5",
@@ -197,6 +197,15 @@ CASES = {
             "15: sweep.keys.student.training.max_steps: wants [1, 2] for the two, or 1.0 and 2.0 for what is between",
             "16: sweep.keys.student.training.num_train_epochs.low: wants a number, got 'one'",
             "16: sweep.keys.student.training.num_train_epochs.high: wants a number, got inf",
+        ],
+    ),
+    "a search over a key and its own part": (
+        GOOD + "sweep:\n  keys:\n"
+        "    student.loss.hidden_states.weight: [1.0, 2.0]\n"
+        "    student.loss.hidden_states: [null, {weight: 3.0}]\n",
+        [
+            "sweep: wants keys that do not hold each other, got student.loss.hidden_states and "
+            "student.loss.hidden_states.weight"
         ],
     ),
     "a search over what trials share": (

@@ -2,7 +2,6 @@
 
 import itertools
 
-import pytest
 import torch
 from conftest import make_tokenizer
 from hypothesis import given
@@ -31,10 +30,8 @@ def test_no_two_parts_in_a_row_could_be_one(lengths, part_tokens):
         assert (count + 1) * longest > part_tokens
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_a_part_holds_its_texts_and_nothing_wider(side):
+def test_a_part_holds_its_texts_and_nothing_wider():
     tokenizer = make_tokenizer(["good", "bad"])
-    tokenizer.padding_side = side
     rows = [
         {"input_ids": [2, *[5] * length, 3], "attention_mask": [1] * (length + 2), "labels": length, "length": length}
         for length in (1, 6, 2, 5, 0)
@@ -42,7 +39,7 @@ def test_a_part_holds_its_texts_and_nothing_wider(side):
     for row in rows:
         row["teacher_logits_0"] = [float(row["labels"]), 0.0]
     batch = Collator(tokenizer, "longest", 8, part_tokens=16)(rows)
-    parts = parts_of(batch, side)
+    parts = parts_of(batch)
     assert [part["labels"].tolist() for part in parts] == [[6, 5], [2, 1, 0]]
     assert [tuple(part["input_ids"].shape) for part in parts] == [(2, 8), (3, 4)]
     for part in parts:
@@ -55,7 +52,7 @@ def test_a_batch_that_is_not_to_be_cut_is_its_only_part():
     tokenizer = make_tokenizer(["good", "bad"])
     rows = [{"input_ids": [2, 3], "attention_mask": [1, 1], "labels": 0, "length": 2}]
     batch = Collator(tokenizer, "longest", 8)(rows)
-    (part,) = parts_of(batch, "right")
+    (part,) = parts_of(batch)
     assert set(part) == set(batch) and all(torch.equal(part[name], batch[name]) for name in batch)
 
 

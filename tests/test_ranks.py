@@ -15,6 +15,13 @@ from transformers import AutoModelForSequenceClassification
 from distill.run_folder import RunFolder, read_predictions
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+# Parts so small that each rank has several of every step; with its own size, texts as short as ours fill but one.
+SMALL_PARTS = """
+from distill.micro_batches import PART_TOKENS
+PART_TOKENS["cpu"] = 64
+from distill.cli import main
+main()
+"""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -39,9 +46,9 @@ def recipe(tmp_path_factory, data):
     return path
 
 
-def launch(launcher, *arguments):
+def launch(launcher, *arguments, program=("-m", "distill")):
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "distill", *map(str, arguments)],
+        [sys.executable, *launcher, *map(str, (*program, *arguments))],
         capture_output=True, text=True, timeout=300, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -55,6 +62,7 @@ def losses(folder):
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one_does_with_the_same_global_batch(recipe, tmp_path):
+    (tmp_path / "small_parts.py").write_text(SMALL_PARTS)
     commands = [
         ("teacher", [recipe, "--set", "teacher.training.per_device_train_batch_size={}"]),
         ("student", [recipe, "--teacher", "{}/teacher", "--set", "student.training.per_device_train_batch_size={}"]),
@@ -64,7 +72,8 @@ def test_two_ranks_train_as_one_does_with_the_same_global_batch(recipe, tmp_path
             filled = [str(part).replace("{}/", f"{tmp_path / name}/").format(batch) for part in arguments]
             if name == "shards":
                 filled += ["--set", f"{command}.training.fsdp=true"]
-            done = launch(launcher, command, *filled, "--output", tmp_path / name / command)
+            program = [tmp_path / "small_parts.py"]
+            done = launch(launcher, command, *filled, "--output", tmp_path / name / command, program=program)
             assert done.stdout.split() == [str(tmp_path / name / command)]  # said once
     for role, other in itertools.product(("teacher", "student", "student-control"), ("two", "shards")):
         one, two = (RunFolder(tmp_path / name / role) for name in ("one", other))

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import LABELS, data_section, run
 
 from distill import stages, training
@@ -17,6 +18,7 @@ from distill.candidates import sweeps_in
 from distill.errors import FolderError, TrainingError, UserError
 from distill.recipe_file import load_recipe
 from distill.run_folder import SweepFolder
+from distill.trainers import DistillationTrainer
 
 TRAINING = {"num_train_epochs": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "bf16": False}
 KEYS = {
@@ -147,6 +149,28 @@ def test_a_search_of_which_nothing_comes_says_so_and_leaves_its_trials(world, tm
     assert len(folder.read_results()["trials"]) == 2 and not folder.best.exists()
 
 
+def test_a_trial_for_which_memory_does_not_suffice_comes_to_nothing_and_the_search_goes_on(
+    world, tmp_path, monkeypatch
+):
+    """Then, with more trials, it makes the choices that are left, and none twice."""
+
+    def step(trainer, *arguments):
+        if trainer.args.per_device_train_batch_size == 32:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return whole(trainer, *arguments)
+
+    whole = DistillationTrainer.training_step
+    monkeypatch.setattr(DistillationTrainer, "training_step", step)
+    keys = "sweep.keys={student.training.per_device_train_batch_size: [32, 64, 16]}"
+    shorter = sweep(world, tmp_path / "s", keys, "sweep.trials=2")
+    found = sweep(world, tmp_path / "s", keys, "sweep.trials=3", resume=True)
+    assert found["trials"][:2] == shorter["trials"]
+    sizes = {
+        trial["values"]["student.training.per_device_train_batch_size"]: trial["error"] for trial in found["trials"]
+    }
+    assert sizes == {32: "out of memory", 64: None, 16: None}
+
+
 @pytest.mark.slow
 def test_a_teacher_is_searched_over_by_the_figure_of_its_recipe(world, tmp_path):
     found = sweep(
@@ -174,7 +198,8 @@ def test_the_teacher_may_run_beside_the_student_of_a_trial(world, tmp_path):
     keys = "sweep.keys={student.loss.hidden_states: [null, {weight: 2.0}]}"
     found = sweep(world, tmp_path / "s", keys)
     assert [trial["error"] for trial in found["trials"]] == [None, None]
-    assert found["trials"][0]["objective"] != found["trials"][1]["objective"] or found["best"] == 1
+    one, other = (trial["objective"] for trial in found["trials"])
+    assert one != other  # they learn from other things, so only a teacher that was left out would make them equal
 
 
 def test_the_trials_are_in_the_report(world, searched, tmp_path):

@@ -82,6 +82,39 @@ def test_evaluations_are_not_training():
     assert figures["samples_per_second"] == 2.0  # of the whole time: what a user waits for
 
 
+def test_a_model_whose_texts_share_work_or_cannot_be_so_short_has_no_such_figures(model):
+    class Shares(torch.nn.Module):
+        """Beside the model a product of each batch, whatever is in it."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.config, self.device = model, model.config, model.device
+
+        def forward(self, input_ids, attention_mask):
+            torch.ones(8, 8) @ torch.ones(8, 8)
+            return self.inner(input_ids=input_ids, attention_mask=attention_mask)
+
+    assert forward_flops(model, first_token=False) is not None
+    assert forward_flops(Shares(), first_token=False) is None
+    model.forward = lambda **_: [][1]
+    assert forward_flops(model, first_token=False) is None
+    throughput = Throughput("cpu", None, peak=1.0)
+    throughput.add(torch.ones(2, 5))
+    figures = throughput.figures(1.0, throughput.counts(), ranks=1)
+    assert figures["model_flop_utilisation"] is None and figures["samples_per_second"] == 2.0
+    assert "of peak" not in throughput.shown()
+
+
+def test_an_evaluation_that_comes_first_is_no_training_either():
+    throughput = Throughput("cpu", (0, 1, 0), peak=1e3)
+    with throughput.evaluating():
+        time.sleep(0.05)
+    assert throughput.shown()["of peak"] == "0 %"
+    throughput.add(torch.ones(2, 5))
+    time.sleep(0.05)
+    assert 0 < float(throughput.shown()["of peak"].split()[0]) < 100
+
+
 def test_two_ranks_have_two_peaks():
     throughput = Throughput("cpu", (0, 1, 0), peak=100.0)
     one, two = (throughput.figures(1.0, [2, 10, 10, 50], ranks=ranks) for ranks in (1, 2))
@@ -109,6 +142,20 @@ def test_a_gpu_that_nvml_does_not_know_is_said_and_stops_nothing(monkeypatch, ca
     with caplog.at_level("WARNING"), GpuWatch("cuda") as gpu:
         time.sleep(0.1)
     assert gpu.figures() == {} and "GPU utilisation is not recorded" in caplog.text
+
+
+def test_a_gpu_whose_memory_nvml_does_not_know_has_no_figures(monkeypatch):
+    def unknown():
+        from pynvml import NVMLError_NotSupported
+
+        raise NVMLError_NotSupported
+
+    monkeypatch.setattr("distill.devices.GPU_SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr(torch.cuda, "utilization", lambda: 50)
+    monkeypatch.setattr(torch.cuda, "device_memory_used", unknown)
+    with GpuWatch("cuda") as gpu:
+        time.sleep(0.1)
+    assert gpu.figures() == {}
 
 
 def test_a_cpu_has_no_such_figures():

@@ -12,6 +12,7 @@ from distill import devices
 from distill.data import load_splits
 from distill.devices import training_precision
 from distill.errors import Interrupted, RecipeError, TrainingError
+from distill.hidden_states import OnlineTeacher
 from distill.micro_batches import PART_TOKENS
 from distill.models import load_tokenizer
 from distill.predictors import Classifier
@@ -69,7 +70,7 @@ def run(folder, splits, model_folder, training, trainer=ClassificationTrainer, c
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("kind", ["labels", "distillation"])
+@pytest.mark.parametrize("kind", ["labels", "smoothed labels", "distillation", "teacher beside"])
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
     tmp_path, splits, tiny_bert, kind, accumulation, monkeypatch
 ):
@@ -78,7 +79,15 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
         monkeypatch.setitem(PART_TOKENS, "cpu", part_tokens)
         settings = {"num_train_epochs": 1, "per_device_train_batch_size": 16, "optim": "sgd", "learning_rate": 0.1}
         settings |= {"gradient_accumulation_steps": accumulation, "save_strategy": "no", "max_grad_norm": 0.0}
-        loss = DISTILLATION if kind == "distillation" else {}
+        settings |= {"label_smoothing_factor": 0.2} if kind == "smoothed labels" else {}
+        loss = {} if "labels" in kind else dict(DISTILLATION)
+        if kind == "teacher beside":
+            teacher, student = without_dropout(tiny_bert), without_dropout(tiny_bert)
+            with torch.no_grad():
+                teacher.get_input_embeddings().weight.mul_(1.5)
+            sections = {"hidden_states": {"distance": "mse"}, "attention_relations": {}}
+            loss["loss"] = Loss.model_validate(sections)
+            loss |= {"online": OnlineTeacher(teacher, student, distance="mse", relations=True), "model": student}
         trainer = DistillationTrainer if loss else ClassificationTrainer
         model, figures = run(RunFolder(tmp_path / f"{part_tokens}"), splits, tiny_bert, settings, trainer, **loss)
         models.append(model)

@@ -174,7 +174,10 @@ def training_flops(model: Path, tokens: int) -> int:
     from distill.throughput import FORWARD_AND_BACKWARD, forward_flops
 
     classifier = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(model))
-    constant, linear, square = forward_flops(classifier, first_token=False)
+    counted = forward_flops(classifier, first_token=False)
+    if counted is None:
+        raise Failed("what a text costs cannot be counted")
+    constant, linear, square = counted
     return FORWARD_AND_BACKWARD * (constant + linear * tokens + square * tokens**2)
 
 

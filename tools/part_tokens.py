@@ -57,7 +57,7 @@ def main() -> None:
                 collate = Collator(tokenizer, "longest", arguments.max_tokens, size)
                 start = time.process_time()
                 for first in range(0, len(order), arguments.batch):
-                    step(model, optimizer, collate(order[first : first + arguments.batch]), tokenizer.padding_side)
+                    step(model, optimizer, collate(order[first : first + arguments.batch]))
                 seconds[way].append(time.process_time() - start)
     rates = {way: [len(rows) / taken for taken in found[1:]] for way, found in seconds.items()}  # the first warms up
     for way, found in rates.items():
@@ -67,10 +67,10 @@ def main() -> None:
     print(json.dumps({"texts_per_cpu_second": rates, **conditions, "versions": versions()}))
 
 
-def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], side: str) -> None:
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
     """Take one step as training does: gradients part by part, clipped, then the optimizer."""
     optimizer.zero_grad()
-    for part in parts_of(batch, side):
+    for part in parts_of(batch):
         logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits
         functional.cross_entropy(logits, part["labels"], reduction="sum").div(len(batch["labels"])).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)

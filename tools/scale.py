@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +117,16 @@ def measure(work: Path, stage: str, *arguments: str) -> dict[str, float]:
     """Return the seconds of each part of a stage, of the whole command, and the most memory that it held."""
     command = [sys.executable, "-m", "distill", stage, *arguments, "--output", str(work / stage), "--overwrite"]
     environment = os.environ | {"HF_HOME": str(work / "huggingface"), "HF_HUB_OFFLINE": "1"}
+    start = time.perf_counter()
     with subprocess.Popen(command, stdout=sys.stderr, env=environment) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+    whole = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit {process.returncode}")
     training = read_json(work / stage / "metrics.json")["training"]
     found = {part: training[f"{part}_seconds"] for part in PARTS if f"{part}_seconds" in training}
-    return found | {"training": training["seconds"], "peak_memory_bytes": usage.ru_maxrss * 1024}
+    return found | {"training": training["seconds"], "whole": whole, "peak_memory_bytes": usage.ru_maxrss * 1024}
 
 
 if __name__ == "__main__":
