@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
@@ -111,14 +112,14 @@ def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     if _is_too_deep(text):
         raise RecipeError(f"{name}: nested too deeply for a recipe")
     try:
-        values = YAML(typ="safe", pure=True).load(text)
+        values = _plain(text)
         root = YAML(typ="rt", pure=True).compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}" if mark else name
         problem = (error.problem or str(error.context)).splitlines()[0]
         raise RecipeError(f"{place}: {problem}") from None
-    except (YAMLError, ValueError) as error:  # e.g. a control character, or a date that is none
+    except (YAMLError, ValueError) as error:  # e.g. a control character, or thousands of digits
         raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
     except RecursionError:
         raise RecipeError(f"{name}: nested too deeply for a recipe") from None
@@ -127,6 +128,21 @@ def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     if not isinstance(values, dict):
         raise RecipeError(f"{name}: wants keys and values at the top (data:, teacher:, student: ...)")
     return values, dict(_lines(root, (), set()))
+
+
+class _PlainValues(SafeConstructor):
+    """What JSON has too; a date is text, since YAML 1.2 has none, and what asks to be more (!!binary) is refused."""
+
+
+_PlainValues.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+for _kind in ("binary", "set", "omap", "pairs"):
+    _PlainValues.add_constructor(f"tag:yaml.org,2002:{_kind}", SafeConstructor.construct_undefined)
+
+
+def _plain(text: str) -> Any:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _PlainValues
+    return yaml.load(text)
 
 
 def _is_too_deep(text: str) -> bool:
@@ -169,7 +185,7 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     if len(parts) > DEEPEST or _is_too_deep(text):
         raise ValueError("nested too deeply for a recipe")
     try:
-        value = YAML(typ="safe", pure=True).load(text)
+        value = _plain(text)
     except (YAMLError, ValueError, RecursionError):
         raise ValueError(f"{text[:50]!r} is not a YAML value") from None
     if _written_out(value) > MOST_VALUES:

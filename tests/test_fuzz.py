@@ -30,7 +30,7 @@ WORDS = [
     "data", "teacher", "student", "training", "files", "train", "test", "model", "layers", "loss", "temperature",
     "label_names", "export", "formats", "benchmark", "shapes", "seed", "max_tokens", "null", "true", "3", "1e400",
     ".nan", "[]", "{}", "&a", "*a", "<<", "!!python/name:os.system", "-", ":", "|", ">", "'", '"', "#",
-    "2020-01-01", "0o7",
+    "2020-01-01", "0o7", "!!binary aGk=", "!!set {a}", "!!omap [a: 1]",
 ]  # fmt: skip
 
 

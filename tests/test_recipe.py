@@ -52,6 +52,14 @@ def test_yaml_1_2_numbers_and_words(recipe):
     assert "load_best_model_at_end" not in training  # nothing to choose by
 
 
+def test_a_date_is_text_as_it_stands(recipe, tmp_path):
+    text = GOOD.replace("imdb\n", "imdb\n  label_names: [2020-01-01, 2021-02-03]\n", 1)
+    first = load_recipe(recipe(text))
+    assert first.data.label_names == ("2020-01-01", "2021-02-03")
+    (tmp_path / "resolved.yaml").write_text(dump_recipe(first))
+    assert load_recipe(tmp_path / "resolved.yaml") == first
+
+
 def test_saving_follows_evaluating(recipe):
     text = GOOD + "  training: {eval_strategy: steps, eval_steps: 20}\n"
     training = load_recipe(recipe(text)).student.training
