@@ -374,6 +374,7 @@ def assert_openvino_formats_agree(folder, target):
         assert "calibration_temperature" not in json.loads((target / name / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_openvino_formats_agree_with_torch_and_run_in_the_same_predictor(calibrated, traced_before, tmp_path):
     pytest.importorskip("nncf")
     assert_openvino_formats_agree(calibrated, tmp_path)

@@ -149,6 +149,7 @@ def test_a_search_of_which_nothing_comes_says_so_and_leaves_its_trials(world, tm
     assert len(folder.read_results()["trials"]) == 2 and not folder.best.exists()
 
 
+@pytest.mark.slow
 def test_a_trial_for_which_memory_does_not_suffice_comes_to_nothing_and_the_search_goes_on(
     world, tmp_path, monkeypatch
 ):
