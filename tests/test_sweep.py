@@ -267,7 +267,11 @@ def test_a_killed_search_goes_on(world, searched, tmp_path, number):
     command = [sys.executable, "-m", "distill", "sweep", world / "recipe.yaml", "--teacher", world / "teacher"]
     command = [*map(str, command), "--device", "cpu", "--output", str(tmp_path / "s"), "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # Tests that a shell started in the background ignore SIGINT, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     until = time.monotonic() + 120
     while not (tmp_path / "s" / "sweep.json").exists() and time.monotonic() < until:
         time.sleep(0.01)
