@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import Trainer
 
+from distill.embeddings import summed_by_row
 from distill.hidden_states import OnlineTeacher
 from distill.losses import (
     UNLABELLED,
@@ -19,7 +21,7 @@ from distill.losses import (
     mean_of_teachers,
     soft_target_loss,
 )
-from distill.micro_batches import parts_of
+from distill.micro_batches import PARTS, parts_of
 from distill.recipe import Loss
 from distill.sampling import SimilarLengths
 from distill.shards import settle
@@ -74,10 +76,17 @@ class ClassificationTrainer(Trainer):
         """Compute loss and gradients of a batch part by part; return the loss."""
         *others, last = parts_of(inputs)
         losses = []
-        for part in others:
-            with self.accelerator.no_sync(model):  # ranks cut differently, and meet once
-                losses.append(super().training_step(model, part, num_items_in_batch))
-        return torch.stack([*losses, super().training_step(model, last, num_items_in_batch)]).sum()
+        with self._lookups(inputs):
+            for part in others:
+                with self.accelerator.no_sync(model):  # ranks cut differently, and meet once
+                    losses.append(super().training_step(model, part, num_items_in_batch))
+            return torch.stack([*losses, super().training_step(model, last, num_items_in_batch)]).sum()
+
+    def _lookups(self, inputs: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+        # On a GPU a table is written in microseconds; what cannot be cut (see `_part_tokens`) may not bear this either.
+        if self.args.device.type == "cpu" and PARTS in inputs and not self.args.torch_compile:
+            return summed_by_row(self.model)
+        return contextlib.nullcontext()
 
     def training_losses(
         self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]

@@ -3,15 +3,19 @@
 usage: python3 tools/part_tokens.py ENCODER_DIR TRAIN.parquet [--texts 32] [--batch 8] [--max-tokens 512] [--rounds 5]
 
 Whole optimizer steps of a two-class teacher without attention dropout, in turn, texts per second of this process's CPU
-time (which other processes hardly change). The last line of stdout is one JSON object.
+time (which other processes hardly change). Parts add to the embeddings' gradients row by row, as training does, and once
+table by table. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -19,6 +23,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from distill.devices import describe_hardware
+from distill.embeddings import summed_by_row
 from distill.first_token import first_token_only, last_layer
 from distill.micro_batches import Collator, parts_of
 from distill.models import with_attention_dropout
@@ -47,32 +52,40 @@ def main() -> None:
         for index, (ids, mask) in enumerate(zip(encoded["input_ids"], encoded["attention_mask"], strict=True))
     ]
     by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
-    ways = {"padded whole": (rows, None), "steps of similar length": (by_length, None)}
-    ways |= {f"parts of {size}": (rows, size) for size in SIZES}
+    by_table: Callable[[Any], Any] = contextlib.nullcontext  # which torch does by itself
+    ways = {"padded whole": (rows, None, by_table), "steps of similar length": (by_length, None, by_table)}
+    ways |= {f"parts of {size}": (rows, size, summed_by_row) for size in SIZES}
+    ways["parts of 512, summed by table"] = (rows, 512, by_table)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     with first_token_only(last_layer(model)):
         for _ in range(arguments.rounds + 1):
-            for way, (order, size) in ways.items():
+            for way, (order, size, summing) in ways.items():
                 collate = Collator(tokenizer, "longest", arguments.max_tokens, size)
                 start = time.process_time()
                 for first in range(0, len(order), arguments.batch):
-                    step(model, optimizer, collate(order[first : first + arguments.batch]))
+                    step(model, optimizer, collate(order[first : first + arguments.batch]), summing)
                 seconds[way].append(time.process_time() - start)
     rates = {way: [len(rows) / taken for taken in found[1:]] for way, found in seconds.items()}  # the first warms up
     for way, found in rates.items():
-        print(f"{way:24} {statistics.median(found):6.2f} texts per second of CPU time")
+        print(f"{way:30} {statistics.median(found):6.2f} texts per second of CPU time")
     shown = {name: str(value) for name, value in vars(arguments).items()}
     conditions = {"arguments": shown, "threads": torch.get_num_threads(), "hardware": describe_hardware()}
     print(json.dumps({"texts_per_cpu_second": rates, **conditions, "versions": versions()}))
 
 
-def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
+def step(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, torch.Tensor],
+    summing: Callable[[Any], Any],
+) -> None:
     """Take one step as training does: gradients part by part, clipped, then the optimizer."""
     optimizer.zero_grad()
-    for part in parts_of(batch):
-        logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits
-        functional.cross_entropy(logits, part["labels"], reduction="sum").div(len(batch["labels"])).backward()
+    with summing(model):
+        for part in parts_of(batch):
+            logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits
+            functional.cross_entropy(logits, part["labels"], reduction="sum").div(len(batch["labels"])).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
     optimizer.step()
 
