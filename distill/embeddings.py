@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,12 +26,18 @@ def summed_by_row(model: nn.Module) -> Iterator[None]:
         and not module.sparse
         and not module.scale_grad_by_freq  # which torch knows for dense gradients alone
     ]
+    hooks = [table.register_forward_pre_hook(_make_gradient) for table in tables]
     for table in tables:
-        if table.weight.grad is None:  # rows added to nothing would stay sparse
-            table.weight.grad = torch.zeros_like(table.weight)
         table.sparse = True
     try:
         yield
     finally:
-        for table in tables:
+        for table, hook in zip(tables, hooks, strict=True):
             table.sparse = False
+            hook.remove()
+
+
+def _make_gradient(table: nn.Embedding, _: Any) -> None:
+    # Rows added to nothing would stay sparse. A table that nobody looks up keeps none: weight decay would move it.
+    if table.weight.grad is None:
+        table.weight.grad = torch.zeros_like(table.weight)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GLOO_MAY_CRASH, make_classifier, write_reviews
+from conftest import make_classifier, write_reviews
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
@@ -89,13 +89,14 @@ def test_the_pages_show_commands():
 
 
 @pytest.mark.slow
-@GLOO_MAY_CRASH
 def test_every_command_shown_runs(world):
     pytest.importorskip("openvino")
     failed = {}
     # In the order of the README, whose later commands use what the earlier ones left.
     for command in RUN:
         done = run(command, world)
+        if "training.fsdp" in command and "Signal 11 (SIGSEGV)" in done.stderr:  # see GLOO_MAY_CRASH
+            done = run(f"{command} --overwrite", world)
         # The doctor finds faults of this machine, too, and a budget may be met by nothing.
         may_fail = " doctor" in command or "--max-drop" in command
         if done.returncode not in ((0, 2) if may_fail else (0,)) or "Traceback" in done.stderr:

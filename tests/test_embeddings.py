@@ -11,13 +11,14 @@ from distill.embeddings import summed_by_row
 
 
 class Words(nn.Module):
-    """Words and positions, the word table used once more as a matrix, and tables that are to be left alone."""
+    """Words and positions, the word table used once more as a matrix, a table as `kept` says, and one for nothing."""
 
     def __init__(self, padding_idx, kept):
         super().__init__()
         self.words = nn.Embedding(11, 4, padding_idx=padding_idx)
         self.positions = nn.Embedding(6, 4)
         self.other = nn.Embedding(11, 4, **kept)
+        self.unused = nn.Embedding(5, 4)
         self.head = nn.Linear(4, 2)
 
     def forward(self, ids):
@@ -58,7 +59,18 @@ def test_rows_are_summed_as_tables_are(passes, again, padding_idx, kept):
         torch.testing.assert_close(found[name].to_dense(), gradient.to_dense(), atol=1e-6, rtol=1e-6)
     if padding_idx is not None:
         assert not found["words.weight"][padding_idx].any()
+    assert found["unused.weight"] is None  # a gradient of zeros would let weight decay move it
     assert (model.words.sparse, model.positions.sparse, model.other.sparse) == (False, False, sparse)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_what_a_backward_pass_adds_is_rows():
+    model, added = Words(None, {}), []
+    model.positions.weight.register_hook(lambda gradient: added.append(gradient.is_sparse))
+    with summed_by_row(model):
+        model(torch.tensor([[1, 2]])).backward()
+    model(torch.tensor([[1, 2]])).backward()
+    assert added == [True, False]
 
 
 def test_an_error_leaves_the_tables_as_they_were():

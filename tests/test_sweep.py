@@ -269,7 +269,7 @@ def test_a_killed_search_goes_on(world, searched, tmp_path, number):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        # Tests that a shell started in the background ignore SIGINT, and so would what they start.
+        # A test run that a shell has put in the background ignores SIGINT, and so would what it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     until = time.monotonic() + 120

@@ -4,7 +4,7 @@ usage: python3 tools/part_tokens.py ENCODER_DIR TRAIN.parquet [--texts 32] [--ba
 
 Whole optimizer steps of a two-class teacher without attention dropout, in turn, texts per second of this process's CPU
 time, which other processes hardly change, and of the clock's. Parts add to the embeddings' gradients row by row, as
-training does, and in one way table by table. The last line of stdout is one JSON object.
+training does; the other ways, and parts of 512 once more, table by table. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
