@@ -31,7 +31,7 @@ from distill.cli import app
 settings.register_profile("deep", max_examples=4_000)
 torch.set_num_threads(1)  # models this small only lose by a second thread, and lose badly on a busy machine
 
-# torch 2.13's gloo crashes about once in fifty trainings with shards, in its own threads (docs/scale.md).
+# torch 2.13's gloo sometimes crashes in trainings with shards, in its own threads (docs/scale.md).
 GLOO_MAY_CRASH = pytest.mark.flaky(reruns=2, only_rerun=r"Signal 11 \(SIGSEGV\) received")
 
 GOOD = ["good", "great", "lovely", "superb", "fine"]
