@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +14,13 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
 from distill.errors import DataError
+from distill.labels import WHOLE, LabelError, are_indices, classes_of, cleaned, joined, label_key, names_of
 from distill.recipe import Data
-from distill.sources import column_of, load_tables
+from distill.sources import Table, is_string, load_tables, not_texts
 
 MOST = 2.0**53  # up to here whole numbers are themselves as floating-point ones
 MOST_CLASSES_OF_ONE_TEXT = 100
+FEW = 5  # rows that lack something and can go; more mean that something else is wrong
 SPLITS = ("train", "validation", "test", "transfer")
 
 
@@ -28,7 +29,8 @@ class Splits:
     """Train, validation and test with columns example_id ("train/17"), text and label; class names in label order.
 
     `transfer` has texts without labels, for the teacher to label. `leaks` counts what was dropped from train and
-    transfer because it stands in validation or test too.
+    transfer because it stands in validation or test too. `notes` say what was read otherwise than it was written, and
+    `unread` are the columns that nothing was taken from.
     """
 
     train: Dataset
@@ -37,6 +39,8 @@ class Splits:
     label_names: tuple[str, ...]
     transfer: Dataset | None = None
     leaks: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def fingerprints(self) -> dict[str, str]:
         """Return a SHA-256 of the texts (and labels) of each split, for manifests."""
@@ -54,20 +58,19 @@ def load_splits(data: Data) -> Splits:
     Raises `DataError` naming the file or split, the rule and the value.
     """
     tables = load_tables(data)
-    texts = {split: _texts(table, data, source) for split, (source, table) in tables.items()}
-    labels = {split: _labels(source, table, data) for split, (source, table) in tables.items() if split != "transfer"}
-    label_names = _label_names(labels["train"], tables["train"][1].features[data.label_column], data)
+    texts = {split: _texts(table, data) for split, table in tables.items()}
+    labels = {split: _labels(table, data) for split, table in tables.items() if split != "transfer"}
+    label_names = _label_names(labels["train"], tables["train"], data)
     if len(label_names) < 2:
         raise DataError(
-            f"{tables['train'][0]}: one class only ({', '.join(map(repr, label_names))}); a classifier needs two"
+            f"{tables['train'].source}: one class only ({', '.join(map(repr, label_names))}); a classifier needs two"
         )
-    numbers_are_names = _are_names(labels["train"], label_names)
+    indices = are_indices(_distinct(labels["train"]), label_names)
+    notes = [note for table in tables.values() for note in table.notes]
     splits: dict[str, Dataset] = {}
     for split, rows in texts.items():
-        source, table = tables[split]
         if split in labels:
-            feature = table.features[data.label_column]
-            codes = _encode(labels[split], feature, label_names, numbers_are_names, source)
+            codes = _encode(labels[split], tables[split], label_names, indices, notes)
             rows = rows.add_column("label", codes, feature=ClassLabel(names=list(label_names)))
         splits[split] = rows.add_column("example_id", [f"{split}/{index}" for index in range(len(rows))])
     for split in ("validation", "test"):
@@ -75,12 +78,14 @@ def load_splits(data: Data) -> Splits:
     leaks = _drop_leaks(splits, ("validation", "test"))
     for split in ("train", "transfer"):
         splits |= _sampled(splits, split, data)
-    _check_every_class_is_trained(splits["train"], label_names, tables["train"][0])
+    _check_every_class_is_trained(splits["train"], label_names, tables["train"].source)
     if "validation" not in splits:
-        splits |= _carve_validation(splits["train"], label_names, data)
+        splits |= _carve_validation(splits["train"], label_names, data, tables["train"])
         for split, dropped in _drop_leaks(splits, ("validation",)).items():
             leaks[split] += dropped
-    return Splits(**splits, label_names=label_names, leaks=leaks)
+    read = {data.text_column, data.label_column}
+    unread = dict.fromkeys(name for table in tables.values() for name in table.column_names if name not in read)
+    return Splits(**splits, label_names=label_names, leaks=leaks, notes=tuple(notes), unread=tuple(unread))
 
 
 def text_fingerprint(rows: Dataset) -> str:
@@ -88,18 +93,21 @@ def text_fingerprint(rows: Dataset) -> str:
     return _digest(rows, ["example_id", "text"])
 
 
-def _texts(table: Dataset, data: Data, source: str) -> Dataset:
+def _texts(table: Table, data: Data) -> Dataset:
     """The text column alone, checked: text, no nulls, nothing blank."""
-    column = column_of(table, data.text_column, "data.text_column", source)
-    if len(table) == 0:
-        raise DataError(f"{source}: has no rows")
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise DataError(f"{source}: data.text_column: {data.text_column!r} holds {_kind(column.type)}, not text")
+    column = table.rows.data.column(data.text_column)
+    if len(table.rows) == 0:
+        raise DataError(f"{table.source}: has no rows")
+    if complaint := not_texts(column):
+        raise DataError(
+            f"{table.source}: data.text_column: {data.text_column!r} {complaint}",
+            hint="--set data.text_column=NAME names another",
+        )
     blank = np.concatenate([_is_blank(chunk) for chunk in column.chunks])
     if blank.any():
         rows = np.flatnonzero(blank)
-        raise DataError(f"{source}: row {rows[0]}: the text is empty ({len(rows)} such rows); remove them")
-    texts = table.select_columns([data.text_column])
+        raise DataError(f"{table.place(int(rows[0]))}: the text is empty ({_such(rows, table, 'text')}")
+    texts = table.rows.select_columns([data.text_column])
     return texts if data.text_column == "text" else texts.rename_column(data.text_column, "text")
 
 
@@ -108,73 +116,108 @@ def _is_blank(chunk: pa.Array) -> np.ndarray:
     return pc.fill_null(blank, True).to_numpy(zero_copy_only=False)
 
 
-def _labels(source: str, rows: Dataset, data: Data) -> pa.ChunkedArray:
-    """The label column, checked: there, nothing missing, whole numbers, names or booleans."""
-    column = column_of(rows, data.label_column, "data.label_column", source)
-    missing = pc.is_null(column, nan_is_null=True)
-    if _is_string(column.type):  # what csv makes of a missing label
-        missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True))
-    if pc.any(missing).as_py():
-        row, count = pc.index(missing, pa.scalar(True)).as_py(), pc.sum(missing).as_py()
-        raise DataError(f"{source}: row {row}: the label is empty ({count} such rows); remove them")
+def _such(rows: Sequence[int] | np.ndarray, table: Table, name: str) -> str:
+    """How many rows lack something, and the cure: a few can go, but many mean that something else is wrong."""
+    count = f"{len(rows)} such row{'s' * (len(rows) > 1)})"
+    if len(rows) > max(FEW, 0.01 * len(table.rows)):
+        return f"{count}; see that data.{name}_column names the right column"
+    return f"{count}; fill in what is missing, or remove {'it' if len(rows) == 1 else 'them'}"
+
+
+def _labels(table: Table, data: Data) -> pa.ChunkedArray:
+    """The label column as text: none missing, and only of a type whose values can be labels.
+
+    An integer of a column whose type names its classes is the name that it stands for; what stands for none stays.
+    """
+    column = table.rows.data.column(data.label_column)
     kind = column.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        beyond = pc.greater(pc.abs(column.cast(pa.float64(), safe=False)), MOST)
-        if pc.any(beyond).as_py():
-            row = pc.index(beyond, pa.scalar(True)).as_py()
-            raise DataError(f"{source}: row {row}: label {column[row].as_py()} is no number of a class")
-    if pa.types.is_floating(kind) and pc.all(pc.equal(pc.floor(column), column)).as_py():
-        return column.cast(pa.int64())  # what pandas makes of whole numbers
-    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
-        held = _kind(kind)
-        raise DataError(f"{source}: data.label_column: {data.label_column!r} holds {held}, not numbers or names")
+    if pa.types.is_integer(kind) and table.class_names:
+        names = data.label_names or table.class_names
+        renames = set(map(label_key, names)) != set(map(label_key, table.class_names))
+        known = pa.array(names if renames else table.class_names, pa.string())
+        there = pc.index_in(column.cast(pa.int64(), safe=False), pa.array(range(len(known)), pa.int64()))
+        column = pc.coalesce(pc.take(known, there), column.cast(pa.string()))
+    elif pa.types.is_floating(kind):
+        column = pa.chunked_array([_float_texts(chunk) for chunk in column.chunks], pa.string())
+    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind) or is_string(kind) or pa.types.is_null(kind):
+        column = column.cast(pa.string())
+    else:
+        raise DataError(
+            f"{table.source}: data.label_column: {data.label_column!r} holds {kind}, not numbers or names",
+            hint="--set data.label_column=NAME names another",
+        )
+    missing = pc.or_kleene(pc.is_null(column), pc.equal(pc.utf8_trim_whitespace(column), ""))
+    if pc.any(missing).as_py():
+        rows = np.flatnonzero(missing.to_numpy())
+        raise DataError(f"{table.place(int(rows[0]))}: the label is empty ({_such(rows, table, 'label')}")
     return column
 
 
-def _label_names(values: pa.ChunkedArray, feature: Any, data: Data) -> tuple[str, ...]:
-    """Class names: the recipe's, else the data set's own, else the distinct train values in order."""
-    if data.label_names:
-        return data.label_names
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names)
-    return tuple(_shown(value) for value in sorted(pc.unique(values).to_pylist()))
+def _float_texts(values: pa.Array) -> pa.Array:
+    """Floating-point labels as text, whole ones as whole numbers, which is what pandas had before a row was missing."""
+    values = pc.if_else(pc.is_nan(values), None, values.cast(pa.float64()))
+    whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), MOST))
+    texts = pc.if_else(whole, values, None).cast(pa.int64()).cast(pa.string())
+    return pc.coalesce(texts, values.cast(pa.string()))
 
 
-def _are_names(values: pa.ChunkedArray, label_names: Sequence[str]) -> bool:
-    """Whether these numbers or booleans are themselves names (stars 1 to 5), and not indices into the names."""
-    return {_shown(value) for value in pc.unique(values).to_pylist()} <= set(label_names)
+def _label_names(labels: pa.ChunkedArray, table: Table, data: Data) -> tuple[str, ...]:
+    """Class names: the recipe's, else the data set's own, else the distinct train labels in order."""
+    if data.label_names or table.class_names:
+        return data.label_names or table.class_names or ()
+    try:
+        return names_of(_distinct(labels))
+    except LabelError as error:
+        row = pc.index(labels, pa.scalar(error.label)).as_py()
+        hint = "--set data.label_names=[NAME, NAME] says which classes there are"
+        raise DataError(f"{table.place(row)}: {error}", hint=hint) from None
+
+
+def _distinct(labels: pa.ChunkedArray) -> list[str]:
+    return pc.unique(labels).to_pylist()
 
 
 def _encode(
-    values: pa.ChunkedArray, feature: Any, label_names: Sequence[str], numbers_are_names: bool, source: str
+    labels: pa.ChunkedArray, table: Table, label_names: Sequence[str], indices: bool, notes: list[str]
 ) -> np.ndarray:
-    """Class indices of label values; a value that names no class is an error.
+    """Class indices of labels; what a number means is for every split what it is in train.
 
-    A string is a name. A number is a name or an index, for every split what it is in train. A data set with class names
-    of its own goes by those where they are the recipe's, in whatever order; else the recipe renames them one by one.
+    A label that names no class is an error; one that is written otherwise than its class becomes a note.
     """
-    if isinstance(feature, ClassLabel):
-        same = set(feature.names) == set(label_names)
-        targets = [label_names.index(name) if same else index for index, name in enumerate(feature.names)]
-        indices = pc.index_in(values, pa.array(range(len(targets)), values.type))  # null for -1, "no label"
-        indices = pc.take(pa.array(targets, pa.int64()), indices)
-        wrong = pc.or_(pc.is_null(indices), pc.fill_null(pc.greater_equal(indices, len(label_names)), True))
-    elif _is_string(values.type) or numbers_are_names:
-        names = values.cast(pa.string())
-        indices = pc.index_in(names, pa.array(label_names, pa.string()))
-        wrong = pc.is_null(indices)
-    else:
-        indices = values.cast(pa.int64())
-        wrong = pc.or_(pc.less(indices, 0), pc.greater_equal(indices, len(label_names)))
-    if pc.any(wrong).as_py():
-        row = pc.index(wrong, pa.scalar(True)).as_py()
-        shown, known = _shown(values[row].as_py()), ", ".join(label_names[:10])
+    distinct = _distinct(labels)
+    found = classes_of(distinct, label_names, indices=indices)
+    classes = np.array([-1 if found[label] is None else found[label] for label in distinct])
+    positions = pc.index_in(labels, pa.array(distinct, pa.string())).to_numpy()
+    codes = classes[positions].astype(np.int64)
+    if (codes < 0).any():
+        # If numbers and words name no class, a word is at fault: it alone keeps the numbers from being indices.
+        words = np.array([found[label] is None and not WHOLE.fullmatch(cleaned(label)) for label in distinct])
+        blamed = words[positions] if words.any() else codes < 0
+        row = int(np.flatnonzero(blamed)[0])
+        label = labels[row].as_py()
         more = ", ..." if len(label_names) > 10 else ""
+        looks = (
+            "; it looks like several labels in one, and a text has one"
+            if label in joined([*label_names, label])
+            else ""
+        )
         raise DataError(
-            f"{source}: row {row}: label {shown!r} is not one of {len(label_names)} classes: {known}{more}",
+            f"{table.place(row)}: label {label!r} is not one of {len(label_names)} classes: "
+            f"{', '.join(label_names[:10])}{more}{looks}",
             hint="data.label_names: the names in your files, or null to take them from there",
         )
-    return indices.to_numpy().astype(np.int64)
+    counts = np.bincount(positions, minlength=len(distinct))
+    otherwise = [
+        index for index, label in enumerate(distinct)
+        if not WHOLE.fullmatch(cleaned(label)) and label != label_names[classes[index]]
+    ]  # fmt: skip
+    if otherwise:
+        first = otherwise[0]
+        notes.append(
+            f"{table.source}: {counts[otherwise].sum()} labels are written otherwise than their class and were taken "
+            f"for it, such as {distinct[first]!r} for {label_names[classes[first]]!r}"
+        )
+    return codes
 
 
 def _drop_leaks(splits: dict[str, Dataset], held_out_splits: Sequence[str]) -> dict[str, int]:
@@ -228,32 +271,27 @@ def _check_every_class_is_trained(train: Dataset, label_names: tuple[str, ...], 
         )
 
 
-def _carve_validation(train: Dataset, label_names: tuple[str, ...], data: Data) -> dict[str, Dataset]:
+def _carve_validation(train: Dataset, label_names: tuple[str, ...], data: Data, table: Table) -> dict[str, Dataset]:
     size = round(len(train) * data.validation_fraction)
-    rarest, count = Counter(train["label"][:]).most_common()[-1]
-    if size < len(label_names) or count < 2:
+    codes = np.asarray(train["label"][:])
+    counts = np.bincount(codes, minlength=len(label_names))
+    if counts.min() < 2:
+        label = int(counts.argmin())
+        row = int(train[int(np.flatnonzero(codes == label)[0])]["example_id"].partition("/")[2])
+        raise DataError(
+            f"{table.place(row)}: the only text of class {label_names[label]!r}, and validation needs one too; correct "
+            "the label, add texts of its class, or give data.files.validation"
+        )
+    if size < len(label_names):
         raise DataError(
             f"data.validation_fraction: {data.validation_fraction} of {len(train)} train rows is too little for a "
-            f"stratified validation split of {len(label_names)} classes (rarest: {label_names[rarest]!r}, {count}); "
-            "take more rows, or give data.files.validation"
+            f"stratified validation split of {len(label_names)} classes; take more rows, or give data.files.validation"
         )
     parts = train.train_test_split(test_size=size, seed=data.seed, stratify_by_column="label")
     validation = parts["test"]
     if data.validation_samples:
         validation = _sample(validation, data.validation_samples, data.seed)
     return {"train": parts["train"], "validation": validation}
-
-
-def _kind(kind: pa.DataType) -> str:
-    return "values of several types" if "arrow.json" in str(kind) else str(kind)
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _digest(rows: Dataset, columns: list[str]) -> str:

@@ -59,6 +59,8 @@ def read_splits(recipe: Recipe) -> Splits:
     names = [Path(path).name for path in files.model_dump(exclude_none=True).values()] if files else []
     log.info("data: reading %s", recipe.data.dataset or ", ".join(names))
     splits = load_splits(recipe.data)
+    for note in splits.notes:
+        log.warning("data: %s", note)
     for split, dropped in splits.leaks.items():
         if dropped:
             log.info("data: %d %s texts dropped: they stand in validation or test too", dropped, split)

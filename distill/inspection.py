@@ -12,10 +12,12 @@ from tabulate import tabulate
 from transformers import PreTrainedTokenizerBase
 
 from distill.data import SPLITS, Splits, text_keys
+from distill.labels import joined
 
 MEASURED_TEXTS = 10_000  # of a split, drawn at random: enough to tell a length's share to a percent
 SHOWN = 3  # rows of each kind of suspicion
 TOKENS_IN_A_LINE, TOKENS_ON_A_PAGE = 12, 60
+MOST_COLUMNS = 20
 EXCERPT = 100  # characters of a text that a concern quotes
 
 # What is seldom meant in a text that a person wrote.
@@ -53,6 +55,9 @@ def inspect(
             for name, part in parts.items()
         },
         "leaks_dropped": dict(splits.leaks),
+        "notes": list(splits.notes),
+        "unread_columns": list(splits.unread),
+        "joined_labels": joined(splits.label_names),
         "examples": examples,
         "tokenised": _tokenised(examples[0]["text"], tokenizer, max_tokens),
         **_repeated(parts, splits.label_names),
@@ -84,6 +89,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         "as the model sees the first of them:\n"
         + tabulate(token_rows(found["tokenised"], TOKENS_IN_A_LINE), tablefmt="plain", disable_numparse=True),
         "\n".join(f"- {concern}" for concern in concerns(found)) or NOTHING_WRONG,
+        *([unread(found)] if found["unread_columns"] else []),
     ]
     return "\n\n".join(parts)
 
@@ -112,7 +118,14 @@ def token_rows(tokenised: Mapping[str, Any], most: int) -> list[list[str]]:
 
 def concerns(found: Mapping[str, Any]) -> list[str]:
     """Return in words what may spoil training or its figures."""
-    said = []
+    said = list(found["notes"])
+    if found["joined_labels"]:
+        names = _listed([repr(_line(name, EXCERPT)) for name in found["joined_labels"][:SHOWN]])
+        more = len(found["joined_labels"]) - SHOWN
+        said.append(
+            f"{names}{f' and {more} more classes' if more > 0 else ''} look like several labels in one: a text has "
+            "one class, so each combination is a class of its own"
+        )
     if leaks := _counted(found["leaks_dropped"]):
         said.append(f"{leaks} texts stand in validation or test too; training drops them")
     if found["validation_in_test"]:
@@ -148,6 +161,14 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
                 f"{meaning} in {counts} texts, such as {first['example_id']}: {_around(first['text'], pattern)}"
             )
     return said
+
+
+def unread(found: Mapping[str, Any]) -> str:
+    """Return which columns nothing was taken from, in words; empty if there are none."""
+    names = [_line(name, EXCERPT) for name in found["unread_columns"]]
+    more = len(names) - MOST_COLUMNS
+    shown = ", ".join([*names[:MOST_COLUMNS], *([f"and {more} more"] if more > 0 else [])])
+    return f"Columns that are not read: {shown}" if names else ""
 
 
 def _drawn(rows: Dataset, count: int, seed: int) -> Dataset:

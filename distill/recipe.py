@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
+from distill.labels import label_key
 from distill.search_space import Sweep
 from distill.section import Line, Positive, Section
 
@@ -70,8 +71,8 @@ class Data(Section):
     def _distinct(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if names is not None and len(names) < 2:
             raise ValueError(f"wants two names or more, got {list(names)}")
-        if names and len(set(names)) < len(names):
-            raise ValueError(f"the same name stands in it twice: {list(names)}")
+        if names and len(set(map(label_key, names))) < len(names):
+            raise ValueError(f"the same name stands in it twice, but for case and white space: {list(names)}")
         return names
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from distill import training_arguments
 from distill.errors import RecipeError
@@ -41,6 +41,7 @@ _EXCLUSIVE = {
     ("student", "config"): ("student", "model", "layers"),
 }
 KeyPath = tuple[str | int, ...]
+LABEL_NAMES = ("data", "label_names")
 
 
 class Place(NamedTuple):
@@ -127,7 +128,7 @@ def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         raise RecipeError(f"{name}: its aliases write out to more values than any recipe has")
     if not isinstance(values, dict):
         raise RecipeError(f"{name}: wants keys and values at the top (data:, teacher:, student: ...)")
-    return values, dict(_lines(root, (), set()))
+    return _as_written(values, root), dict(_lines(root, (), set()))
 
 
 class _PlainValues(SafeConstructor):
@@ -143,6 +144,21 @@ def _plain(text: str) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _PlainValues
     return yaml.load(text)
+
+
+def _as_written(values: Any, node: Node | None, at: KeyPath = ()) -> Any:
+    """`values` with class names as they stand in the file: TRUE, 007 and 1.0 are names there, and no YAML values."""
+    if at == LABEL_NAMES and isinstance(values, list) and isinstance(node, SequenceNode):
+        return [
+            one if one is None or not isinstance(inner, ScalarNode) else inner.value
+            for one, inner in zip(values, node.value, strict=True)
+        ]
+    if len(at) < len(LABEL_NAMES) and isinstance(values, dict) and isinstance(node, MappingNode):
+        part = LABEL_NAMES[len(at)]
+        for key, inner in node.value:
+            if key.value == part and part in values:
+                values[part] = _as_written(values[part], inner, (*at, part))
+    return values
 
 
 def _is_too_deep(text: str) -> bool:
@@ -186,6 +202,8 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
         raise ValueError("nested too deeply for a recipe")
     try:
         value = _plain(text)
+        if parts == LABEL_NAMES[: len(parts)]:
+            value = _as_written(value, YAML(typ="rt", pure=True).compose(text), parts)
     except (YAMLError, ValueError, RecursionError):
         raise ValueError(f"{text[:50]!r} is not a YAML value") from None
     if _written_out(value) > MOST_VALUES:

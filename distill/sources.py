@@ -2,136 +2,191 @@
 
 from __future__ import annotations
 
-import glob
-import re
+import hashlib
+import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset, load_dataset
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from distill.data_folder import read_folder
 from distill.errors import DataError, one_line
+from distill.files import atomic_path, read_json, write_json
 from distill.recipe import Data
+from distill.tables import LINE, READERS, TableFile, check_columns, packed_with, text_lines
 
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of each file that is read, local ones too
-READERS = {
-    ".csv": ("csv", {"keep_default_na": False}),  # a review that says "NA" or "null" is a text, not a hole
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".arrow": ("arrow", {}),
-}
+FORMAT = 1  # of what is kept of a file; a reader that reads otherwise counts on
+NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*$"
 
 
-# How files begin that hold others: read as they are they are no text, and unpacked they can be anything.
-PACKED = {
-    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
-    b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4",
-}  # fmt: skip
+@dataclass(frozen=True)
+class Table:
+    """A split as it was read: `rows` with the wanted columns under their own names, and `source`, as errors name it.
+
+    `column_names` are all columns of the source, `class_names` those of a label column whose type names its classes,
+    `notes` what may be wrong with rows that were read all the same.
+    """
+
+    source: str
+    rows: Dataset
+    column_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    def place(self, row: int) -> str:
+        """Return where a row stands, for errors: its line where the file is made of lines, else its number from 0."""
+        where = f"line {self.rows[row][LINE]}" if LINE in self.rows.column_names else f"row {row}"
+        return f"{self.source}: {where}"
 
 
-def load_tables(data: Data) -> dict[str, tuple[str, Dataset]]:
-    """Return each split's source, as errors name it, and its table; raises `DataError` where one cannot be read."""
-    return _load_files(data) if data.files else _load_dataset(data)
+def load_tables(data: Data) -> dict[str, Table]:
+    """Return the table of each split; raises `DataError` if one cannot be read or lacks a column."""
+    if data.files is None:
+        return _load_dataset(data)
+    files = data.files.model_dump(exclude_none=True)
+    return {
+        split: _load_file(path, f"data.files.{split}: {path}", _wanted(data, split)) for split, path in files.items()
+    }
 
 
 def read_texts(path: str, text_column: str) -> Iterator[str]:
     """Yield the texts of a file, one at a time: lines of .txt or of stdin ("-"), else the column `text_column`.
 
-    Holds a few thousand rows at once, whatever the size of the file. A blank line is a text too, so that answers and
-    lines stay in step. Raises `DataError` naming the file and the row where something is no text.
+    Holds a few thousand rows at once, whatever the size of the file, and leaves no copy. A blank line of .txt is a text
+    too, so that answers and lines stay in step. Raises `DataError` naming the file and the row if something is no text.
     """
     if path == "-":
         try:
-            yield from _lines(sys.stdin.buffer, "stdin")
+            yield from text_lines(sys.stdin.buffer, "stdin")
         except OSError as error:
             raise DataError(f"stdin: {error.strerror}") from None
         return
     if Path(path).suffix.lower() == ".txt":
         try:
             with open(path, "rb") as file:
-                yield from _lines(file, path)
+                yield from text_lines(file, path)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from None
         return
-    rows = _read_file(path, "file")
-    column_of(rows, text_column, "--text-column", path)
+    _check_file(path, path)
+    table = TableFile(path, {text_column: "--text-column"}, path)
     row = 0
-    for batch in rows.select_columns([text_column]).iter(batch_size=1_000):
-        for text in batch[text_column]:
-            if not isinstance(text, str):
-                raise DataError(f"{path}: row {row}: {text_column} holds {text!r}, not a text")
+    for batch in table.batches():
+        texts = batch.column(text_column)
+        if row == 0 and (complaint := not_texts(texts)):
+            raise DataError(f"{path}: {text_column!r} {complaint}", hint="--text-column NAME names another")
+        for text in texts.to_pylist():
+            if text is None:
+                raise DataError(f"{path}: row {row}: {text_column} is missing; give it a text, if an empty one")
             yield text
             row += 1
 
 
-def _lines(file: Iterable[bytes], name: str) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
-        try:
-            yield line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name}: line {number}: not UTF-8 ({error.reason})") from None
+def not_texts(column: pa.Array | pa.ChunkedArray) -> str | None:
+    """Return in words what a column holds instead of texts, or None if it holds texts."""
+    if not is_string(column.type):
+        return f"holds {column.type}, not text"
+    numbers = pc.match_substring_regex(column, NUMBER, ignore_case=True)
+    return "holds numbers, not texts" if len(column) and pc.all(numbers, skip_nulls=False).as_py() else None
 
 
-def column_of(table: Dataset, column: str, key: str, source: str) -> pa.ChunkedArray:
-    """A column that is there and holds what its type says: a parquet file may hold any bytes for a string."""
-    if column not in table.column_names:
-        names = [name[:50] for name in table.column_names[:10]] + ["..."] * (len(table.column_names) > 10)
-        cure = f"--set {key}=NAME" if key.startswith("data.") else f"{key} NAME"
-        raise DataError(f"{source}: {key}: no column {column!r}, only {', '.join(names)}", hint=f"{cure} names another")
-    found = table.data.column(column)
-    try:
-        found.validate(full=True)
-    except pa.ArrowException as error:
-        raise DataError(f"{source}: {key}: {column!r} is damaged or not UTF-8: {one_line(error)}") from None
-    return found
+def is_string(kind: pa.DataType) -> bool:
+    """Say whether a column of this type holds strings."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _load_files(data: Data) -> dict[str, tuple[str, Dataset]]:
-    assert data.files is not None
-    return {split: (path, _read_file(path, split)) for split, path in data.files.model_dump(exclude_none=True).items()}
+def _wanted(data: Data, split: str) -> dict[str, str]:
+    labels = {} if split == "transfer" else {data.label_column: "data.label_column"}
+    return {data.text_column: "data.text_column"} | labels
 
 
-def _read_file(path: str, split: str) -> Dataset:
-    place = "" if split == "file" else f"data.files.{split}: "
+def _load_file(path: str, place: str, wanted: dict[str, str]) -> Table:
+    """The table in a file, kept on disk under what the file holds: its name and its date say nothing about that."""
+    _check_file(path, place)
+    file = TableFile(path, wanted, path)
+    with open(path, "rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    depends = [FORMAT, path, digest, list(wanted)]  # the path, since notes name it
+    key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
+    kept = Path(datasets.config.HF_DATASETS_CACHE) / "distill" / key
+    if not kept.is_dir():
+        with atomic_path(kept) as partial:
+            partial.mkdir()
+            _keep(file, partial)
+    found = read_json(kept / "table.json")
+    rows = Dataset.from_file(str(kept / "rows.arrow"))
+    rows._fingerprint = key  # what is made of it is kept under what it was made of, too
+    names = next((tuple(found["names"][name]) for name in wanted if name in found["names"]), None)
+    return Table(path, rows, tuple(found["column_names"]), names, tuple(found["notes"]))
+
+
+def _keep(file: TableFile, folder: Path) -> None:
+    batches = file.batches()
+    first = next(batches, None)
+    if first is None:
+        raise DataError(f"{file.place}: has no rows")
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
+        writer.write_batch(first)
+        for batch in batches:
+            writer.write_batch(batch)
+    found = {"column_names": list(file.column_names), "names": file.names, "notes": file.notes}
+    write_json(folder / "table.json", found)
+
+
+def _check_file(path: str, place: str) -> None:
+    """Raise `DataError` if a file is not there, is empty, is packed or is of a kind that is not read."""
     suffix = Path(path).suffix.lower()
     try:
         if not Path(path).is_file():
-            raise DataError(f"{place}{path}: no such file (relative paths start at the working directory)")
+            raise DataError(f"{place}: no such file (relative paths start at the working directory)")
         is_empty = Path(path).stat().st_size == 0
-        packed = _packed(Path(path))
+        packed = packed_with(Path(path))
     except (OSError, ValueError) as error:  # the second: a name with a null in it
         cause = getattr(error, "strerror", None) or one_line(error)
-        raise DataError(f"{place}{path}: cannot be read: {cause}") from None
+        raise DataError(f"{place}: cannot be read: {cause}") from None
     if is_empty:
-        raise DataError(f"{place}{path}: the file is empty")
+        raise DataError(f"{place}: the file is empty")
     if packed:
-        raise DataError(f"{place}{path}: packed with {packed}; unpack it first")
+        raise DataError(f"{place}: packed with {packed}; unpack it first")
     if suffix not in READERS:
-        raise DataError(f"{place}{path}: not one of {', '.join(READERS)}")
-    reader, options = READERS[suffix]
+        raise DataError(f"{place}: not one of {', '.join(READERS)}")
+
+
+def _load_folder(folder: Path, data: Data) -> dict[str, Table]:
+    found = read_folder(folder, data.subset)
+    tables = {}
+    for split, name in _split_names(data, found.files).items():
+        wanted = _wanted(data, split)
+        parts = [_load_file(str(path), f"data.dataset: {path}", wanted) for path in found.files[name]]
+        names = parts[0].class_names or next(
+            (found.class_names[one] for one in wanted if one in found.class_names), None
+        )
+        tables[split] = replace(parts[0], class_names=names) if len(parts) == 1 else _joined(parts, folder, name, names)
+    return tables
+
+
+def _joined(parts: list[Table], folder: Path, split: str, names: tuple[str, ...] | None) -> Table:
+    """The files of a split as one table; a line of one of them says nothing without its file, so rows are counted."""
     try:
-        # datasets takes a name with brackets or stars for a pattern of names.
-        table = load_dataset(reader, data_files={split: glob.escape(path)}, split=split, **options)
-    except (DatasetsError, OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
-        if "corresponds to no data" in str(error):
-            raise DataError(f"{place}{path}: has no rows") from error
-        cause = error.__cause__ or error
-        raise DataError(f"{place}{path}: cannot be read as {suffix[1:]}: {one_line(cause)}") from error
-    assert isinstance(table, Dataset)
-    return table
+        rows = concatenate_datasets([part.rows.select_columns([c for c in part.rows.column_names if c != LINE])
+                                     for part in parts])  # fmt: skip
+    except ValueError as error:  # columns of different types
+        raise DataError(f"data.dataset: {folder}: the files of {split} do not fit: {one_line(error)}") from None
+    columns = tuple(dict.fromkeys(name for part in parts for name in part.column_names))
+    return Table(f"{folder}[{split}]", rows, columns, names, tuple(note for part in parts for note in part.notes))
 
 
-def _load_dataset(data: Data) -> dict[str, tuple[str, Dataset]]:
+def _load_dataset(data: Data) -> dict[str, Table]:
     assert data.dataset is not None
     if Path(data.dataset).is_dir():
-        _check_folder(Path(data.dataset))
+        return _load_folder(Path(data.dataset), data)
     try:
         loaded = load_dataset(data.dataset, data.subset)
     except (DatasetsError, OSError, ValueError) as error:
@@ -139,51 +194,25 @@ def _load_dataset(data: Data) -> dict[str, tuple[str, Dataset]]:
             f"data.dataset: {data.dataset}: cannot be loaded: {one_line(error)}",
             hint="--set data.files.train=FILE --set data.files.test=FILE uses local files instead",
         ) from error
+    return {
+        split: _table_of(loaded[name], f"{data.dataset}[{name}]", _wanted(data, split))
+        for split, name in _split_names(data, loaded).items()
+    }
+
+
+def _split_names(data: Data, there: Collection[str]) -> dict[str, str]:
+    """Each of our splits that the data set has, under its own name; raises `DataError` if one is not there."""
     names = data.splits.model_dump()
-    if names["validation"] is None and "validation" in loaded:
+    if names["validation"] is None and "validation" in there:
         names["validation"] = "validation"
     for split, name in names.items():
-        if name is not None and name not in loaded:
-            raise DataError(f"data.splits.{split}: {data.dataset} has no split {name!r}, only {', '.join(loaded)}")
-    return {split: (f"{data.dataset}[{name}]", loaded[name]) for split, name in names.items() if name is not None}
+        if name is not None and name not in there:
+            raise DataError(f"data.splits.{split}: {data.dataset} has no split {name!r}, only {', '.join(there)}")
+    return {split: name for split, name in names.items() if name is not None}
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder of data that would make datasets read elsewhere, ask a server or unpack an archive."""
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"data.dataset: {folder}: {inside} is a link to a place outside it; give data.files")
-        if path.is_file() and _packed(path):
-            raise DataError(f"data.dataset: {folder}: {inside} is packed with {_packed(path)}; unpack it first")
-    for name in ("README.md", ".huggingface.yaml"):
-        card = folder / name
-        for place in _places(card) if card.is_file() else ():
-            if re.match(r"[/~\\]|\w+:", place) or "::" in place or ".." in re.split(r"[/\\]", place):
-                raise DataError(f"data.dataset: {folder}: its {name} names data outside it: {place}; give data.files")
-
-
-def _places(card: Path) -> Iterator[str]:
-    """The files and folders that a data set's card says it consists of."""
-    text = card.read_text(encoding="utf-8", errors="replace")
-    head = text.split("---")[1] if card.suffix == ".md" and text.startswith("---") else text
-    try:
-        inner = [YAML(typ="safe", pure=True).load(head) if card.suffix != ".md" or head is not text else None]
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"data.dataset: {card}: {one_line(error)}; give data.files") from None
-    while inner:
-        one = inner.pop()
-        if isinstance(one, dict):
-            for key, value in one.items():
-                named = value if isinstance(value, list) else [value]
-                if key in ("data_files", "data_dir", "path"):
-                    yield from (place for place in named if isinstance(place, str))
-                inner += [part for part in named if isinstance(part, dict | list)]
-        elif isinstance(one, list):
-            inner += one
-
-
-def _packed(path: Path) -> str | None:
-    with open(path, "rb") as file:
-        beginning = file.read(8)
-    return next((kind for magic, kind in PACKED.items() if beginning.startswith(magic)), None)
+def _table_of(rows: Dataset, source: str, wanted: dict[str, str]) -> Table:
+    check_columns(wanted, rows.column_names, source)
+    features = [rows.features[name] for name in wanted]
+    names = next((tuple(feature.names) for feature in features if isinstance(feature, ClassLabel)), None)
+    return Table(source, rows.select_columns(list(wanted)), tuple(rows.column_names), names)

@@ -292,6 +292,7 @@ def inspect(
         shown = {
             "concerns": inspection.concerns(found),
             "nothing_wrong": inspection.NOTHING_WRONG,
+            "unread": inspection.unread(found),
             "split_rows": inspection.split_rows(found),
             "token_rows": inspection.token_rows(found["tokenised"], inspection.TOKENS_ON_A_PAGE),
         }

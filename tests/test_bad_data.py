@@ -80,43 +80,48 @@ CASES = {
     "tar that leaves its folder": (tarred("train.csv"), {}, "{train}: packed with gzip"),
     "xz": (content("train.csv", b"\xfd7zXZ\0 and more"), {}, "packed with xz"),
     "zstd": (content("train.jsonl", b"\x28\xb5\x2f\xfd and more"), {}, "packed with zstd"),
-    "latin-1": (content("train.csv", "text,label\ncaf\xe9,1\n".encode("latin-1")), {}, "cannot be read as csv"),
-    "utf-16": (content("train.csv", PLAIN.encode("utf-16")), {}, "cannot be read as csv: 'utf-8' codec"),
-    "semicolons": (content("train.csv", PLAIN.replace(",", ";")), {}, "no column 'text', only text;label"),
+    "latin-1": (content("train.csv", "text,label\ncaf\xe9,1\n".encode("latin-1")), {}, "line 2: not UTF-8 (byte"),
+    "utf-16": (content("train.csv", PLAIN.encode("utf-16")), {}, "{train}: line 1: UTF-16, not UTF-8; save the"),
+    "semicolons": (content("train.csv", PLAIN.replace(",", ";")), {}, "line 1: separated by ';', not ','; save"),
     "no header": (content("train.csv", PLAIN.split("\n", 1)[1]), {}, "no column 'text', only text 0, 0"),
-    "a quote never closed": (content("train.csv", 'text,label\n"a,1\n' + PLAIN), {}, "cannot be read as csv"),
-    "too many fields": (content("train.csv", PLAIN + "one,two,three\n"), {}, "Expected 2 fields in line 42, saw 3"),
+    "a quote never closed": (
+        content("train.csv", 'text,label\n"a,1\n' + PLAIN), {}, "line 2: a quote opens a field",
+    ),
+    "too many fields": (content("train.csv", PLAIN + "one,two,three\n"), {}, "line 42: 3 fields, but the header"),
     "a column too many names": (
         content("train.csv", ",".join(f"c{n}" for n in range(500)) + "\n" + ",".join(["1"] * 500) + "\n"), {},
         "no column 'text', only c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, ...",
     ),
     "no text column": (rows(*TRAIN), {"text_column": "review"}, "text_column: no column 'review', only text, label"),
     "no label column": (rows(*TRAIN), {"label_column": "stars"}, "data.label_column: no column 'stars'"),
-    "an empty text": (rows(*TRAIN, ("", 0)), {}, "{train}: row 40: the text is empty (1 such rows); remove them"),
-    "a blank text": (rows(*TRAIN, (" \t", 0)), {}, "row 40: the text is empty"),
+    "an empty text": (rows(*TRAIN, ("", 0)), {}, "{train}: line 82: the text is empty (1 such row)"),
+    "a blank text": (rows(*TRAIN, (" \t", 0)), {}, "line 82: the text is empty"),
     "a null text": (rows(*TRAIN, (None, 1), name="train.parquet"), {}, "row 40: the text is empty"),
-    "numbers for texts": (rows(*((n, n % 2) for n in range(40))), {}, "holds int64, not text"),
-    "lists for texts": (jsonl({"text": ["a", "b"], "label": n % 2} for n in range(40)), {}, "holds list<item: string>"),
-    "objects for texts": (jsonl({"text": {"a": 1}, "label": n % 2} for n in range(40)), {}, "holds struct<a: int64>"),
+    "numbers for texts": (rows(*((n, n % 2) for n in range(40))), {}, "holds numbers, not texts"),
+    "lists for texts": (
+        jsonl({"text": ["a", "b"], "label": n % 2} for n in range(40)), {}, "line 1: 'text' holds a list, not text",
+    ),
+    "objects for texts": (jsonl({"text": {"a": 1}, "label": n % 2} for n in range(40)), {}, "'text' holds an object"),
     "texts of several types": (
-        jsonl({"text": n if n % 3 else "a", "label": n % 2} for n in range(40)), {}, "holds values of several types",
+        jsonl({"text": n if n % 3 else "a", "label": n % 2} for n in range(40)), {},
+        "line 2: 'text' holds a number, not text",
     ),
-    "labels of several types": (
-        jsonl({"text": f"t {n}", "label": n % 2 if n % 3 else "a"} for n in range(40)), {},
-        "'label' holds values of several types, not numbers or names",
+    "lists for labels": (
+        jsonl({"text": f"t {n}", "label": [n % 2]} for n in range(40)), {},
+        "line 1: 'label' holds a list, not a number or a name",
     ),
-    "an empty label": (rows(*TRAIN, ("x", ""), ("y", "")), {}, "{train}: row 40: the label is empty (2 such rows)"),
+    "an empty label": (rows(*TRAIN, ("x", ""), ("y", "")), {}, "{train}: line 82: the label is empty (2 such rows)"),
     "a null label": (rows(*TRAIN, ("x", None), name="train.parquet"), {}, "row 40: the label is empty"),
     "a label left out": (
         jsonl({"text": f"t {n}", **({} if n == 5 else {"label": n % 2})} for n in range(40)), {},
-        "row 5: the label is empty",
+        "line 6: the label is empty",
     ),
-    "fractions for labels": (rows(*rows_of(40, (0.5, 1.0))), {}, "holds double, not numbers or names"),
+    "fractions for labels": (rows(*rows_of(40, (0.5, 1.0))), {}, "line 2: label '0.5' is neither a whole"),
     "a label without end": (
-        content("train.csv", csv_of((f"t {n}", n % 2 or "inf") for n in range(40))), {}, "row 0: label inf is",
+        content("train.csv", csv_of((f"t {n}", n % 2 or "inf") for n in range(40))), {}, "line 2: label 'inf' is",
     ),
     "a label too large": (
-        jsonl({"text": f"t {n}", "label": n % 2 or 1e300} for n in range(40)), {}, "row 0: label 1e+300 is",
+        jsonl({"text": f"t {n}", "label": n % 2 or 1e300} for n in range(40)), {}, "line 1: label '1e+300' is neither",
     ),
     "a label that is no number": (
         rows(*rows_of(40, (0.0, float("nan"))), name="train.parquet"), {}, "row 1: the label is empty (20 such rows)",
@@ -127,10 +132,10 @@ CASES = {
         rows(*TRAIN), {"label_names": ["0", "1", "2"]}, "no training text of class '2'; take more rows or drop it",
     ),
     "a label that is no name": (
-        rows(*rows_of(40, ("x", "y"))), {"label_names": ["x", "z"]}, "row 1: label 'y' is not one of 2 classes: x, z",
+        rows(*rows_of(40, ("x", "y"))), {"label_names": ["x", "z"]}, "line 4: label 'y' is not one of 2 classes: x, z",
     ),
     "a number that is no class": (
-        rows(*rows_of(40, (0, 1, 7))), {"label_names": ["a", "b"]}, "{train}: row 2: label '7' is not one of 2",
+        rows(*rows_of(40, (0, 1, 7))), {"label_names": ["a", "b"]}, "{train}: line 6: label '7' is not one of 2",
     ),
     "a number below zero": (
         rows(*rows_of(40, (-1, 0))), {"label_names": ["a", "b"]}, "label '-1' is not one of 2 classes: a, b",
@@ -145,15 +150,15 @@ CASES = {
     ),
     "too few to carve validation from": (rows(*rows_of(8)), {}, "too little for a stratified validation split"),
     "texts that all stand in test": (rows(*((f"other {text}", n) for text, n in TRAIN)), {}, "every train text"),
-    "no JSON": (content("train.jsonl", "{not json\n"), {}, "cannot be read as jsonl"),
+    "no JSON": (content("train.jsonl", "{not json\n"), {}, "{train}: line 1: column 2: not JSON"),
     "JSON that is no table": (content("train.json", '{"a": 1}'), {}, "no column 'text', only a"),
-    "JSON of lists": (content("train.jsonl", "[1,2]\n[3]\n"), {}, "cannot be read as jsonl"),
-    "JSON too deep": (content("train.json", "[" * 100_000), {}, "cannot be read as json"),
+    "JSON of lists": (content("train.jsonl", "[1,2]\n[3]\n"), {}, "line 1: a list, not an object with keys"),
+    "JSON too deep": (content("train.json", "[" * 100_000), {}, "JSON that is nested too deeply"),
     "half a surrogate pair": (
-        content("train.jsonl", '{"text": "a \\ud800", "label": 0}\n' * 40), {}, "cannot be read as jsonl",
+        content("train.jsonl", '{"text": "a \\ud800", "label": 0}\n' * 40), {}, "line 1: holds half a character",
     ),
     "no Parquet": (content("train.parquet", b"PAR1 not really"), {}, "cannot be read as parquet"),
-    "bytes in Parquet that are no text": (not_utf_8, {}, "data.text_column: 'text' is damaged or not UTF-8"),
+    "bytes in Parquet that are no text": (not_utf_8, {}, "{train}: 'text' is damaged or not UTF-8"),
     "no Arrow": (content("train.arrow", b"ARROW1\0\0" + bytes(100)), {}, "cannot be read as arrow"),
     "escape sequences": (
         content("train.csv", "text,label\na,\x1b[2Jb\nc,1\n" * 20), {"label_names": ["0", "1"]}, r"label '\x1b[2Jb'",
@@ -189,8 +194,8 @@ def test_bad_data_is_one_line_and_nothing_is_written(name, tmp_path, tiny_bert, 
 @pytest.mark.parametrize(
     ("test", "expected"),
     [
-        (rows_of(40, (0, 2), "test"), "test.csv: row 1: label '2' is not one of 2 classes: 0, 1"),
-        ([*rows_of(40, word="test"), ("", 0)], "test.csv: row 40: the text is empty"),
+        (rows_of(40, (0, 2), "test"), "test.csv: line 4: label '2' is not one of 2 classes: 0, 1"),
+        ([*rows_of(40, word="test"), ("", 0)], "test.csv: line 82: the text is empty"),
         ([("x", 1)] * 0, "test.csv: has no rows"),
     ],
     ids=["a label unseen in train", "an empty text", "no rows"],
@@ -238,7 +243,8 @@ FOLDERS = {
         "README.md names data outside it: ../../secret.csv",
     ),
     "a card that names a server": (
-        {"README__md": b"---\nconfigs:\n- config_name: a\n  data_files:\n  - path: http://example.org/x.csv\n---\n"},
+        {"README__md": b"---\nconfigs:\n- config_name: a\n  data_files:\n  - split: train\n"
+         b"    path: http://example.org/x.csv\n---\n"},
         "README.md names data outside it: http://example.org/x.csv",
     ),
     "a card with an absolute place": (

@@ -68,7 +68,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
         (("bad", "good"), None, ("bad", "good")),
         (("bad", "good"), ("good", "bad"), ("good", "bad")),
         ((False, True), None, ("false", "true")),
-        ((False, True), ("bad", "good"), ("bad", "good")),
+        ((False, True), ("TRUE", "False"), ("TRUE", "False")),
         ((0.0, 1.0), None, ("0", "1")),
     ],
 )
@@ -79,6 +79,8 @@ def test_labels_of_any_kind_become_indices_of_names(tmp_path, labels, names, exp
     meaning = [splits.label_names[label] for label in splits.test["label"][:2]]
     if labels == ("bad", "good") or names is None:
         assert meaning == [str(label).lower().removesuffix(".0") for label in labels]
+    if names == ("TRUE", "False"):
+        assert meaning == ["False", "TRUE"]
     assert set(splits.test["label"]) == {0, 1}
 
 

@@ -12,15 +12,15 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "distill"
 # Ground floor first; a module imports only from lower floors, and floor-mates do not import each other.
 FLOORS = [
-    {"errors", "timing", "provenance", "sampling", "cascade", "page", "training_log", "packages", "section"},
+    {"errors", "timing", "provenance", "sampling", "cascade", "page", "training_log", "packages", "section", "labels"},
     {"ranks", "choice", "files", "embeddings"},
     {"progress", "training_arguments", "devices", "losses", "metrics", "calibration", "checksums"},
-    {"search_space"},
+    {"search_space", "tables"},
     {"recipe"},
-    {"sources", "recipe_file", "models", "tokens", "outliers", "hub"},
-    {"data", "pickles", "run_folder", "students", "hidden_states", "first_token", "shards"},
-    {"sessions", "plots", "callbacks", "inspection", "throughput", "micro_batches"},
-    {"predictors", "onnx_graph", "quantisation", "proofs", "trainers"},
+    {"data_folder", "recipe_file", "models", "tokens", "outliers", "hub"},
+    {"sources", "pickles", "run_folder", "students", "hidden_states", "first_token", "shards"},
+    {"data", "sessions", "plots", "callbacks", "throughput", "micro_batches"},
+    {"inspection", "predictors", "onnx_graph", "quantisation", "proofs", "trainers"},
     {"teacher_logits", "training", "fusion", "benchmark", "report", "card"},
     {"export", "candidates"},
     {"fitting"},

@@ -60,6 +60,24 @@ def test_a_date_is_text_as_it_stands(recipe, tmp_path):
     assert load_recipe(tmp_path / "resolved.yaml") == first
 
 
+@pytest.mark.parametrize(
+    "names", ["TRUE, FALSE", "007, 012", "1, 2, 3", "1.0, 2.50", "yes, no", "on, Off", "'a b', \"c\""]
+)
+def test_class_names_are_taken_as_they_are_written(recipe, tmp_path, names):
+    written = tuple(name.strip().strip("'\"") for name in names.split(","))
+    first = load_recipe(recipe(GOOD.replace("imdb\n", f"imdb\n  label_names: [{names}]\n", 1)))
+    assert first.data.label_names == written
+    assert load_recipe(recipe(GOOD), [f"data.label_names=[{names}]"]).data.label_names == written
+    (tmp_path / "resolved.yaml").write_text(dump_recipe(first))
+    assert load_recipe(tmp_path / "resolved.yaml") == first
+
+
+@pytest.mark.parametrize("names", ["a, A", "a, ' a '", "x y, 'x\u00a0y'", "TRUE, true"])
+def test_class_names_that_look_alike_are_refused(recipe, names):
+    (problem,) = mistakes(recipe(GOOD.replace("imdb\n", f"imdb\n  label_names: [{names}]\n", 1)))
+    assert "data.label_names: the same name stands in it twice, but for case and white space" in problem
+
+
 def test_saving_follows_evaluating(recipe):
     text = GOOD + "  training: {eval_strategy: steps, eval_steps: 20}\n"
     training = load_recipe(recipe(text)).student.training

@@ -1,0 +1,415 @@
+"""Files of texts, row by row as they were written: csv, tsv, json, jsonl, Parquet and Arrow.
+
+Nothing is guessed: a label is read as it stands, and a row that does not fit its header is refused with its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distill.errors import DataError, one_line
+
+ROWS_AT_ONCE = 1_000
+LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is shorter than some texts
+MANY_LINES = 20  # in one field: more than most texts have, and what a stray quote soon swallows
+LEAST_SWALLOWED = 3  # rows within a field that tell a stray quote from a text of several lines
+SEPARATORS = {",": ".csv", "\t": ".tsv", ";": None, "|": None}
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# How files begin that hold others: read as they are they are no text, and unpacked they can be anything.
+PACKED = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4",
+}  # fmt: skip
+LINE = "line"  # the column that says where a row began; only files made of lines have it
+
+Row = tuple[int, Sequence[Any]]  # the line it began on, and the value of each wanted column
+
+
+@dataclass
+class TableFile:
+    """A file, the columns wanted of it, and what is found while it is read.
+
+    `column_names` are all that it has. `names` are the classes of a column whose type names them. `notes` say in words
+    what may be wrong with rows that were read all the same.
+    """
+
+    path: str
+    wanted: Mapping[str, str]  # column to the key that names it; first the texts, then perhaps the labels
+    place: str  # how errors name it
+    unit: str = "line"  # what they count
+    separator: str = ","
+    column_names: dict[str, None] = field(default_factory=dict)  # in order
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the wanted columns, at most `ROWS_AT_ONCE` rows at a time, and LINE where the file is made of lines.
+
+        Text formats give strings (null where a value is missing), the others what they hold. Raises `DataError` with
+        the line or row, the rule and the cure.
+        """
+        yield from READERS[Path(self.path).suffix.lower()](self)
+
+
+def check_columns(wanted: Mapping[str, str], there: Sequence[str], place: str) -> None:
+    """Raise `DataError` if a wanted column is not there, or is there twice."""
+    for name, key in wanted.items():
+        if name not in there:
+            cure = f"--set {key}=NAME" if key.startswith("data.") else f"{key} NAME"
+            raise DataError(f"{place}: {key}: no column {name!r}, only {_some(there)}", hint=f"{cure} names another")
+        if there.count(name) > 1:
+            raise DataError(f"{place}: {key}: column {name!r} stands there twice; name one of them otherwise")
+
+
+def packed_with(path: Path) -> str | None:
+    """Return what a file is packed with, by its first bytes; None if it is not."""
+    with open(path, "rb") as file:
+        beginning = file.read(8)
+    return next((kind for magic, kind in PACKED.items() if beginning.startswith(magic)), None)
+
+
+def text_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file without their ends; a byte-order mark is no part of the first.
+
+    Raises `DataError` with the line that is not UTF-8.
+    """
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            _check_utf_8(line, name)
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise _not_utf_8(name, number, error) from None
+
+
+def _read_csv(table: TableFile) -> Iterator[pa.RecordBatch]:
+    with _decoded(table) as file:
+        yield from _as_batches(_csv_rows(file, table), table)
+
+
+def _read_tsv(table: TableFile) -> Iterator[pa.RecordBatch]:
+    table.separator = "\t"
+    yield from _read_csv(table)
+
+
+def _csv_rows(file: IO[str], table: TableFile) -> Iterator[Row]:
+    """The rows of a csv file (RFC 4180), or of a tsv file quoted in the same way."""
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader(file, delimiter=table.separator, strict=True)
+    header = next((row for _, row in _csv_records(reader, table) if row), [])
+    _check_header(header, table)
+    at = [header.index(name) for name in table.wanted]
+    long_fields, first = 0, 0
+    for line, row in _csv_records(reader, table):
+        if not row or (len(row) == 1 < len(header) and not row[0].strip()):  # a blank line
+            continue
+        if len(row) != len(header):
+            while len(row) > len(header) and not row[-1].strip():  # commas at the end of each line
+                row.pop()
+            _check_width(row, header, line, table)
+        if reader.line_num > line:
+            _check_swallowed(row, len(header), line, table)
+            if reader.line_num - line > MANY_LINES:
+                long_fields, first = long_fields + 1, first or line
+        yield line, [row[index] for index in at]
+    if long_fields:
+        table.notes.append(
+            f"{table.place}: rows of more than {MANY_LINES} lines: {long_fields}, the first from line {first}; see "
+            "whether a stray quote opens a field there and swallows the rows below"
+        )
+
+
+def _csv_records(reader: Any, table: TableFile) -> Iterator[tuple[int, list[str]]]:
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                problem = "a quote opens a field here that is never closed"
+            elif "expected after" in str(error):
+                problem = (
+                    f"a quote opens a field here, and text follows the quote that closes it (line {reader.line_num})"
+                )
+            else:
+                raise DataError(f"{table.place}: line {line}: {error}") from None
+            cure = 'put the text in quotes and write each quote within it twice ("")'
+            raise DataError(f"{table.place}: line {line}: {problem}; {cure}") from None
+        yield line, row
+
+
+def _check_header(header: list[str], table: TableFile) -> None:
+    table.column_names = dict.fromkeys(header)
+    if len(header) == 1:
+        for separator, suffix in SEPARATORS.items():
+            names = header[0].split(separator)
+            if len(names) > 1 and set(table.wanted) <= {name.strip().strip('"') for name in names}:
+                cure = f"name it {suffix}, or save it" if suffix else "save it"
+                raise DataError(
+                    f"{table.place}: line 1: separated by {separator!r}, not {table.separator!r}; "
+                    f"{cure} with {'tabs' if table.separator == chr(9) else 'commas'}"
+                )
+    check_columns(table.wanted, header, table.place)
+
+
+def _check_width(row: list[str], header: list[str], line: int, table: TableFile) -> None:
+    if len(row) == len(header):
+        return
+    has = f"{len(row)} field{'s' * (len(row) > 1)}, but the header has {len(header)} ({_some(header)})"
+    what = "tabs" if table.separator == "\t" else "commas"
+    if len(row) > len(header):
+        cure = f"put a text that holds {what} in quotes, or name every column in the header"
+    else:
+        cure = "put a text that holds line breaks in quotes, or fill in what the row lacks"
+    raise DataError(f"{table.place}: line {line}: {has}; {cure}")
+
+
+def _check_swallowed(row: list[str], width: int, line: int, table: TableFile) -> None:
+    """Raise `DataError` if a field of several lines holds whole rows: one stray quote opened it, another closed it."""
+    for value in row:
+        *inner, _ = value.splitlines()[1:] or [""]
+        if table.separator == "\t":
+            swallowed = [one for one in inner if "\t" in one]  # what a text of a tsv file has no reason to hold
+        elif width > 1 and len(inner) >= LEAST_SWALLOWED:
+            inside = [_fields(one, table.separator) for one in inner]
+            swallowed = inner if all(count == width for count in inside) else []
+        else:
+            swallowed = []
+        if swallowed:
+            raise DataError(
+                f"{table.place}: line {line}: a quote opens a field here that runs on for {len(value.splitlines())} "
+                'lines and swallows the rows below; put the text in quotes and write each quote within it twice ("")'
+            )
+
+
+def _fields(line: str, separator: str) -> int:
+    try:
+        return len(next(csv.reader([line], delimiter=separator)))
+    except (csv.Error, StopIteration):
+        return 0
+
+
+def _read_json_lines(table: TableFile) -> Iterator[pa.RecordBatch]:
+    with open(table.path, "rb") as file:
+        lines = enumerate(text_lines(file, table.place), 1)
+        objects = ((number, _parsed(line, f"{table.place}: line {number}")) for number, line in lines if line.strip())
+        yield from _as_batches(_object_rows(objects, table), table)
+    check_columns(table.wanted, list(table.column_names), table.place)
+
+
+def _read_json(table: TableFile) -> Iterator[pa.RecordBatch]:
+    """A list of objects, or an object of equally long lists; anything else is read as a file of one object a line."""
+    with _decoded(table) as file:
+        text = file.read()
+    try:
+        found = _parsed(text, table.place)
+    except _ExtraData:
+        yield from _read_json_lines(table)
+        return
+    del text
+    if isinstance(found, dict) and found and all(isinstance(column, list) for column in found.values()):
+        if len({len(column) for column in found.values()}) > 1:
+            raise DataError(f"{table.place}: its lists are not equally long, so they are no columns of a table")
+        found = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+    table.unit = "row"
+    yield from _as_batches(_object_rows(enumerate(found if isinstance(found, list) else [found]), table), table)
+    check_columns(table.wanted, list(table.column_names), table.place)
+
+
+def _object_rows(objects: Iterable[tuple[int, Any]], table: TableFile) -> Iterator[Row]:
+    texts = next(iter(table.wanted))
+    for number, one in objects:
+        place = f"{table.place}: {table.unit} {number}"
+        if not isinstance(one, dict):
+            raise DataError(f"{place}: {_kind(one)}, not an object with keys and values")
+        table.column_names |= dict.fromkeys(one)
+        row = []
+        for name in table.wanted:
+            try:
+                row.append(_as_text(one.get(name), is_text=name == texts))
+            except ValueError as error:
+                raise DataError(f"{place}: {name!r} {error}") from None
+        yield number, row
+
+
+def _as_text(value: Any, *, is_text: bool) -> str | None:
+    """A JSON value as text; the first wanted column holds texts, the others labels."""
+    if value is None or isinstance(value, str):
+        return value
+    if is_text or not isinstance(value, bool | int | float):
+        raise ValueError(f"holds {_kind(value)}, not {'text' if is_text else 'a number or a name'}")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return None if value != value else str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    return str(value)
+
+
+class _ExtraData(DataError):
+    """More follows the first JSON value of a file: it is one of lines."""
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except json.JSONDecodeError as error:
+        kind = _ExtraData if error.msg == "Extra data" and "{" in text[error.pos : error.pos + 9] else DataError
+        where = f"{place}: column {error.colno}" if error.lineno == 1 else f"{place}: line {error.lineno}"
+        raise kind(f"{where}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise DataError(f"{place}: JSON that is nested too deeply") from None
+    except ValueError as error:  # a key twice, thousands of digits
+        raise DataError(f"{place}: {one_line(error)}") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+def _read_parquet(table: TableFile) -> Iterator[pa.RecordBatch]:
+    with _reading(table, "parquet"), pq.ParquetFile(table.path) as file:
+        _note_schema(file.schema_arrow, table)
+        yield from _checked(file.iter_batches(ROWS_AT_ONCE, columns=list(table.wanted)), table)
+
+
+def _read_arrow(table: TableFile) -> Iterator[pa.RecordBatch]:
+    with _reading(table, "arrow"), pa.memory_map(table.path) as file:
+        try:
+            reader = pa.ipc.open_stream(file)
+            batches: Iterable[pa.RecordBatch] = reader
+        except pa.ArrowInvalid:
+            reader = pa.ipc.open_file(file)
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        _note_schema(reader.schema, table)
+        small = (
+            batch.select(list(table.wanted)).slice(start, ROWS_AT_ONCE)
+            for batch in batches
+            for start in range(0, batch.num_rows, ROWS_AT_ONCE)
+        )
+        yield from _checked(small, table)
+
+
+def _note_schema(schema: pa.Schema, table: TableFile) -> None:
+    table.column_names = dict.fromkeys(schema.names)
+    check_columns(table.wanted, schema.names, table.place)
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        labels = {name: features[name]["names"] for name in table.wanted if features[name]["_type"] == "ClassLabel"}
+    except (ValueError, LookupError, TypeError, RecursionError):  # written by somebody else: no names there
+        return
+    table.names = {
+        name: tuple(names) for name, names in labels.items()
+        if isinstance(names, list) and all(isinstance(one, str) for one in names)
+    }  # fmt: skip
+
+
+def _checked(batches: Iterable[pa.RecordBatch], table: TableFile) -> Iterator[pa.RecordBatch]:
+    """Batches whose columns hold what their types say, which a file of bytes need not; dictionaries are written out."""
+    for batch in batches:
+        columns = [_plain(batch.column(name)) for name in table.wanted]
+        for name, column in zip(table.wanted, columns, strict=True):
+            try:
+                column.validate(full=True)
+            except pa.ArrowException as error:
+                raise DataError(f"{table.place}: {name!r} is damaged or not UTF-8: {one_line(error)}") from None
+        yield pa.record_batch(columns, list(table.wanted))
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
+
+
+@contextmanager
+def _reading(table: TableFile, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise DataError(f"{table.place}: cannot be read as {kind}: {one_line(error)}") from error
+
+
+@contextmanager
+def _decoded(table: TableFile) -> Iterator[IO[str]]:
+    """The file as text; if it is none, the error names the first line that is not UTF-8."""
+    with open(table.path, "rb") as raw:
+        _check_utf_8(raw.read(400), table.place)
+    with open(table.path, encoding="utf-8-sig", newline="") as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            with open(table.path, "rb") as raw:
+                for _ in text_lines(raw, table.place):
+                    pass
+            raise _not_utf_8(table.place, 1, error) from None
+
+
+def _check_utf_8(beginning: bytes, place: str) -> None:
+    """Raise `DataError` if a file begins as UTF-16 does: with its mark, or with a null for each letter."""
+    if beginning.startswith(UTF_16) or beginning.count(0) > max(4, len(beginning) / 3):
+        raise DataError(f"{place}: line 1: UTF-16, not UTF-8; save the file as UTF-8")
+
+
+def _not_utf_8(place: str, line: int, error: UnicodeDecodeError) -> DataError:
+    byte = error.object[error.start]
+    return DataError(f"{place}: line {line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8")
+
+
+def _as_batches(rows: Iterator[Row], table: TableFile) -> Iterator[pa.RecordBatch]:
+    while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        columns = [[row[index] for _, row in chunk] for index in range(len(table.wanted))]
+        try:
+            arrays = [pa.array(column, pa.string()) for column in columns]
+        except (UnicodeEncodeError, pa.ArrowException):  # half of a surrogate pair, which JSON can write
+            number = next(number for number, row in chunk if not all(map(_is_encodable, row)))
+            raise DataError(
+                f"{table.place}: {table.unit} {number}: holds half a character (a lone surrogate)"
+            ) from None
+        names = list(table.wanted)
+        if table.unit == "line":
+            names, arrays = [*names, LINE], [*arrays, pa.array([number for number, _ in chunk], pa.int64())]
+        yield pa.record_batch(arrays, names)
+
+
+def _is_encodable(value: str | None) -> bool:
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kind(value: Any) -> str:
+    kinds: dict[type, str] = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _some(names: Iterable[str], most: int = 10) -> str:
+    shown = [name[:50] for name in itertools.islice(names, most + 1)]
+    return ", ".join([*shown[:most], *(["..."] if len(shown) > most else [])])
+
+
+READERS: dict[str, Callable[[TableFile], Iterator[pa.RecordBatch]]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".json": _read_json,
+    ".jsonl": _read_json_lines,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+}
