@@ -21,7 +21,6 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from distill.checksums import seal
 from distill.errors import Interrupted, TrainingError
 from distill.files import read_json, write_text
 from distill.progress import progress_line
@@ -136,15 +135,22 @@ class LogFile(TrainerCallback):
 class SealCheckpoints(TrainerCallback):
     """Seals each checkpoint once it is written, and only then deletes the ones that are beyond `limit`.
 
-    Trainer itself deletes before: killed in between, a run would have lost the old one and not got the new one.
+    Trainer itself deletes before: killed in between, a run would have lost the old one and not got the new one. Which
+    are the old ones is told by their steps: a clock may be set back.
     """
 
-    def __init__(self, limit: int | None, resumed: Path | None = None):
+    def __init__(self, limit: int | None, folder: RunFolder, resumed: Path | None = None):
         self.limit = limit
+        self.folder = folder
         self.resumed = resumed
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Find the best checkpoint in this folder: Trainer drops it where the run was moved since it was written."""
+        """Put away what this training does not go on from, and find the best checkpoint in this folder.
+
+        Trainer drops the best one if the run was moved since it was written.
+        """
+        if state.is_world_process_zero:
+            self.folder.put_away_checkpoints(beyond=state.global_step)
         best = read_json(self.resumed / "trainer_state.json").get("best_model_checkpoint") if self.resumed else None
         if best:
             state.best_model_checkpoint = str(Path(args.output_dir or ".") / Path(best).name)
@@ -153,9 +159,9 @@ class SealCheckpoints(TrainerCallback):
         """Seal the checkpoint that Trainer has just written."""
         PartialState().wait_for_everyone()  # each rank writes its own random state
         if state.is_world_process_zero:
-            seal(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}")
+            self.folder.seal_checkpoint(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}")
             # The folder as Trainer names it: the best one is known from the others by its whole path.
-            rotate_checkpoints(args.output_dir or ".", self.limit, state.best_model_checkpoint, use_mtime=True)
+            rotate_checkpoints(args.output_dir or ".", self.limit, state.best_model_checkpoint)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Of one checkpoint to keep, that is the best, where training went on from it to others."""

@@ -100,10 +100,19 @@ app = typer.Typer(
 
 @app.command()
 def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
-    """Validate a recipe and print it with every default filled in."""
+    """Validate a recipe, and its student against the models on this disk; print it with every default filled in."""
     from distill.recipe_file import dump_recipe, load_recipe
 
     resolved = load_recipe(recipe, set_ or ())
+    if resolved.teacher and resolved.student:
+        from distill.hub import is_here
+
+        names = [name for name in (resolved.teacher.model, resolved.student.model) if name]
+        if away := [name for name in names if not is_here(name)]:
+            print(f"not on this disk, so the student was not checked: {', '.join(away)}", file=sys.stderr)
+            print("hint: distill doctor RECIPE asks the hub for them", file=sys.stderr)
+        else:
+            _stages().check_models(resolved)
     print(json.dumps(resolved.model_dump(mode="json")) if json_ else dump_recipe(resolved), end="\n" if json_ else "")
 
 

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,7 @@ class Splits:
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
 
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Return a SHA-256 of the texts (and labels) of each split, for manifests."""
         labelled = {name: getattr(self, name) for name in ("train", "validation", "test")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from distill.data import Splits
 from distill.devices import has_fast_bf16, resolve_device
 from distill.errors import FolderError, ModelError, RecipeError
-from distill.fitting import fit, shared_splits, tokenised
+from distill.export import check_formats
+from distill.fitting import base_fingerprint, fit, origin_of, shared_splits, tokenised
 from distill.hidden_states import OnlineTeacher, map_layers, relation_heads
 from distill.metrics import compare_paired
 from distill.models import (
@@ -26,38 +26,46 @@ from distill.models import (
     load_classifier,
     load_config,
     load_tokenizer,
-    normalized_config,
     parameter_count,
     reorder_classes,
+    skeleton,
+    weights_fingerprint,
     with_attention_dropout,
 )
 from distill.predictors import Classifier, load
-from distill.recipe import Recipe, Student, with_absolute_paths
+from distill.recipe import PRECISION, Recipe, Student, with_absolute_paths
 from distill.run_folder import RunFolder, read_predictions
 from distill.sessions import load_torch
-from distill.shards import check_launch
-from distill.students import build_from_config, build_from_layers, choose_layers
-from distill.teacher_logits import KeptLogits, Teacher, identify_teacher, teacher_logits, with_teacher_logits
+from distill.students import build_from_config, build_from_layers, check_layers
+from distill.teacher_logits import (
+    KeptLogits,
+    Teacher,
+    check_unchanged,
+    identify_teacher,
+    teacher_logits,
+    with_teacher_logits,
+)
 from distill.timing import Clock
 from distill.tokens import tokenizer_fingerprint
 from distill.trainers import DistillationTrainer
-from distill.training import training_arguments
+from distill.training import settle_precision, training_arguments
 
 log = logging.getLogger("distill")
 
 
-def check_student(recipe: Recipe, teacher: str) -> None:
-    """Raise what is wrong with the recipe's student before any training; of `teacher` only the configuration is read.
+def check_student(recipe: Recipe, teacher: str, device: str) -> None:
+    """Raise what is wrong with the recipe's student and its formats before any training.
 
-    What data or weights alone can show is left for later.
+    Of `teacher` only the configuration is read. What data or weights alone can show is left for later.
     """
     settings, config = _student_of(recipe), load_config(teacher)
-    check_launch(settings.training, "student")
-    layers = layer_count(config)
+    # Which precision is settled by a stopwatch has no part in what may be refused.
+    settled = {} if any(name in settings.training for name in PRECISION) else {"bf16": False}
+    training = {**settings.training, **settled}
+    training_arguments(training, RunFolder(Path(settings.output)), resolve_device(device), stage="student")
     config = with_attention_dropout(config, settings.attention_dropout)
     if settings.layers is not None:
-        student_config = copy.deepcopy(config)
-        setattr(student_config, normalized_config(config).NUM_LAYERS, len(choose_layers(layers, settings.layers)))
+        student_config = check_layers(skeleton(teacher, config), settings.layers)
     elif settings.config is not None:
         student_config = build_from_config(config, settings.config, seed=0).config
         check_fit(student_config, "student.config", max_tokens=recipe.data.max_tokens, vocabulary=0)
@@ -66,8 +74,9 @@ def check_student(recipe: Recipe, teacher: str) -> None:
         student_config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
         check_fit(student_config, settings.model, max_tokens=recipe.data.max_tokens, vocabulary=len(tokenizer))
         _check_one_tokenizer(settings, tokenizer, teacher)
+    check_formats(recipe.export.formats, student_config.model_type)
     if settings.loss.hidden_states:
-        map_layers(layers, layer_count(student_config), settings.loss.hidden_states.teacher_layers)
+        map_layers(layer_count(config), layer_count(student_config), settings.loss.hidden_states.teacher_layers)
     if settings.loss.attention_relations:
         relation_heads(config, student_config, settings.loss.attention_relations.heads)
 
@@ -93,18 +102,33 @@ def distil(
     recipe = with_absolute_paths(recipe)
     weights = weights_of(settings, teachers)
     check_spares(folder, teachers)
+    check_student(recipe, teachers[0], device)
     folder.check(recipe, resume=resume, overwrite=overwrite)
-    arguments, precision = training_arguments(settings.training, folder, resolved, stage="student")
+    recipe = folder.as_begun(recipe) if resume else recipe
+    recipe, precision = settle_precision(recipe, "student", resolved, manifest_of(teachers[0]))
+    settings = _student_of(recipe)
+    arguments, _ = training_arguments(settings.training, folder, resolved, stage="student")
     clock = Clock()
     with clock("data"):
         splits = shared_splits(recipe)
+    with clock("teacher_logits"):
+        known = [identify_teacher(name, splits.label_names) for name in teachers]
     model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
+    origin = origin_of(
+        splits,
+        resolved,
+        **fingerprints_of(known),
+        **base_of(settings, tokenizer),
+    )
+    if resume:
+        folder.check_origin(origin)  # before hours go into a teacher's answers
     online = online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # projections work outside forward, where DDP does not see them
     with clock("teacher_logits"):
-        known = [identify_teacher(name, splits.label_names) for name in teachers]
         answers = answers_of(known, splits, cache, device, force=force)
+        for teacher in known:  # layers, hidden states and answers were read from it, one after the other
+            check_unchanged(teacher)
     with clock("tokenising"):
         rows = answered_rows(answers, splits, tokenizer, recipe.data.max_tokens)
     parents = {
@@ -112,7 +136,7 @@ def distil(
         for teacher in known
     }
     return fit(
-        model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock,
+        model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock, origin=origin,
         resume=resume, overwrite=overwrite, device=resolved, role="student",
         parents={"teachers": parents, "model": settings.model}, trainer_class=DistillationTrainer,
         loss=settings.loss, teacher_weights=weights, online=online,
@@ -137,9 +161,18 @@ def control(
     resolved = resolve_device(device)
     recipe = with_absolute_paths(recipe)
     folder.check(recipe, resume=resume, overwrite=overwrite)
+    recipe = folder.as_begun(recipe) if resume else recipe
+    manifest = student.read_manifest()
+    recipe, precision = settle_precision(recipe, "student", resolved, manifest)
+    settings = _student_of(recipe)
+    taught_by = list(manifest["parents"]["teachers"].values())
+    if settings.model is None and weights_fingerprint(teacher) != taught_by[0]:
+        raise FolderError(
+            f"{teacher}: is not the teacher that {student.path} was made from, so its control cannot be made from it"
+        )
     figures = student.read_metrics()["training"]
     training = _for_as_many_steps(settings.training, figures["planned_steps"], figures["steps_per_epoch"])
-    arguments, precision = training_arguments(training, folder, resolved, stage="student")
+    arguments, _ = training_arguments(training, folder, resolved, stage="student")
     clock = Clock()
     with clock("data"):
         splits = shared_splits(recipe)
@@ -148,8 +181,9 @@ def control(
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     return fit(
         model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock,
+        origin=origin_of(splits, resolved, student=manifest["weights"], **base_of(settings, tokenizer)),
         resume=resume, overwrite=overwrite, device=resolved, role="control",
-        parents={"student": str(student.path.absolute()), "student_weights": student.read_manifest()["weights"],
+        parents={"student": str(student.path.absolute()), "student_weights": manifest["weights"],
                  "model": settings.model},
     )  # fmt: skip
 
@@ -177,6 +211,22 @@ def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict
         correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
         found.append({"student": str(students[0]), "control": str(model), **compare_paired(*correct)})
     return found
+
+
+def fingerprints_of(teachers: Sequence[Teacher]) -> dict[str, str]:
+    """Return what a run depends on of its teachers, for its origin (see fitting.origin_of)."""
+    return {f"teacher {number}": teacher.fingerprint for number, teacher in enumerate(teachers, 1)}
+
+
+def base_of(settings: Student, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return what a run depends on of the pretrained model that its student begins with, if it begins with one."""
+    return {"student.model": base_fingerprint(settings.model, tokenizer)} if settings.model else {}
+
+
+def manifest_of(model: str) -> dict[str, Any] | None:
+    """Return the manifest of a model that distill trained, None of any other."""
+    folder = RunFolder(Path(model))
+    return folder.read_manifest() if folder.is_finished else None
 
 
 def _student_of(recipe: Recipe) -> Student:

@@ -77,7 +77,7 @@ def examine_disk(parameters: int, checkpoints: int, runs: int, folder: Path) -> 
 
 def examine_recipe(recipe: Recipe, folder: Path, device: str) -> Iterator[Finding]:
     """Yield whether the data and models of `recipe` can be had now, trained in the memory of `device` and kept."""
-    yield _attempt("data", lambda: _sizes(read_splits(recipe)))
+    yield attempt("data", lambda: _sizes(read_splits(recipe)))
     largest = checkpoints = 0
     runs = (recipe.teacher is not None) + (1 + recipe.student.control if recipe.student else 0)
     for name, stage in (("teacher.model", recipe.teacher), ("student.model", recipe.student)):
@@ -85,7 +85,7 @@ def examine_recipe(recipe: Recipe, folder: Path, device: str) -> Iterator[Findin
         if model is None:
             continue
         is_pretrained = name == "student.model" or stage.pretrained
-        found = _attempt(name, lambda model=model, weights=is_pretrained: _parts_of(model, weights=weights))
+        found = attempt(name, lambda model=model, weights=is_pretrained: _parts_of(model, weights=weights))
         yield found
         if found.state == "ok":
             largest = max(largest, parameters_of(model))
@@ -162,8 +162,8 @@ def _port(port: int) -> Finding:
     return Finding("tensorboard", "ok", f"port {port} is free")
 
 
-def _attempt(subject: str, load: Callable[[], str]) -> Finding:
-    """Return what `load` says of something that it could load, or the fault that it met."""
+def attempt(subject: str, load: Callable[[], str]) -> Finding:
+    """Return what `load` says of something that it could load or make, or the fault that it met."""
     try:
         return Finding(subject, "ok", load())
     except UserError as error:

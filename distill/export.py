@@ -26,11 +26,18 @@ from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError, ModelError
 from distill.files import PARTIAL, read_json, room_for, write_json, write_text
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, load_config
-from distill.onnx_graph import quiet, trace
+from distill.onnx_graph import check_architecture, quiet, trace
 from distill.outliers import RANGE_TEXTS, widest
 from distill.predictors import Classifier, pad, weights_bytes
 from distill.proofs import Bounds, Proof, flips, prove
-from distill.quantisation import CALIBRATION_TEXTS, Int8Settings, int8_settings, quantise, quantise_openvino
+from distill.quantisation import (
+    CALIBRATION_TEXTS,
+    Int8Settings,
+    import_nncf,
+    int8_settings,
+    quantise,
+    quantise_openvino,
+)
 from distill.recipe import FORMATS
 from distill.run_folder import EXPORT_PROOFS, RunFolder, hold, read_proofs
 from distill.sessions import FOR_CPUS, Session, TorchSession, import_openvino, onnx_runs_on_cuda, open_session
@@ -66,6 +73,16 @@ class Source:
     def largest(self) -> dict[str, np.ndarray]:
         """How wide the graph's feed-forward inputs become, channel by channel."""
         return widest(self.graph, self.batches[:RANGE_TEXTS])
+
+
+def check_formats(formats: Sequence[str], model_type: str) -> None:
+    """Raise `ModelError` or `DeviceError` if a model of this type cannot be written in one of `formats` here."""
+    if any(not name.startswith("torch-") for name in formats):
+        check_architecture(model_type)
+    if any(name.startswith("openvino-") for name in formats):
+        import_openvino()
+    if "openvino-int8" in formats:
+        import_nncf()
 
 
 def export_formats(

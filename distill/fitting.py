@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,24 @@ from distill.devices import Device, describe_hardware
 from distill.errors import FolderError
 from distill.files import write_json, write_text
 from distill.metrics import figures
-from distill.models import parameter_count, weights_fingerprint
+from distill.models import config_fingerprint, parameter_count, weights_fingerprint
 from distill.predictors import Classifier
 from distill.progress import progress_line
-from distill.provenance import now, versions
-from distill.recipe import Recipe, Stage, differences, with_absolute_paths
+from distill.provenance import TRAINED_WITH, now, versions
+from distill.recipe import Recipe, Stage, as_settled, differences, with_absolute_paths
 from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, hold, write_predictions
 from distill.sessions import TorchSession
 from distill.shards import name_units, whole
 from distill.timing import Clock
-from distill.tokens import check_tokenised, tokenise
+from distill.tokens import check_tokenised, tokenise, tokenizer_fingerprint
 from distill.trainers import ClassificationTrainer
 from distill.training import train
 from distill.training_log import selected_step, training_curve
 
 log = logging.getLogger("distill")
 
-REPEATABLE: dict[Device, str] = {
-    "cpu": "the same bytes from the same recipe, versions, kind of CPU and number of threads",
-    "cuda": "not to the byte: some GPU kernels add in an order that changes from run to run",
-}
+NOT_ON_A_GPU = "not to the byte: some GPU kernels add in an order that changes from run to run"
 
 
 def shared_splits(recipe: Recipe) -> Splits:
@@ -76,6 +74,42 @@ def tokenised(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max
     return result
 
 
+def origin_of(splits: Splits, device: Device, **models: str) -> dict[str, str]:
+    """Return what a run depends on besides its recipe, each as a version, a number or a fingerprint.
+
+    `models` are fingerprints of what it learns from or begins with, by role.
+    """
+    known = versions()
+    threads = {"threads": str(torch.get_num_threads())} if device == "cpu" else {}  # a GPU's sums know none
+    return {
+        **models,
+        **{f"data.{split}": digest for split, digest in splits.fingerprints.items()},
+        **{name: known[name] for name in TRAINED_WITH},
+        "device": device,
+        "processes": str(PartialState().num_processes),
+        **threads,
+    }
+
+
+def base_fingerprint(name: str, tokenizer: PreTrainedTokenizerBase, *, pretrained: bool = True) -> str:
+    """Return a SHA-256 of the model that a run begins with: configuration, tokenizer and, if `pretrained`, weights."""
+    parts = [config_fingerprint(name), tokenizer_fingerprint(tokenizer)]
+    parts += [weights_fingerprint(name)] if pretrained else []
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def repeatable(device: Device, processors: Sequence[str]) -> str:
+    """Return in words whether the run's recipe.yaml gives the same bytes again, and under which conditions."""
+    if device == "cuda":
+        return NOT_ON_A_GPU
+    if len(processors) > 1:
+        return f"not to the byte: it was trained on more than one kind of CPU ({', '.join(processors)})"
+    return (
+        "the same bytes from recipe.yaml, which says the precision, on the same versions, kind of CPU and numbers of "
+        "threads and processes"
+    )
+
+
 def fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -88,6 +122,7 @@ def fit(
     precision: str,
     clock: Clock,
     *,
+    origin: Mapping[str, str],
     resume: bool,
     overwrite: bool,
     device: Device,
@@ -100,7 +135,8 @@ def fit(
 
     Checkpoint and temperature are chosen on validation. Of several ranks all train and answer, each its share, and the
     first writes; they return together, once the folder is whole. `precision` is the reason for what the arguments train
-    in, `clock` has timed what came before, `loss_settings` are what `trainer_class` wants beside Trainer's own.
+    in, `clock` has timed what came before, `origin` is what the run depends on (see `origin_of`), `loss_settings` are
+    what `trainer_class` wants beside Trainer's own.
     """
     max_tokens = recipe.data.max_tokens
     transfer = f" and {len(train_rows) - len(splits.train)} transfer" if len(train_rows) > len(splits.train) else ""
@@ -117,7 +153,7 @@ def fit(
         with state.main_process_first():
             if state.is_main_process:
                 # Only now that nothing of the user's can be wrong.
-                folder.start(recipe, resume=resume, overwrite=overwrite)
+                folder.start(recipe, origin, resume=resume, overwrite=overwrite)
         checkpoint = _to_go_on_from(folder, role) if resume else None
         training = train(
             trainer_class,
@@ -185,13 +221,13 @@ def fit(
                 "hardware": describe_hardware(),
                 "device": device,
                 "precision": precision,
-                "repeatable": REPEATABLE[device],
+                "repeatable": repeatable(device, folder.processors),
                 "threads": torch.get_num_threads(),
                 "processes": state.num_processes,
                 "sharded": bool(arguments.fsdp),
                 "seed": arguments.seed,
                 "labels": list(splits.label_names),
-                "data": splits.fingerprints(),
+                "data": splits.fingerprints,
                 "leaks_dropped": dict(splits.leaks),
                 "weights": weights_fingerprint(str(folder.path)),
                 "parents": parents,
@@ -249,7 +285,8 @@ def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Datas
 
 def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -> bool:
     """Say that a finished run had the same data, stages and teachers; raise where not, rather than mix two runs."""
-    wanted, found, manifest = with_absolute_paths(recipe), load_recipe(folder.recipe), folder.read_manifest()
+    found, manifest = load_recipe(folder.recipe), folder.read_manifest()
+    wanted = as_settled(with_absolute_paths(recipe), found)
     role, parents = manifest["role"], manifest["parents"]
     for path in (folder.path, *map(Path, teachers if role == "student" else ())):
         check_whole(path, ANSWERING)

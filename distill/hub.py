@@ -1,4 +1,4 @@
-"""A finished model to a model hub: what a reader of it needs, and nothing else of its folder."""
+"""A model hub: whether a model of it is here already, and a finished model to it, with nothing else of its folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -51,3 +51,11 @@ def push(folder: Path, name: str, *, within: str | None = None) -> str:
         raise UserError(f"--push-to-hub {name}: {one_line(error)}", hint=f"{folder} is whole; later: {later}") from None
     log.info("pushed to %s (private, unless it was there before)", repository)
     return str(repository)
+
+
+def is_here(name: str) -> bool:
+    """Say whether a model is on this disk: a folder, or a Hub name whose configuration is in the cache."""
+    try:
+        return Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:  # no name of a model
+        return False

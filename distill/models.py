@@ -235,9 +235,16 @@ def parameters_of(name: str) -> int:
 
     Raises `ModelError` where that is not the configuration of a classifier or an encoder.
     """
-    config = load_config(name)
+    return parameter_count(skeleton(name, load_config(name)))
+
+
+def skeleton(name: str, config: PretrainedConfig) -> PreTrainedModel:
+    """Return the classifier that a configuration makes, on torch's device "meta": shapes, and no weights.
+
+    Raises `ModelError`, which calls it `name`, if it is not the configuration of a classifier or an encoder.
+    """
     with _reading(name, "no classifier can be made of it"), torch.device("meta"):
-        return parameter_count(AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 
 
 def weights_fingerprint(name: str) -> str:

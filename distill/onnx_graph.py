@@ -25,6 +25,15 @@ FUSED_ATTENTION = "MultiHeadAttention"
 LARGEST_FILE = 2_000_000_000  # bytes; protobuf refuses a message of 2 GiB, so larger weights go to a file beside it
 
 
+def check_architecture(model_type: str) -> None:
+    """Raise `ModelError` unless `trace` knows how models of this type mask: others have windows, or are causal."""
+    if model_type not in PARTS:
+        raise ModelError(
+            f"{model_type}: not an architecture that distill exports to ONNX or OpenVINO ({', '.join(sorted(PARTS))})",
+            hint="--set export.formats=[torch-fp16] leaves those formats out; a student of another model can have them",
+        )
+
+
 def trace(model: PreTrainedModel, path: Path) -> None:
     """Write the graph of a classifier: int64 input_ids and attention_mask in, calibrated fp32 logits out, any shape.
 
@@ -32,10 +41,7 @@ def trace(model: PreTrainedModel, path: Path) -> None:
     transformers 5 no optimiser finds its pattern afterwards (0 of 6 layers fused, in silence). Residual sums stay apart
     from the LayerNorm after them: on a CPU, one SkipLayerNormalization takes twice as long as the three nodes.
     """
-    if model.config.model_type not in PARTS:  # others may mask in ways that the node does not know (windows, causality)
-        raise ModelError(
-            f"{model.config.model_type}: not an architecture that distill exports to ONNX ({', '.join(sorted(PARTS))})"
-        )
+    check_architecture(model.config.model_type)
     generator = DummyTextInputGenerator(
         "text-classification", normalized_config(model.config), batch_size=2, sequence_length=16
     )

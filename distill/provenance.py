@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 from datetime import UTC, datetime
 
+TRAINED_WITH = ("python", "distill", "torch", "transformers", "datasets", "accelerate")  # what weights depend on
 DISTRIBUTIONS = ("distill", "torch", "transformers", "datasets", "accelerate", "onnxruntime", "onnx", "optimum")
 
 
@@ -17,3 +18,12 @@ def versions() -> dict[str, str]:
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def cpu_name() -> str:
+    """Return what the processor calls itself."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from distill.search_space import Sweep
 from distill.section import Line, Positive, Section
 
 Format = Literal["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-bf16", "openvino-int8"]
+PRECISION = ("bf16", "fp16")  # the fields of a training section that settle it
 FORMATS: tuple[Format, ...] = typing.get_args(Format)
 DEFAULT_FORMATS: tuple[Format, ...] = FORMATS[:4]  # OpenVINO is an extra
 
@@ -308,6 +309,23 @@ class Recipe(Section):
             if weight.start == weight.end == 0:
                 raise ValueError("student.loss.soft_weight: 0, but transfer texts have nothing but the soft loss")
         return self
+
+
+def with_precision(recipe: Recipe, stage: str, settled: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with the precision that `settled` names, if a stage of that name leaves it open."""
+    section = getattr(recipe, stage)
+    chosen = {name: settled[name] for name in PRECISION if name in settled}
+    if section is None or not chosen or any(name in section.training for name in PRECISION):
+        return recipe
+    return recipe.model_copy(update={stage: section.model_copy(update={"training": {**section.training, **chosen}})})
+
+
+def as_settled(recipe: Recipe, found: Recipe) -> Recipe:
+    """Return the recipe with what it leaves open settled as in `found`, the recipe that a run keeps."""
+    for stage in ("teacher", "student"):
+        if section := getattr(found, stage):
+            recipe = with_precision(recipe, stage, section.training)
+    return recipe
 
 
 def differences(wanted: Section | None, found: Section | None) -> dict[str, str]:

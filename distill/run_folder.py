@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,14 @@ from filelock import FileLock, Timeout
 
 from distill.checksums import ANSWERING, SEAL, check_whole, damage_of, seal
 from distill.errors import FolderError, one_line
-from distill.files import PARTIAL, as_json, atomic_path, read_json, write_text
+from distill.files import PARTIAL, as_json, atomic_path, read_json, write_json, write_text
+from distill.provenance import cpu_name
 from distill.ranks import rank
-from distill.recipe import Recipe, differences
+from distill.recipe import Recipe, as_settled, differences
 from distill.recipe_file import dump_recipe, load_recipe
 
 EXPORT_PROOFS = "export.json"  # in an export folder: of each format that was tried, the proof
+RUN = "run.json"  # in a checkpoint: the run that it belongs to
 LOCK = ".lock"  # what it holds is nothing, the lock is the system's
 
 log = logging.getLogger("distill")
@@ -39,6 +42,11 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.yaml"
+
+    @property
+    def started(self) -> Path:
+        """What the run depends on, written when it starts: whatever of that differs later cannot go on with it."""
+        return self.path / "started.json"
 
     @property
     def metrics_log(self) -> Path:
@@ -113,12 +121,17 @@ class RunFolder:
         if not (self.recipe.is_file() and any(mark.exists() for mark in marks)):
             raise FolderError(f"{self.path}: not empty and not a run folder; nothing was touched", hint="--output DIR")
         if overwrite:
+            for place in self._made_folders:
+                if place.is_symlink():
+                    problem = f"{place}: a link, and what it leads to is not distill's to delete"
+                    raise FolderError(problem, hint="remove the link, or --output DIR")
             return
         if self.is_finished and not (resume and self.grows_by):
             raise FolderError(f"{self.path}: holds a finished run", hint="--overwrite, or --output for another folder")
         if not resume:
             raise FolderError(f"{self.path}: holds an unfinished run", hint="--resume to go on, --overwrite to restart")
-        differing = differences(recipe, load_recipe(self.recipe))
+        begun = load_recipe(self.recipe)
+        differing = differences(as_settled(recipe, begun), begun)
         differing = {key: values for key, values in differing.items() if key not in self.grows_by}
         if differing:
             problem = f"{self.path}: was started with another recipe, so it cannot be resumed"
@@ -127,17 +140,74 @@ class RunFolder:
                 hint="--overwrite to restart, or --output for another folder",
             )
 
-    def start(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, which is held, that of a run of `recipe`; what was free to use may have changed since."""
+    def as_begun(self, recipe: Recipe) -> Recipe:
+        """Return `recipe` with what it leaves open settled as when the run in this folder began, if there is one."""
+        return as_settled(recipe, load_recipe(self.recipe)) if self.recipe.is_file() else recipe
+
+    def check_origin(self, origin: Mapping[str, str]) -> None:
+        """Raise `FolderError`, one line for each, for what the started run in this folder depends on otherwise.
+
+        `origin` is what depends (data, teacher, torch) to what it is now: a version, a number or a fingerprint.
+        """
+        if not self.started.is_file():
+            if any(self.checkpoints.glob("checkpoint-*")):
+                problem = f"{self.path}: cannot be resumed: it does not say what it depends on (no {self.started.name})"
+                raise FolderError(problem, hint="--overwrite to restart, or --output for another folder")
+            return
+        begun = read_json(self.started).get("origin", {})
+        differing = [name for name in {**origin, **begun} if origin.get(name) != begun.get(name)]
+        if differing:
+            problem = f"{self.path}: cannot be resumed: {{}} differs: {{:.20}} now, {{:.20}} when it began"
+            raise FolderError(
+                *(problem.format(name, origin.get(name, "none"), begun.get(name, "none")) for name in differing),
+                hint="put it back as it was, --overwrite to restart, or --output for another folder",
+            )
+
+    def start(self, recipe: Recipe, origin: Mapping[str, str], *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, which is held, that of a run of `recipe`; what was free to use may have changed since.
+
+        `origin` is what the run depends on, see `check_origin`.
+        """
         self._check(recipe, resume=resume, overwrite=overwrite)
         if overwrite:
             self._clear()
+        if resume:
+            self.check_origin(origin)
         try:
             (self.path / SEAL).unlink(missing_ok=True)
             write_text(self.recipe, dump_recipe(recipe))
+            begun = read_json(self.started) if resume and self.started.is_file() else {"run": uuid.uuid4().hex}
+            processors = dict.fromkeys([*begun.get("processors", ()), cpu_name()])
+            write_json(self.started, {**begun, "processors": list(processors), "origin": dict(origin)})
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FolderError(f"{self.path}: cannot be written: {error.strerror}", hint="--output DIR") from None
+
+    @property
+    def processors(self) -> list[str]:
+        """The kinds of processor that the run in this folder was started and resumed on."""
+        return read_json(self.started)["processors"] if self.started.is_file() else []
+
+    @property
+    def _run(self) -> str | None:
+        return read_json(self.started).get("run") if self.started.is_file() else None
+
+    def seal_checkpoint(self, path: Path) -> None:
+        """Seal a checkpoint that is written to its end, as one of this run."""
+        write_json(path / RUN, {"run": self._run})
+        seal(path)
+
+    def put_away_checkpoints(self, *, beyond: int) -> None:
+        """Delete the checkpoints that are damaged and past the step `beyond`, and rename those of another run.
+
+        Training is about to make others of these steps, and counts what is there when it deletes old ones.
+        """
+        for path in self._checkpoints():
+            damage = damage_of(path)
+            if damage and _step(path) > beyond:
+                remove(path)
+            elif not damage and (_step(path) > beyond or not self._is_own(path)):
+                path.rename(path.with_name(f"unused-{path.name}-{uuid.uuid4().hex[:8]}"))
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Seal what the folder holds and write its manifest, last of all."""
@@ -163,9 +233,10 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """Return the last checkpoint that is whole, and whose best one is; None where there is none."""
-        found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.split("-", 1)[1].isdigit()]
-        for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        for path in reversed(self._checkpoints()):
             damage = damage_of(path)
+            if damage is None and not self._is_own(path):
+                damage = "is of another run"
             if damage is None:
                 best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
                 damage = best and damage_of(self.checkpoints / Path(best).name)
@@ -174,16 +245,28 @@ class RunFolder:
             log.warning("%s: %s; an earlier one is looked for", path, damage)
         return None
 
+    def _checkpoints(self) -> list[Path]:
+        found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.split("-", 1)[1].isdigit()]
+        return sorted(found, key=_step)
+
+    def _is_own(self, checkpoint: Path) -> bool:
+        run = self._run
+        return run is None or ((checkpoint / RUN).is_file() and read_json(checkpoint / RUN).get("run") == run)
+
+    @property
+    def _made_folders(self) -> tuple[Path, ...]:
+        return (self.checkpoints, self.tensorboard, self.export, self.teacher_logits)
+
     def _clear(self) -> None:
         """Remove what a run wrote and nothing else: a user may keep files of his own here."""
         self.manifest.unlink(missing_ok=True)  # first, so that no kill leaves a folder that looks finished
-        made = (self.metrics, self.metrics_log, self.predictions, self.learning_curve)
+        made = (self.metrics, self.metrics_log, self.predictions, self.learning_curve, self.started)
         for file in (*made, self.path / "model.safetensors", self.path / SEAL):
             file.unlink(missing_ok=True)
         if self.owns_card:
             self.card.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.tensorboard, self.export, self.teacher_logits):
-            shutil.rmtree(folder, ignore_errors=True)
+        for folder in self._made_folders:
+            remove(folder)
 
 
 @dataclass(frozen=True)
@@ -216,9 +299,9 @@ class SweepFolder(RunFolder):
     def is_finished(self) -> bool:
         return self.best.is_file()
 
-    def start(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    def start(self, recipe: Recipe, origin: Mapping[str, str], *, resume: bool, overwrite: bool) -> None:
         """Make the folder, which is held, that of a search of `recipe`; see RunFolder.start."""
-        super().start(recipe, resume=resume, overwrite=overwrite)
+        super().start(recipe, origin, resume=resume, overwrite=overwrite)
         self.best.unlink(missing_ok=True)  # what was best may not stay it
 
     def finish_sweep(self, best: Recipe) -> None:
@@ -233,9 +316,24 @@ class SweepFolder(RunFolder):
         return read_json(self.results)
 
     def _clear(self) -> None:
-        for file in (self.best, self.results, self.path / SEAL, *self.path.glob(f"{self.study.name}*")):
+        made = (self.best, self.results, self.started, self.path / SEAL)
+        for file in (*made, *self.path.glob(f"{self.study.name}*")):
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        remove(self.checkpoints)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-", 1)[1])
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, if it is there; raises `FolderError` if that fails, since what is left could pass for new."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise FolderError(f"{error.filename or folder}: cannot be removed: {error.strerror}") from None
 
 
 @contextlib.contextmanager

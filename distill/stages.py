@@ -31,11 +31,12 @@ from distill.choice import Budget
 from distill.devices import Device, describe_hardware, resolve_device
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.files import write_json, write_text
-from distill.fitting import finished_with, fit, read_splits, shared_splits, tokenised
+from distill.fitting import base_fingerprint, finished_with, fit, origin_of, read_splits, shared_splits, tokenised
 from distill.hub import check_can_push, push
 from distill.models import (
     align_labels,
     load_classifier,
+    load_config,
     load_tokenizer,
     reorder_classes,
 )
@@ -44,15 +45,14 @@ from distill.predictors import load
 from distill.progress import progress_line
 from distill.proofs import Bounds
 from distill.provenance import now, versions
-from distill.quantisation import import_nncf
 from distill.ranks import leave, rank
 from distill.recipe import Recipe, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
 from distill.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, hold, read_proofs
-from distill.sessions import TorchSession, calibration_temperature, import_openvino, onnx_runs_on_cuda
+from distill.sessions import TorchSession, calibration_temperature, onnx_runs_on_cuda
 from distill.teacher_logits import KeptLogits, identify_teacher
 from distill.timing import Clock
-from distill.training import training_arguments
+from distill.training import settle_precision, training_arguments
 
 log = logging.getLogger("distill")
 
@@ -63,6 +63,12 @@ PREDICT_CHARACTERS = 4_000_000  # in them; their tokens take some forty bytes a 
 def check(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the resolved recipe in `path`; raises `RecipeError` with every mistake in it."""
     return load_recipe(path, overrides)
+
+
+def check_models(recipe: Recipe, device: str = "auto") -> None:
+    """Raise what is wrong with the recipe's student and its formats, as far as configurations tell."""
+    if recipe.teacher and recipe.student:
+        distilling.check_student(recipe, recipe.teacher.model, device)
 
 
 def teacher(
@@ -83,11 +89,16 @@ def teacher(
         raise RecipeError("teacher: missing, and a teacher is to be trained")
     if push_to_hub:
         check_can_push(push_to_hub)
+    check_models(recipe, device)  # a student that cannot be made of this teacher is refused before hours go into it
     resolved = resolve_device(device)
     recipe = with_absolute_paths(recipe)
     folder = RunFolder(Path(output or settings.output))
     folder.check(recipe, resume=resume, overwrite=overwrite)
-    arguments, precision = training_arguments(settings.training, folder, resolved, stage="teacher")
+    recipe = folder.as_begun(recipe) if resume else recipe
+    recipe, precision = settle_precision(recipe, "teacher", resolved)
+    settings = recipe.teacher
+    assert settings is not None
+    arguments, _ = training_arguments(settings.training, folder, resolved, stage="teacher")
     clock = Clock()
     with clock("data"):
         splits = shared_splits(recipe)
@@ -101,10 +112,12 @@ def teacher(
         pretrained=settings.pretrained,
         attention_dropout=settings.attention_dropout,
     )
+    base = base_fingerprint(settings.model, tokenizer, pretrained=settings.pretrained)
     with clock("tokenising"):
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     fit(
         model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock,
+        origin=origin_of(splits, resolved, **{"teacher.model": base}),
         resume=resume, overwrite=overwrite, device=resolved, role="teacher", parents={"model": settings.model},
     )  # fmt: skip
     if push_to_hub and rank() == 0:
@@ -227,10 +240,7 @@ def export(
     resolved = resolve_device(device)
     folder = Path(output) if output else RunFolder(Path(model)).export
     formats = formats or recipe.export.formats
-    if any(name.startswith("openvino-") for name in formats):  # what is not installed is said before the work
-        import_openvino()
-    if "openvino-int8" in formats:
-        import_nncf()
+    exporting.check_formats(formats, load_config(str(model)).model_type)
     if not output and not Path(model).is_dir():
         raise FolderError(f"{model}: no such folder, so the exports have no place to go", hint="--output DIR")
     splits = read_splits(recipe)
@@ -307,8 +317,16 @@ def doctor(
 ) -> Iterator[examination.Finding]:
     """Yield what is right and wrong with this machine and, where a `recipe` is given, whether its parts can be had."""
     yield from examination.examine(Path(output))
-    if recipe is not None:
-        yield from examination.examine_recipe(recipe, Path(output), device)
+    if recipe is None:
+        return
+    yield from examination.examine_recipe(recipe, Path(output), device)
+    if recipe.teacher and recipe.student:
+        yield examination.attempt("student", lambda: _student_line(recipe, device))
+
+
+def _student_line(recipe: Recipe, device: str) -> str:
+    check_models(recipe, device)
+    return f"can be made, and exported as {', '.join(recipe.export.formats)}"
 
 
 def report(
@@ -359,7 +377,7 @@ def report(
         "test_examples": len(splits.test),
         "max_tokens": recipe.data.max_tokens,
         "rounds": recipe.benchmark.rounds,
-        "data": splits.fingerprints(),
+        "data": splits.fingerprints,
     }
     with hold(Path(output)):
         found = reporting.write_report(
@@ -403,7 +421,7 @@ def run(
         raise RecipeError(f"{'teacher' if recipe.teacher is None else 'student'}: missing, and `run` needs both")
     if len(recipe.student.teacher_weights or (1.0,)) != 1:
         raise RecipeError("student.teacher_weights: `run` has one teacher; distill student takes several")
-    distilling.check_student(recipe, recipe.teacher.model)
+    distilling.check_student(recipe, recipe.teacher.model, device)
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
     folders = {name: RunFolder(root / name) for name in ("teacher", "student", "control")}
     for name, folder in folders.items():

@@ -49,6 +49,15 @@ def choose_layers(count: int, layers: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(layers)
 
 
+def check_layers(skeleton: PreTrainedModel, layers: int | Sequence[int]) -> PretrainedConfig:
+    """Return the configuration of a student of `layers`; raises what `build_from_layers` would, without any weights.
+
+    `skeleton` is the teacher without weights (see models.skeleton).
+    """
+    with torch.device("meta"):
+        return build_from_layers(skeleton, layers).config
+
+
 def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> PreTrainedModel:
     """Return a student of the teacher's architecture with copies of `layers`, of its embeddings, pooler and head.
 

@@ -17,7 +17,10 @@ from distill.devices import Device, resolve_device
 from distill.distilling import (
     answered_rows,
     answers_of,
+    base_of,
     check_spares,
+    fingerprints_of,
+    manifest_of,
     new_student,
     online_teacher,
     weights_of,
@@ -25,7 +28,7 @@ from distill.distilling import (
 from distill.errors import FolderError, RecipeError, TrainingError, UserError, one_line
 from distill.files import room_for, write_json
 from distill.first_token import last_layer
-from distill.fitting import read_splits, tokenised
+from distill.fitting import base_fingerprint, origin_of, read_splits, tokenised
 from distill.hidden_states import OnlineTeacher
 from distill.models import load_classifier, load_tokenizer
 from distill.packages import SWEEP_EXTRA
@@ -37,7 +40,7 @@ from distill.run_folder import SweepFolder, hold
 from distill.search_space import Space
 from distill.teacher_logits import identify_teacher
 from distill.trainers import ClassificationTrainer, DistillationTrainer
-from distill.training import make_trainer, narrowed, throughput_of, training_arguments, watch
+from distill.training import make_trainer, narrowed, settle_precision, throughput_of, training_arguments, watch
 from distill.training_arguments import LOWER_IS_BETTER
 
 log = logging.getLogger("distill")
@@ -77,18 +80,29 @@ def sweep(
     weights = weights_of(settings, teachers) if stage == "student" else ()
     check_spares(folder, teachers)
     folder.check(recipe, resume=resume, overwrite=overwrite)
-    arguments, precision = _arguments(settings, folder, resolved, stage)
+    recipe = folder.as_begun(recipe) if resume else recipe
+    recipe, precision = settle_precision(recipe, stage, resolved, manifest_of(teachers[0]) if teachers else None)
+    settings = getattr(recipe, stage)
+    assert recipe.sweep is not None
+    arguments, _ = _arguments(settings, folder, resolved, stage)
     for key, space in recipe.sweep.keys.items():  # what transformers refuses is said before the work
         for value in space.candidates().values():
             _arguments(getattr(with_values(recipe, {key: value}), stage), folder, resolved, stage)
     splits = read_splits(recipe)
+    known = [identify_teacher(name, splits.label_names) for name in teachers]
     if stage == "student":
-        known = [identify_teacher(name, splits.label_names) for name in teachers]
         make, model, tokenizer = _students(recipe, teachers, splits, arguments.seed)
+        origin = origin_of(splits, resolved, **fingerprints_of(known), **base_of(settings, tokenizer))
+    else:
+        make, model, tokenizer = _teachers(recipe, splits, arguments.seed)
+        base = base_fingerprint(settings.model, tokenizer, pretrained=settings.pretrained)
+        origin = origin_of(splits, resolved, **{"teacher.model": base})
+    if resume:
+        folder.check_origin(origin)
+    if stage == "student":
         answers = answers_of(known, splits, cache, device, force=force)
         rows = answered_rows(answers, splits, tokenizer, recipe.data.max_tokens)
     else:
-        make, model, tokenizer = _teachers(recipe, splits, arguments.seed)
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     validation_rows = tokenised("validation", splits.validation, tokenizer, recipe.data.max_tokens)
     log.info(
@@ -96,7 +110,7 @@ def sweep(
         stage, resolved, precision, len(rows), len(validation_rows),
     )  # fmt: skip
     with hold(folder.path), room_for(folder.path):
-        folder.start(recipe, resume=resume, overwrite=overwrite)
+        folder.start(recipe, origin, resume=resume, overwrite=overwrite)
         search = _Search(optuna, recipe, folder, make, model, resolved, arguments)
         loss = {"loss": settings.loss, "teacher_weights": weights} if stage == "student" else {}
         search.trainer = make_trainer(

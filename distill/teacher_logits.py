@@ -57,6 +57,21 @@ class Teacher:
         folder = Path(self.name)
         return RunFolder(folder).teacher_logits if folder.is_dir() else Path(HF_HOME) / "distill" / "teacher_logits"
 
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that its answers depend on, wherever its folder lies."""
+        own = [self.weights, self.config, self.tokenizer, self.max_tokens, self.label_names, self.columns]
+        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+
+
+def check_unchanged(teacher: Teacher) -> None:
+    """Raise `ModelError` if the classifier is no longer the one that was identified: what was loaded may be another."""
+    if identify_teacher(teacher.name, teacher.label_names) != teacher:
+        raise ModelError(
+            f"{teacher.name}: has changed while it was read; nothing of it was kept",
+            hint="the same command, once nothing else writes there",
+        )
+
 
 def identify_teacher(name: str, label_names: Sequence[str]) -> Teacher:
     """Return the classifier in a folder or on the Hub as a `Teacher` of `label_names`, without loading its weights.
@@ -121,6 +136,7 @@ class KeptLogits:
         with _writing(self.folder):
             write_json(self.folder / "origin.json", self.origin)
         classifier = self.load_teacher()
+        check_unchanged(self.teacher)  # answers are kept under what was identified, so that must be what was loaded
         parts = [self._rows(start) for start in starts]
         with progress_line(self.title, sum(map(len, parts)), "text") as bar:
             for start, part in zip(starts, parts, strict=True):

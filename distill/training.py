@@ -27,13 +27,14 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
 from distill.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnDivergence, StopOnSignal
-from distill.devices import Device, GpuWatch, peak_memory_bytes, training_precision
+from distill.devices import Device, GpuWatch, describe_hardware, peak_memory_bytes, training_precision
 from distill.errors import FolderError, RecipeError
 from distill.files import room_for
 from distill.first_token import LastLayer, first_token_only, last_layer
 from distill.metrics import ClassificationMetrics
 from distill.micro_batches import PART_TOKENS, Collator
 from distill.ranks import rank
+from distill.recipe import PRECISION, Recipe, with_precision
 from distill.run_folder import RunFolder
 from distill.shards import check_launch
 from distill.throughput import Throughput, forward_flops, peak_flops
@@ -78,6 +79,31 @@ def training_arguments(
     except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError) as error:
         raise RecipeError(f"{stage}.training: {' '.join(str(error).split())[:300]}") from error
     return arguments, reason
+
+
+def settle_precision(
+    recipe: Recipe, stage: str, device: Device, parent: Mapping[str, Any] | None = None
+) -> tuple[Recipe, str]:
+    """Return the recipe with the precision of a stage settled, and the reason.
+
+    The recipe's own word is the last; what it leaves open is as in `parent`, the manifest of the run that this one
+    learns from, if that was on such a device; else it is decided now (see devices.training_precision). Once it stands
+    in the run's recipe.yaml it stays: a stopwatch reads otherwise from one hour to the next, and runs of one flow, or
+    the halves of a resumed one, would differ in silence.
+    """
+    training = getattr(recipe, stage).training
+    if parent and not any(name in training for name in PRECISION) and _is_alike(parent, device):
+        fields = {name: bool(parent.get("training_arguments", {}).get(name)) for name in PRECISION}
+        name = next((name for name in PRECISION if fields[name]), "fp32")
+        return with_precision(recipe, stage, fields), f"{name}, as in the run that it learns from"
+    fields, reason = training_precision(device, training)
+    return with_precision(recipe, stage, fields), reason
+
+
+def _is_alike(manifest: Mapping[str, Any], device: Device) -> bool:
+    here, there = describe_hardware(), manifest.get("hardware", {})
+    kind = "gpus" if device == "cuda" else "cpu"
+    return manifest.get("device") == device and there.get(kind) == here[kind]
 
 
 def _try_out(arguments: TrainingArguments) -> None:
@@ -205,7 +231,7 @@ def train(
     """
     callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log)]
     kept, arguments.save_total_limit = arguments.save_total_limit, None
-    callbacks.append(SealCheckpoints(kept, checkpoint))
+    callbacks.append(SealCheckpoints(kept, folder, checkpoint))
     layer = last_layer(model)
     if layer is not None and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # these architectures use them all; looking costs time

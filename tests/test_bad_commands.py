@@ -119,9 +119,9 @@ def test_a_mistake_on_the_command_line_is_one_line(
     record_property("bad command lines", 1)
 
 
-@pytest.mark.parametrize("text", [b"caf\xe9\n", b"\xff\xfe\n"])
-def test_texts_that_are_not_utf_8_are_one_line(text, tiny_bert, tmp_path, record_property):
+@pytest.mark.parametrize(("text", "said"), [(b"caf\xe9\n", "not UTF-8"), (b"\xff\xfe\n", "UTF-16, not UTF-8")])
+def test_texts_that_are_not_utf_8_are_one_line(text, said, tiny_bert, tmp_path, record_property):
     (tmp_path / "texts.txt").write_bytes(text)
-    check_refused(tmp_path, ["texts.txt: line 1: not UTF-8"], "predict", tiny_bert, "--file", tmp_path / "texts.txt")
-    check_refused(tmp_path, ["stdin: line 1: not UTF-8"], "predict", tiny_bert, "--file", "-", stdin=text)
+    check_refused(tmp_path, [f"texts.txt: line 1: {said}"], "predict", tiny_bert, "--file", tmp_path / "texts.txt")
+    check_refused(tmp_path, [f"stdin: line 1: {said}"], "predict", tiny_bert, "--file", "-", stdin=text)
     record_property("bad command lines", 2)

@@ -8,6 +8,7 @@ from transformers import TrainerControl, TrainerState
 
 from distill.callbacks import ProgressLine, SealCheckpoints
 from distill.checksums import damage_of
+from distill.run_folder import RunFolder
 
 
 def watch(logs, *, is_first_rank=True, figures=dict):
@@ -70,7 +71,7 @@ def test_the_best_checkpoint_is_kept_also_under_a_relative_path(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     arguments = SimpleNamespace(output_dir=str(Path("run/checkpoints").absolute()))
     state, control = TrainerState(is_world_process_zero=True), TrainerControl()
-    callback = SealCheckpoints(limit)
+    callback = SealCheckpoints(limit, RunFolder(Path("run")))
     for step in (2, 4, 6, 8):
         folder = Path(arguments.output_dir, f"checkpoint-{step}")
         folder.mkdir(parents=True)

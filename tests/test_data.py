@@ -203,13 +203,13 @@ def test_a_transfer_set_needs_no_label_column_and_has_no_labels(tmp_path):
     assert splits.transfer.column_names == ["text", "example_id"] and len(splits.transfer) == 1
     tokenised = tokenise(splits.transfer, make_tokenizer(["one", "two"]), 8)
     assert tokenised["labels"] == [-1]
-    assert "transfer" in splits.fingerprints()
+    assert "transfer" in splits.fingerprints
 
 
 def test_fingerprints_follow_the_content(tmp_path):
     def fingerprints(suffix, labels=(0, 1)):
         train, test = (write(tmp_path / f"{word}{suffix}", rows_of(60, labels, word)) for word in ("train", "test"))
-        return load_splits(data(train, test)).fingerprints()
+        return load_splits(data(train, test)).fingerprints
 
     assert fingerprints(".csv") == fingerprints(".jsonl")
     assert fingerprints(".csv")["test"] != fingerprints(".csv", (1, 0))["test"]

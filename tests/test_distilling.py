@@ -6,15 +6,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import BAD, FILLER, GOOD, LABELS, make_classifier, write_reviews
+from conftest import BAD, FILLER, GOOD, LABELS, make_classifier, make_tokenizer, write_reviews
 from safetensors.torch import load_file
+from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 import distill
-from distill import stages
+from distill import distilling, stages
 from distill.checksums import SEAL
 from distill.errors import FolderError, ModelError, RecipeError, UserError
 from distill.hidden_states import OnlineTeacher
 from distill.losses import soft_target_loss
+from distill.provenance import TRAINED_WITH
 from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, read_predictions
 
@@ -39,6 +41,17 @@ def world(tmp_path_factory, data, tiny_bert):
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     stages.teacher(load_recipe(folder / "recipe.yaml"), folder / "teacher", device="cpu")
+    return folder
+
+
+def make_modernbert(folder):
+    """An architecture with windows, which no graph of distill's knows, as a classifier of random weights."""
+    config = ModernBertConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=2, pad_token_id=0,
+        max_position_embeddings=64, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
+    )  # fmt: skip
+    ModernBertForSequenceClassification(config).save_pretrained(folder)
+    make_tokenizer(FILLER + GOOD + BAD).save_pretrained(folder)
     return folder
 
 
@@ -227,7 +240,8 @@ def test_the_control_is_the_same_student_on_labels_alone_for_as_many_steps(world
     assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 2
 
     report = stages.report([world / "teacher", folder.path, control.path], tmp_path / "report", device="cpu")
-    assert [row["role"] for row in report["measurements"]] == ["teacher", "student", "control"]
+    whole = [row["role"] for row in report["measurements"] if row["format"] == "torch-fp32"]
+    assert whole == ["teacher", "student", "control"]
     (found,) = report["controls"]
     ids, gold, student_logits = read_predictions(folder.predictions)
     _, _, control_logits = read_predictions(control.predictions)
@@ -264,6 +278,102 @@ def test_a_control_of_another_student_is_not_trained(world, tmp_path):
         distil(world, tmp_path / "student", "student.control=true", teachers=other, resume=True)
 
 
+def unfinished(folder):
+    """The folder as a kill just before the end leaves it."""
+    for path in (folder.manifest, folder.path / SEAL):
+        path.unlink()
+    return folder
+
+
+def swap_texts(path):
+    """The same rows, two texts of which have changed places: each now has the other's label."""
+    header, first, second, *rest = path.read_text().splitlines()
+    (one, a), (other, b) = (line.rsplit(",", 1) for line in (first, second))
+    path.write_text("\n".join([header, f"{other},{a}", f"{one},{b}", *rest]) + "\n")
+
+
+def test_a_run_is_not_resumed_with_another_teacher_or_other_data(world, tmp_path, monkeypatch):
+    files = load_recipe(world / "recipe.yaml").data.files.model_dump(exclude_none=True)
+    settings = [f"data.files.{split}={shutil.copy(path, tmp_path)}" for split, path in files.items()]
+    teacher = shutil.copytree(world / "teacher", tmp_path / "teacher")
+    folder = unfinished(distil(world, tmp_path / "student", *settings, teachers=teacher))
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    def refused(*expected):
+        with pytest.raises(FolderError) as caught:
+            distil(world, folder.path, *settings, teachers=teacher, resume=True)
+        assert len(caught.value.problems) == len(expected), caught.value.problems
+        for problem, part in zip(caught.value.problems, expected, strict=True):
+            assert f"{folder.path}: cannot be resumed: {part}" in problem
+        assert {path: path.read_bytes() for path in before} == before
+
+    shutil.rmtree(teacher)
+    distil(world, tmp_path / "other", *settings, "student.layers=4", "student.training.max_steps=1")
+    shutil.copytree(tmp_path / "other", teacher)
+    refused("teacher 1 differs: ")
+    shutil.rmtree(teacher)
+    shutil.copytree(world / "teacher", teacher)
+    swap_texts(tmp_path / "train.csv")
+    refused("data.train differs: ")
+    swap_texts(tmp_path / "train.csv")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 7)
+    refused("threads differs: 7 now, 1 when it began")
+    monkeypatch.undo()
+    monkeypatch.setattr("distill.fitting.versions", lambda: dict.fromkeys(TRAINED_WITH, "9.9"))
+    refused(*(f"{name} differs: 9.9 now, " for name in TRAINED_WITH))
+    monkeypatch.undo()
+    distil(world, folder.path, *settings, teachers=teacher, resume=True)
+    assert folder.is_finished
+
+
+def test_a_teacher_replaced_while_it_answers_leaves_no_answers(world, tmp_path, monkeypatch):
+    """Answers are kept under what was identified, so they must be those of what was loaded."""
+    teacher, cache = shutil.copytree(world / "teacher", tmp_path / "teacher"), tmp_path / "cache"
+    other = distil(world, tmp_path / "other", "student.layers=4", "student.training.max_steps=1")
+
+    def load(*arguments, **settings):
+        shutil.copytree(other.path, teacher, dirs_exist_ok=True)
+        return distill.load(*arguments, **settings)
+
+    monkeypatch.setattr("distill.distilling.load", load)
+    with pytest.raises(ModelError, match="teacher: has changed while it was read; nothing of it was kept"):
+        distil(world, tmp_path / "student", teachers=teacher, teacher_logits=cache)
+    assert not list(cache.rglob("*.arrow")) and not (tmp_path / "student").exists()
+
+
+def test_teacher_and_student_train_in_one_precision_whatever_the_stopwatch_says(world, tmp_path, monkeypatch):
+    undecided = [f"{stage}.training={json.dumps({k: v for k, v in TRAINING.items() if k != 'bf16'})}"
+                 for stage in ("teacher", "student")]  # fmt: skip
+    monkeypatch.setattr("distill.devices.bf16_rate", lambda: 2.0)
+    settings = [*undecided, "teacher.training.num_train_epochs=1", "student.control=true"]
+    recipe = load_recipe(world / "recipe.yaml", settings)
+    teacher = stages.teacher(recipe, tmp_path / "teacher", device="cpu")
+    monkeypatch.setattr("distill.devices.bf16_rate", lambda: 0.85)
+    student = stages.student(recipe, teacher.path, tmp_path / "student", device="cpu", force=True)
+    runs = [teacher, student, RunFolder(tmp_path / "student-control")]
+    assert [manifest(folder)["training_arguments"]["bf16"] for folder in runs] == [True, True, True]
+    for folder in runs:
+        settled = load_recipe(folder.recipe)
+        assert (settled.teacher if folder is teacher else settled.student).training["bf16"] is True
+        assert "recipe.yaml, which says the precision" in manifest(folder)["repeatable"]
+    shutil.rmtree(tmp_path / "student-control")
+    unfinished(student)
+    (student.path / "model.safetensors").unlink()
+    stages.student(recipe, teacher.path, student.path, device="cpu", force=True, resume=True)
+    assert manifest(student)["training_arguments"]["bf16"] is True
+    again = stages.teacher(recipe, tmp_path / "again", device="cpu")
+    assert manifest(again)["training_arguments"]["bf16"] is False
+
+
+def test_a_control_is_not_made_from_the_layers_of_another_teacher(world, tmp_path):
+    teacher = shutil.copytree(world / "teacher", tmp_path / "teacher")
+    student = distil(world, tmp_path / "student", teachers=teacher)
+    other = distil(world, tmp_path / "other", "student.layers=4", "student.training.max_steps=1")
+    recipe = load_recipe(world / "recipe.yaml")
+    with pytest.raises(FolderError, match=r"other: is not the teacher that .* was made from"):
+        distilling.control(recipe, str(other.path), student, RunFolder(tmp_path / "control"), device="cpu")
+
+
 def test_a_control_with_no_room_stops_before_its_student_is_trained(world, tmp_path):
     (tmp_path / "student-control").mkdir()
     (tmp_path / "student-control" / "mine.txt").write_text("not a run")
@@ -281,12 +391,27 @@ def test_a_control_with_no_room_stops_before_its_student_is_trained(world, tmp_p
         ("student.loss.hidden_states={teacher_layers: [1]}", "wants one for each of the student's 2 layers"),
         ("student.loss.attention_relations={heads: 5}", "5 does not divide"),
         ("student.teacher_weights=[1, 2]", "`run` has one teacher"),
+        ("student.training={lr_scheduler_type: cosine_with_min_lr}", "student.training: "),
+        ("export.formats=[onnx-fp32]", "modernbert: not an architecture that distill exports to ONNX"),
     ],
 )
 def test_run_finds_what_is_wrong_with_the_student_before_it_trains_the_teacher(world, tmp_path, override, expected):
+    model = make_modernbert(tmp_path / "modernbert") if "modernbert" in expected else None
+    recipe = load_recipe(world / "recipe.yaml", [override, *([f"teacher.model={model}"] if model else [])])
     with pytest.raises(UserError, match=expected):
-        stages.run(load_recipe(world / "recipe.yaml", [override]), tmp_path / "run", device="cpu")
+        stages.run(recipe, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+    if "teacher_weights" in override:  # which several teachers of `distill student` may well have
+        return
+    with pytest.raises(UserError, match=expected):
+        stages.teacher(recipe, tmp_path / "teacher", device="cpu")
+    with pytest.raises(UserError, match=expected):
+        stages.student(recipe, model or world / "teacher", tmp_path / "student", device="cpu")
+    with pytest.raises(UserError, match=expected):
+        stages.check_models(recipe)
+    (found,) = [found for found in stages.doctor(recipe, tmp_path, device="cpu") if found.subject == "student"]
+    assert found.state == "fault"
+    assert not (tmp_path / "teacher").exists() and not (tmp_path / "student").exists()
 
 
 def test_an_interrupted_control_is_resumed_without_its_student_being_redone(world, tmp_path):

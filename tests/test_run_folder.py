@@ -1,11 +1,17 @@
 """A run folder among damage, kills and other runs: what is whole is used, what is not is named."""
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerControl, TrainerState
 
+from distill.callbacks import SealCheckpoints
 from distill.checksums import SEAL, seal
 from distill.errors import FolderError
 from distill.files import PARTIAL
@@ -72,6 +78,116 @@ def test_a_checkpoint_whose_best_one_is_damaged_is_no_place_to_go_on_from(tmp_pa
     assert folder.last_checkpoint() == first
 
 
+def started(tmp_path, recipe_path, origin=None):
+    """A folder in which a run has begun."""
+    folder = RunFolder(tmp_path / "run")
+    with hold(folder.path):
+        folder.start(load_recipe(recipe_path), origin or {}, resume=False, overwrite=False)
+    return folder
+
+
+def own(folder, step):
+    path = checkpoint(folder, step, sealed=False)
+    folder.seal_checkpoint(path)
+    return path
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path, recipe_path, caplog):
+    folder = started(tmp_path, recipe_path)
+    mine = own(folder, 5)
+    other = started(tmp_path / "other", recipe_path)
+    shutil.copytree(own(other, 9), folder.checkpoints / "checkpoint-9")
+    shutil.copytree(checkpoint(other, 12), folder.checkpoints / "checkpoint-12")  # sealed, and of nobody
+    assert folder.last_checkpoint() == mine
+    assert sum("is of another run" in message for message in caplog.messages) == 2
+    folder.put_away_checkpoints(beyond=5)
+    left = sorted(path.name.rpartition("-")[0] for path in folder.checkpoints.iterdir() if path != mine)
+    assert left == ["unused-checkpoint-12", "unused-checkpoint-9"] and mine.exists()  # nothing of it was deleted
+
+
+def test_what_a_resumed_run_goes_past_is_put_away(tmp_path, recipe_path):
+    folder = started(tmp_path, recipe_path)
+    first, damaged, torn = own(folder, 3), own(folder, 6), checkpoint(folder, 9, sealed=False)
+    flip(damaged / "model.safetensors")
+    assert folder.last_checkpoint() == first
+    folder.put_away_checkpoints(beyond=3)
+    assert list(folder.checkpoints.iterdir()) == [first] and not torn.exists()
+
+
+def test_a_clock_set_back_deletes_no_new_checkpoint(tmp_path, recipe_path):
+    folder = started(tmp_path, recipe_path)
+    arguments = SimpleNamespace(output_dir=str(folder.checkpoints.absolute()))
+    state, control = TrainerState(is_world_process_zero=True), TrainerControl()
+    callback = SealCheckpoints(2, folder)
+    for step in (1, 2, 3, 4):
+        state.global_step = step
+        path = checkpoint(folder, step, sealed=False)
+        os.utime(path, (2e9 - 1e6 * step,) * 2)  # each older than the one before
+        callback.on_save(arguments, state, control)
+    assert {path.name for path in folder.checkpoints.iterdir()} == {"checkpoint-3", "checkpoint-4"}
+
+
+ORIGIN = {"data.train": "a" * 64, "teacher 1": "b" * 64, "torch": "2.13.0", "threads": "2"}
+
+
+@pytest.mark.parametrize("name", ORIGIN)
+def test_what_a_run_depends_on_is_compared_by_name(name, tmp_path, recipe_path):
+    folder = started(tmp_path, recipe_path, ORIGIN)
+    folder.check_origin(ORIGIN)
+    with pytest.raises(FolderError) as caught:
+        folder.check_origin({**ORIGIN, name: "other"})
+    (problem,) = caught.value.problems
+    assert problem == f"{folder.path}: cannot be resumed: {name} differs: other now, {ORIGIN[name][:20]} when it began"
+    with pytest.raises(FolderError, match=f"{name} differs: none now"):
+        folder.check_origin({key: value for key, value in ORIGIN.items() if key != name})
+    with hold(folder.path), pytest.raises(FolderError, match=f"{name} differs"):
+        folder.start(load_recipe(recipe_path), {**ORIGIN, name: "other"}, resume=True, overwrite=False)
+
+
+def test_a_run_that_does_not_say_what_it_depends_on_is_not_resumed(tmp_path, recipe_path):
+    folder = started(tmp_path, recipe_path, ORIGIN)
+    folder.started.unlink()
+    folder.check_origin(ORIGIN)  # killed before its first checkpoint
+    checkpoint(folder, 3)
+    with pytest.raises(FolderError, match="it does not say what it depends on"):
+        folder.check_origin(ORIGIN)
+
+
+def test_a_resumed_run_stays_the_same_run_and_notes_another_processor(tmp_path, recipe_path, monkeypatch):
+    folder = started(tmp_path, recipe_path, ORIGIN)
+    path = own(folder, 4)
+    monkeypatch.setattr("distill.run_folder.cpu_name", lambda: "another CPU")
+    with hold(folder.path):
+        folder.start(load_recipe(recipe_path), ORIGIN, resume=True, overwrite=False)
+    assert folder.last_checkpoint() == path
+    assert len(folder.processors) == 2 and folder.processors[1] == "another CPU"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "export", "teacher_logits"])
+def test_overwriting_follows_no_link(name, tmp_path, recipe_path):
+    recipe, folder = load_recipe(recipe_path), started(tmp_path, recipe_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.txt").write_text("mine")
+    if name == "checkpoints":
+        folder.checkpoints.rmdir()
+    (folder.path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FolderError, match=f"{name}: a link, and what it leads to"):
+        folder.check(recipe, resume=False, overwrite=True)
+    assert (tmp_path / "elsewhere" / "mine.txt").read_text() == "mine" and folder.recipe.is_file()
+
+
+def test_what_cannot_be_removed_is_an_error(tmp_path, recipe_path, monkeypatch):
+    folder = started(tmp_path, recipe_path)
+    checkpoint(folder, 3)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(FolderError, match=r"checkpoints: cannot be removed: Permission denied"):
+        folder.start(load_recipe(recipe_path), {}, resume=False, overwrite=True)
+
+
 def test_no_checkpoint_is_none(tmp_path):
     folder = RunFolder(tmp_path)
     assert folder.last_checkpoint() is None
@@ -113,7 +229,7 @@ def test_a_run_killed_at_its_start_can_be_resumed_and_started_anew(tmp_path, rec
         if killed == "before the recipe":
             (folder.path / f"{PARTIAL}x").mkdir()
         else:
-            folder.start(recipe, resume=False, overwrite=False)
+            folder.start(recipe, {}, resume=False, overwrite=False)
             folder.checkpoints.rmdir()
     for settings in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
         folder.check(recipe, **settings)
@@ -123,6 +239,6 @@ def test_what_was_free_may_be_taken_by_the_time_it_is_used(tmp_path, recipe_path
     recipe, folder = load_recipe(recipe_path), RunFolder(tmp_path / "run")
     folder.check(recipe, resume=False, overwrite=False)
     with hold(folder.path):  # another run, meanwhile
-        folder.start(recipe, resume=False, overwrite=False)
+        folder.start(recipe, {}, resume=False, overwrite=False)
     with hold(folder.path), pytest.raises(FolderError, match="holds an unfinished run"):
-        folder.start(recipe, resume=False, overwrite=False)
+        folder.start(recipe, {}, resume=False, overwrite=False)

@@ -312,12 +312,38 @@ def test_fields_that_do_not_go_together_are_one_clear_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("rate", "fields", "reason"),
-    [(0.0, {}, "fp32: this CPU has neither"), (0.6, {}, "fp32: .* at 0.60 times"), (2.0, {"bf16": True}, "bf16: ")],
+    [
+        (0.0, {"bf16": False}, "fp32: this CPU has neither"),
+        (0.6, {"bf16": False}, "fp32: .* at 0.60 times"),
+        (2.0, {"bf16": True}, "bf16: "),
+    ],
 )
 def test_a_cpu_trains_in_bf16_only_where_that_is_faster(monkeypatch, rate, fields, reason):
     monkeypatch.setattr(devices, "bf16_rate", lambda: rate)
     assert training_precision("cpu", {})[0] == fields
     assert re.match(reason, training_precision("cpu", {})[1])
+
+
+@pytest.mark.parametrize(
+    ("readings", "rate"),
+    [
+        ([([4.0, 4.1, 4.0], [2.0, 2.0, 2.1])], 2.0),  # quiet: once is enough
+        ([([9.0, 4.9, 8.0], [5.0, 9.0, 7.0]), ([4.0, 4.0, 4.1], [2.0, 2.0, 2.1]), ([4.0] * 3, [2.0] * 3)], 2.0),
+        ([([9.0, 4.9, 8.0], [5.0, 9.0, 7.0]), ([9.0, 4.0, 8.0], [2.0, 9.0, 7.0])] * 3, 2.0),  # never quiet
+    ],
+)
+def test_a_busy_machine_is_timed_until_its_timings_agree(monkeypatch, readings, rate):
+    """The first reading of a busy machine says 0.98, which is what other work costs and not what bf16 is worth."""
+    left = iter(readings)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(
+        devices, "time_in_turn", lambda *_, **__: dict(zip((torch.float32, torch.bfloat16), next(left), strict=True))
+    )
+    devices.bf16_rate.cache_clear()
+    try:
+        assert devices.bf16_rate() == rate and next(left, None) is None
+    finally:
+        devices.bf16_rate.cache_clear()
 
 
 def test_the_recipe_has_the_last_word_on_precision():
