@@ -70,17 +70,17 @@ def load_splits(data: Data) -> Splits:
     indices = are_indices(_distinct(labels["train"]), label_names)
     notes = [note for table in tables.values() for note in table.notes]
     splits: dict[str, Dataset] = {}
+    codes = {split: _encode(column, tables[split], label_names, indices, notes) for split, column in labels.items()}
     for split, rows in texts.items():
-        if split in labels:
-            codes = _encode(labels[split], tables[split], label_names, indices, notes)
-            rows = rows.add_column("label", codes, feature=ClassLabel(names=list(label_names)))
+        if split in codes:
+            rows = rows.add_column("label", codes[split], feature=ClassLabel(names=list(label_names)))
         splits[split] = rows.add_column("example_id", [f"{split}/{index}" for index in range(len(rows))])
     for split in ("validation", "test"):
         splits |= _sampled(splits, split, data)
     leaks = _drop_leaks(splits, ("validation", "test"))
     for split in ("train", "transfer"):
         splits |= _sampled(splits, split, data)
-    _check_every_class_is_trained(splits["train"], label_names, tables["train"].source)
+    _check_every_class_is_trained(splits["train"], label_names, tables["train"], codes["train"])
     if "validation" not in splits:
         splits |= _carve_validation(splits["train"], label_names, data, tables["train"])
         for split, dropped in _drop_leaks(splits, ("validation",)).items():
@@ -256,8 +256,11 @@ def _sample(rows: Dataset, samples: int, seed: int) -> Dataset:
     return rows.shuffle(seed=seed).select(range(min(samples, len(rows))))
 
 
-def _check_every_class_is_trained(train: Dataset, label_names: tuple[str, ...], source: str) -> None:
-    counts = Counter(train["label"][:])
+def _check_every_class_is_trained(
+    train: Dataset, label_names: tuple[str, ...], table: Table, codes: np.ndarray
+) -> None:
+    """Raise `DataError` if a class has no text in `train`, which is what is left of the rows of `codes`."""
+    counts, source = Counter(train["label"][:]), table.source
     if len(label_names) == len(train) > MOST_CLASSES_OF_ONE_TEXT:
         raise DataError(
             f"{source}: {len(label_names)} classes of one text each: data.label_column is probably not that of labels",
@@ -266,6 +269,12 @@ def _check_every_class_is_trained(train: Dataset, label_names: tuple[str, ...], 
     if len(counts) == 1:
         raise DataError(f"{source}: one class only ({label_names[next(iter(counts))]!r}); a classifier needs two")
     absent = [name for index, name in enumerate(label_names) if not counts[index]]
+    read = np.flatnonzero(codes == label_names.index(absent[0])) if absent else ()
+    if len(read):
+        raise DataError(
+            f"{table.place(int(read[0]))}: no training text of class {absent[0]!r} is left: what there is stands in "
+            "validation or test too, or was not sampled; correct the label, or give more texts of it"
+        )
     if absent:
         raise DataError(
             f"{source}: no training text of class {', '.join(map(repr, absent))}; take more rows or drop it from "

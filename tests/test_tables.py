@@ -117,6 +117,11 @@ def test_a_word_among_numbers_means_the_same_wherever_it_stands(at, tmp_path):
         read(tmp_path, line, ("a", "b"))
 
 
+def test_a_class_whose_only_text_leaks_is_named_with_its_line(tmp_path):
+    with pytest.raises(DataError, match=r"train\.csv: line 9: no training text of class 'odd' is left: what there is"):
+        read(tmp_path, lambda t, c, i: "it is so so,odd" if i == 7 else f"{t},{c}")
+
+
 def quoted(text, label, index):
     return f"{chr(34) * (index in (10, 20))}{text}\t{label}"
 
