@@ -18,7 +18,7 @@ from distill.devices import has_fast_bf16, resolve_device
 from distill.errors import FolderError, ModelError, RecipeError
 from distill.fitting import fit, shared_splits, tokenised
 from distill.hidden_states import OnlineTeacher, map_layers, relation_heads
-from distill.metrics import compare_paired
+from distill.metrics import commonest_share, compare_paired
 from distill.models import (
     align_labels,
     check_fit,
@@ -291,7 +291,7 @@ def _check_teacher(teacher: Teacher, answers: Dataset, validation: Dataset, titl
     predicted = np.asarray(answers["teacher_logits"][:]).argmax(axis=1)
     gold_labels = np.asarray(validation["label"][:])
     accuracy = float((predicted == gold_labels).mean())
-    majority = float(np.bincount(gold_labels).max() / len(gold_labels))
+    majority = commonest_share(gold_labels)
     log.info("%s: validation accuracy %.4f; the commonest class alone would give %.4f", title, accuracy, majority)
     if accuracy > majority:
         return

@@ -10,7 +10,9 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import data_section, make_classifier, run, write_reviews
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import distill
@@ -49,6 +51,8 @@ def test_a_run_leaves_every_stage_and_a_report(finished):
         assert set(row["latency_ms"]) == {"1x8", "2x16"}
         assert len(row["latency_ms"]["1x8"]["raw"]) >= 5
         assert row["texts_per_second"] > 0 and row["size_bytes"] > 0
+        assert row["classes_answered"] == 2
+    assert report["environment"]["commonest_class_share"] == 0.5 and report["choice"]["unfit"] == []
     exports = folder / "out" / "student" / "export"
     assert set(json.loads((exports / "export.json").read_text())) == {
         path.name for path in exports.iterdir() if path.is_dir()
@@ -343,6 +347,21 @@ def test_unsure_texts_are_answered_by_the_teacher(finished):
         folder / "out" / "student",
         *texts,
         "--escalate",
+def test_a_student_that_gives_one_answer_is_not_shipped_however_fast(finished, tmp_path):
+    student = tmp_path / "student"
+    shutil.copytree(finished[0] / "out" / "student", student, ignore=shutil.ignore_patterns("export"))
+    found = load_file(student / "model.safetensors")
+    found["classifier.weight"].zero_()
+    found["classifier.bias"][:] = torch.tensor([1.0, 0.0])
+    save_file(found, student / "model.safetensors", metadata={"format": "pt"})
+    seal(student)
+    code, out, _ = run("report", finished[0] / "out" / "teacher", student, "--output", tmp_path / "report")
+    assert code == 0 and "\nthe student is not fit to ship: it gives one answer for every test text (50.00%" in out
+    assert "distil it longer" in out and "it lies in" not in out
+    code, _, err = run("report", student, "--output", tmp_path / "report", "--max-latency-ms", "1000")
+    assert code == 2 and "error: report: the student is not fit to ship: it gives one answer" in err
+
+
         folder / "out" / "teacher",
         "--below",
         limit,

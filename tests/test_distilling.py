@@ -227,7 +227,8 @@ def test_the_control_is_the_same_student_on_labels_alone_for_as_many_steps(world
     assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 2
 
     report = stages.report([world / "teacher", folder.path, control.path], tmp_path / "report", device="cpu")
-    assert [row["role"] for row in report["measurements"]] == ["teacher", "student", "control"]
+    roles = dict.fromkeys(row["role"] for row in report["measurements"])  # in bf16 too, on a CPU that is fast in it
+    assert list(roles) == ["teacher", "student", "control"]
     (found,) = report["controls"]
     ids, gold, student_logits = read_predictions(folder.predictions)
     _, _, control_logits = read_predictions(control.predictions)
