@@ -23,7 +23,7 @@ from distill.data import SPLITS, Splits, load_splits
 from distill.devices import Device, describe_hardware
 from distill.errors import FolderError
 from distill.files import write_json, write_text
-from distill.metrics import figures
+from distill.metrics import faults_of_answers, figures
 from distill.models import parameter_count, weights_fingerprint
 from distill.predictors import Classifier
 from distill.progress import progress_line
@@ -154,6 +154,7 @@ def fit(
         test = figures(test_logits, gold_labels)
         if not state.is_main_process:
             state.wait_for_everyone()
+        faults = faults_of_answers(test_logits, gold_labels, splits.label_names)
             return folder
         model.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
@@ -162,6 +163,7 @@ def fit(
             "test": test,
             "training": {**training, **clock.as_figures()},
             **({"calibration": calibration} if calibration else {}),
+            "warnings": faults,
         }
         write_json(folder.metrics, metrics)
         curve = training_curve(role, folder.read_log(), selected_step(training))
@@ -202,6 +204,8 @@ def fit(
         )  # fmt: skip
         state.wait_for_everyone()
         return folder
+        for fault in faults:  # last, so that they are not overlooked
+            log.warning("%s: %s", role, fault)
 
 
 def _to_go_on_from(folder: RunFolder, role: str) -> Path | None:
