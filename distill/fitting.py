@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from distill import plots
-from distill.calibration import CONFIG_KEY, fit_temperature
+from distill.calibration import CONFIG_KEY, calibrate
 from distill.card import card
 from distill.checksums import ANSWERING, check_whole
 from distill.data import SPLITS, Splits, load_splits
@@ -234,19 +234,28 @@ def _logits(classifier: Classifier, rows: Dataset, title: str) -> np.ndarray:
     return logits
 
 
-def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Dataset, role: str) -> dict[str, float]:
-    """Fit the temperature on validation and keep it in the model's configuration; return what it did there."""
+def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Dataset, role: str) -> dict[str, Any]:
+    """Keep the temperature in the model's configuration; return the `calibration` section of metrics.json."""
     logits = _logits(classifier, validation, f"{role}: calibration")
-    gold_labels = np.asarray(validation["label"][:])
-    temperature = fit_temperature(logits, gold_labels)
-    setattr(model.config, CONFIG_KEY, temperature)
-    before, after = (figures(logits / divisor, gold_labels) for divisor in (1.0, temperature))
-    log.info(
-        "%s: temperature %.2f (on validation: log loss, by which it is chosen, %.4f -> %.4f; calibration error %.3f -> "
-        "%.3f)",
-        role, temperature, before["log_loss"], after["log_loss"], before["ece"], after["ece"],
-    )  # fmt: skip
-    return {"temperature": temperature, "validation_ece_before": before["ece"], "validation_ece": after["ece"]}
+    found = calibrate(logits, np.asarray(validation["label"][:]))
+    setattr(model.config, CONFIG_KEY, found.temperature)
+    if found.refused:
+        log.warning("%s: not calibrated: a temperature of %.2f is not applied: %s", role, found.fitted, found.refused)
+    else:
+        log.info(
+            "%s: temperature %.2f (on validation texts that it was not fitted on: log loss %.4f -> %.4f; calibration "
+            "error %.3f -> %.3f)",
+            role, found.temperature, found.log_loss_before, found.log_loss, found.ece_before, found.ece,
+        )  # fmt: skip
+    return {
+        "temperature": found.temperature,
+        "fitted_temperature": found.fitted,
+        "refused": found.refused,
+        "validation_ece_before": found.ece_before,
+        "validation_ece": found.ece,
+        "validation_log_loss_before": found.log_loss_before,
+        "validation_log_loss": found.log_loss,
+    }
 
 
 def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -> bool:

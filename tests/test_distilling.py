@@ -300,11 +300,17 @@ def test_an_interrupted_control_is_resumed_without_its_student_being_redone(worl
 
 
 def test_the_student_is_calibrated_on_validation_and_says_so_in_its_config(world, tmp_path):
-    settings = ("student.training.num_train_epochs=6", "student.loss.soft_weight=0")
+    validation = tmp_path / "validation.csv"
+    write_reviews(validation, 100, seed=9, mislabelled=20)  # for a temperature to make up for
+    settings = (
+        "student.training.num_train_epochs=10", "student.loss.soft_weight=0", f"data.files.validation={validation}",
+    )  # fmt: skip
     calibrated = distil(world, tmp_path / "student", *settings)
     raw = distil(world, tmp_path / "raw", *settings, "student.calibrate=false")
     temperature = json.loads((calibrated.path / "config.json").read_text())["calibration_temperature"]
-    assert metrics(calibrated)["calibration"]["temperature"] == temperature
+    found = metrics(calibrated)["calibration"]
+    assert found["temperature"] == found["fitted_temperature"] == temperature > 1.2 and found["refused"] is None
+    assert found["validation_ece"] < found["validation_ece_before"]
     assert "calibration" not in metrics(raw)
     logits = [read_predictions(folder.predictions)[2] for folder in (calibrated, raw)]
     np.testing.assert_allclose(logits[0] * temperature, logits[1], rtol=1e-4, atol=1e-4)
