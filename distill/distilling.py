@@ -32,7 +32,7 @@ from distill.models import (
     with_attention_dropout,
 )
 from distill.predictors import Classifier, load
-from distill.recipe import Recipe, Student, with_absolute_paths
+from distill.recipe import Loss, Recipe, Schedule, Student, with_absolute_paths
 from distill.run_folder import RunFolder, read_predictions
 from distill.sessions import load_torch
 from distill.shards import check_launch
@@ -102,6 +102,7 @@ def distil(
     online = online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # projections work outside forward, where DDP does not see them
+    log.info("student: %s; learns by %s", _origin(settings, teachers[0]), loss_in_words(settings.loss))
     with clock("teacher_logits"):
         known = [identify_teacher(name, splits.label_names) for name in teachers]
         answers = answers_of(known, splits, cache, device, force=force)
@@ -147,6 +148,7 @@ def control(
     with clock("tokenising"):
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     return fit(
+    log.info("control: %s; learns by the labels alone", _origin(settings, teacher))
         model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock,
         resume=resume, overwrite=overwrite, device=resolved, role="control",
         parents={"student": str(student.path.absolute()), "student_weights": student.read_manifest()["weights"],
@@ -246,6 +248,36 @@ def new_student(
 def kept_logits(
     teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, title: str = "teacher"
 ) -> dict[str, KeptLogits]:
+def _origin(settings: Student, teacher: str) -> str:
+    """In words, what a student is made from."""
+    if settings.layers is not None:
+        count = layer_count(load_config(teacher))
+        copied = ", ".join(map(str, choose_layers(count, settings.layers)))
+        return f"made of layers {copied} of the teacher's {count} (0 to {count - 1})"
+    if settings.config is not None:
+        sizes = ", ".join(f"{key} {value}" for key, value in settings.config.items())
+        return f"the teacher's shape with {sizes}, from random weights"
+    return f"pretrained, from {settings.model}"
+
+
+def loss_in_words(loss: Loss) -> str:
+    """Return which losses a student learns by, with their temperature and weights; what changes, from start to end."""
+    soft = loss.soft
+    if soft != "logit_mse":  # which has no temperature
+        soft += f" at temperature {_shown(loss.temperature)}"
+    losses = [f"{soft} with soft weight {_shown(loss.soft_weight)} (the rest: cross-entropy on labels)"]
+    if loss.hidden_states:
+        losses.append(f"hidden_states ({loss.hidden_states.distance}, weight {_shown(loss.hidden_states.weight)})")
+    if loss.attention_relations:
+        losses.append(f"attention_relations (weight {_shown(loss.attention_relations.weight)})")
+    return ", ".join(losses)
+
+
+def _shown(schedule: Schedule) -> str:
+    same = schedule.start == schedule.end
+    return f"{schedule.start:g}" if same else f"{schedule.start:g} to {schedule.end:g}"
+
+
     """Return the teacher's logits on each split that a student asks for, of which only the folders were looked at.
 
     The splits share one classifier, loaded when the first of them has something to answer.

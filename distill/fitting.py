@@ -37,7 +37,7 @@ from distill.timing import Clock
 from distill.tokens import check_tokenised, tokenise
 from distill.trainers import ClassificationTrainer
 from distill.training import train
-from distill.training_log import selected_step, training_curve
+from distill.training_log import early_stop_in_words, selected_step, training_curve
 
 log = logging.getLogger("distill")
 
@@ -136,6 +136,8 @@ def fit(
         model = whole(model)
         for warning in training["warnings"]:
             log.warning("%s: %s", role, warning)
+        if training["stopped_early"]:
+            log.info("%s: %s", role, early_stop_in_words(training))
         if "teacher_seconds" in training:
             log.info(
                 "%s: the teacher took %.0f %% of the time",
@@ -152,18 +154,18 @@ def fit(
             test_logits = _logits(classifier, splits.test, f"{role}: test")
         gold_labels = np.asarray(splits.test["label"][:])
         test = figures(test_logits, gold_labels)
+        faults = faults_of_answers(test_logits, gold_labels, splits.label_names)
         if not state.is_main_process:
             state.wait_for_everyone()
-        faults = faults_of_answers(test_logits, gold_labels, splits.label_names)
             return folder
         model.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
         write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits)
         metrics = {
             "test": test,
+            "warnings": faults,
             "training": {**training, **clock.as_figures()},
             **({"calibration": calibration} if calibration else {}),
-            "warnings": faults,
         }
         write_json(folder.metrics, metrics)
         curve = training_curve(role, folder.read_log(), selected_step(training))
@@ -202,10 +204,10 @@ def fit(
             "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
             role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.path,
         )  # fmt: skip
-        state.wait_for_everyone()
-        return folder
         for fault in faults:  # last, so that they are not overlooked
             log.warning("%s: %s", role, fault)
+        state.wait_for_everyone()
+        return folder
 
 
 def _to_go_on_from(folder: RunFolder, role: str) -> Path | None:

@@ -38,7 +38,9 @@ from distill.run_folder import RunFolder
 from distill.shards import check_launch
 from distill.throughput import Throughput, forward_flops, peak_flops
 from distill.trainers import ClassificationTrainer
-from distill.training_log import warnings_of
+from distill.training_log import early_stop, warnings_of
+
+log = logging.getLogger("distill")
 
 LONG_SECONDS = 10.0  # of training, before whose end other work on the machine may have come or gone
 _peak_once = functools.cache(peak_flops)  # a search begins many trainings
@@ -248,15 +250,18 @@ def train(
         "steps": trainer.state.global_step,
         "planned_steps": trainer.state.max_steps,
         "steps_per_epoch": trainer.state.global_step / trainer.state.epoch if trainer.state.epoch else None,
-        "best_checkpoint": Path(best).name if (best := trainer.state.best_model_checkpoint) else None,
+        "best_checkpoint": best,
         "selected_by": arguments.metric_for_best_model,
         "selected_at": trainer.state.best_metric,
         "warnings": warnings_of(trainer.state.log_history, loss_is_scheduled=trainer.loss_is_scheduled),
         **trainer.finish(),
     }
 
+    best = Path(found).name if (found := trainer.state.best_model_checkpoint) else None
+    kept = best if arguments.load_best_model_at_end else None
 
 def _validation_figures(logits: np.ndarray, gold_labels: Any) -> dict[str, Any]:
     metric = ClassificationMetrics(keep_in_memory=True)
     values: Any = metric.compute(predictions=logits.astype(np.float32), references=gold_labels)
     return {name: value for name, value in values.items() if value is not None}
+        "stopped_early": early_stop(trainer.state.global_step, trainer.state.max_steps, trainer.state.epoch, kept),

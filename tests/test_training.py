@@ -244,7 +244,7 @@ def test_the_best_checkpoint_is_the_one_that_is_left(tmp_path, splits, tiny_bert
     }  # fmt: skip
     folder = RunFolder(tmp_path / "run")
     model, figures = run(folder, splits, tiny_bert, training)
-    assert figures["selected_at"] > 0.9
+    assert figures["selected_at"] > 0.9 and figures["stopped_early"] is None
     kept = AutoModelForSequenceClassification.from_pretrained(folder.checkpoints / figures["best_checkpoint"])
     for ours, theirs in zip(model.parameters(), kept.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -258,6 +258,9 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path, splits, tin
     }  # fmt: skip
     _, figures = run(RunFolder(tmp_path / "run"), splits, tiny_bert, training, patience=2)
     assert figures["steps"] == 3 * 5  # the first evaluation, then two that are no better
+    assert figures["stopped_early"] == {
+        "step": 15, "planned_steps": 250, "epoch": 3.0, "planned_epochs": 50.0, "kept": "checkpoint-5",
+    }  # fmt: skip
 
 
 def test_a_run_that_diverges_says_so(tmp_path, splits, tiny_bert):
