@@ -22,10 +22,13 @@ from distill.metrics import commonest_share, compare_paired
 from distill.models import (
     align_labels,
     check_fit,
+    check_single_label,
+    class_names,
     layer_count,
     load_classifier,
     load_config,
     load_tokenizer,
+    name_classes,
     normalized_config,
     parameter_count,
     reorder_classes,
@@ -99,10 +102,10 @@ def distil(
     with clock("data"):
         splits = shared_splits(recipe)
     model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
+    log.info("student: %s; learns by %s", _origin(settings, teachers[0]), loss_in_words(settings.loss))
     online = online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # projections work outside forward, where DDP does not see them
-    log.info("student: %s; learns by %s", _origin(settings, teachers[0]), loss_in_words(settings.loss))
     with clock("teacher_logits"):
         known = [identify_teacher(name, splits.label_names) for name in teachers]
         answers = answers_of(known, splits, cache, device, force=force)
@@ -145,10 +148,10 @@ def control(
     with clock("data"):
         splits = shared_splits(recipe)
     model, tokenizer = new_student(settings, recipe, teacher, splits.label_names, seed=arguments.seed)
+    log.info("control: %s; learns by the labels alone", _origin(settings, teacher))
     with clock("tokenising"):
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     return fit(
-    log.info("control: %s; learns by the labels alone", _origin(settings, teacher))
         model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock,
         resume=resume, overwrite=overwrite, device=resolved, role="control",
         parents={"student": str(student.path.absolute()), "student_weights": student.read_manifest()["weights"],
@@ -230,24 +233,21 @@ def new_student(
         )  # fmt: skip
         return model, tokenizer
     tokenizer, config = load_tokenizer(teacher), load_config(teacher)
+    check_single_label(config, teacher)
     check_fit(config, teacher, max_tokens=max_tokens, vocabulary=len(tokenizer))
     config = with_attention_dropout(config, settings.attention_dropout)
     if settings.config is not None:
-        config.id2label = dict(enumerate(label_names))
-        config.label2id = {label: index for index, label in enumerate(label_names)}
+        name_classes(config, label_names)
         model = build_from_config(config, settings.config, seed=seed)
         check_fit(model.config, "student.config", max_tokens=max_tokens, vocabulary=len(tokenizer))
         return model, tokenizer
     assert settings.layers is not None
     whole = load_torch(teacher, config, "float32")
-    columns = align_labels([config.id2label[index] for index in range(config.num_labels)], label_names, teacher=teacher)
+    columns = align_labels(class_names(config, teacher), label_names, teacher=teacher)
     set_seed(seed)
     return build_from_layers(reorder_classes(whole, columns, label_names), settings.layers), tokenizer
 
 
-def kept_logits(
-    teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, title: str = "teacher"
-) -> dict[str, KeptLogits]:
 def _origin(settings: Student, teacher: str) -> str:
     """In words, what a student is made from."""
     if settings.layers is not None:
@@ -278,6 +278,9 @@ def _shown(schedule: Schedule) -> str:
     return f"{schedule.start:g}" if same else f"{schedule.start:g} to {schedule.end:g}"
 
 
+def kept_logits(
+    teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, title: str = "teacher"
+) -> dict[str, KeptLogits]:
     """Return the teacher's logits on each split that a student asks for, of which only the folders were looked at.
 
     The splits share one classifier, loaded when the first of them has something to answer.
