@@ -28,7 +28,7 @@ from distill.candidates import candidates_of, flipped_texts, learning_curves, mo
 from distill.card import export_card
 from distill.checksums import damage_of
 from distill.choice import Budget
-from distill.devices import Device, describe_hardware, resolve_device
+from distill.devices import Device, describe_hardware, refuse_fp16, resolve_device
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.files import write_json, write_text
 from distill.fitting import finished_with, fit, read_splits, shared_splits, tokenised
@@ -404,6 +404,9 @@ def run(
         raise RecipeError(f"{'teacher' if recipe.teacher is None else 'student'}: missing, and `run` needs both")
     if len(recipe.student.teacher_weights or (1.0,)) != 1:
         raise RecipeError("student.teacher_weights: `run` has one teacher; distill student takes several")
+    resolved = resolve_device(device)
+    for name, settings in (("teacher", recipe.teacher), ("student", recipe.student)):
+        refuse_fp16(settings.training, resolved, name)  # before the teacher is trained, not after
     distilling.check_student(recipe, recipe.teacher.model)
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
     folders = {name: RunFolder(root / name) for name in ("teacher", "student", "control")}

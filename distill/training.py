@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,15 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
 from distill.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnDivergence, StopOnSignal
-from distill.devices import Device, GpuWatch, peak_memory_bytes, training_precision
+from distill.devices import (
+    Device,
+    GpuWatch,
+    bf16_rate,
+    has_fast_bf16,
+    peak_memory_bytes,
+    refuse_fp16,
+    training_precision,
+)
 from distill.errors import FolderError, RecipeError
 from distill.files import room_for
 from distill.first_token import LastLayer, first_token_only, last_layer
@@ -52,14 +61,20 @@ def training_arguments(
     """Return transformers' arguments for a `training` section and the reason for the precision they train in.
 
     Under a launcher this is where a process joins the others, with the recipe's backend and patience. Raises
-    `RecipeError` where transformers refuses a combination of fields that are each fine, and see `check_launch`.
+    `RecipeError` where transformers refuses a combination of fields that are each fine, and see `check_launch` and
+    `refuse_fp16`.
     """
+    refuse_fp16(training, device, stage)
     check_launch(training, stage)
     if training.get("fsdp") and device == "cpu" and (training.get("fsdp_config") or {}).get("cpu_offload"):
         raise RecipeError(
             f"{stage}.training.fsdp_config.cpu_offload: moves what a GPU holds to the CPU, and this is one"
         )
     precision, reason = training_precision(device, dict(training))
+    if device == "cpu" and training.get("bf16") and not has_fast_bf16(device):
+        rate = bf16_rate()
+        slow = f"multiplies in it at {rate:.2f} times the rate of fp32" if rate else "has neither AVX512-BF16 nor AMX"
+        log.warning("%s: training.bf16: true, but this CPU %s: leave it out, and it trains faster", stage, slow)
     # Trainer would log the mean of the steps before in place of a loss that is not a number.
     loader = {"dataloader_pin_memory": device == "cuda", "dataloader_num_workers": 2 if device == "cuda" else 0}
     fields = {**loader, **training, **precision, "logging_nan_inf_filter": False}
@@ -242,6 +257,8 @@ def train(
         trainer.throughput.peak = max(trainer.throughput.peak, _peak(trainer, device))
     counts = torch.tensor(trainer.throughput.counts(), device=arguments.device)
     total = trainer.accelerator.reduce(counts, "sum").tolist()
+    best = Path(found).name if (found := trainer.state.best_model_checkpoint) else None
+    kept = best if arguments.load_best_model_at_end else None
     return {
         "seconds": seconds,
         **trainer.throughput.figures(seconds, total, arguments.world_size),
@@ -253,15 +270,13 @@ def train(
         "best_checkpoint": best,
         "selected_by": arguments.metric_for_best_model,
         "selected_at": trainer.state.best_metric,
+        "stopped_early": early_stop(trainer.state.global_step, trainer.state.max_steps, trainer.state.epoch, kept),
         "warnings": warnings_of(trainer.state.log_history, loss_is_scheduled=trainer.loss_is_scheduled),
         **trainer.finish(),
     }
 
-    best = Path(found).name if (found := trainer.state.best_model_checkpoint) else None
-    kept = best if arguments.load_best_model_at_end else None
 
 def _validation_figures(logits: np.ndarray, gold_labels: Any) -> dict[str, Any]:
     metric = ClassificationMetrics(keep_in_memory=True)
     values: Any = metric.compute(predictions=logits.astype(np.float32), references=gold_labels)
     return {name: value for name, value in values.items() if value is not None}
-        "stopped_early": early_stop(trainer.state.global_step, trainer.state.max_steps, trainer.state.epoch, kept),

@@ -7,10 +7,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, make_classifier, write_reviews
+from conftest import LABELS, check_refused, make_classifier, write_reviews
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from distill import devices
+from distill import devices, training
 from distill.data import load_splits
 from distill.devices import training_precision
 from distill.embeddings import summed_by_row
@@ -326,6 +326,40 @@ def test_a_cpu_trains_in_bf16_only_where_that_is_faster(monkeypatch, rate, field
 def test_the_recipe_has_the_last_word_on_precision():
     assert training_precision("cpu", {"bf16": False}) == ({}, "fp32, as the recipe says")
     assert training_precision("cpu", {"bf16": True}) == ({}, "bf16, as the recipe says")
+
+
+def test_fp16_on_a_cpu_is_refused_before_anything_is_done(recipe_path, tmp_path):
+    """Also the student's, before its teacher is trained, and the control's and a sweep's, which are the student's."""
+    for stage, arguments in {
+        "teacher": ("teacher", recipe_path),
+        "student": ("student", recipe_path, "--teacher", tmp_path / "teacher"),
+    }.items():
+        expected = f"{stage}.training.fp16: true, but a CPU trains in fp16 at a fraction of its speed in fp32"
+        for command in (arguments, ("run", recipe_path, "--output", tmp_path / "run")):
+            given = (*command, "--device", "cpu", "--set", f"{stage}.training.fp16=true")
+            check_refused(tmp_path, [expected], *given)
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [
+        (2.2, None),
+        (
+            0.6,
+            "teacher: training.bf16: true, but this CPU multiplies in it at 0.60 times the rate of fp32: leave it out",
+        ),
+        (
+            0.0,
+            "teacher: training.bf16: true, but this CPU has neither AVX512-BF16 nor AMX: leave it out, and it trains",
+        ),
+    ],
+)
+def test_bf16_on_a_cpu_that_is_slow_in_it_is_said_and_done(tmp_path, monkeypatch, caplog, rate, said):
+    for module in (devices, training):
+        monkeypatch.setattr(module, "bf16_rate", lambda: rate)
+    with caplog.at_level("WARNING", logger="distill"):
+        arguments, _ = training_arguments({"bf16": True}, RunFolder(tmp_path / "run"), "cpu", stage="teacher")
+    assert arguments.bf16 and [line[: len(said or "")] for line in caplog.messages] == ([said] if said else [])
 
 
 def test_reviews_of_the_tests_are_balanced(tmp_path):
