@@ -41,7 +41,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one candidate; the fields are those of report.json."""
+    """What was measured of one candidate; the fields are those of report.json.
+
+    `classes_answered` is how many of the classes it gave as an answer: with 1, it answers the same whatever the text.
+    """
 
     role: str
     model: str
@@ -51,6 +54,7 @@ class Measurement:
     max_tokens: int
     accuracy: float
     accuracy_ci95: list[float]
+    classes_answered: int
     macro_f1: float
     ece: float
     brier: float
@@ -133,6 +137,7 @@ def measure(
                 max_tokens=classifier.max_tokens,
                 accuracy=found["accuracy"],
                 accuracy_ci95=found["accuracy_ci95"],
+                classes_answered=len(np.unique(logits[candidate].argmax(axis=1))),
                 macro_f1=found["macro_f1"],
                 ece=found["ece"],
                 brier=found["brier"],

@@ -65,7 +65,8 @@ def card(
             for teacher in parents.get("teachers", ())
         ],
         test=metrics["test"],
-        calibrated="calibration" in metrics,
+        calibrated=metrics.get("calibration", {}).get("temperature", 1.0) != 1,
+        faults=metrics["warnings"],
         data=_code(data),
         sizes=", ".join(f"{count} {split}" for split, count in sizes.items()),
         max_tokens=recipe.data.max_tokens,

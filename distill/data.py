@@ -269,7 +269,7 @@ def _check_every_class_is_trained(
     if len(counts) == 1:
         raise DataError(f"{source}: one class only ({label_names[next(iter(counts))]!r}); a classifier needs two")
     absent = [name for index, name in enumerate(label_names) if not counts[index]]
-    read = np.flatnonzero(codes == label_names.index(absent[0])) if absent else ()
+    read = np.flatnonzero(codes == label_names.index(absent[0])) if absent else np.empty(0)
     if len(read):
         raise DataError(
             f"{table.place(int(read[0]))}: no training text of class {absent[0]!r} is left: what there is stands in "

@@ -18,14 +18,17 @@ from distill.errors import FolderError, ModelError, RecipeError
 from distill.export import check_formats
 from distill.fitting import base_fingerprint, fit, origin_of, shared_splits, tokenised
 from distill.hidden_states import OnlineTeacher, map_layers, relation_heads
-from distill.metrics import compare_paired
+from distill.metrics import commonest_share, compare_paired
 from distill.models import (
     align_labels,
     check_fit,
+    check_single_label,
+    class_names,
     layer_count,
     load_classifier,
     load_config,
     load_tokenizer,
+    name_classes,
     parameter_count,
     reorder_classes,
     skeleton,
@@ -33,10 +36,10 @@ from distill.models import (
     with_attention_dropout,
 )
 from distill.predictors import Classifier, load
-from distill.recipe import PRECISION, Recipe, Student, with_absolute_paths
+from distill.recipe import PRECISION, Loss, Recipe, Schedule, Student, with_absolute_paths
 from distill.run_folder import RunFolder, read_predictions
 from distill.sessions import load_torch
-from distill.students import build_from_config, build_from_layers, check_layers
+from distill.students import build_from_config, build_from_layers, check_layers, choose_layers
 from distill.teacher_logits import (
     KeptLogits,
     Teacher,
@@ -114,6 +117,7 @@ def distil(
     with clock("teacher_logits"):
         known = [identify_teacher(name, splits.label_names) for name in teachers]
     model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
+    log.info("student: %s; learns by %s", _origin(settings, teachers[0]), loss_in_words(settings.loss))
     origin = origin_of(
         splits,
         resolved,
@@ -177,6 +181,7 @@ def control(
     with clock("data"):
         splits = shared_splits(recipe)
     model, tokenizer = new_student(settings, recipe, teacher, splits.label_names, seed=arguments.seed)
+    log.info("control: %s; learns by the labels alone", _origin(settings, teacher))
     with clock("tokenising"):
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     return fit(
@@ -278,19 +283,49 @@ def new_student(
         )  # fmt: skip
         return model, tokenizer
     tokenizer, config = load_tokenizer(teacher), load_config(teacher)
+    check_single_label(config, teacher)
     check_fit(config, teacher, max_tokens=max_tokens, vocabulary=len(tokenizer))
     config = with_attention_dropout(config, settings.attention_dropout)
     if settings.config is not None:
-        config.id2label = dict(enumerate(label_names))
-        config.label2id = {label: index for index, label in enumerate(label_names)}
+        name_classes(config, label_names)
         model = build_from_config(config, settings.config, seed=seed)
         check_fit(model.config, "student.config", max_tokens=max_tokens, vocabulary=len(tokenizer))
         return model, tokenizer
     assert settings.layers is not None
     whole = load_torch(teacher, config, "float32")
-    columns = align_labels([config.id2label[index] for index in range(config.num_labels)], label_names, teacher=teacher)
+    columns = align_labels(class_names(config, teacher), label_names, teacher=teacher)
     set_seed(seed)
     return build_from_layers(reorder_classes(whole, columns, label_names), settings.layers), tokenizer
+
+
+def _origin(settings: Student, teacher: str) -> str:
+    """In words, what a student is made from."""
+    if settings.layers is not None:
+        count = layer_count(load_config(teacher))
+        copied = ", ".join(map(str, choose_layers(count, settings.layers)))
+        return f"made of layers {copied} of the teacher's {count} (0 to {count - 1})"
+    if settings.config is not None:
+        sizes = ", ".join(f"{key} {value}" for key, value in settings.config.items())
+        return f"the teacher's shape with {sizes}, from random weights"
+    return f"pretrained, from {settings.model}"
+
+
+def loss_in_words(loss: Loss) -> str:
+    """Return which losses a student learns by, with their temperature and weights; what changes, from start to end."""
+    soft = loss.soft
+    if soft != "logit_mse":  # which has no temperature
+        soft += f" at temperature {_shown(loss.temperature)}"
+    losses = [f"{soft} with soft weight {_shown(loss.soft_weight)} (the rest: cross-entropy on labels)"]
+    if loss.hidden_states:
+        losses.append(f"hidden_states ({loss.hidden_states.distance}, weight {_shown(loss.hidden_states.weight)})")
+    if loss.attention_relations:
+        losses.append(f"attention_relations (weight {_shown(loss.attention_relations.weight)})")
+    return ", ".join(losses)
+
+
+def _shown(schedule: Schedule) -> str:
+    same = schedule.start == schedule.end
+    return f"{schedule.start:g}" if same else f"{schedule.start:g} to {schedule.end:g}"
 
 
 def kept_logits(
@@ -341,7 +376,7 @@ def _check_teacher(teacher: Teacher, answers: Dataset, validation: Dataset, titl
     predicted = np.asarray(answers["teacher_logits"][:]).argmax(axis=1)
     gold_labels = np.asarray(validation["label"][:])
     accuracy = float((predicted == gold_labels).mean())
-    majority = float(np.bincount(gold_labels).max() / len(gold_labels))
+    majority = commonest_share(gold_labels)
     log.info("%s: validation accuracy %.4f; the commonest class alone would give %.4f", title, accuracy, majority)
     if accuracy > majority:
         return

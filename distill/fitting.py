@@ -17,14 +17,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from distill import plots
-from distill.calibration import CONFIG_KEY, fit_temperature
+from distill.calibration import CONFIG_KEY, calibrate
 from distill.card import card
 from distill.checksums import ANSWERING, check_whole
 from distill.data import SPLITS, Splits, load_splits
 from distill.devices import Device, describe_hardware
 from distill.errors import FolderError
 from distill.files import write_json, write_text
-from distill.metrics import figures
+from distill.metrics import faults_of_answers, figures
 from distill.models import config_fingerprint, parameter_count, weights_fingerprint
 from distill.predictors import Classifier
 from distill.progress import progress_line
@@ -38,7 +38,7 @@ from distill.timing import Clock
 from distill.tokens import check_tokenised, tokenise, tokenizer_fingerprint
 from distill.trainers import ClassificationTrainer
 from distill.training import train
-from distill.training_log import selected_step, training_curve
+from distill.training_log import early_stop_in_words, selected_step, training_curve
 
 log = logging.getLogger("distill")
 
@@ -174,6 +174,8 @@ def fit(
         model = whole(model)
         for warning in training["warnings"]:
             log.warning("%s: %s", role, warning)
+        if training["stopped_early"]:
+            log.info("%s: %s", role, early_stop_in_words(training))
         if "teacher_seconds" in training:
             log.info(
                 "%s: the teacher took %.0f %% of the time",
@@ -190,6 +192,7 @@ def fit(
             test_logits = _logits(classifier, splits.test, f"{role}: test")
         gold_labels = np.asarray(splits.test["label"][:])
         test = figures(test_logits, gold_labels)
+        faults = faults_of_answers(test_logits, gold_labels, splits.label_names)
         if not state.is_main_process:
             state.wait_for_everyone()
             return folder
@@ -198,6 +201,7 @@ def fit(
         write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits)
         metrics = {
             "test": test,
+            "warnings": faults,
             "training": {**training, **clock.as_figures()},
             **({"calibration": calibration} if calibration else {}),
         }
@@ -238,6 +242,8 @@ def fit(
             "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
             role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.path,
         )  # fmt: skip
+        for fault in faults:  # last, so that they are not overlooked
+            log.warning("%s: %s", role, fault)
         state.wait_for_everyone()
         return folder
 
@@ -268,19 +274,28 @@ def _logits(classifier: Classifier, rows: Dataset, title: str) -> np.ndarray:
     return logits
 
 
-def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Dataset, role: str) -> dict[str, float]:
-    """Fit the temperature on validation and keep it in the model's configuration; return what it did there."""
+def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Dataset, role: str) -> dict[str, Any]:
+    """Keep the temperature in the model's configuration; return the `calibration` section of metrics.json."""
     logits = _logits(classifier, validation, f"{role}: calibration")
-    gold_labels = np.asarray(validation["label"][:])
-    temperature = fit_temperature(logits, gold_labels)
-    setattr(model.config, CONFIG_KEY, temperature)
-    before, after = (figures(logits / divisor, gold_labels) for divisor in (1.0, temperature))
-    log.info(
-        "%s: temperature %.2f (on validation: log loss, by which it is chosen, %.4f -> %.4f; calibration error %.3f -> "
-        "%.3f)",
-        role, temperature, before["log_loss"], after["log_loss"], before["ece"], after["ece"],
-    )  # fmt: skip
-    return {"temperature": temperature, "validation_ece_before": before["ece"], "validation_ece": after["ece"]}
+    found = calibrate(logits, np.asarray(validation["label"][:]))
+    setattr(model.config, CONFIG_KEY, found.temperature)
+    if found.refused:
+        log.warning("%s: not calibrated: a temperature of %.2f is not applied: %s", role, found.fitted, found.refused)
+    else:
+        log.info(
+            "%s: temperature %.2f (on validation texts that it was not fitted on: log loss %.4f -> %.4f; calibration "
+            "error %.3f -> %.3f)",
+            role, found.temperature, found.log_loss_before, found.log_loss, found.ece_before, found.ece,
+        )  # fmt: skip
+    return {
+        "temperature": found.temperature,
+        "fitted_temperature": found.fitted,
+        "refused": found.refused,
+        "validation_ece_before": found.ece_before,
+        "validation_ece": found.ece,
+        "validation_log_loss_before": found.log_loss_before,
+        "validation_log_loss": found.log_loss,
+    }
 
 
 def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -> bool:

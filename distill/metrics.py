@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import datasets
@@ -12,6 +13,7 @@ from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, roc_auc_score
 
 CALIBRATION_BINS = 15  # Guo et al. 2017 and most papers since
+CLASSES_NAMED = 5  # in a sentence
 RESAMPLES = 10_000
 RESAMPLED_AT_ONCE = 2**22  # indices that the bootstrap holds, 32 MiB of them, however many examples there are
 
@@ -146,6 +148,36 @@ def compare_paired(correct: np.ndarray, control_correct: np.ndarray, *, seed: in
         "only_first_correct": first,
         "only_second_correct": second,
     }
+
+
+def commonest_share(gold_labels: np.ndarray) -> float:
+    """Return the share of the commonest class among `gold_labels` (examples,): what answering it always would get."""
+    return float(np.bincount(gold_labels).max() / len(gold_labels))
+
+
+def faults_of_answers(logits: np.ndarray, gold_labels: np.ndarray, label_names: Sequence[str]) -> list[str]:
+    """Return in words what is wrong with a classifier's answers as a whole; empty if nothing is.
+
+    `logits` is (examples, classes), `gold_labels` (examples,). Said are: one answer for every text; an accuracy not
+    above the commonest class's share; classes that are never answered though test texts have them.
+    """
+    answers, sizes = logits.argmax(axis=1), np.bincount(gold_labels, minlength=len(label_names))
+    accuracy, commonest = float((answers == gold_labels).mean()), commonest_share(gold_labels)
+    if (answers == answers[0]).all() and len(answers) > 1:
+        return [f"answers {label_names[answers[0]]} for every one of {len(answers)} test texts"]
+    said = []
+    if accuracy <= commonest:
+        said.append(
+            f"is no better than always answering the commonest class: test accuracy {accuracy:.4f}, which "
+            f"{label_names[sizes.argmax()]} alone would give {commonest:.4f}"
+        )
+    answered = np.bincount(answers, minlength=len(label_names))
+    never = sorted(np.flatnonzero((answered == 0) & (sizes > 0)), key=lambda index: -sizes[index])
+    if never:
+        shown = [f"{label_names[index]} (of {sizes[index]} test texts)" for index in never[:CLASSES_NAMED]]
+        more = f" and {len(never) - CLASSES_NAMED} classes more" if len(never) > CLASSES_NAMED else ""
+        said.append(f"never answers {', '.join(shown)}{more}")
+    return said
 
 
 def agreement(logits: np.ndarray, reference_logits: np.ndarray) -> float:

@@ -84,14 +84,16 @@ def load_classifier(
     has another number of classes, knows fewer than `vocabulary` tokens, or takes fewer than `max_tokens`.
     """
     config = load_config(name)
-    if is_classifier(config) and config.num_labels != len(label_names):
-        raise ModelError(
-            f"{name}: classifies into {config.num_labels} classes, the data has {len(label_names)}: "
-            f"{', '.join(label_names)}"
-        )
-    had = [config.id2label[index] for index in range(config.num_labels)] if is_classifier(config) else []
-    config.id2label = dict(enumerate(label_names))
-    config.label2id = {label: index for index, label in enumerate(label_names)}
+    had: list[str] = []
+    if is_classifier(config):
+        if pretrained:  # else its head is not kept
+            check_single_label(config, name)
+        had = list(class_names(config, name))
+        if len(had) != len(label_names):
+            raise ModelError(
+                f"{name}: classifies into {len(had)} classes, the data has {len(label_names)}: {', '.join(label_names)}"
+            )
+    name_classes(config, label_names)
     vars(config).pop(CONFIG_KEY, None)  # of the logits before this training
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary)
     config = with_attention_dropout(config, attention_dropout)
@@ -133,6 +135,8 @@ def load_weights(
             raise ModelError(
                 f"{name}: its weights do not fit its config.json: {key} is {list(found)}, not {list(wanted)}"
             )
+        if is_classifier(config) and wanted[0] == config.num_labels:
+            check_outputs(found[0], wanted[0], name)
     # A head of another shape is another task's: as good as none.
     return model, sorted({*report["missing_keys"], *(key for key, _, _ in report["mismatched_keys"])})
 
@@ -190,6 +194,47 @@ def is_classifier(config: PretrainedConfig) -> bool:
     return any("ForSequenceClassification" in name for name in config.architectures or ())
 
 
+def check_single_label(config: PretrainedConfig, name: str) -> None:
+    """Raise `ModelError` if a classifier's configuration is of several labels a text, or of a number (regression)."""
+    if config.problem_type == "multi_label_classification":
+        kind = "gives a text any number of labels (problem_type: multi_label_classification)"
+    elif config.problem_type == "regression" or config.num_labels == 1:
+        kind = "gives a text a number (regression: problem_type, or a single output)"
+    else:
+        return
+    raise ModelError(f"{name}: config.json: {kind}, which distill cannot do yet: it wants one class of several a text")
+
+
+def class_names(config: PretrainedConfig, name: str) -> tuple[str, ...]:
+    """Return the class names of the configuration of the model `name`, in the order of its outputs.
+
+    Raises `ModelError` if an output has no name, or two classes share one.
+    """
+    found = config.id2label
+    if sorted(found) != list(range(len(found))):
+        raise ModelError(
+            f"{name}: config.json: id2label: wants a name for each of 0 to {len(found) - 1}, got names for "
+            f"{', '.join(map(str, sorted(found)))}"
+        )
+    names = tuple(str(found[index]) for index in range(len(found)))
+    if len(set(names)) < len(names):
+        raise ModelError(f"{name}: config.json: id2label: the same name stands in it twice")
+    return names
+
+
+def name_classes(config: PretrainedConfig, label_names: Sequence[str]) -> None:
+    """Write into the configuration that its model gives one of these classes a text."""
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {label: index for index, label in enumerate(label_names)}
+    config.problem_type = "single_label_classification"  # by which others (transformers' pipeline) take a softmax
+
+
+def check_outputs(outputs: int, classes: int, name: str) -> None:
+    """Raise `ModelError` if the model `name` has another number of `outputs` than its config.json names `classes`."""
+    if outputs != classes:
+        raise ModelError(f"{name}: has {outputs} outputs, but its config.json (id2label) names {classes} classes")
+
+
 def layer_count(config: PretrainedConfig) -> int:
     """Return the number of transformer layers, whatever the architecture calls it (`n_layers` in DistilBERT)."""
     return normalized_config(config).num_layers
@@ -220,8 +265,7 @@ def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names:
         head.weight.copy_(head.weight[list(columns)])
         if head.bias is not None:
             head.bias.copy_(head.bias[list(columns)])
-    model.config.id2label = dict(enumerate(label_names))
-    model.config.label2id = {label: index for index, label in enumerate(label_names)}
+    name_classes(model.config, label_names)
     return model
 
 

@@ -11,7 +11,17 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from distill.devices import Device, resolve_device
 from distill.errors import ModelError
-from distill.models import check_fit, is_classifier, load_config, load_tokenizer, token_limit, weight_files
+from distill.models import (
+    check_fit,
+    check_outputs,
+    check_single_label,
+    class_names,
+    is_classifier,
+    load_config,
+    load_tokenizer,
+    token_limit,
+    weight_files,
+)
 from distill.run_folder import EXPORT_PROOFS, read_proofs
 from distill.sessions import Session, calibration_temperature, can_run, open_session
 
@@ -60,6 +70,7 @@ class Classifier:
         packed = list(pack([len(row) for row in ids], self.session.batch_tokens))
         batches = (pad([ids[row] for row in rows], self.tokenizer.pad_token_id) for rows in packed)
         for rows, answers in zip(packed, self.session.run_each(batches), strict=True):
+            check_outputs(answers.shape[1], len(self.label_names), self.session.format)
             logits[rows] = answers
             progress(len(rows))
         return logits
@@ -126,7 +137,7 @@ def load(
         name = str(chosen)
     config, tokenizer, max_tokens = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
-    return Classifier(session, tokenizer, label_names(config), max_tokens)
+    return Classifier(session, tokenizer, class_names(config, name), max_tokens)
 
 
 def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:
@@ -152,25 +163,19 @@ def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:
 def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]:
     """Return a classifier's configuration, tokenizer and most tokens that it reads, without loading its weights.
 
-    Raises `ModelError` where the model is no classifier, its tokenizer is not there or not its own, or its calibration
-    temperature is no temperature.
+    Raises `ModelError` where the model is no classifier, gives a text several labels or a number, its tokenizer is not
+    there or not its own, a class has no name, or its calibration temperature is no temperature.
     """
     config = load_config(name)
     if not is_classifier(config):
         raise ModelError(f"{name}: not a text classifier, but {', '.join(config.architectures or ['unknown'])}")
-    calibration_temperature(config)  # a broken one is an error here, before the weights are read
+    check_single_label(config, name)
+    class_names(config, name)  # like the temperature: a broken one is an error here, before the weights are read
+    calibration_temperature(config)
     tokenizer = load_tokenizer(name)
     max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
     check_fit(config, name, max_tokens=max_tokens, vocabulary=len(tokenizer))
     return config, tokenizer, max_tokens
-
-
-def label_names(config: PretrainedConfig) -> tuple[str, ...]:
-    """Return the class names in the order of the logits; raises `ModelError` where two classes share one."""
-    names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
-    if len(set(names)) < len(names):
-        raise ModelError(f"{config.name_or_path}: config.json: id2label: the same name stands in it twice")
-    return names
 
 
 def weights_bytes(folder: Path) -> int:

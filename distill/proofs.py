@@ -85,7 +85,8 @@ def prove(
     drop = float((wanted == gold_labels).mean()) - accuracy
     agreed, found = agreement(logits, reference), np.unique(labels)
     reasons = [unfused] if unfused else []
-    if len(found) == 1 and len(np.unique(wanted)) > 1:
+    is_constant = len(found) == 1 and len(np.unique(wanted)) > 1
+    if is_constant:
         reasons.append(f"answers {label_names[found[0]]} for every one of {len(labels)} texts")
     if drop > bounds.max_accuracy_drop + 1e-9:  # whatever the subtraction rounds to, the bound itself is allowed
         reasons.append(
@@ -96,6 +97,8 @@ def prove(
             f"agrees with the model on {agreed:.4f} of the validation texts, less than export.min_agreement "
             f"{bounds.min_agreement}"
         )
+    if not is_constant:  # which says the same of every other class
+        reasons.extend(_lost_classes(labels, wanted, gold_labels, label_names))
     return Proof(
         passed=not reasons,
         reason="; ".join(reasons) or None,
@@ -134,6 +137,20 @@ def flips(
             "model_probabilities": _named(before[row], label_names),
             "format_probabilities": _named(after[row], label_names),
         }
+
+
+def _lost_classes(
+    labels: np.ndarray, wanted: np.ndarray, gold_labels: np.ndarray, label_names: Sequence[str]
+) -> Iterator[str]:
+    """Yield what is wrong for each class of which the model had texts right and the format has none.
+
+    A rare class can be lost whole while accuracy and agreement stay within their bounds.
+    """
+    for index, name in enumerate(label_names):
+        rows = gold_labels == index
+        had = int((wanted[rows] == index).sum())
+        if had and not (labels[rows] == index).any():
+            yield f"has none of {rows.sum()} texts of class {name} right, of which the model has {had}"
 
 
 def _per_class(

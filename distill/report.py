@@ -9,9 +9,10 @@ from typing import Any
 from tabulate import tabulate
 
 from distill import plots
-from distill.choice import Budget, choose, pareto_front
+from distill.choice import SIGNIFICANT, Budget, choose, pareto_front, shown_p, shown_speedup, speedup_in
 from distill.files import write_json, write_text
 from distill.page import render, shown
+from distill.timing import SCATTERED
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
@@ -20,8 +21,6 @@ PICTURE = "accuracy_latency.png"
 MOST_DIAGRAMS = 4  # reliability diagrams side by side that can still be read
 
 IDENTITY = ("role", "model", "format", "device")
-SCATTERED = 2.0  # p95 over p50: on a quiet machine it is below 1.5
-SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -44,7 +43,8 @@ def write_report(
 ) -> dict[str, Any]:
     """Write report.json, report.md, report.html and the picture into `folder`; return the contents of report.json.
 
-    `measurements` are entries of report.json, `shapes` the shapes measured (the first is the one that decides), `notes`
+    `measurements` are entries of report.json, `environment` the conditions, with the number of `test_examples` and the
+    `commonest_class_share` among them, `shapes` the shapes measured (the first is the one that decides), `notes`
     what a reader must know of rows that are missing, `comparisons` students against their controls (see
     metrics.compare_paired), each with the folder of its `student`, `trainings` what training_log makes of logs,
     `cascade` a cascade.cascade_curve with its `student` and `teacher`, `flipped` the texts that each format answers
@@ -60,7 +60,13 @@ def write_report(
         "label_names": list(label_names),
         "shapes": list(shapes),
         "measurements": list(measurements),
-        "choice": choose(measurements, decisive, budget),
+        "choice": choose(
+            measurements,
+            decisive,
+            budget,
+            commonest_share=environment["commonest_class_share"],
+            comparisons=comparisons,
+        ),
         "controls": [{**comparison, "sentence": control_sentence(comparison)} for comparison in comparisons],
         "cascade": dict(cascade) if cascade else None,
         "trainings": list(trainings),
@@ -131,7 +137,7 @@ def control_sentence(comparison: Mapping[str, Any]) -> str:
         side = f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
         side = "level with" if f"{abs(points):.1f}" == "0.0" else side
         found = f"No gain was found: the distilled student is {side} {control}"
-    return f"{found} (95 % interval {low:z.1f} to {high:z.1f}), {_shown_p(p_value)}."
+    return f"{found} (95 % interval {low:z.1f} to {high:z.1f}), {shown_p(p_value)}."
 
 
 def control_sentences(report: Mapping[str, Any]) -> list[str]:
@@ -261,6 +267,7 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
         headline=_headline(choice),
         sentences=control_sentences(report),
         chosen=chosen[0] if chosen else None,
+        speed=shown_speedup(speedup_in(choice)) if "speedup_over_teacher" in choice else None,
         has_front=len(front) > 1,
         columns=list(cells[0]) if cells else [],
         rows=rows,
@@ -277,7 +284,9 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
 def _headline(choice: Mapping[str, Any]) -> str:
     if choice["model"]:
         return f"Ship {choice['format']}" + (" of the teacher" if choice["role"] == "teacher" else "")
-    return "No model fits" if "nearest" in choice else "Nothing to choose"
+    if "nearest" in choice:
+        return "No model fits"
+    return "No model is fit to ship" if choice["unfit"] else "Nothing to choose"
 
 
 def _whole_models(measurements: Rows) -> Rows:
@@ -288,7 +297,3 @@ def _whole_models(measurements: Rows) -> Rows:
 def _latencies(row: Mapping[str, Any], shape: str, percentiles: Sequence[str]) -> str:
     found = row["latency_ms"].get(shape)
     return " / ".join(f"{found[name]:.1f}" for name in percentiles) if found else "-"
-
-
-def _shown_p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"

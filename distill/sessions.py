@@ -28,7 +28,7 @@ from distill.checksums import ANSWERING, check_whole
 from distill.devices import Device, has_fast_bf16, resolve_device
 from distill.errors import DeviceError, ModelError, one_line
 from distill.first_token import first_token_only, last_layer
-from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, load_weights
+from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, check_outputs, load_weights
 
 OPENVINO_EXTRA = 'pip install "distill[openvino]"'
 FOR_CPUS = ("onnx-int8", "openvino-bf16", "openvino-int8")  # formats that run on no other device
@@ -112,6 +112,10 @@ class OnnxSession:
                 f"{path}: ONNX Runtime could not start CUDA", hint="distill works on the CPU: --device cpu"
             )
         self._inputs = {item.name for item in self._session.get_inputs()}
+        outputs = {item.name: item.shape for item in self._session.get_outputs()}
+        if "logits" not in outputs:
+            raise ModelError(f"{path}: has no output named logits, but {', '.join(outputs)}")
+        self.outputs = outputs["logits"][-1]  # a name, or None, if the graph leaves it open
         self.device: Device = device
         self.format = format
         self.batch_tokens = BATCH_TOKENS["cuda"] if device == "cuda" else ONE_THREAD_BATCH_TOKENS
@@ -147,7 +151,9 @@ class OpenVinoSession:
 
     def __init__(self, path: Path, threads: int | None = None, *, format: str = "openvino"):
         self._path, self._threads = path, threads or cores()
-        self._request = self._compiled(streams=1).create_infer_request()
+        compiled = self._compiled(streams=1)
+        self.outputs = size.get_length() if (size := compiled.output(0).partial_shape[-1]).is_static else None
+        self._request = compiled.create_infer_request()
         self.format = format
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
@@ -193,20 +199,25 @@ def open_session(
     """Return the session of a model folder or Hub name: model.onnx in ONNX Runtime, openvino_model.xml in OpenVINO.
 
     Anything else runs in torch, in the dtype it was saved in or in `dtype` ("bfloat16"). `device` "auto" is CUDA where
-    that can run it. Raises `ModelError` where it cannot be loaded, `DeviceError` where the device is not there.
+    that can run it. Raises `ModelError` where it cannot be loaded or has another number of outputs than the
+    configuration has classes, `DeviceError` where the device is not there.
     """
     folder = Path(name)
     if (folder / OPENVINO_WEIGHTS).is_file():
         check_whole(folder, ANSWERING)
         if device == "cuda":
             raise DeviceError(f"{name}: OpenVINO formats run on CPUs", hint="--device cpu")
-        return OpenVinoSession(folder / OPENVINO_WEIGHTS, threads, format=_format(folder, "openvino"))
-    if (folder / ONNX_WEIGHTS).is_file():
+        session = OpenVinoSession(folder / OPENVINO_WEIGHTS, threads, format=_format(folder, "openvino"))
+    elif (folder / ONNX_WEIGHTS).is_file():
         check_whole(folder, ANSWERING)
         is_for_cpus = folder.name in FOR_CPUS or not onnx_runs_on_cuda()
         resolved = "cpu" if device == "auto" and is_for_cpus else resolve_device(device)
-        return OnnxSession(folder / ONNX_WEIGHTS, resolved, threads, format=_format(folder, "onnx"))
-    return TorchSession(load_torch(name, config, dtype), resolve_device(device))
+        session = OnnxSession(folder / ONNX_WEIGHTS, resolved, threads, format=_format(folder, "onnx"))
+    else:
+        return TorchSession(load_torch(name, config, dtype), resolve_device(device))
+    if isinstance(session.outputs, int):  # if the graph leaves it open, the first answers tell (Classifier.logits)
+        check_outputs(session.outputs, config.num_labels, name)
+    return session
 
 
 def import_openvino() -> Any:

@@ -33,6 +33,7 @@ from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.files import write_json, write_text
 from distill.fitting import base_fingerprint, finished_with, fit, origin_of, read_splits, shared_splits, tokenised
 from distill.hub import check_can_push, push
+from distill.metrics import commonest_share
 from distill.models import (
     align_labels,
     load_classifier,
@@ -375,6 +376,7 @@ def report(
         "versions": versions(),
         "hardware": describe_hardware(),
         "test_examples": len(splits.test),
+        "commonest_class_share": commonest_share(gold_labels),
         "max_tokens": recipe.data.max_tokens,
         "rounds": recipe.benchmark.rounds,
         "data": splits.fingerprints,

@@ -23,9 +23,8 @@ from huggingface_hub.constants import HF_HOME
 from distill.data import text_fingerprint
 from distill.errors import FolderError, ModelError
 from distill.files import atomic_path, read_json, write_json
-from distill.models import align_labels, config_fingerprint, weights_fingerprint
+from distill.models import align_labels, class_names, config_fingerprint, weights_fingerprint
 from distill.predictors import Classifier, identify
-from distill.predictors import label_names as classes_of
 from distill.progress import progress_line
 from distill.run_folder import RunFolder
 from distill.tokens import tokenizer_fingerprint
@@ -86,7 +85,7 @@ def identify_teacher(name: str, label_names: Sequence[str]) -> Teacher:
         tokenizer=tokenizer_fingerprint(tokenizer),
         max_tokens=max_tokens,
         label_names=tuple(label_names),
-        columns=tuple(align_labels(classes_of(config), label_names, teacher=name)),
+        columns=tuple(align_labels(class_names(config, name), label_names, teacher=name)),
     )
 
 

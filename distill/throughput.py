@@ -119,7 +119,8 @@ class Throughput:
 
         `model_flop_utilisation` is the share of the peak that went into the texts' own tokens, forwards and backwards;
         padding, dropout, the optimizer and waiting are all in the rest. A teacher that runs beside is not counted.
-        None where what a text costs is not known.
+        None where what a text costs is not known. No training passes its device's peak, so if the share comes out above
+        1, the peak was mistimed on a busy machine, and both are None.
         """
         texts, positions, tokens, squares = counts
         trained = max(seconds - self.evaluation_seconds, 1e-9)
@@ -127,14 +128,17 @@ class Throughput:
         if self.flops is not None:
             constant, linear, square = self.flops
             rate = FORWARD_AND_BACKWARD * (constant * texts + linear * tokens + square * squares) / trained
+        peak: float | None = self.peak * ranks
+        if rate is not None and rate > peak:
+            peak = None
         return {
             "evaluation_seconds": self.evaluation_seconds,
             "samples_per_second": texts / seconds,
             "tokens_per_second": tokens / seconds,
             "padding_fraction": 1 - tokens / positions if positions else None,
             "flops_per_second": rate,
-            "peak_flops_per_second": self.peak * ranks,
-            "model_flop_utilisation": None if rate is None else rate / (self.peak * ranks),
+            "peak_flops_per_second": peak,
+            "model_flop_utilisation": None if rate is None or peak is None else rate / peak,
         }
 
     def shown(self) -> dict[str, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from statistics import median
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,21 @@ BLOCK_CALLS = 5
 # Runtimes' threads go on spinning after a call and slow the next runtime down: an int8 graph that takes 13 ms alone
 # reads 30-43 ms in strict turn with another runtime.
 PAUSE_SECONDS = 0.1
+SCATTERED = 2.0  # highest over lowest of what should be alike: on a quiet machine it is below 1.5
+
+
+class Speedup(NamedTuple):
+    """How many times as fast one call is as another: the median over rounds, the least and the most of any round."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether the rounds differ so much that no single figure stands for them."""
+        return self.high >= SCATTERED * self.low
 
 
 class Clock:
@@ -65,6 +81,23 @@ def time_in_turn(
                 latencies[key].append((time.perf_counter() - start) * 1e3)
             progress(BLOCK_CALLS)
     return latencies
+
+
+def speedup(slower_ms: Sequence[float], faster_ms: Sequence[float]) -> Speedup:
+    """Return how many times as fast the second call is, from what `time_in_turn` gave for both, in its order.
+
+    Each round gives one ratio: the median of the first call's block over the median of the second's, which was timed
+    right after. Within a block the median leaves out two disturbed calls of five. Both blocks of a round meet the same
+    drift of the machine, and the median over rounds leaves out the rounds in which something else ran. Raises
+    `ValueError` if one call was timed in more rounds than the other.
+    """
+    ratios = [slower / faster for slower, faster in zip(_blocks(slower_ms), _blocks(faster_ms), strict=True)]
+    return Speedup(median(ratios), min(ratios), max(ratios), len(ratios))
+
+
+def _blocks(latencies_ms: Sequence[float]) -> list[float]:
+    """The median of each block, in the order of the rounds."""
+    return [median(latencies_ms[start : start + BLOCK_CALLS]) for start in range(0, len(latencies_ms), BLOCK_CALLS)]
 
 
 def summarise(latencies_ms: list[float]) -> dict[str, float | list[float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,16 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
 from distill.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnDivergence, StopOnSignal
-from distill.devices import Device, GpuWatch, describe_hardware, peak_memory_bytes, training_precision
+from distill.devices import (
+    Device,
+    GpuWatch,
+    bf16_rate,
+    describe_hardware,
+    has_fast_bf16,
+    peak_memory_bytes,
+    refuse_fp16,
+    training_precision,
+)
 from distill.errors import FolderError, RecipeError
 from distill.files import room_for
 from distill.first_token import LastLayer, first_token_only, last_layer
@@ -39,7 +49,9 @@ from distill.run_folder import RunFolder
 from distill.shards import check_launch
 from distill.throughput import Throughput, forward_flops, peak_flops
 from distill.trainers import ClassificationTrainer
-from distill.training_log import warnings_of
+from distill.training_log import early_stop, warnings_of
+
+log = logging.getLogger("distill")
 
 LONG_SECONDS = 10.0  # of training, before whose end other work on the machine may have come or gone
 _peak_once = functools.cache(peak_flops)  # a search begins many trainings
@@ -51,8 +63,10 @@ def training_arguments(
     """Return transformers' arguments for a `training` section and the reason for the precision they train in.
 
     Under a launcher this is where a process joins the others, with the recipe's backend and patience. Raises
-    `RecipeError` where transformers refuses a combination of fields that are each fine, and see `check_launch`.
+    `RecipeError` where transformers refuses a combination of fields that are each fine, and see `check_launch` and
+    `refuse_fp16`.
     """
+    refuse_fp16(training, device, stage)
     check_launch(training, stage)
     if training.get("fsdp") and device == "cpu" and (training.get("fsdp_config") or {}).get("cpu_offload"):
         raise RecipeError(
@@ -96,6 +110,10 @@ def settle_precision(
         fields = {name: bool(parent.get("training_arguments", {}).get(name)) for name in PRECISION}
         name = next((name for name in PRECISION if fields[name]), "fp32")
         return with_precision(recipe, stage, fields), f"{name}, as in the run that it learns from"
+    if device == "cpu" and training.get("bf16") and not has_fast_bf16(device):
+        rate = bf16_rate()
+        slow = f"multiplies in it at {rate:.2f} times the rate of fp32" if rate else "has neither AVX512-BF16 nor AMX"
+        log.warning("%s: training.bf16: true, but this CPU %s: without it the training is faster", stage, slow)
     fields, reason = training_precision(device, training)
     return with_precision(recipe, stage, fields), reason
 
@@ -266,6 +284,8 @@ def train(
         trainer.throughput.peak = max(trainer.throughput.peak, _peak(trainer, device))
     counts = torch.tensor(trainer.throughput.counts(), device=arguments.device)
     total = trainer.accelerator.reduce(counts, "sum").tolist()
+    best = Path(found).name if (found := trainer.state.best_model_checkpoint) else None
+    kept = best if arguments.load_best_model_at_end else None
     return {
         "seconds": seconds,
         **trainer.throughput.figures(seconds, total, arguments.world_size),
@@ -274,9 +294,10 @@ def train(
         "steps": trainer.state.global_step,
         "planned_steps": trainer.state.max_steps,
         "steps_per_epoch": trainer.state.global_step / trainer.state.epoch if trainer.state.epoch else None,
-        "best_checkpoint": Path(best).name if (best := trainer.state.best_model_checkpoint) else None,
+        "best_checkpoint": best,
         "selected_by": arguments.metric_for_best_model,
         "selected_at": trainer.state.best_metric,
+        "stopped_early": early_stop(trainer.state.global_step, trainer.state.max_steps, trainer.state.epoch, kept),
         "warnings": warnings_of(trainer.state.log_history, loss_is_scheduled=trainer.loss_is_scheduled),
         **trainer.finish(),
     }

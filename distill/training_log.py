@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 WORSE = 1.15  # validation loss over its best: less is noise
-FELL = 0.97  # last training losses over the first ones: more is no learning
+FELL = 0.97  # last training losses over the first ones: more is no learning, and more than its inverse a rise
 JUMPS = 0.5  # mean step from one logged loss to the next over their mean: batches of a healthy run differ by less
 FEWEST = 6  # logged losses without which nothing is said of their course
 
@@ -33,6 +33,30 @@ def selected_step(training: Mapping[str, Any]) -> int | None:
     return int(checkpoint.rpartition("-")[2]) if checkpoint else None
 
 
+def early_stop(step: int, planned_steps: int, epoch: float | None, kept: str | None) -> dict[str, Any] | None:
+    """Return where a training stopped before its `planned_steps`, for metrics.json; None if it did not.
+
+    `epoch` is what it had come to at `step`, `kept` the checkpoint that it ended with, None if that is its last step.
+    """
+    if step >= planned_steps:
+        return None
+    planned_epochs = epoch * planned_steps / step if epoch else None
+    found = {"step": step, "planned_steps": planned_steps, "epoch": epoch, "planned_epochs": planned_epochs}
+    return found | {"kept": kept}
+
+
+def early_stop_in_words(training: Mapping[str, Any]) -> str:
+    """Return what `early_stop` found of a training that stopped early, from the training figures in metrics.json."""
+    found = training["stopped_early"]
+    text = f"stopped early, at step {found['step']} of {found['planned_steps']}"
+    if found["epoch"]:
+        text += f" (epoch {found['epoch']:.4g} of {found['planned_epochs']:.4g})"
+    if found["kept"] is None:
+        return f"{text}; the last step is kept"
+    metric = training["selected_by"].removeprefix("eval_").replace("_", " ")
+    return f"{text}; {found['kept']} is kept, whose validation {metric} of {training['selected_at']:.4f} was the best"
+
+
 def warnings_of(log: Sequence[Mapping[str, Any]], *, loss_is_scheduled: bool = False) -> list[str]:
     """Return what a user should know of a finished training, from Trainer's log history; empty where it went well.
 
@@ -48,10 +72,13 @@ def warnings_of(log: Sequence[Mapping[str, Any]], *, loss_is_scheduled: bool = F
         first, last = mean(losses[:third]), mean(losses[-third:])
         steps = [abs(after - before) for before, after in zip(losses[third:], losses[third + 1 :], strict=False)]
         if last > FELL * first:
-            said.append(
-                f"the training loss hardly fell ({first:.3f} at first, {last:.3f} at last): the learning rate "
-                f"({max(rates, default=0):.1e} at its highest) is probably too low, or far too high"
-            )
+            rate, figures = f"{max(rates, default=0):.1e} at its highest", f"({first:.3f} at first, {last:.3f} at last)"
+            if last > first / FELL:
+                course, cure = "rose", f"the learning rate ({rate}) is probably too high"
+            else:
+                course = "hardly fell" if last <= first else "did not fall"
+                cure = f"the learning rate ({rate}) is probably too low, or far too high"
+            said.append(f"the training loss {course} {figures}: {cure}")
         # Where the loss is nearly gone, a single hard batch makes it jump.
         elif mean(steps) > JUMPS * mean(losses[third:]) and last > 0.2 * first:
             said.append(

@@ -51,14 +51,17 @@ CONFIGS = {
 }
 
 
-def write_reviews(path: Path, count: int, seed: int) -> list[tuple[str, str]]:
-    """Reviews that any model learns at once: each has opinion words of one side only. Lengths vary from 4 to 30."""
+def write_reviews(path: Path, count: int, seed: int, *, mislabelled: int = 0) -> list[tuple[str, str]]:
+    """Reviews that any model learns at once: each has opinion words of one side only. Lengths vary from 4 to 30.
+
+    The first `mislabelled` have the other label: on them whoever is sure is wrong.
+    """
     rng = random.Random(seed)
     rows = []
     for index in range(count):
         words = rng.choices(FILLER, k=rng.randint(2, 26)) + rng.choices(GOOD if index % 2 else BAD, k=rng.randint(2, 4))
         rng.shuffle(words)
-        rows.append((" ".join(words), LABELS[index % 2]))
+        rows.append((" ".join(words), LABELS[(index + (index < mislabelled)) % 2]))
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("text", "label"), *rows])
     return rows

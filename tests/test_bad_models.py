@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 
+import onnx
 import pytest
 import torch
 from conftest import LABELS, check_refused, run, write_reviews
+from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "model.safetensors"
@@ -97,6 +99,20 @@ def harmful_code(**settings):
     return change
 
 
+def heads(outputs):
+    """Weights whose head has this number of outputs."""
+    shapes = {"classifier.weight": torch.zeros(outputs, 32), "classifier.bias": torch.zeros(outputs)}
+    return weights(lambda found: found.update(shapes))
+
+
+MULTI_LABEL = "config.json: gives a text any number of labels (problem_type: multi_label_classification), which"
+REGRESSION = (
+    "config.json: gives a text a number (regression: problem_type, or a single output), which distill cannot do"
+)
+ONE_OUTPUT = {"id2label": {"0": "score"}, "label2id": {"score": 0}}
+THREE = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+GAPS = "config.json: id2label: wants a name for each of 0 to 1, got names for 0, 2"
+EVERY = ("teacher", "predict", "student", "report", "export")
 THEIRS = {"AutoConfig": "theirs.Config", "AutoModelForSequenceClassification": "theirs.Model"}
 BOTH = ("teacher", "predict")
 # Of each: how the folder is changed, the commands that refuse it, and what the one line says.
@@ -123,6 +139,16 @@ CASES = {
         "classifies into 3 classes, the data has 2: negative, positive",
     ),
     "two classes of one name": (config(id2label={"0": "a", "1": "a"}), ("predict",), "the same name stands"),
+    "several labels a text": (config(problem_type="multi_label_classification"), EVERY, MULTI_LABEL),
+    "a number for a text": (config(problem_type="regression"), EVERY, REGRESSION),
+    "a single output": (lambda folder: (config(**ONE_OUTPUT)(folder), heads(1)(folder)), EVERY, REGRESSION),
+    "class names with a gap": (config(id2label={"0": "negative", "2": "positive"}), EVERY, GAPS),
+    "more outputs than class names": (
+        heads(3), EVERY, "{model}: has 3 outputs, but its config.json (id2label) names 2 classes",
+    ),
+    "fewer outputs than class names": (
+        config(**THREE), ("predict",), "{model}: has 2 outputs, but its config.json (id2label) names 3 classes",
+    ),
     "a temperature that is none": (config(calibration_temperature=-1), ("predict",), "must be a number above 0"),
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), BOTH, "has no tokenizer (tokenizer.json"),
     "half a tokenizer": (cut("tokenizer.json", 300), BOTH, "{model}: no tokenizer can be loaded"),
@@ -162,9 +188,13 @@ def test_a_model_that_cannot_be_used_is_one_line(name, command, tmp_path, tiny_b
     model = tmp_path / "model"
     shutil.copytree(tiny_bert, model)
     change(model)
-    arguments = ["predict", model, "a good film"]
-    if command == "teacher":
-        arguments = ["teacher", recipe_path, "--set", f"teacher.model={model}", "--set", "teacher.pretrained=true"]
+    arguments = {
+        "predict": ["predict", model, "a good film"],
+        "teacher": ["teacher", recipe_path, "--set", f"teacher.model={model}", "--set", "teacher.pretrained=true"],
+        "student": ["student", recipe_path, "--teacher", model, "--force"],
+        "report": ["report", model, "--recipe", recipe_path, "--output", tmp_path / "report"],
+        "export": ["export", model, "--recipe", recipe_path, "--onnx", "--output", tmp_path / "export"],
+    }[command]
     check_refused(tmp_path, [expected.format(model=model)], *arguments)
     assert not (tmp_path / "harmed").exists()
     record_property("attacks refused" if name in ATTACKS else "bad models", 1)
@@ -299,6 +329,82 @@ def test_a_model_of_another_task_is_a_teacher_with_a_new_head(tmp_path, tiny_ber
     sets = [part for setting in settings for part in ("--set", setting)]
     code, _, err = run("teacher", recipe_path, *sets, "--output", tmp_path / "out")
     assert code == 0, err
+
+
+def test_a_base_of_several_labels_whose_head_is_not_kept_is_one_of_single_labels(tmp_path, tiny_bert, recipe_path):
+    """Of `pretrained: false` the sizes count, and what is saved says what it is."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    config(problem_type="multi_label_classification")(model)
+    settings = (f"teacher.model={model}", "teacher.training.max_steps=1")
+    sets = [part for setting in settings for part in ("--set", setting)]
+    code, _, err = run("teacher", recipe_path, *sets, "--output", tmp_path / "out")
+    assert code == 0, err
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert saved["problem_type"] == "single_label_classification"
+
+
+# Of each graph: the shape of its output, the output's name, and what the one line says; None opens and answers.
+GRAPHS = {
+    "as many outputs as class names": (("batch", 2), "logits", None),
+    "one output for two class names": (("batch", 1), "logits", "has 1 outputs, but its config.json (id2label) names 2"),
+    "more outputs than class names": (("batch", 3), "logits", "has 3 outputs, but its config.json (id2label) names 2"),
+    "another number, left open": (
+        ("batch", "classes"),
+        "logits",
+        ": has 3 outputs, but its config.json (id2label)",
+    ),
+    "another name": (("batch", 2), "scores", "has no output named logits, but scores"),
+}
+
+
+def graph_of(shape, output):
+    """A graph that answers each class with the sum of a text's ids; a number of classes that is a name is found as it
+    runs (3)."""
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["input_ids"], ["ids"], to=TensorProto.FLOAT),
+        node("ReduceSum", ["ids", "axis"], ["sum"], keepdims=1),
+        node("ReduceMin", ["attention_mask"], ["one"], keepdims=0),  # every text has a token
+        node("Unsqueeze", ["one", "first"], ["ones"]),
+        node("Mul", ["ones", "count"], ["classes"]),
+        node("Concat", ["row", "classes" if isinstance(shape[1], str) else "count"], ["size"], axis=0),
+        node("ConstantOfShape", ["size"], ["weights"], value=helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])),
+        node("MatMul", ["sum", "weights"], [output]),
+    ]
+    numbers = {"axis": 1, "first": 0, "row": 1, "count": 3 if isinstance(shape[1], str) else shape[1]}
+    constants = [helper.make_tensor(name, TensorProto.INT64, [1], [value]) for name, value in numbers.items()]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)]
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    return model
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_a_graph_has_as_many_outputs_as_class_names(name, runtime, tmp_path, tiny_bert, record_property):
+    shape, output, expected = GRAPHS[name]
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    (model / WEIGHTS).unlink()
+    onnx.save(graph_of(shape, output), model / "model.onnx")
+    if runtime == "openvino":
+        if output != "logits":
+            pytest.skip("OpenVINO reads the first output, whatever its name")
+        openvino = pytest.importorskip("openvino")
+        openvino.save_model(openvino.Core().read_model(model / "model.onnx"), model / "openvino_model.xml")
+        (model / "model.onnx").unlink()
+    if expected is None:
+        code, out, err = run("predict", model, "a good film")
+        assert code == 0 and out.startswith("negative\t0.5000"), err
+        return
+    check_refused(tmp_path, [expected], "predict", model, "a good film")
+    record_property("bad models", 1)
 
 
 def test_a_label_does_not_steer_the_terminal(tmp_path, tiny_bert):

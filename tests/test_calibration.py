@@ -3,7 +3,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 
-from distill.calibration import BOUNDS, fit_temperature
+from distill.calibration import BOUNDS, FEWEST, calibrate, fit_temperature
 from distill.metrics import expected_calibration_error
 
 
@@ -61,3 +61,63 @@ def test_a_model_that_is_always_right_keeps_its_confidence():
 def test_a_model_that_is_always_wrong_is_told_to_be_unsure():
     logits, _ = sampled(50)
     assert fit_temperature(logits, logits.argmin(axis=1)) == pytest.approx(BOUNDS[1], rel=1e-3)
+
+
+# Of each: texts, how much too large the logits are, and whether a temperature is applied; sampled() is calibrated.
+JUDGED = {
+    "many texts, far too sure": (2_000, 3.0, True),
+    "many texts, not sure enough": (2_000, 0.5, True),
+    "some texts, far too sure": (200, 3.0, True),
+    "some texts, right as they are": (200, 1.0, False),
+    "few texts, right as they are": (FEWEST, 1.0, False),
+    "too few texts, far too sure": (FEWEST - 1, 3.0, False),
+    "too few texts, right as they are": (16, 1.0, False),
+}
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_temperature_is_applied_if_it_helps_texts_that_it_was_not_fitted_on(name):
+    examples, scale, applied = JUDGED[name]
+    logits, gold = sampled(examples, seed=1)
+    logits *= scale
+    found = calibrate(logits, gold)
+    assert found.fitted == fit_temperature(logits, gold) != 1.0
+    if applied:
+        assert found.refused is None and found.temperature == found.fitted == pytest.approx(scale, rel=0.2)
+        assert found.ece < found.ece_before and found.log_loss < found.log_loss_before
+    else:
+        assert found.temperature == 1.0
+        few = f"{examples} validation texts are too few to tell whether it helps (50)"
+        assert found.refused == few if examples < FEWEST else found.refused.startswith("it raises ")
+
+
+def test_the_refusal_names_what_got_worse_with_its_figures():
+    """One sure mistake in each fifth or so: what four fifths learn of it the last one does not bear out."""
+    logits, gold = sampled(FEWEST, seed=1)
+    found = calibrate(logits, gold)
+    for name, before, after in (
+        ("calibration error", found.ece_before, found.ece), ("log loss", found.log_loss_before, found.log_loss),
+    ):  # fmt: skip
+        assert (f"{name} from {before:.4f} to {after:.4f}" in found.refused) == (after > before)
+
+
+def test_judging_is_repeatable_and_blind_to_the_order_of_classes():
+    logits, gold = sampled(300)
+    found = calibrate(logits * 3, gold)
+    assert found == calibrate(logits * 3, gold)
+    turned = calibrate(logits[:, ::-1] * 3, 2 - gold)
+    assert turned.temperature == pytest.approx(found.temperature) and turned.ece == pytest.approx(found.ece)
+
+
+def test_on_new_texts_what_is_applied_spoils_little():
+    """Of forty small validation sets of a calibrated model: fitted blindly, most spoil its probabilities."""
+    blind = judged = 0
+    for seed in range(40):
+        logits, gold = sampled(2_100, classes=2, seed=seed)
+        found = calibrate(logits[:100], gold[:100])
+        raw, fitted, kept = (
+            expected_calibration_error(softmax(logits[100:] / by, axis=1), gold[100:])
+            for by in (1.0, found.fitted, found.temperature)
+        )
+        blind, judged = blind + (fitted > raw + 0.005), judged + (kept > raw + 0.005)
+    assert blind >= 25 and judged <= 8  # 30 and 6, as docs/losses.md says

@@ -1,13 +1,15 @@
 """The model card: readable by the Hub's own library, true to metrics.json, and without a word of where it was made."""
 
 import json
+import re
 
 import pytest
-from conftest import make_classifier
+from conftest import make_classifier, run, write_reviews
 from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 
 from distill import stages
+from distill.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -15,40 +17,57 @@ def world(tmp_path_factory, data):
     """A recipe, its teacher and a student of it."""
     folder = tmp_path_factory.mktemp("card")
     model = make_classifier(folder / "some-bert")
+    write_reviews(folder / "validation.csv", 100, seed=9, mislabelled=20)  # for a temperature to make up for
     training = {"num_train_epochs": 1, "learning_rate": 3e-3, "per_device_train_batch_size": 16}
+    sure = training | {"num_train_epochs": 10, "load_best_model_at_end": False}
+    idle = training | {"learning_rate": 1e-9}  # a student of random weights, which stays one
+    files = {"train": data / "train.csv", "validation": folder / "validation.csv", "test": data / "test.csv"}
+    files = {split: str(path) for split, path in files.items()}
     recipe = {
-        "data": {"files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")}, "max_tokens": 32},
-        "teacher": {"model": str(model), "calibrate": True, "training": training},
-        "student": {"layers": 2, "training": training, "calibrate": False},
+        "data": {"files": files, "max_tokens": 32},
+        "teacher": {"model": str(model), "calibrate": True, "training": sure},
+        "student": {"config": {"num_hidden_layers": 1}, "training": idle, "calibrate": False},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     recipe = stages.check(folder / "recipe.yaml")
     teacher = stages.teacher(recipe, folder / "my-teacher")
-    return folder, teacher, stages.student(recipe, teacher.path, folder / "my-student", force=True)
+    student = RunFolder(folder / "my-student")
+    code, _, err = run("student", folder / "recipe.yaml", "--teacher", teacher.path, "--output", student.path)
+    assert code == 0, err
+    (folder / "student.log").write_text(err)
+    return folder, teacher, student
 
 
 def test_the_hub_reads_it_and_its_figures_are_those_of_the_run(world):
-    for run in world[1:]:
-        found = ModelCard(run.card.read_text(encoding="utf-8"))
-        metrics = json.loads(run.metrics.read_text())
+    for made in world[1:]:
+        found = ModelCard(made.card.read_text(encoding="utf-8"))
+        metrics = json.loads(made.metrics.read_text())
         results = {result.metric_type: result.metric_value for result in found.data.eval_results}
         assert results == {name: metrics["test"][name] for name in ("accuracy", "macro_f1")}
         assert f"| {metrics['test']['accuracy']:.4f} |" in found.text
-        assert found.data.pipeline_tag == "text-classification" and found.data.model_name == run.path.name
+        assert found.data.pipeline_tag == "text-classification" and found.data.model_name == made.path.name
 
 
 def test_it_says_what_was_made_of_what(world):
     _, teacher, student = world
     text = student.card.read_text()
     assert "It was distilled from `my-teacher`." in text and "some-bert" in teacher.card.read_text()
-    assert "144 train, 16 validation, 40 test" in text and "train.csv, test.csv" in text
+    assert "160 train, 100 validation, 40 test" in text and "train.csv, test.csv" in text
     assert "calibrated scores" in teacher.card.read_text() and "calibrated scores" not in text
+    assert json.loads(teacher.metrics.read_text())["warnings"] == [] and "**It " not in teacher.card.read_text()
+
+
+def test_a_student_that_learned_nothing_says_so_in_the_log_in_its_figures_and_on_its_card(world):
+    (said,) = json.loads(world[2].metrics.read_text())["warnings"]
+    assert re.fullmatch(r"answers (negative|positive) for every one of 40 test texts", said)
+    assert f"- **It {said}.**\n" in world[2].card.read_text()
+    assert (world[0] / "student.log").read_text().splitlines().count(f"student: {said}") == 1
 
 
 def test_no_path_of_the_machine_is_in_it_and_its_recipe_is_one(world, tmp_path):
     folder, teacher, student = world
-    for run in (teacher, student):
-        text = run.card.read_text()
+    for made in (teacher, student):
+        text = made.card.read_text()
         assert str(folder.parent) not in text and ": /" not in text
         recipe = text.split("```yaml\n")[1].split("```")[0]
         assert YAML(typ="safe").load(recipe)["data"]["files"]["train"] == "train.csv"
@@ -57,8 +76,10 @@ def test_no_path_of_the_machine_is_in_it_and_its_recipe_is_one(world, tmp_path):
 
 
 def test_the_learning_curve_lies_beside_it(world):
-    for run in world[1:]:
-        assert run.learning_curve.read_bytes().startswith(b"\x89PNG") and "(learning_curve.png)" in run.card.read_text()
+    for made in world[1:]:
+        assert (
+            made.learning_curve.read_bytes().startswith(b"\x89PNG") and "(learning_curve.png)" in made.card.read_text()
+        )
 
 
 def test_an_export_has_a_card_with_the_figures_of_its_proof(world):
@@ -67,5 +88,5 @@ def test_an_export_has_a_card_with_the_figures_of_its_proof(world):
     found = ModelCard((teacher.export / "onnx-fp32" / "README.md").read_text(encoding="utf-8"))
     assert found.data.library_name == "onnx" and found.data.tags == ["distill", "onnx-fp32"]
     assert f"| {proof['accuracy']:.4f} | {proof['accuracy_drop']:.4f} | {proof['agreement']:.4f} |" in found.text
-    assert "On 16 validation texts" in found.text and "already divided by the calibration temperature" in found.text
+    assert "On 100 validation texts" in found.text and "already divided by the calibration temperature" in found.text
     assert str(world[0]) not in found.text

@@ -6,6 +6,12 @@ from test_page import ROWS
 from distill.choice import Budget, choose, pareto_front
 from distill.errors import BudgetError
 
+FIVE_FOLD = [1.0, 1.0, 9.0, 1.0, 30.0]  # a block of which two calls were disturbed
+
+
+def chosen(rows, shape="1x128", budget=None, comparisons=(), share=0.5):
+    return choose(rows, shape, budget, commonest_share=share, comparisons=comparisons)
+
 
 @pytest.mark.parametrize(
     ("budget", "role", "format", "why"),
@@ -18,7 +24,7 @@ from distill.errors import BudgetError
     ],
 )
 def test_a_budget_chooses_and_says_why(budget, role, format, why):
-    choice = choose(ROWS, "1x128", budget)
+    choice = chosen(ROWS, "1x128", budget)
     assert (choice["role"], choice["format"]) == (role, format)
     assert why in choice["reason"]
 
@@ -33,18 +39,18 @@ def test_a_budget_chooses_and_says_why(budget, role, format, why):
     ],
 )
 def test_where_none_fits_the_one_least_over_is_named(budget, nearest):
-    choice = choose(ROWS, "1x128", budget)
+    choice = chosen(ROWS, "1x128", budget)
     assert choice["model"] is None and "no model is within" in choice["reason"]
     assert (choice["nearest"]["role"], choice["nearest"]["format"]) == nearest
 
 
 def test_a_control_is_never_chosen():
-    assert choose([ROWS[0], ROWS[3]], "1x128", Budget(25.0))["model"] is None
+    assert chosen([ROWS[0], ROWS[3]], "1x128", Budget(25.0))["model"] is None
 
 
 def test_a_drop_counts_from_a_teacher():
     with pytest.raises(BudgetError, match="counts from the teacher"):
-        choose(ROWS[1:3], "1x128", Budget(max_drop=0.01))
+        chosen(ROWS[1:3], "1x128", Budget(max_drop=0.01))
 
 
 def test_the_front_is_what_none_beats_in_both():
@@ -70,4 +76,152 @@ def test_the_front_is_what_none_beats_in_both():
     ],
 )
 def test_where_nothing_can_be_told_nothing_is_chosen(rows, shape, reason):
-    assert choose(rows, shape, Budget(5.0)) == {"model": None, "reason": reason}
+    assert chosen(rows, shape, Budget(5.0)) == {"model": None, "reason": reason, "unfit": []}
+
+
+def like(role, format=None, **changes):
+    """ROWS with changes to those of a role, or of one of its formats."""
+    return [
+        row | changes if row["role"] == role and format in (None, row["format"]) else row for row in ROWS
+    ]  # fmt: skip
+
+
+def both(rows, *others):
+    """Rows of which those of a role are taken from each list in turn."""
+    return [next((other[at] for other in others if other[at] is not ROWS[at]), row) for at, row in enumerate(rows)]
+
+
+def against_control(gain, p_value):
+    return [{"student": "runs/student", "control": "runs/control", "gain": gain, "p_value": p_value}]
+
+
+CONSTANT = {"classes_answered": 1, "accuracy": 0.5}
+WORSE = against_control(-0.13, 0.0004)
+ONE_ANSWER = "it gives one answer for every test text (50.00% of the test texts right; the commonest class alone gives"
+NO_BETTER = "it is no better than always giving the commonest answer (48.00% of the test texts right; the commonest"
+BELOW = "it is 13.0 points below its control, the same model trained on labels alone (p < 0.001)"
+# Of each: rows, comparisons, budget; the role and format that are chosen; whose fault the answer begins with, what it
+# is and what is to be done.
+UNFIT = {
+    "a constant student": (
+        like("student", **CONSTANT), (), None, None, "student", ONE_ANSWER, "distil it longer, at another learning",
+    ),
+    "a student below the commonest class": (
+        like("student", accuracy=0.48), (), None, None, "student", NO_BETTER, "distil it longer, at another learning",
+    ),
+    "a student at the commonest class": (
+        like("student", accuracy=0.5), (), None, None, "student", "it is no better than always giving", "distil it lon",
+    ),
+    "an export that luck put above": (
+        like("student", "torch-fp32", accuracy=0.48), (), None, None, "student", NO_BETTER, "distil it longer",
+    ),
+    "a student below its control": (
+        ROWS, WORSE, None, None, "student", BELOW, "take the control instead (distill export runs/control), or distil",
+    ),
+    "all at once": (
+        both(ROWS, like("teacher", accuracy=0.48), like("student", **CONSTANT)), WORSE, None, None, "teacher",
+        NO_BETTER, "train it longer, at another learning rate or on more texts, then distil again. The student is not "
+        f"fit to ship: {ONE_ANSWER} 50.00%) and {BELOW}; what to do: take the control instead (distill export "
+        "runs/control), or mend its teacher first, then distil again",
+    ),
+    "a control that is no better than the commonest class either": (
+        both(ROWS, like("control", accuracy=0.49), like("student", accuracy=0.36)), WORSE, None, None, "student",
+        "it is no better than always", "distil it longer, at another learning rate",
+    ),
+    "one export alone": (
+        like("student", "onnx-int8", **CONSTANT), (), None, ("student", "torch-fp32"), "student in runs/student/onnx",
+        ONE_ANSWER, "ship another format of it, or export it again. The fastest student at 1x128",
+    ),
+    "a teacher alone": (
+        like("teacher", accuracy=0.48), (), None, ("student", "onnx-int8"), "teacher", NO_BETTER, "train it longer",
+    ),
+    "one student of two": (
+        [*like("student", **CONSTANT), ROWS[1] | {"model": "runs/b", "folder": "runs/b"}], (), None,
+        ("student", "torch-fp32"), "student in runs/student", ONE_ANSWER, "distil it longer",
+    ),
+    "a budget that the teacher is within": (
+        like("student", **CONSTANT), (), Budget(100.0, 0.5), ("teacher", "torch-fp32"), "student", ONE_ANSWER,
+        "distil it longer, at another learning rate or with more layers. The fastest model within 100 ms at 1x128 and",
+    ),
+    "a budget that only unfit models are within": (
+        both(ROWS, like("teacher", accuracy=0.48), like("student", **CONSTANT)), (), Budget(100.0, 0.5), None,
+        "teacher", NO_BETTER, "train it longer",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_is_not_fit_is_not_shipped_and_the_answer_begins_with_it(name):
+    rows, comparisons, budget, expected, who, why, cure = UNFIT[name]
+    choice = chosen(rows, budget=budget, comparisons=comparisons)
+    assert ((choice["role"], choice["format"]) if choice["model"] else None) == expected
+    assert choice["reason"].startswith(f"the {who}")
+    assert f" is not fit to ship: {why}" in choice["reason"] and f"; what to do: {cure}" in choice["reason"]
+    assert "nearest" not in choice and choice["unfit"]
+    for found in choice["unfit"]:
+        assert set(found) == {"role", "model", "folder", "why", "cure"}
+    if not expected:
+        assert "fastest" not in choice["reason"] and "accuracy (" not in choice["reason"]
+
+
+@pytest.mark.parametrize(
+    "comparisons",
+    [(), against_control(-0.13, 0.05), against_control(-0.01, 0.6), against_control(0.13, 0.0004)],
+)
+def test_a_student_that_is_not_significantly_below_its_control_is_shipped(comparisons):
+    choice = chosen(ROWS, comparisons=comparisons)
+    assert choice["format"] == "onnx-int8" and choice["unfit"] == []
+    assert choice["reason"].startswith("the fastest student")
+
+
+def test_what_is_not_fit_is_not_the_nearest_either():
+    choice = chosen(like("student", "onnx-int8", **CONSTANT), budget=Budget(4.0))
+    assert (choice["nearest"]["role"], choice["nearest"]["format"]) == ("student", "torch-fp32")
+    assert choice["reason"].startswith("the student in runs/student/onnx-int8 is not fit to ship")
+
+
+def test_nobody_is_measured_by_a_teacher_that_learned_nothing():
+    choice = chosen(like("teacher", accuracy=0.48))
+    assert "accuracy_of_teacher" not in choice and "of the teacher's accuracy" not in choice["reason"]
+    assert "8.0 x the teacher's speed" in choice["reason"]
+
+
+def timed(*rounds):
+    """Latencies as `time_in_turn` leaves them: five calls for each round."""
+    return {"1x128": {"p50": rounds[0], "p95": 0, "p99": 0, "raw": [ms * n for ms in rounds for n in FIVE_FOLD]}}
+
+
+# Of each: the teacher's and the student's milliseconds in each round, the speed-up with its range, and the words.
+SPEEDS = {
+    "a quiet machine": ([40, 42, 38], [10, 10, 10], (4.0, 3.8, 4.2), "4.0 x (3.8 to 4.2) its speed over 3 rounds"),
+    "both slow down together": ([40, 80, 40], [10, 20, 10], (4.0, 4.0, 4.0), "4.0 x (4.0 to 4.0) its speed over 3"),
+    "one round": ([40], [10], (4.0, 4.0, 4.0), "; 97.8% of the teacher's accuracy (90.00%) and 4.0 x its speed over 1"),
+    "one disturbed round of five": (
+        [40, 40, 70, 40, 40], [10] * 5, (4.0, 4.0, 7.0), "4.0 x (4.0 to 7.0) its speed over 5 rounds",
+    ),
+    "work that comes and goes": (
+        [40, 1_000, 1_011, 1_020], [10, 10, 10, 10], (100.55, 4.0, 102.0),
+        "4.0 to 102.0 x its speed over 4 rounds (torch-fp32 on cpu), rounds that scatter too much for one figure",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPEEDS)
+def test_a_speed_up_has_its_spread_and_no_figure_where_rounds_scatter(name):
+    teacher, student, (median, low, high), words = SPEEDS[name]
+    rows = [ROWS[0] | {"latency_ms": timed(*teacher)}, ROWS[1] | {"latency_ms": timed(*student)}]
+    choice = chosen(rows)
+    assert choice["speedup_over_teacher"] == pytest.approx(median)
+    assert choice["speedup_over_teacher_range"] == pytest.approx([low, high])
+    assert choice["speedup_rounds"] == len(teacher) and words in choice["reason"]
+    assert "100." not in choice["reason"]  # a median of rounds that scatter is no figure to quote
+
+
+def test_what_is_the_smaller_model_has_its_spread_too():
+    rows = [row | {"latency_ms": timed(*rounds)} for row, rounds in zip(ROWS, ([40, 44], [20, 20], [5, 5]))]
+    choice = chosen(rows)
+    assert (
+        "8.4 x (8.0 to 8.8) its speed over 2 rounds (torch-fp32 on cpu), of which 2.1 x (2.0 to 2.2) is the smaller"
+        in (choice["reason"])
+    )
+    assert choice["speedup_of_the_student_itself_range"] == pytest.approx([2.0, 2.2])

@@ -10,7 +10,9 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import data_section, make_classifier, run, write_reviews
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import distill
@@ -49,6 +51,8 @@ def test_a_run_leaves_every_stage_and_a_report(finished):
         assert set(row["latency_ms"]) == {"1x8", "2x16"}
         assert len(row["latency_ms"]["1x8"]["raw"]) >= 5
         assert row["texts_per_second"] > 0 and row["size_bytes"] > 0
+        assert row["classes_answered"] == 2
+    assert report["environment"]["commonest_class_share"] == 0.5 and report["choice"]["unfit"] == []
     exports = folder / "out" / "student" / "export"
     assert set(json.loads((exports / "export.json").read_text())) == {
         path.name for path in exports.iterdir() if path.is_dir()
@@ -80,20 +84,31 @@ def test_several_teachers_and_a_place_for_their_answers_on_the_command_line(fini
 
 
 def test_a_run_folder_holds_what_the_contract_says(finished):
-    folder, _, _ = finished
+    folder, _, err = finished
     for role in ("teacher", "student"):
         run_folder = folder / "out" / role
         model = AutoModelForSequenceClassification.from_pretrained(run_folder)
         assert model.config.id2label == {0: "negative", 1: "positive"}
+        for path in run_folder.rglob("config.json"):  # of its exports and checkpoints too
+            assert json.loads(path.read_text())["problem_type"] == "single_label_classification", path
+        assert len(list(run_folder.rglob("config.json"))) >= (5 if role == "student" else 2)
         assert AutoTokenizer.from_pretrained(run_folder).model_max_length == 32
         metrics = json.loads((run_folder / "metrics.json").read_text())
         assert metrics["test"]["accuracy"] > 0.9  # these reviews are easy
+        assert metrics["warnings"] == [] and metrics["training"]["stopped_early"] is None
         assert set(metrics["test"]) == {
             "examples", "accuracy", "accuracy_ci95", "macro_f1", "roc_auc", "log_loss", "ece", "brier",
         }  # fmt: skip
         assert {
             "seconds", "samples_per_second", "tokens_per_second", "padding_fraction", "peak_memory_bytes",
         } <= set(metrics["training"])  # fmt: skip
+        if role == "student":
+            few = "16 validation texts are too few to tell whether it helps (50)"
+            assert metrics["calibration"]["refused"] == few and model.config.calibration_temperature == 1.0
+            assert (
+                f"student: not calibrated: a temperature of {metrics['calibration']['fitted_temperature']:.2f}" in err
+            )
+            assert "student: made of layers 0, 2 of the teacher's 4 (0 to 3); learns by soft_targets at" in err
         parts = {"data", "tokenising", "evaluation", "test", *(["teacher_logits"] if role == "student" else [])}
         assert all(metrics["training"][f"{part}_seconds"] > 0 for part in parts)
         assert 0 < metrics["training"]["model_flop_utilisation"] < 1
@@ -330,6 +345,21 @@ def test_a_budget_that_none_meets_exits_2_with_the_nearest_and_leaves_the_report
         "error: report: no model is within 0.001 ms at 1x8 and 20 points of the teacher's accuracy; the nearest" in err
     )
     assert "No model fits" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_student_that_gives_one_answer_is_not_shipped_however_fast(finished, tmp_path):
+    student = tmp_path / "student"
+    shutil.copytree(finished[0] / "out" / "student", student, ignore=shutil.ignore_patterns("export"))
+    found = load_file(student / "model.safetensors")
+    found["classifier.weight"].zero_()
+    found["classifier.bias"][:] = torch.tensor([1.0, 0.0])
+    save_file(found, student / "model.safetensors", metadata={"format": "pt"})
+    seal(student)
+    code, out, _ = run("report", finished[0] / "out" / "teacher", student, "--output", tmp_path / "report")
+    assert code == 0 and "\nthe student is not fit to ship: it gives one answer for every test text (50.00%" in out
+    assert "distil it longer" in out and "it lies in" not in out
+    code, _, err = run("report", student, "--output", tmp_path / "report", "--max-latency-ms", "1000")
+    assert code == 2 and "error: report: the student is not fit to ship: it gives one answer" in err
 
 
 def test_unsure_texts_are_answered_by_the_teacher(finished):

@@ -13,10 +13,12 @@ from transformers import ModernBertConfig, ModernBertForSequenceClassification
 import distill
 from distill import distilling, stages
 from distill.checksums import SEAL
+from distill.distilling import loss_in_words
 from distill.errors import FolderError, ModelError, RecipeError, UserError
 from distill.hidden_states import OnlineTeacher
 from distill.losses import soft_target_loss
 from distill.provenance import TRAINED_WITH
+from distill.recipe import Loss
 from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, read_predictions
 
@@ -424,18 +426,57 @@ def test_an_interrupted_control_is_resumed_without_its_student_being_redone(worl
 
 
 def test_the_student_is_calibrated_on_validation_and_says_so_in_its_config(world, tmp_path):
-    settings = ("student.training.num_train_epochs=6", "student.loss.soft_weight=0")
+    validation = tmp_path / "validation.csv"
+    write_reviews(validation, 100, seed=9, mislabelled=20)  # for a temperature to make up for
+    settings = (
+        "student.training.num_train_epochs=10", "student.loss.soft_weight=0", f"data.files.validation={validation}",
+    )  # fmt: skip
     calibrated = distil(world, tmp_path / "student", *settings)
     raw = distil(world, tmp_path / "raw", *settings, "student.calibrate=false")
     temperature = json.loads((calibrated.path / "config.json").read_text())["calibration_temperature"]
-    assert metrics(calibrated)["calibration"]["temperature"] == temperature
+    found = metrics(calibrated)["calibration"]
+    assert found["temperature"] == found["fitted_temperature"] == temperature > 1.2 and found["refused"] is None
+    assert found["validation_ece"] < found["validation_ece_before"]
     assert "calibration" not in metrics(raw)
     logits = [read_predictions(folder.predictions)[2] for folder in (calibrated, raw)]
     np.testing.assert_allclose(logits[0] * temperature, logits[1], rtol=1e-4, atol=1e-4)
 
 
-def test_attention_dropout_is_the_recipes(world, tmp_path):
-    for origin in ("student.layers=2", f"student.model={make_classifier(tmp_path / 'd', 'distilbert')}"):
+# Of each: a recipe's loss, and what is said of it.
+LOSSES = {
+    "the default": ({}, "soft_targets at temperature 2 with soft weight 0.5 (the rest: cross-entropy on labels)"),
+    "schedules": (
+        {"temperature": {"start": 4.0, "end": 1.0}, "soft_weight": {"start": 1, "end": 0.25}},
+        "soft_targets at temperature 4 to 1 with soft weight 1 to 0.25 (the rest: cross-entropy on labels)",
+    ),
+    "no temperature": (
+        {"soft": "logit_mse", "soft_weight": 1.0}, "logit_mse with soft weight 1 (the rest: cross-entropy on labels)",
+    ),
+    "everything": (
+        {"soft": "decoupled", "hidden_states": {"distance": "mse", "weight": {"start": 1, "end": 0}},
+         "attention_relations": {"weight": 0.5}},
+        "decoupled at temperature 2 with soft weight 0.5 (the rest: cross-entropy on labels), hidden_states (mse, "
+        "weight 1 to 0), attention_relations (weight 0.5)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_said_in_words(name):
+    section, words = LOSSES[name]
+    assert loss_in_words(Loss.model_validate(section)) == words
+
+
+def test_attention_dropout_is_the_recipes(world, tmp_path, caplog):
+    caplog.set_level("INFO", logger="distill")
+    other = make_classifier(tmp_path / "d", "distilbert")
+    origins = {
+        "student.layers=2": "made of layers 0, 3 of the teacher's 4 (0 to 3)",
+        f"student.model={other}": f"pretrained, from {other}",
+    }
+    for origin, words in origins.items():
+        caplog.clear()
         folder = distil(world, tmp_path / origin[:15], origin, "student.attention_dropout=0.25")
         config = json.loads((folder.path / "config.json").read_text())
         assert 0.25 in (config.get("attention_probs_dropout_prob"), config.get("attention_dropout"))
+        assert f"student: {words}; learns by {LOSSES['the default'][1]}" in caplog.messages

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "distill"
 # Ground floor first; a module imports only from lower floors, and floor-mates do not import each other.
 FLOORS = [
     {"errors", "timing", "provenance", "sampling", "cascade", "page", "training_log", "packages", "section", "labels"},
-    {"ranks", "choice", "files", "embeddings"},
-    {"progress", "training_arguments", "devices", "losses", "metrics", "calibration", "checksums"},
+    {"ranks", "choice", "files", "embeddings", "metrics"},
+    {"progress", "training_arguments", "devices", "losses", "calibration", "checksums"},
     {"search_space", "tables"},
     {"recipe"},
     {"data_folder", "recipe_file", "models", "tokens", "outliers", "hub"},

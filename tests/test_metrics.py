@@ -9,8 +9,10 @@ from distill.metrics import (
     accuracy_interval,
     agreement,
     brier_score,
+    commonest_share,
     compare_paired,
     expected_calibration_error,
+    faults_of_answers,
     figures,
 )
 
@@ -131,3 +133,48 @@ def test_agreement_looks_at_labels_not_at_logits():
     logits, _ = random_logits()
     assert agreement(logits, logits * 3 + 1) == 1
     assert agreement(logits, -logits) < 0.5
+
+
+# Of each: gold labels, answers, and what is said of them.
+FAULTS = {
+    "a good classifier": ([0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 1, 1], []),
+    "one answer": ([0, 1, 2, 0, 1, 2], [1] * 6, ["answers b for every one of 6 test texts"]),
+    "one answer, the commonest": ([0] * 5 + [1], [0] * 6, ["answers a for every one of 6 test texts"]),
+    "no better than the commonest class": (
+        [0, 0, 0, 1, 2, 2], [0, 0, 1, 1, 2, 1][::-1],
+        [
+            "is no better than always answering the commonest class: test accuracy 0.1667, which a alone would give "
+            "0.5000"
+        ],
+    ),
+    "as good as the commonest class": (
+        [0, 0, 1, 2], [0, 1, 1, 0],
+        [
+            "is no better than always answering the commonest class: test accuracy 0.5000, which a alone would give "
+            "0.5000",
+            "never answers c (of 1 test texts)",
+        ],
+    ),
+    "a class never answered": ([0, 1, 2, 2, 0, 1], [0, 1, 1, 0, 0, 1], ["never answers c (of 2 test texts)"]),
+    "a class without test texts": ([0, 1, 0, 1], [0, 1, 0, 1], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_wrong_with_the_answers_as_a_whole_is_said(name):
+    gold, answers, expected = FAULTS[name]
+    assert faults_of_answers(np.eye(3)[answers], np.array(gold), ["a", "b", "c"]) == expected
+
+
+def test_of_many_classes_that_are_never_answered_the_commonest_are_named():
+    gold = np.repeat(np.arange(10), np.arange(11, 1, -1))
+    logits = np.eye(10)[np.minimum(gold, 1)]
+    said = faults_of_answers(logits, gold, [f"class {index}" for index in range(10)])
+    assert said == [
+        "never answers class 2 (of 9 test texts), class 3 (of 8 test texts), class 4 (of 7 test texts), class 5 (of 6 "
+        "test texts), class 6 (of 5 test texts) and 3 classes more"
+    ]
+
+
+def test_the_commonest_class_has_its_share():
+    assert commonest_share(np.array([0, 1, 1, 2])) == 0.5 and commonest_share(np.array([3])) == 1.0

@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "versions": {"torch": "2"},
     "hardware": {"cpu": "c", "gpus": []},
     "test_examples": 100,
+    "commonest_class_share": 0.5,
     "measured": "2026",
 }
 
@@ -29,8 +30,8 @@ def row(role, format, p50, accuracy):
         for n, shape in enumerate(SHAPES, 1)
     }
     return {
-        "role": role, "model": f"runs/{role}", "folder": f"runs/{role}/{format}", "format": format, "device": "cpu",
-        "accuracy": accuracy,
+        "role": role, "model": f"runs/{role}", "format": format, "device": "cpu", "accuracy": accuracy,
+        "folder": f"runs/{role}" if format == "torch-fp32" else f"runs/{role}/{format}", "classes_answered": 2,
         "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "macro_f1": accuracy - 0.001, "ece": 0.051, "brier": 0.123,
         "agreement": 0.99, "size_bytes": 17_000_000, "load_seconds": 0.2, "texts_per_second": 100.0,
         "latency_ms": latency, "confusion": [[40, 7], [5, 48]],

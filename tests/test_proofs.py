@@ -34,7 +34,7 @@ def test_figures_follow_from_the_labels(labels):
     for index, name in enumerate(NAMES):
         share = same[index == GOLD].mean()
         assert found.per_class[name] == {"examples": 2, "accuracy": share, "agreement": share}
-    assert found.passed == (len(set(labels)) > 1)
+    assert found.passed == (set(labels) == {0, 1, 2} and all(same[index == GOLD].any() for index in range(3)))
     assert proof(logits).passed == bool(same.all())
     rows = list(flips(list("abcdef"), logits, REFERENCE, GOLD, NAMES))
     assert {row["text"] for row in rows} == {text for text, kept in zip("abcdef", same, strict=True) if not kept}
@@ -77,3 +77,32 @@ def test_the_surest_change_comes_first():
     logits = REFERENCE.copy()
     logits[1], logits[4] = [0.1, 0, 0], [9, 0, 0]
     assert [row["text"] for row in flips(list("abcdef"), logits, REFERENCE, GOLD, NAMES)] == ["e", "b"]
+
+
+# Of each: the gold labels, what the model and then the format answers, and why it fails, if it does.
+LOST = {
+    "a rare class": (
+        [0] * 8 + [2], [0] * 8 + [2], [0] * 7 + [1, 1],
+        "has none of 1 texts of class good right, of which the model has 1",
+    ),
+    "one of the two that the model had": (
+        [0, 0, 2, 2, 2], [0, 0, 2, 2, 1], [0, 0, 1, 1, 1],
+        "has none of 3 texts of class good right, of which the model has 2",
+    ),
+    "two classes": (
+        [0, 0, 1, 2], [0, 0, 1, 2], [0, 0, 2, 1],
+        "has none of 1 texts of class fair right, of which the model has 1; "
+        "has none of 1 texts of class good right, of which the model has 1",
+    ),
+    "a class that the model had none of either": ([0, 1, 2, 2], [0, 1, 1, 0], [0, 1, 0, 1], None),
+    "a class without texts": ([0, 0, 1, 1], [0, 0, 1, 1], [0, 2, 1, 1], None),
+    "a class of which one text is left": ([0, 2, 2, 2], [0, 2, 2, 2], [0, 1, 1, 2], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_class_that_a_format_loses_whole_fails_it_within_any_bounds(name):
+    gold, model, answers, reason = LOST[name]
+    logits, reference = (4 * np.eye(3, dtype=np.float32)[labels] for labels in (answers, model))
+    found = prove("int8", logits, reference, np.array(gold), NAMES, Bounds(1.0, 0.0), size_bytes=1, device="cpu")
+    assert (found.passed, found.reason) == (reason is None, reason)

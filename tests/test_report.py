@@ -3,20 +3,22 @@ import json
 import pytest
 
 from distill.choice import choose
+from distill.cli import _print_report
 from distill.report import control_sentence, sweep_sentence, table, write_report
 
 ENVIRONMENT = {
     "versions": {"torch": "2"},
     "hardware": {"cpu": "c", "gpus": []},
     "test_examples": 100,
+    "commonest_class_share": 0.4,
     "measured": "2026",
 }
 
 
 def row(role, format, p50, accuracy, **more):
     return {
-        "role": role, "model": f"runs/{role}", "folder": f"runs/{role}/export/{format}", "format": format,
-        "device": "cpu", "accuracy": accuracy,
+        "role": role, "model": f"runs/{role}", "format": format, "device": "cpu", "accuracy": accuracy,
+        "folder": f"runs/{role}" if format == "torch-fp32" else f"runs/{role}/export/{format}", "classes_answered": 2,
         "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "macro_f1": accuracy, "ece": 0.05, "brier": 0.123,
         "agreement": 0.99, "size_bytes": 17_000_000, "load_seconds": 0.2, "texts_per_second": 100.0,
         "latency_ms": {"1x128": {"p50": p50, "p95": p50, "p99": p50, "raw": [p50]}},
@@ -31,7 +33,7 @@ ROWS = [
 
 
 def test_the_choice_is_the_fastest_student_and_its_numbers_are_those_of_the_rows():
-    choice = choose(ROWS, "1x128")
+    choice = choose(ROWS, "1x128", commonest_share=0.4)
     assert (choice["role"], choice["format"], choice["device"]) == ("student", "onnx-int8", "cpu")
     assert choice["accuracy_of_teacher"] == pytest.approx(0.87 / 0.90)
     assert choice["speedup_over_teacher"] == pytest.approx(8)
@@ -43,17 +45,19 @@ def test_the_choice_is_the_fastest_student_and_its_numbers_are_those_of_the_rows
 def test_the_smaller_model_gets_no_share_where_its_own_is_not_known_or_all_there_is():
     torch_student, teacher = ROWS[1], ROWS[0]
     for rows in ([teacher, torch_student], [teacher, ROWS[2]]):
-        choice = choose(rows, "1x128")
+        choice = choose(rows, "1x128", commonest_share=0.4)
         assert "of which" not in choice["reason"] and "speedup_of_the_student_itself" not in choice
 
 
 def test_test_accuracy_does_not_choose():
     worse = [*ROWS, row("student", "onnx-fp16", 4.0, 0.5)]
-    assert choose(worse, "1x128")["format"] == "onnx-fp16"
+    assert choose(worse, "1x128", commonest_share=0.4)["format"] == "onnx-fp16"
 
 
 def test_nothing_is_chosen_where_no_student_was_measured():
-    assert choose(ROWS[:1], "1x128") == {"model": None, "reason": "no student was measured"}
+    assert choose(ROWS[:1], "1x128", commonest_share=0.4) == {
+        "model": None, "reason": "no student was measured", "unfit": [],
+    }  # fmt: skip
 
 
 def test_a_report_is_json_markdown_and_a_picture(tmp_path):
@@ -68,7 +72,7 @@ def test_a_report_is_json_markdown_and_a_picture(tmp_path):
 def comparison(gain, low, high, p_value):
     return {
         "examples": 1000, "gain": gain, "gain_ci95": [low, high], "p_value": p_value, "only_first_correct": 40,
-        "only_second_correct": 21, "student": "runs/student",
+        "only_second_correct": 21, "student": "runs/student", "control": "runs/control",
     }  # fmt: skip
 
 
@@ -114,6 +118,23 @@ def test_the_sentence_stands_right_after_the_answer(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text()) == report
     paragraphs = (tmp_path / "report.md").read_text().split("\n\n")
     assert "fastest student" in paragraphs[1] and paragraphs[2] == control_sentence(found)
+
+
+def test_what_is_not_fit_to_ship_is_the_first_thing_that_is_said(tmp_path, capsys):
+    found = comparison(-0.13, -0.16, -0.10, 0.0004)
+    constant = {"accuracy": 0.4, "accuracy_ci95": [0.3, 0.5], "classes_answered": 1}
+    rows = [ROWS[0], *(row | constant for row in ROWS[1:])]
+    report = write_report(tmp_path, rows, ENVIRONMENT, ["1x128"], [], comparisons=[found])
+    said = "The student is not fit to ship: it gives one answer for every test text (40.00% of the test texts right"
+    assert report["choice"]["model"] is None
+    assert [unfit["folder"] for unfit in report["choice"]["unfit"]] == ["runs/student"]
+    assert (tmp_path / "report.md").read_text().split("\n\n")[1].startswith(said)
+    html = (tmp_path / "report.html").read_text()
+    assert "<h1>No model is fit to ship</h1>" in html and "Ship onnx" not in html
+    assert html.index(said) < html.index("Distilling lost 13.0 points")
+    _print_report(report, tmp_path, json_=False)
+    said = capsys.readouterr().out.split("\n\n")[1]  # after the table
+    assert said.startswith("the student is not fit to ship") and "it lies in" not in said
 
 
 def test_each_of_several_controls_says_of_which_student_it_speaks(tmp_path):

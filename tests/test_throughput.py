@@ -115,6 +115,20 @@ def test_an_evaluation_that_comes_first_is_no_training_either():
     assert 0 < float(throughput.shown()["of peak"].split()[0]) < 100
 
 
+@pytest.mark.parametrize(
+    ("peak", "share"),
+    [(30.0, 0.5), (15.0, 1.0), (14.9, None), (1.84, None)],  # of 15 operations a second
+)
+def test_a_share_above_one_is_a_peak_that_was_mistimed_and_no_figure(peak, share):
+    throughput = Throughput("cpu", (0, 1, 0), peak=peak)
+    found = throughput.figures(2.0, [2, 10, 10, 50], ranks=1)
+    assert (found["flops_per_second"], found["model_flop_utilisation"]) == (15.0, share)
+    assert found["peak_flops_per_second"] == (None if share is None else peak)
+    throughput.add(torch.ones(2, 5))
+    throughput.peak = 1e-9
+    assert "of peak" not in throughput.shown()
+
+
 def test_two_ranks_have_two_peaks():
     throughput = Throughput("cpu", (0, 1, 0), peak=100.0)
     one, two = (throughput.figures(1.0, [2, 10, 10, 50], ranks=ranks) for ranks in (1, 2))

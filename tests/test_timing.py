@@ -1,4 +1,6 @@
-from distill.timing import summarise, time_in_turn
+import pytest
+
+from distill.timing import speedup, summarise, time_in_turn
 
 
 def test_calls_are_timed_in_blocks_in_turn_after_a_warm_up():
@@ -28,3 +30,10 @@ def test_percentiles_rise():
     assert summary["p50"] == 50.5
     assert summary["p50"] < summary["p95"] < summary["p99"] <= 100
     assert len(summary["raw"]) == 100
+
+
+def test_a_speed_up_is_of_blocks_of_the_same_round():
+    found = speedup([40.0] * 5 + [80.0] * 5 + [40.0] * 5, [10.0] * 5 + [20.0] * 5 + [8.0] * 5)
+    assert found == (4.0, 4.0, 5.0, 3) and not found.is_scattered
+    with pytest.raises(ValueError):
+        speedup([40.0] * 10, [10.0] * 5)

@@ -7,10 +7,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, make_classifier, write_reviews
+from conftest import LABELS, check_refused, make_classifier, write_reviews
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from distill import devices
+from distill import devices, training
 from distill.data import load_splits
 from distill.devices import training_precision
 from distill.embeddings import summed_by_row
@@ -20,12 +20,13 @@ from distill.micro_batches import PART_TOKENS
 from distill.models import load_tokenizer
 from distill.predictors import Classifier
 from distill.recipe import Data, Files, Loss
+from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder
 from distill.sampling import SimilarLengths
 from distill.sessions import TorchSession
 from distill.tokens import tokenise
 from distill.trainers import ClassificationTrainer, DistillationTrainer
-from distill.training import train, training_arguments
+from distill.training import settle_precision, train, training_arguments
 
 FP32 = {"bf16": False}
 DISTILLATION = {"loss": Loss(), "teacher_weights": (1.0,)}
@@ -244,7 +245,7 @@ def test_the_best_checkpoint_is_the_one_that_is_left(tmp_path, splits, tiny_bert
     }  # fmt: skip
     folder = RunFolder(tmp_path / "run")
     model, figures = run(folder, splits, tiny_bert, training)
-    assert figures["selected_at"] > 0.9
+    assert figures["selected_at"] > 0.9 and figures["stopped_early"] is None
     kept = AutoModelForSequenceClassification.from_pretrained(folder.checkpoints / figures["best_checkpoint"])
     for ours, theirs in zip(model.parameters(), kept.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -258,6 +259,9 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path, splits, tin
     }  # fmt: skip
     _, figures = run(RunFolder(tmp_path / "run"), splits, tiny_bert, training, patience=2)
     assert figures["steps"] == 3 * 5  # the first evaluation, then two that are no better
+    assert figures["stopped_early"] == {
+        "step": 15, "planned_steps": 250, "epoch": 3.0, "planned_epochs": 50.0, "kept": "checkpoint-5",
+    }  # fmt: skip
 
 
 def test_a_run_that_diverges_says_so(tmp_path, splits, tiny_bert):
@@ -349,6 +353,42 @@ def test_a_busy_machine_is_timed_until_its_timings_agree(monkeypatch, readings, 
 def test_the_recipe_has_the_last_word_on_precision():
     assert training_precision("cpu", {"bf16": False}) == ({}, "fp32, as the recipe says")
     assert training_precision("cpu", {"bf16": True}) == ({}, "bf16, as the recipe says")
+
+
+def test_fp16_on_a_cpu_is_refused_before_anything_is_done(recipe_path, tmp_path):
+    """Also the student's, before its teacher is trained, and the control's and a sweep's, which are the student's."""
+    for stage, arguments in {
+        "teacher": ("teacher", recipe_path),
+        "student": ("student", recipe_path, "--teacher", tmp_path / "teacher"),
+    }.items():
+        expected = f"{stage}.training.fp16: true, but a CPU trains in fp16 at a fraction of its speed in fp32"
+        for command in (arguments, ("run", recipe_path, "--output", tmp_path / "run")):
+            given = (*command, "--device", "cpu", "--set", f"{stage}.training.fp16=true")
+            check_refused(tmp_path, [expected], *given)
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [
+        (2.2, None),
+        (
+            0.6,
+            "teacher: training.bf16: true, but this CPU multiplies in it at 0.60 times the rate of fp32: without it",
+        ),
+        (
+            0.0,
+            "teacher: training.bf16: true, but this CPU has neither AVX512-BF16 nor AMX: without it the training",
+        ),
+    ],
+)
+def test_bf16_on_a_cpu_that_is_slow_in_it_is_said_and_done(recipe_path, monkeypatch, caplog, rate, said):
+    for module in (devices, training):
+        monkeypatch.setattr(module, "bf16_rate", lambda: rate)
+    with caplog.at_level("WARNING", logger="distill"):
+        recipe, _ = settle_precision(load_recipe(recipe_path, ["teacher.training.bf16=true"]), "teacher", "cpu")
+    assert recipe.teacher.training["bf16"] is True and [line[: len(said or "")] for line in caplog.messages] == (
+        [said] if said else []
+    )
 
 
 def test_reviews_of_the_tests_are_balanced(tmp_path):

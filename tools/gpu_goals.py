@@ -22,7 +22,10 @@ def teacher_speed(parts: dict[str, Any]) -> float:
 
 def utilisation(parts: dict[str, Any]) -> float:
     """Return the fastest run's share of the peak, as it says itself."""
-    return best_teacher(parts)["model_flop_utilisation"]
+    share = best_teacher(parts)["model_flop_utilisation"]
+    if share is None:
+        raise ValueError("the peak was mistimed")
+    return share
 
 
 def student_speed(parts: dict[str, Any]) -> float:

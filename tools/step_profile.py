@@ -54,7 +54,10 @@ def main() -> None:
     figures = read_json(folder.metrics)["training"]
     shares = profiled(recipe, arguments.work / "profiled")
     utilisation, peak = figures["model_flop_utilisation"], figures["peak_flops_per_second"]
-    print(f"{figures['samples_per_second']:.2f} texts/s, {100 * utilisation:.0f} % of {peak / 1e9:.0f} GFLOP/s")
+    share = (
+        "a peak that was mistimed" if utilisation is None else f"{100 * utilisation:.0f} % of {peak / 1e9:.0f} GFLOP/s"
+    )
+    print(f"{figures['samples_per_second']:.2f} texts/s, {share}")
     for part, share in shares.items():
         print(f"{part:24} {100 * share:5.1f} %")
     shown = {name: str(value) for name, value in vars(arguments).items()}

@@ -48,8 +48,7 @@ def main() -> None:
 
 def measure(model: str, rows: int, classes: int) -> dict[str, float]:
     """Return the bytes on disk, the seconds and the growth of the peak memory of keeping and reading `rows` answers."""
-    from distill.models import load_config
-    from distill.predictors import label_names
+    from distill.models import class_names, load_config
     from distill.teacher_logits import KeptLogits, identify_teacher, teacher_logits
 
     class Instant:
@@ -62,7 +61,7 @@ def measure(model: str, rows: int, classes: int) -> dict[str, float]:
         with open(path, "w") as file:
             file.writelines(json.dumps(text) + "\n" for text in texts)
         table = Dataset.from_json(str(path), cache_dir=work)
-        teacher = identify_teacher(model, label_names(load_config(model)))
+        teacher = identify_teacher(model, class_names(load_config(model), model))
         teacher_logits(KeptLogits(teacher, table.select(range(5_000)), Instant, cache=Path(work) / "warm"))
         start, peak = time.perf_counter(), Peak()
         with peak:
