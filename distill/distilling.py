@@ -36,6 +36,7 @@ from distill.models import (
     with_attention_dropout,
 )
 from distill.predictors import Classifier, load
+from distill.ranks import world_size
 from distill.recipe import PRECISION, Loss, Recipe, Schedule, Student, with_absolute_paths
 from distill.run_folder import RunFolder, read_predictions
 from distill.sessions import load_torch
@@ -51,7 +52,7 @@ from distill.teacher_logits import (
 from distill.timing import Clock
 from distill.tokens import tokenizer_fingerprint
 from distill.trainers import DistillationTrainer
-from distill.training import settle_precision, training_arguments
+from distill.training import check_training, settle_precision, training_arguments
 
 log = logging.getLogger("distill")
 
@@ -61,11 +62,14 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
 
     Of `teacher` only the configuration is read. What data or weights alone can show is left for later.
     """
-    settings, config = _student_of(recipe), load_config(teacher)
-    # Which precision is settled by a stopwatch has no part in what may be refused.
-    settled = {} if any(name in settings.training for name in PRECISION) else {"bf16": False}
-    training = {**settings.training, **settled}
-    training_arguments(training, RunFolder(Path(settings.output)), resolve_device(device), stage="student")
+    settings, resolved = _student_of(recipe), resolve_device(device)
+    check_training(settings.training, resolved, "student")
+    if world_size() == 1:  # several processes join each other where the first arguments are made: those of their stage
+        # Which precision is settled by a stopwatch has no part in what may be refused.
+        settled = {} if any(name in settings.training for name in PRECISION) else {"bf16": False}
+        training = {**settings.training, **settled}
+        training_arguments(training, RunFolder(Path(settings.output)), resolved, stage="student")
+    config = load_config(teacher)
     config = with_attention_dropout(config, settings.attention_dropout)
     if settings.layers is not None:
         student_config = check_layers(skeleton(teacher, config), settings.layers)

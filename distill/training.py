@@ -57,21 +57,25 @@ LONG_SECONDS = 10.0  # of training, before whose end other work on the machine m
 _peak_once = functools.cache(peak_flops)  # a search begins many trainings
 
 
-def training_arguments(
-    training: Mapping[str, Any], folder: RunFolder, device: Device, *, stage: str
-) -> tuple[TrainingArguments, str]:
-    """Return transformers' arguments for a `training` section and the reason for the precision they train in.
-
-    Under a launcher this is where a process joins the others, with the recipe's backend and patience. Raises
-    `RecipeError` where transformers refuses a combination of fields that are each fine, and see `check_launch` and
-    `refuse_fp16`.
-    """
+def check_training(training: Mapping[str, Any], device: Device, stage: str) -> None:
+    """Raise `RecipeError` if a `training` section does not go with the device or with how distill was started."""
     refuse_fp16(training, device, stage)
     check_launch(training, stage)
     if training.get("fsdp") and device == "cpu" and (training.get("fsdp_config") or {}).get("cpu_offload"):
         raise RecipeError(
             f"{stage}.training.fsdp_config.cpu_offload: moves what a GPU holds to the CPU, and this is one"
         )
+
+
+def training_arguments(
+    training: Mapping[str, Any], folder: RunFolder, device: Device, *, stage: str
+) -> tuple[TrainingArguments, str]:
+    """Return transformers' arguments for a `training` section and the reason for the precision they train in.
+
+    Under a launcher this is where a process joins the others, with the recipe's backend and patience. Raises
+    `RecipeError` where transformers refuses a combination of fields that are each fine, and see `check_training`.
+    """
+    check_training(training, device, stage)
     precision, reason = training_precision(device, dict(training))
     # Trainer would log the mean of the steps before in place of a loss that is not a number.
     loader = {"dataloader_pin_memory": device == "cuda", "dataloader_num_workers": 2 if device == "cuda" else 0}
