@@ -61,8 +61,8 @@ def choose(
     students within it the fastest, or, if accuracy is not limited, the most accurate. If none is, `model` is None and
     `nearest` the one least over it.
 
-    The speed-up has its range over rounds beside it (see timing.speedup). Raises `BudgetError` if accuracy is limited
-    and no teacher was measured.
+    The speed-up has its range over blocks of calls beside it (see timing.speedup). Raises `BudgetError` if accuracy is
+    limited and no teacher was measured.
     """
     unfit = _unfit(measurements, commonest_share, comparisons)
     faulty = {found["folder"] for found in unfit}
@@ -209,18 +209,18 @@ def _described(
 
 
 def _named(name: str, found: Speedup) -> dict[str, Any]:
-    return {name: found.median, f"{name}_range": [found.low, found.high], "speedup_rounds": found.rounds}
+    return {name: found.median, f"{name}_range": [found.low, found.high], "speedup_blocks": found.blocks}
 
 
 def speedup_in(choice: Row, name: str = "speedup_over_teacher") -> Speedup:
     """Return a speed-up that `choose` wrote into its choice, as a `Speedup`."""
-    return Speedup(choice[name], *choice[f"{name}_range"], choice["speedup_rounds"])
+    return Speedup(choice[name], *choice[f"{name}_range"], choice["speedup_blocks"])
 
 
 def shown_speedup(found: Speedup) -> str:
-    """Return a speed-up as a figure with its range ("5.1 x (4.8 to 5.6)"), or the range alone if rounds scatter."""
+    """Return a speed-up as a figure with its range ("5.1 x (4.8 to 5.6)"), or the range alone if blocks scatter."""
     spread = f"{found.low:.1f} to {found.high:.1f}"
-    if found.rounds == 1:
+    if found.blocks == 1:
         return f"{found.median:.1f} x"
     return f"{spread} x" if found.is_scattered else f"{found.median:.1f} x ({spread})"
 
@@ -235,9 +235,10 @@ def _facts(row: Row, found: Row, teacher: Row | None) -> str:
     if is_measure:
         text += f"; {found['accuracy_of_teacher']:.1%} of the teacher's accuracy ({teacher['accuracy']:.2%}) and "
     text += f"{shown_speedup(over)} its speed" if is_measure else f"; {shown_speedup(over)} the teacher's speed"
-    text += f" over {over.rounds} round{'s' if over.rounds > 1 else ''} ({teacher['format']} on {teacher['device']})"
+    text += f" over {over.blocks} block{'s' if over.blocks > 1 else ''} of calls"
+    text += f" ({teacher['format']} on {teacher['device']})"
     if over.is_scattered:
-        return f"{text}, rounds that scatter too much for one figure: measure again on a quiet machine"
+        return f"{text}, blocks that scatter too much for one figure: measure again on a quiet machine"
     if "speedup_of_the_student_itself" in found:
         itself = shown_speedup(speedup_in(found, "speedup_of_the_student_itself"))
         text += f", of which {itself} is the smaller model, the rest its export"

@@ -21,16 +21,16 @@ SCATTERED = 2.0  # highest over lowest of what should be alike: on a quiet machi
 
 
 class Speedup(NamedTuple):
-    """How many times as fast one call is as another: the median over rounds, the least and the most of any round."""
+    """How many times as fast one call is as another: the median over blocks, the least and the most of any block."""
 
     median: float
     low: float
     high: float
-    rounds: int
+    blocks: int
 
     @property
     def is_scattered(self) -> bool:
-        """Whether the rounds differ so much that no single figure stands for them."""
+        """Whether the blocks differ so much that no single figure stands for them."""
         return self.high >= SCATTERED * self.low
 
 
@@ -86,17 +86,17 @@ def time_in_turn(
 def speedup(slower_ms: Sequence[float], faster_ms: Sequence[float]) -> Speedup:
     """Return how many times as fast the second call is, from what `time_in_turn` gave for both, in its order.
 
-    Each round gives one ratio: the median of the first call's block over the median of the second's, which was timed
-    right after. Within a block the median leaves out two disturbed calls of five. Both blocks of a round meet the same
-    drift of the machine, and the median over rounds leaves out the rounds in which something else ran. Raises
-    `ValueError` if one call was timed in more rounds than the other.
+    Each pair of blocks gives one ratio: the median of the first call's block over the median of the second's, which was
+    timed right after. Within a block the median leaves out two disturbed calls of five. Both blocks of a pair meet the
+    same drift of the machine, and the median over pairs leaves out those in which something else ran. Raises
+    `ValueError` if one call was timed in more blocks than the other.
     """
     ratios = [slower / faster for slower, faster in zip(_blocks(slower_ms), _blocks(faster_ms), strict=True)]
     return Speedup(median(ratios), min(ratios), max(ratios), len(ratios))
 
 
 def _blocks(latencies_ms: Sequence[float]) -> list[float]:
-    """The median of each block, in the order of the rounds."""
+    """The median of each block, in their order."""
     return [median(latencies_ms[start : start + BLOCK_CALLS]) for start in range(0, len(latencies_ms), BLOCK_CALLS)]
 
 

@@ -186,42 +186,42 @@ def test_nobody_is_measured_by_a_teacher_that_learned_nothing():
     assert "8.0 x the teacher's speed" in choice["reason"]
 
 
-def timed(*rounds):
-    """Latencies as `time_in_turn` leaves them: five calls for each round."""
-    return {"1x128": {"p50": rounds[0], "p95": 0, "p99": 0, "raw": [ms * n for ms in rounds for n in FIVE_FOLD]}}
+def timed(*blocks):
+    """Latencies as `time_in_turn` leaves them: five calls for each block."""
+    return {"1x128": {"p50": blocks[0], "p95": 0, "p99": 0, "raw": [ms * n for ms in blocks for n in FIVE_FOLD]}}
 
 
-# Of each: the teacher's and the student's milliseconds in each round, the speed-up with its range, and the words.
+# Of each: the teacher's and the student's milliseconds in each block, the speed-up with its range, and the words.
 SPEEDS = {
-    "a quiet machine": ([40, 42, 38], [10, 10, 10], (4.0, 3.8, 4.2), "4.0 x (3.8 to 4.2) its speed over 3 rounds"),
+    "a quiet machine": ([40, 42, 38], [10, 10, 10], (4.0, 3.8, 4.2), "4.0 x (3.8 to 4.2) its speed over 3 blocks of"),
     "both slow down together": ([40, 80, 40], [10, 20, 10], (4.0, 4.0, 4.0), "4.0 x (4.0 to 4.0) its speed over 3"),
-    "one round": ([40], [10], (4.0, 4.0, 4.0), "; 97.8% of the teacher's accuracy (90.00%) and 4.0 x its speed over 1"),
-    "one disturbed round of five": (
-        [40, 40, 70, 40, 40], [10] * 5, (4.0, 4.0, 7.0), "4.0 x (4.0 to 7.0) its speed over 5 rounds",
+    "one block": ([40], [10], (4.0, 4.0, 4.0), "; 97.8% of the teacher's accuracy (90.00%) and 4.0 x its speed over 1"),
+    "one disturbed block of five": (
+        [40, 40, 70, 40, 40], [10] * 5, (4.0, 4.0, 7.0), "4.0 x (4.0 to 7.0) its speed over 5 blocks of calls",
     ),
     "work that comes and goes": (
         [40, 1_000, 1_011, 1_020], [10, 10, 10, 10], (100.55, 4.0, 102.0),
-        "4.0 to 102.0 x its speed over 4 rounds (torch-fp32 on cpu), rounds that scatter too much for one figure",
+        "4.0 to 102.0 x its speed over 4 blocks of calls (torch-fp32 on cpu), blocks that scatter too much for one",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPEEDS)
-def test_a_speed_up_has_its_spread_and_no_figure_where_rounds_scatter(name):
+def test_a_speed_up_has_its_spread_and_no_figure_where_blocks_scatter(name):
     teacher, student, (median, low, high), words = SPEEDS[name]
     rows = [ROWS[0] | {"latency_ms": timed(*teacher)}, ROWS[1] | {"latency_ms": timed(*student)}]
     choice = chosen(rows)
     assert choice["speedup_over_teacher"] == pytest.approx(median)
     assert choice["speedup_over_teacher_range"] == pytest.approx([low, high])
-    assert choice["speedup_rounds"] == len(teacher) and words in choice["reason"]
-    assert "100." not in choice["reason"]  # a median of rounds that scatter is no figure to quote
+    assert choice["speedup_blocks"] == len(teacher) and words in choice["reason"]
+    assert "100." not in choice["reason"]  # a median of blocks that scatter is no figure to quote
 
 
 def test_what_is_the_smaller_model_has_its_spread_too():
-    rows = [row | {"latency_ms": timed(*rounds)} for row, rounds in zip(ROWS, ([40, 44], [20, 20], [5, 5]))]
+    rows = [row | {"latency_ms": timed(*blocks)} for row, blocks in zip(ROWS, ([40, 44], [20, 20], [5, 5]))]
     choice = chosen(rows)
-    assert (
-        "8.4 x (8.0 to 8.8) its speed over 2 rounds (torch-fp32 on cpu), of which 2.1 x (2.0 to 2.2) is the smaller"
-        in (choice["reason"])
+    speed = (
+        "8.4 x (8.0 to 8.8) its speed over 2 blocks of calls (torch-fp32 on cpu), of which 2.1 x (2.0 to 2.2) is the"
     )
+    assert f"{speed} smaller model, the rest its export" in choice["reason"]
     assert choice["speedup_of_the_student_itself_range"] == pytest.approx([2.0, 2.2])

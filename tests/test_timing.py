@@ -32,7 +32,7 @@ def test_percentiles_rise():
     assert len(summary["raw"]) == 100
 
 
-def test_a_speed_up_is_of_blocks_of_the_same_round():
+def test_a_speed_up_is_of_blocks_timed_in_turn():
     found = speedup([40.0] * 5 + [80.0] * 5 + [40.0] * 5, [10.0] * 5 + [20.0] * 5 + [8.0] * 5)
     assert found == (4.0, 4.0, 5.0, 3) and not found.is_scattered
     with pytest.raises(ValueError):
