@@ -34,6 +34,7 @@ FILES = {
     "test_disk_full": "a disk that is full at any write",
     "test_bad_recipes": "recipes and --set",
     "test_bad_data": "data files",
+    "test_tables": "tables that are not what they seem",
     "test_bad_models": "models, pickles, code of strangers",
     "test_bad_commands": "command lines",
     "test_fuzz": "random recipes and data files (Hypothesis)",
