@@ -13,7 +13,7 @@ from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe import FORMATS
-from distill.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, read_proofs
+from distill.run_folder import EXPORT_PROOFS, FLIPPED, RunFolder, SweepFolder, read_proofs
 from distill.sessions import FOR_CPUS, OPENVINO_EXTRA, can_run
 from distill.training_log import selected_step, training_curve
 
@@ -56,9 +56,9 @@ def flipped_texts(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield for each export its format, how many texts it answers otherwise than its model, and the first of them."""
     for exports in (RunFolder(model).export for model in models):
         for name in FORMATS:
-            path = exports / f"flipped-{name}.jsonl"
-            if (exports / name).is_dir() and path.is_file():
-                check_whole(exports, (path.name,))
+            path = exports / name / FLIPPED
+            if path.is_file():
+                check_whole(path.parent, (path.name,))
                 lines = path.read_text(encoding="utf-8").splitlines()
                 texts = [json.loads(line) for line in lines[:FLIPPED_SHOWN]]
                 yield {"model": str(exports.parent), "format": name, "total": len(lines), "texts": texts}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from distill.errors import FolderError
-from distill.files import read_json, write_json
+from distill.files import read_json, sync, sync_folder, write_json
 
 SEAL = "checksums.json"  # written when all that it covers is there
 NEVER_SEALED = "was not written to its end"
@@ -23,14 +24,27 @@ ANSWERING = (
 def seal(folder: Path, names: Sequence[str] = ("*",), *, coming: Mapping[str, str] | None = None) -> None:
     """Write the files of a folder that match `names`, each with its SHA-256, into it; "*" goes into its folders.
 
-    All others stay free to change; `coming` are texts of files that are written right after.
+    All others stay free to change; `coming` are texts of files that are written right after. The files are brought to
+    the disk first, and given one mode: libraries write some that nobody else may read beside others that all may.
     """
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "." and path.name != SEAL]
     files = [path for path in files if any(fnmatch(path.name, pattern) for pattern in names)]
     if "*" in names:  # a sharded checkpoint has folders of its own, with a hidden file that they are nothing without
         files += [path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent != folder]
+    for path in files:
+        path.chmod(_mode())
+        sync(path)
+    for inner in {path.parent for path in files} | {folder}:
+        sync_folder(inner)
     texts = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (coming or {}).items()}
     write_json(folder / SEAL, {path.relative_to(folder).as_posix(): _sha256(path) for path in files} | texts)
+
+
+def _mode() -> int:
+    """The mode of a new file, as this process's umask has it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:

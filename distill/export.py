@@ -21,10 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill import fusion
 from distill.benchmark import timed_logits
 from distill.calibration import CONFIG_KEY
-from distill.checksums import NEVER_SEALED, damage_of, seal
+from distill.checksums import SEAL, seal
 from distill.devices import Device, has_fast_bf16
 from distill.errors import FolderError, ModelError
-from distill.files import PARTIAL, read_json, room_for, write_json, write_text
+from distill.files import PARTIAL, read_json, room_for, take_place, write_json, write_text
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, load_config
 from distill.onnx_graph import check_architecture, quiet, trace
 from distill.outliers import RANGE_TEXTS, widest
@@ -39,7 +39,7 @@ from distill.quantisation import (
     quantise_openvino,
 )
 from distill.recipe import FORMATS
-from distill.run_folder import EXPORT_PROOFS, RunFolder, hold, read_proofs
+from distill.run_folder import EXPORT_PROOFS, FLIPPED, PROOF, RunFolder, hold, read_proofs
 from distill.sessions import FOR_CPUS, Session, TorchSession, import_openvino, onnx_runs_on_cuda, open_session
 
 
@@ -97,13 +97,16 @@ def export_formats(
     max_tokens: int,
     bounds: Bounds,
     device: Device,
+    card: Callable[[Proof], str],
     progress: Callable[[str], None] = lambda step: None,
 ) -> Generator[Proof, None, None]:
     """Write each of `formats` of the fp32 `model` to its own folder in `folder`; yield its proof, made on `texts`.
 
     The reference is `model` itself. A format that breaks a bound (accuracy, agreement, logits that are not finite,
     nodes not fused) leaves no folder, and takes away the one an earlier export left; int8 tries its next settings
-    first. The texts whose label changed are kept in flipped-FORMAT.jsonl beside it, for a person to read.
+    first. Until a format is proved, the one that an earlier export left stays and answers. A format's folder holds
+    its model card and its proof, and the texts whose label changed, for a person to read; those of one that failed are
+    in flipped-FORMAT.jsonl beside it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,39 +154,36 @@ def export_formats(
                 progress(f"{name} once more, with other settings: {proof.reason}")
                 tried.append({"settings": proof.settings, "reason": proof.reason, "agreement": proof.agreement})
                 proof, logits = attempt(name, settings)
-            if (folder / name).exists():  # in one step: what is half deleted would look whole
-                os.replace(folder / name, source.work / f"{name}-before")
+            proof = replace(proof, tried=tried)
+            changed = flips(texts, logits, reference, gold_labels, label_names)
+            beside = folder / f"flipped-{name}.jsonl"
             if proof.passed:
-                seal(source.work / name)
-                os.replace(source.work / name, folder / name)
-            _keep_flips(folder / f"flipped-{name}.jsonl", flips(texts, logits, reference, gold_labels, label_names))
-            yield replace(proof, tried=tried)
+                made = source.work / name
+                _keep_flips(made / FLIPPED, changed)
+                write_text(RunFolder(made).card, card(proof))
+                write_json(made / PROOF, proof.as_json())
+                seal(made)
+                take_place(made, folder / name)
+                beside.unlink(missing_ok=True)
+            else:
+                _keep_flips(beside, changed)
+                if (folder / name).exists():  # in one step: what is half deleted would look whole
+                    os.replace(folder / name, source.work / f"{name}-failed")
+            yield proof
 
 
-def keep_proofs(
-    proofs: Generator[Proof, None, None],
-    folder: Path,
-    formats: Sequence[str],
-    card: Callable[[Proof], str],
-) -> list[Proof]:
-    """Write the proofs of `formats` (see `export_formats`) to export.json as they come, beside those of other formats.
-
-    A format that passed gets its model card too. What was killed between a proof and its seal counts as not exported.
-    """
+def keep_proofs(proofs: Generator[Proof, None, None], folder: Path, formats: Sequence[str]) -> list[Proof]:
+    """Write the proofs of `formats` (see `export_formats`) to export.json as they come, beside those of others."""
     path = folder / EXPORT_PROOFS
     made = []
     with hold(folder), contextlib.closing(proofs):
-        entries = read_proofs(folder) if path.is_file() and damage_of(folder) in (None, NEVER_SEALED) else {}
-        for format in formats:
-            if entries.pop(format, None):  # a proof goes before the folder that it is of
-                write_json(path, entries)
+        (folder / SEAL).unlink(missing_ok=True)  # of an earlier version, which sealed export.json
+        entries = read_proofs(folder) if path.is_file() else {}
+        for _ in formats:
             proof = next(proofs)
             made.append(proof)
-            if proof.passed:
-                write_text(RunFolder(folder / proof.format).card, card(proof))
             entries |= {proof.format: proof.as_json()}
             write_json(path, {name: entries[name] for name in FORMATS if name in entries})
-            seal(folder, (EXPORT_PROOFS, "flipped-*.jsonl"))
     return made
 
 

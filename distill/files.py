@@ -16,15 +16,13 @@ from distill.errors import FolderError, UserError
 
 FULL = 2**20  # bytes: what no model fits into
 PARTIAL = ".partial-"  # how the name of a folder begins in which something is being written
+REPLACED = "replaced"  # in such a folder: what was moved away for something new
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is whole or, whatever happens, unchanged."""
     with atomic_path(path) as partial:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def as_json(value: Any) -> str:
@@ -62,13 +60,58 @@ def room_for(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` for a file or folder; it takes the place of `path` only if the block ends well."""
+    """Yield a path beside `path` for a file or folder; it takes the place of `path` only if the block ends well.
+
+    What was written is on the disk before its name is, so that a power cut leaves the old or the new.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)) / path.name
     try:
         yield partial
-        if path.is_dir() and not path.is_symlink():  # a folder cannot be replaced in one step
-            os.replace(path, partial.parent / "old")
-        os.replace(partial, path)
+        take_place(partial, path)
     finally:
-        shutil.rmtree(partial.parent, ignore_errors=True)
+        clear_away(partial.parent)
+
+
+def take_place(new: Path, place: Path) -> None:
+    """Put a file or folder, which lies in a folder of PARTIAL, in the place of another, once it is on the disk.
+
+    A folder cannot be replaced in one step. If that is cut in two, `clear_away` puts the old one back.
+    """
+    sync(new)
+    if place.is_dir() and not place.is_symlink():
+        (new.parent / REPLACED).mkdir(exist_ok=True)
+        os.replace(place, new.parent / REPLACED / place.name)
+    os.replace(new, place)
+    sync_folder(place.parent)
+
+
+def clear_away(partial: Path) -> None:
+    """Remove a folder of PARTIAL; what it holds that was moved away for something that never came goes back."""
+    for replaced in (partial / REPLACED).glob("*"):
+        if not (partial.parent / replaced.name).exists():
+            os.replace(replaced, partial.parent / replaced.name)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or all of a folder, to the disk: until then a power cut may leave a name and nothing behind it."""
+    for inner in sorted(path.iterdir()) if path.is_dir() else ():
+        if not inner.is_symlink():
+            sync(inner)
+    if path.is_dir():
+        sync_folder(path)
+    else:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    if os.name == "nt":  # which keeps them itself, and opens no folders
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -19,13 +19,15 @@ from filelock import FileLock, Timeout
 
 from distill.checksums import ANSWERING, SEAL, check_whole, damage_of, seal
 from distill.errors import FolderError, one_line
-from distill.files import PARTIAL, as_json, atomic_path, read_json, write_json, write_text
+from distill.files import PARTIAL, as_json, atomic_path, clear_away, read_json, write_json, write_text
 from distill.provenance import cpu_name
 from distill.ranks import rank
-from distill.recipe import Recipe, as_settled, differences
+from distill.recipe import FORMATS, Recipe, as_settled, differences
 from distill.recipe_file import dump_recipe, load_recipe
 
-EXPORT_PROOFS = "export.json"  # in an export folder: of each format that was tried, the proof
+EXPORT_PROOFS = "export.json"  # in a folder of exports: of each format that was tried, the proof, for others to read
+PROOF = "proof.json"  # in a format's own folder, and sealed with it
+FLIPPED = "flipped.jsonl"  # there too: the texts whose label the format changed
 RUN = "run.json"  # in a checkpoint: the run that it belongs to
 LOCK = ".lock"  # what it holds is nothing, the lock is the system's
 
@@ -352,18 +354,28 @@ def hold(folder: Path) -> Iterator[None]:
         raise FolderError(f"{folder}: cannot be written: {one_line(error)}", hint="--output DIR") from None
     try:
         for left in folder.glob(f"{PARTIAL}*"):
-            shutil.rmtree(left, ignore_errors=True)
+            clear_away(left)
         yield
     finally:
         held.release()
 
 
 def read_proofs(exports: Path) -> dict[str, dict[str, Any]]:
-    """Return the proof of each format in a folder of exports; raises `FolderError` where they are damaged."""
-    check_whole(exports, (EXPORT_PROOFS,))
-    proofs = read_json(exports / EXPORT_PROOFS)
+    """Return the proof of each format in a folder of exports; raises `FolderError` if one is damaged.
+
+    The proof of a format that is there lies in its folder, sealed with it, so an export that was interrupted spoils
+    none of the others. Those that failed have no folder, and are told by export.json.
+    """
+    said = read_json(exports / EXPORT_PROOFS)
+    proofs = {}
+    for name in FORMATS:
+        if (exports / name / PROOF).is_file():
+            check_whole(exports / name, (PROOF,))
+            proofs[name] = read_json(exports / name / PROOF)
+        elif isinstance(said, dict) and isinstance(said.get(name), dict) and not said[name].get("passed"):
+            proofs[name] = said[name]
     needed = {"passed", "reason", "device", "texts_per_second"}
-    if not isinstance(proofs, dict) or not all(isinstance(p, dict) and needed <= p.keys() for p in proofs.values()):
+    if not isinstance(said, dict) or not all(isinstance(p, dict) and needed <= p.keys() for p in proofs.values()):
         raise FolderError(f"{exports / EXPORT_PROOFS}: not the proofs of exports", hint="export again")
     return proofs
 

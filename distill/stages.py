@@ -30,7 +30,7 @@ from distill.checksums import damage_of
 from distill.choice import Budget
 from distill.devices import Device, describe_hardware, resolve_device
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
-from distill.files import write_json, write_text
+from distill.files import read_json, write_json, write_text
 from distill.fitting import base_fingerprint, finished_with, fit, origin_of, read_splits, shared_splits, tokenised
 from distill.hub import check_can_push, push
 from distill.metrics import commonest_share
@@ -262,15 +262,15 @@ def export(
         max_tokens=classifier.max_tokens,
         bounds=Bounds(recipe.export.max_accuracy_drop, recipe.export.min_agreement),
         device=resolved,
+        card=functools.partial(
+            export_card,
+            Path(model).absolute().name,
+            label_names=splits.label_names,
+            calibrated=calibration_temperature(classifier.session.model.config) != 1,
+        ),
         progress=lambda step: log.info("export: %s", step),
     )
-    card = functools.partial(
-        export_card,
-        Path(model).absolute().name,
-        label_names=splits.label_names,
-        calibrated=calibration_temperature(classifier.session.model.config) != 1,
-    )
-    made = exporting.keep_proofs(proofs, folder, formats, card)
+    made = exporting.keep_proofs(proofs, folder, formats)
     failed = [proof for proof in made if not proof.passed]
     for proof in made if push_to_hub else ():
         if proof.passed:
@@ -531,10 +531,11 @@ def _clear_away(folder: Path) -> None:
 
 
 def _was_exported(folder: RunFolder, name: str) -> bool:
-    if damage_of(folder.export) is not None:
+    """Whether a format is there, whole and proved, and export.json says so too."""
+    if damage_of(folder.export / name) is not None or not (folder.export / EXPORT_PROOFS).is_file():
         return False
-    passed = read_proofs(folder.export).get(name, {}).get("passed", False)
-    return passed and damage_of(folder.export / name) is None
+    proof, said = read_proofs(folder.export).get(name, {}), read_json(folder.export / EXPORT_PROOFS)
+    return proof.get("passed", False) and said.get(name) == proof
 
 
 def _chunks(texts: Iterator[str], size: int) -> Iterator[list[str]]:

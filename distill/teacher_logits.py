@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,10 +226,7 @@ def _write_shard(folder: Path, start: int, ids: list[str], logits: np.ndarray) -
         writer.write_table(table)
     content = sink.getvalue().to_pybytes()
     with atomic_path(folder / f"{_shard_name(start)}-{_checksum(content)}.arrow") as partial:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        partial.write_bytes(content)
 
 
 def _whole_shard(folder: Path, start: int) -> Dataset | None:

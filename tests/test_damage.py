@@ -9,7 +9,8 @@ from conftest import data_section, run
 
 from distill.callbacks import StopOnDivergence
 from distill.checksums import SEAL
-from distill.run_folder import RunFolder
+from distill.files import PARTIAL, REPLACED
+from distill.run_folder import RunFolder, hold, read_proofs
 
 FORMAT = "onnx-fp32"
 
@@ -79,13 +80,13 @@ def test_a_damaged_model_answers_nothing_and_is_no_teacher(folder, name, damage,
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut])
-@pytest.mark.parametrize("name", ["manifest.json", "metrics.json", "metrics.jsonl", "export/export.json"])
+@pytest.mark.parametrize("name", ["manifest.json", "metrics.json", "metrics.jsonl", f"export/{FORMAT}/proof.json"])
 def test_a_damaged_record_is_not_reported(folder, name, damage, record_property):
     path = folder / "teacher" / name
     damage(path)
     refused(folder, path.name, "report", folder / "teacher", "--output", folder / "report")
-    if path.name == "export.json":
-        refused(folder, path.name, "predict", path.parent, "a good film")
+    if path.name == "proof.json":
+        refused(folder, path.name, "predict", path.parent.parent, "a good film")
     record_property("damaged files named", 1)
 
 
@@ -176,11 +177,42 @@ def test_a_training_that_diverges_names_the_last_good_checkpoint(tmp_path):
         )
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"onnx-fp32": 3}', '{"onnx-fp32": {"pazzed": true}}', "{"])
-def test_proofs_that_are_none_are_one_line(folder, content):
-    (folder / "teacher" / "export" / SEAL).unlink()
+@pytest.mark.parametrize("content", ["[]", "3", '{"passed": true}', '{"pazzed": true}', "{"])
+def test_a_proof_that_is_none_is_one_line(folder, content):
+    exports = folder / "teacher" / "export"
+    (exports / FORMAT / SEAL).unlink()
+    (exports / FORMAT / "proof.json").write_text(content)
+    refused(folder, "export", "predict", exports, "a good film")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{"])
+def test_what_is_not_the_list_of_exports_is_one_line(folder, content):
     (folder / "teacher" / "export" / "export.json").write_text(content)
-    refused(folder, "export", "predict", folder / "teacher" / "export", "a good film")
+    refused(folder, "export.json", "predict", folder / "teacher" / "export", "a good film")
+
+
+def test_an_export_that_is_interrupted_spoils_no_other_and_the_old_one_answers(folder, monkeypatch):
+    """Also where the kill came between the old folder's going and the new one's coming."""
+    from distill import export
+
+    exports = folder / "teacher" / "export"
+    answer = run("predict", exports, "a good film")[1]
+    proofs = read_proofs(exports)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(export.WRITERS, "torch-fp16", killed)
+    monkeypatch.setitem(export.WRITERS, FORMAT, killed)
+    for flag in ("--fp16", "--onnx"):
+        assert run("export", folder / "teacher", flag)[0] == 130
+        assert run("predict", exports, "a good film")[1] == answer and read_proofs(exports) == proofs
+    torn = exports / f"{PARTIAL}x"
+    (torn / REPLACED).mkdir(parents=True)
+    (exports / FORMAT).rename(torn / REPLACED / FORMAT)
+    with hold(exports):
+        assert read_proofs(exports) == proofs and not torn.exists()
+    assert run("predict", exports, "a good film")[1] == answer
 
 
 @pytest.mark.slow
