@@ -1,0 +1,116 @@
+"""Files among kills and power cuts: what vouches for others comes to the disk after them, and old or new is whole."""
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill.checksums import SEAL, damage_of, seal
+from distill.files import PARTIAL, REPLACED, atomic_path, clear_away, write_json, write_text
+from distill.recipe_file import load_recipe
+from distill.run_folder import RunFolder, hold, write_predictions
+
+KNOWS_FILES = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to tell what is synced")
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk that a power cut leaves with what was synced: names that a synced folder had, with synced contents."""
+    synced, on_disk = {}, {}
+    fsync = os.fsync
+
+    def remember(opened):
+        path = Path(f"/proc/self/fd/{opened}").readlink()
+        if path.is_dir():
+            for gone in [name for name in on_disk if name.parent == path]:
+                del on_disk[gone]
+            files = [inner for inner in path.iterdir() if inner.is_file()]
+            on_disk.update({inner: synced.get(inner.stat().st_ino, b"") for inner in files})
+        else:
+            synced[path.stat().st_ino] = path.read_bytes()
+        states.append(dict(on_disk))
+        fsync(opened)
+
+    states = []
+    monkeypatch.setattr(os, "fsync", remember)
+    return states
+
+
+def vouched(state, folder):
+    """Whether what the disk has of a sealed folder is as its seal says; None if there is no seal yet."""
+    sealed = state.get(folder / SEAL)
+    if not sealed:
+        return None
+    return all(
+        hashlib.sha256(state.get(folder / name, b"")).hexdigest() == digest
+        for name, digest in json.loads(sealed).items()
+    )
+
+
+@KNOWS_FILES
+def test_a_power_cut_leaves_no_manifest_and_no_seal_before_what_they_vouch_for(tmp_path, recipe_path, disk):
+    folder = RunFolder(tmp_path / "run")
+    with hold(folder.path):
+        folder.start(load_recipe(recipe_path), {}, resume=False, overwrite=False)
+        checkpoint = folder.checkpoints / "checkpoint-1"
+        checkpoint.mkdir()
+        (checkpoint / "model.safetensors").write_bytes(b"weights")
+        folder.seal_checkpoint(checkpoint)
+        (folder.path / "model.safetensors").write_bytes(b"weights of the end")
+        (folder.path / "config.json").write_text("{}")
+        write_predictions(folder.predictions, ["test/0"], np.array([1]), np.zeros((1, 2), np.float32))
+        write_json(folder.metrics, {"test": {}})
+        write_text(folder.metrics_log, "{}\n")
+        folder.finish({"role": "teacher"})
+    for state in disk:
+        assert vouched(state, checkpoint) is not False
+        if state.get(folder.manifest):
+            assert vouched(state, folder.path) is True
+    assert disk[-1].get(folder.manifest) and vouched(disk[-1], checkpoint)
+
+
+@KNOWS_FILES
+def test_a_power_cut_leaves_the_old_text_or_the_new_one(tmp_path, disk):
+    path = tmp_path / "a.json"
+    write_text(path, "old")
+    before = len(disk)
+    write_text(path, "new")
+    assert {state.get(path) for state in disk[before - 1 :]} == {b"old", b"new"}
+
+
+def test_a_folder_that_was_moved_away_for_one_that_never_came_goes_back(tmp_path):
+    partial = tmp_path / f"{PARTIAL}x"
+    for name in ("kept", "replaced"):
+        (partial / REPLACED / name).mkdir(parents=True)
+        (partial / REPLACED / name / "old").touch()
+    (tmp_path / "replaced").mkdir()
+    clear_away(partial)
+    assert (tmp_path / "kept" / "old").exists() and not (tmp_path / "replaced" / "old").exists()
+    assert not partial.exists()
+
+
+def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "old").touch()
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "made") as partial:
+        partial.mkdir()
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["old"]
+    with atomic_path(tmp_path / "made") as partial:
+        partial.mkdir()
+        (partial / "new").touch()
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_files_that_belong_together_can_be_read_by_the_same_people(tmp_path):
+    for name, mode in (("model.safetensors", 0o600), ("config.json", 0o644), ("tokenizer.json", 0o640)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    seal(tmp_path)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 1 and damage_of(tmp_path) is None
