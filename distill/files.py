@@ -17,6 +17,7 @@ from distill.errors import FolderError, UserError
 FULL = 2**20  # bytes: what no model fits into
 PARTIAL = ".partial-"  # how the name of a folder begins in which something is being written
 REPLACED = "replaced"  # in such a folder: what was moved away for something new
+COMING, READY = "coming", "ready"  # there too: files that come together, and that all of them are there
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,8 +87,32 @@ def take_place(new: Path, place: Path) -> None:
     sync_folder(place.parent)
 
 
+@contextlib.contextmanager
+def together(folder: Path) -> Iterator[Path]:
+    """Yield a folder whose files come to `folder` together, once the block ends well: all of them, or none.
+
+    If a kill comes while they move, `clear_away` brings the rest.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+    try:
+        (partial / COMING).mkdir()
+        yield partial / COMING
+        sync(partial / COMING)
+        (partial / READY).touch()
+        sync(partial)
+    finally:
+        clear_away(partial)
+    sync_folder(folder)
+
+
 def clear_away(partial: Path) -> None:
-    """Remove a folder of PARTIAL; what it holds that was moved away for something that never came goes back."""
+    """Remove a folder of PARTIAL, after what was decided in it: files that were ready come, see `together`.
+
+    What was moved away for something that never came goes back, see `take_place`.
+    """
+    for ready in (partial / COMING).iterdir() if (partial / READY).is_file() else ():
+        os.replace(ready, partial.parent / ready.name)
     for replaced in (partial / REPLACED).glob("*"):
         if not (partial.parent / replaced.name).exists():
             os.replace(replaced, partial.parent / replaced.name)

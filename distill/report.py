@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from distill import plots
 from distill.choice import SIGNIFICANT, Budget, choose, pareto_front, shown_p, shown_speedup, speedup_in
-from distill.files import write_json, write_text
+from distill.files import together, write_json, write_text
 from distill.page import render, shown
 from distill.timing import SCATTERED
 
@@ -75,13 +75,13 @@ def write_report(
         "notes": [*notes, *(moved if budget and decisive else []), *_disturbed(measurements, decisive)],
         "recipe": recipe,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    if decisive:
-        front = pareto_front(measurements, decisive)
-        plots.save_png(plots.accuracy_against_latency(measurements, front, decisive), folder / PICTURE)
-    write_text(folder / REPORT_MD, _markdown(report, shapes, picture=decisive is not None))
-    write_text(folder / REPORT_HTML, _html(report, decisive))
-    write_json(folder / REPORT_JSON, report)
+    with together(folder) as made:
+        if decisive:
+            front = pareto_front(measurements, decisive)
+            plots.save_png(plots.accuracy_against_latency(measurements, front, decisive), made / PICTURE)
+        write_text(made / REPORT_MD, _markdown(report, shapes, picture=decisive is not None))
+        write_text(made / REPORT_HTML, _html(report, decisive))
+        write_json(made / REPORT_JSON, report)
     return report
 
 

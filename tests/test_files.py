@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distill.checksums import SEAL, damage_of, seal
-from distill.files import PARTIAL, REPLACED, atomic_path, clear_away, write_json, write_text
+from distill.files import COMING, PARTIAL, READY, REPLACED, atomic_path, clear_away, together, write_json, write_text
 from distill.recipe_file import load_recipe
 from distill.run_folder import RunFolder, hold, write_predictions
 
@@ -105,6 +105,30 @@ def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path):
         (partial / "new").touch()
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_files_come_together_or_not_at_all(tmp_path):
+    def texts():
+        return {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+
+    def write(folder, text):
+        for name in ("report.html", "report.json"):
+            write_text(folder / name, text)
+
+    with together(tmp_path) as made:
+        write(made, "old")
+    with pytest.raises(RuntimeError), together(tmp_path) as made:
+        write(made, "new")
+        raise RuntimeError
+    assert texts() == {"report.html": "old", "report.json": "old"}
+    partial = tmp_path / f"{PARTIAL}x"  # killed after one of two had moved
+    (partial / COMING).mkdir(parents=True)
+    (partial / READY).touch()
+    (tmp_path / "report.html").write_text("new")
+    (partial / COMING / "report.json").write_text("new")
+    with hold(tmp_path):
+        assert texts() | {".lock": ""} == {"report.html": "new", "report.json": "new", ".lock": ""}
+    assert not partial.exists()
 
 
 def test_files_that_belong_together_can_be_read_by_the_same_people(tmp_path):
