@@ -61,7 +61,7 @@ def load_splits(data: Data) -> Splits:
     """
     tables = load_tables(data)
     texts = {split: _texts(table, data) for split, table in tables.items()}
-    labels = {split: _labels(table, data) for split, table in tables.items() if split != "transfer"}
+    labels = {split: _labels(table, data, tables["train"]) for split, table in tables.items() if split != "transfer"}
     label_names = _label_names(labels["train"], tables["train"], data)
     if len(label_names) < 2:
         raise DataError(
@@ -123,20 +123,22 @@ def _such(rows: Sequence[int] | np.ndarray, table: Table, name: str) -> str:
     count = f"{len(rows)} such row{'s' * (len(rows) > 1)})"
     if len(rows) > max(FEW, 0.01 * len(table.rows)):
         return f"{count}; see that data.{name}_column names the right column"
-    return f"{count}; fill in what is missing, or remove {'it' if len(rows) == 1 else 'them'}"
+    return f"{count}; fill in what is missing, or leave {'that row' if len(rows) == 1 else 'those rows'} out"
 
 
-def _labels(table: Table, data: Data) -> pa.ChunkedArray:
+def _labels(table: Table, data: Data, train: Table) -> pa.ChunkedArray:
     """The label column as text: none missing, and only of a type whose values can be labels.
 
-    An integer of a column whose type names its classes is the name that it stands for; what stands for none stays.
+    An integer of a column whose type names its classes is the name that it stands for; what stands for none stays. If
+    only train's column names them, they are those of the other splits' integers too.
     """
+    stored = table.class_names or train.class_names
     column = table.rows.data.column(data.label_column)
     kind = column.type
-    if pa.types.is_integer(kind) and table.class_names:
-        names = data.label_names or table.class_names
-        renames = set(map(label_key, names)) != set(map(label_key, table.class_names))
-        known = pa.array(names if renames else table.class_names, pa.string())
+    if pa.types.is_integer(kind) and stored:
+        names = data.label_names or stored
+        renames = not set(map(label_key, names)) & set(map(label_key, stored))  # else they are meant by name
+        known = pa.array(names if renames else stored, pa.string())
         there = pc.index_in(column.cast(pa.int64(), safe=False), pa.array(range(len(known)), pa.int64()))
         column = pc.coalesce(pc.take(known, there), column.cast(pa.string()))
     elif pa.types.is_floating(kind):
@@ -148,7 +150,8 @@ def _labels(table: Table, data: Data) -> pa.ChunkedArray:
             f"{table.source}: data.label_column: {data.label_column!r} holds {kind}, not numbers or names",
             hint="--set data.label_column=NAME names another",
         )
-    missing = pc.or_kleene(pc.is_null(column), pc.equal(pc.utf8_trim_whitespace(column), ""))
+    nothing = [label for label in pc.unique(column).to_pylist() if label is None or not label_key(label)]
+    missing = pc.is_in(column, pa.array(nothing, pa.string()))
     if pc.any(missing).as_py():
         rows = np.flatnonzero(missing.to_numpy())
         raise DataError(f"{table.place(int(rows[0]))}: the label is empty ({_such(rows, table, 'label')}")
@@ -211,7 +214,7 @@ def _encode(
     counts = np.bincount(positions, minlength=len(distinct))
     otherwise = [
         index for index, label in enumerate(distinct)
-        if not WHOLE.fullmatch(cleaned(label)) and label != label_names[classes[index]]
+        if not indices and label not in (name := label_names[classes[index]], f"{name}.0")
     ]  # fmt: skip
     if otherwise:
         first = otherwise[0]

@@ -23,6 +23,7 @@ from distill.tables import READERS, packed_with
 
 CARD = "README.md"
 NOT_DATA = ("dataset_infos.json", "dataset_dict.json", "dataset_info.json", "state.json")  # datasets' own notes
+FOLLOWED = {"data_files", "data_dir", "default", "version", "description", "features"}  # what a configuration may say
 # What a card's fields of the wrong kind make of datasets' readers of it.
 CARD_ERRORS = (YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
@@ -58,6 +59,11 @@ def read_folder(folder: Path, subset: str | None) -> DataFolder:
         raise DataError(
             f"data.dataset: {folder / CARD} has several subsets; data.subset is one of {', '.join(configs)}"
         )
+    if unknown := set(configs.get(name, {}) if name else ()) - FOLLOWED:
+        raise DataError(
+            f"data.dataset: {folder / CARD}: says {', '.join(sorted(unknown))} of its files, which distill does not "
+            "follow; save them as its formats are (docs/recipes.md), and give data.files"
+        )
     files = _files(folder, _patterns(folder, configs.get(name, {}) if name else {}))
     info = infos.get(name or "default") or (next(iter(infos.values())) if len(infos) == 1 else None)
     features = (info.features if info else None) or {}
@@ -69,7 +75,8 @@ def _card(folder: Path) -> Any:
     if not (folder / CARD).is_file():
         return DatasetCardData()
     try:
-        return DatasetCard.load(folder / CARD, ignore_metadata_errors=False).data
+        text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+        return DatasetCard(text, ignore_metadata_errors=False).data
     except CARD_ERRORS as error:
         raise DataError(f"data.dataset: {folder / CARD}: {one_line(error)}; give data.files") from None
 
@@ -112,7 +119,7 @@ def _files(folder: Path, patterns: Mapping[str, Sequence[str]]) -> dict[str, tup
             raise DataError(
                 f"data.dataset: {folder}: {inside} is packed with {packed_with(packed[0])}; unpack it or take it away"
             )
-        paths = {path for path in paths if path.suffix.lower() in READERS and path.name not in NOT_DATA}
+        paths = {path for path in paths if path.suffix.lower() in READERS and not _is_note(path)}
         if paths:
             found[split] = tuple(folder / path.relative_to(root) for path in sorted(paths))
     kinds = sorted({path.suffix.lower() for paths in found.values() for path in paths})
@@ -123,6 +130,11 @@ def _files(folder: Path, patterns: Mapping[str, Sequence[str]]) -> dict[str, tup
     if not found:
         raise DataError(f"data.dataset: {folder}: holds no files of data ({', '.join(READERS)})")
     return found
+
+
+def _is_note(path: Path) -> bool:
+    """Whether a file is one of datasets' own: a description, or what a `map` left beside the rows it was made of."""
+    return path.name in NOT_DATA or (path.suffix == ".arrow" and path.name.startswith(("cache-", "tmp")))
 
 
 def _resolved(pattern: str, root: Path) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import sys
+import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +20,16 @@ from datasets.exceptions import DatasetsError
 
 from distill.data_folder import read_folder
 from distill.errors import DataError, one_line
-from distill.files import atomic_path, read_json, write_json
+from distill.files import PARTIAL, read_json, write_json
 from distill.recipe import Data
 from distill.tables import LINE, READERS, TableFile, check_columns, packed_with, text_lines
 
+log = logging.getLogger("distill")
+
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of each file that is read, local ones too
 FORMAT = 1  # of what is kept of a file; a reader that reads otherwise counts on
-NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*$"
+# A number, a date, a share, an amount or nothing: a column of nothing else holds no texts.
+WORDLESS = r"^[\d\s.,:/+%$€£()-]*(\de[+-]?\d+)?$|^\s*(nan|inf|none|null|n/a|na|true|false)\s*$"
 
 
 @dataclass(frozen=True)
@@ -84,17 +90,25 @@ def read_texts(path: str, text_column: str) -> Iterator[str]:
             raise DataError(f"{path}: {text_column!r} {complaint}", hint="--text-column NAME names another")
         for text in texts.to_pylist():
             if text is None:
+                check_columns(table.wanted, list(table.column_names), path)
                 raise DataError(f"{path}: row {row}: {text_column} is missing; give it a text, if an empty one")
             yield text
             row += 1
+    for note in table.notes:
+        log.warning("%s", note)
 
 
 def not_texts(column: pa.Array | pa.ChunkedArray) -> str | None:
     """Return in words what a column holds instead of texts, or None if it holds texts."""
     if not is_string(column.type):
         return f"holds {column.type}, not text"
-    numbers = pc.match_substring_regex(column, NUMBER, ignore_case=True)
-    return "holds numbers, not texts" if len(column) and pc.all(numbers, skip_nulls=False).as_py() else None
+    if not len(column):
+        return None
+    wordless = pc.match_substring_regex(column, WORDLESS, ignore_case=True)
+    blank = pc.match_substring_regex(column, r"^\s*$")
+    if pc.all(wordless, skip_nulls=True).as_py() and not pc.all(blank, skip_nulls=True).as_py():
+        return "holds numbers, not texts"
+    return None
 
 
 def is_string(kind: pa.DataType) -> bool:
@@ -111,20 +125,39 @@ def _load_file(path: str, place: str, wanted: dict[str, str]) -> Table:
     """The table in a file, kept on disk under what the file holds: its name and its date say nothing about that."""
     _check_file(path, place)
     file = TableFile(path, wanted, path)
-    with open(path, "rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    digest = _digest(path)
     depends = [FORMAT, path, digest, list(wanted)]  # the path, since notes name it
     key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
     kept = Path(datasets.config.HF_DATASETS_CACHE) / "distill" / key
     if not kept.is_dir():
-        with atomic_path(kept) as partial:
-            partial.mkdir()
-            _keep(file, partial)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=kept.parent) as work:
+            (Path(work) / key).mkdir()
+            _keep(file, Path(work) / key)
+            if _digest(path) != digest:
+                raise DataError(f"{place}: has changed while it was read; the same command, once it is whole")
+            with contextlib.suppress(FileExistsError):  # who was faster read the same contents
+                _rename(Path(work) / key, kept)
     found = read_json(kept / "table.json")
     rows = Dataset.from_file(str(kept / "rows.arrow"))
     rows._fingerprint = key  # what is made of it is kept under what it was made of, too
     names = next((tuple(found["names"][name]) for name in wanted if name in found["names"]), None)
     return Table(path, rows, tuple(found["column_names"]), names, tuple(found["notes"]))
+
+
+def _rename(made: Path, place: Path) -> None:
+    """Give a folder its name; raises `FileExistsError`, whatever this system calls it, if the name is taken."""
+    try:
+        made.rename(place)
+    except OSError as error:
+        if place.is_dir():
+            raise FileExistsError(str(place)) from error
+        raise
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _keep(file: TableFile, folder: Path) -> None:
@@ -165,6 +198,11 @@ def _load_folder(folder: Path, data: Data) -> dict[str, Table]:
     for split, name in _split_names(data, found.files).items():
         wanted = _wanted(data, split)
         parts = [_load_file(str(path), f"data.dataset: {path}", wanted) for path in found.files[name]]
+        if len({part.class_names for part in parts}) > 1:
+            raise DataError(
+                f"data.dataset: {folder}: the files of {name} name their classes otherwise than each other, so their "
+                "labels mean different things; give data.files",
+            )
         names = parts[0].class_names or next(
             (found.class_names[one] for one in wanted if one in found.class_names), None
         )

@@ -22,7 +22,7 @@ from distill.errors import DataError, one_line
 ROWS_AT_ONCE = 1_000
 LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is shorter than some texts
 MANY_LINES = 20  # in one field: more than most texts have, and what a stray quote soon swallows
-LEAST_SWALLOWED = 3  # rows within a field that tell a stray quote from a text of several lines
+MOST_KNOWN, LONGEST_EDGE = 10_000, 200  # values of a column that are held to know a row by, and characters of one
 SEPARATORS = {",": ".csv", "\t": ".tsv", ";": None, "|": None}
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # How files begin that hold others: read as they are they are no text, and unpacked they can be anything.
@@ -30,7 +30,7 @@ PACKED = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
     b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4",
 }  # fmt: skip
-LINE = "line"  # the column that says where a row began; only files made of lines have it
+LINE = "distill.line"  # the column that says where a row began; only files made of lines have it
 
 Row = tuple[int, Sequence[Any]]  # the line it began on, and the value of each wanted column
 
@@ -105,28 +105,78 @@ def _read_tsv(table: TableFile) -> Iterator[pa.RecordBatch]:
 def _csv_rows(file: IO[str], table: TableFile) -> Iterator[Row]:
     """The rows of a csv file (RFC 4180), or of a tsv file quoted in the same way."""
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(file, delimiter=table.separator, strict=True)
+    first_line = next(file, "")
+    _check_separator(first_line, table)
+    reader = csv.reader(itertools.chain([first_line], file), delimiter=table.separator, strict=True)
     header = next((row for _, row in _csv_records(reader, table) if row), [])
-    _check_header(header, table)
+    while len(header) > 1 and not header[-1].strip():  # commas at the end of each line
+        header.pop()
+    table.column_names = dict.fromkeys(header)
+    check_columns(table.wanted, header, table.place)
     at = [header.index(name) for name in table.wanted]
-    long_fields, first = 0, 0
+    watch = _Swallowed(table, at[0], len(header))
     for line, row in _csv_records(reader, table):
         if not row or (len(row) == 1 < len(header) and not row[0].strip()):  # a blank line
             continue
-        if len(row) != len(header):
-            while len(row) > len(header) and not row[-1].strip():  # commas at the end of each line
-                row.pop()
-            _check_width(row, header, line, table)
-        if reader.line_num > line:
-            _check_swallowed(row, len(header), line, table)
-            if reader.line_num - line > MANY_LINES:
-                long_fields, first = long_fields + 1, first or line
+        while len(row) > len(header) and not row[-1].strip():
+            row.pop()
+        _check_width(row, header, line, table)
+        watch.see(row, line, lines=reader.line_num - line + 1)
         yield line, [row[index] for index in at]
-    if long_fields:
-        table.notes.append(
-            f"{table.place}: rows of more than {MANY_LINES} lines: {long_fields}, the first from line {first}; see "
-            "whether a stray quote opens a field there and swallows the rows below"
-        )
+    watch.end()
+
+
+class _Swallowed:
+    """Watches for rows that a stray quote has swallowed: one opens a field, and another closes it some rows below.
+
+    Such a field's lines are rows, so they end with a value of the last column (or, if the texts stand there, begin with
+    one of the first) that other rows have too: with a label, mostly. The lines of a text do not.
+    """
+
+    def __init__(self, table: TableFile, text: int, width: int):
+        self.table, self.text = table, text
+        self.edge = None if width == 1 else 0 if text == width - 1 else width - 1
+        self.known: set[str] = set()
+        self.suspects: list[tuple[int, int, list[str]]] = []
+        self.long, self.first_long = 0, 0
+
+    def see(self, row: Sequence[str], line: int, lines: int) -> None:
+        """Look at a row that runs over so many lines."""
+        if lines > MANY_LINES:
+            self.long, self.first_long = self.long + 1, self.first_long or line
+        if self.edge is None:
+            return
+        if lines == 1:
+            if len(self.known) < MOST_KNOWN:
+                self.known.add(row[self.edge])
+            return
+        inner = row[self.text].splitlines()
+        inner = inner[1:] if self.edge == 0 else inner[:-1]
+        edges = [self._edge_of(one) for one in inner if one.strip()]
+        if edges:
+            self.suspects.append((line, lines, edges))
+
+    def end(self) -> None:
+        """Raise `DataError` for the first field that holds rows, and note fields that run over many lines."""
+        for line, lines, edges in self.suspects:
+            if 2 * sum(edge in self.known for edge in edges) >= len(edges):
+                raise DataError(
+                    f"{self.table.place}: line {line}: a quote opens a field here that runs on for {lines} lines and "
+                    'swallows the rows below; put the text in quotes and write each quote within it twice ("")'
+                )
+        if self.long:
+            self.table.notes.append(
+                f"{self.table.place}: rows of more than {MANY_LINES} lines: {self.long}, the first from line "
+                f"{self.first_long}; see whether a stray quote opens a field there and swallows the rows below"
+            )
+
+    def _edge_of(self, line: str) -> str:
+        separator = self.table.separator
+        if self.edge == 0:
+            edge, found, _ = line.partition(separator)
+        else:
+            _, found, edge = line.rstrip(separator + " ").rpartition(separator)
+        return edge.strip('"')[:LONGEST_EDGE] if found else ""
 
 
 def _csv_records(reader: Any, table: TableFile) -> Iterator[tuple[int, list[str]]]:
@@ -150,18 +200,19 @@ def _csv_records(reader: Any, table: TableFile) -> Iterator[tuple[int, list[str]
         yield line, row
 
 
-def _check_header(header: list[str], table: TableFile) -> None:
-    table.column_names = dict.fromkeys(header)
-    if len(header) == 1:
-        for separator, suffix in SEPARATORS.items():
-            names = header[0].split(separator)
-            if len(names) > 1 and set(table.wanted) <= {name.strip().strip('"') for name in names}:
-                cure = f"name it {suffix}, or save it" if suffix else "save it"
-                raise DataError(
-                    f"{table.place}: line 1: separated by {separator!r}, not {table.separator!r}; "
-                    f"{cure} with {'tabs' if table.separator == chr(9) else 'commas'}"
-                )
-    check_columns(table.wanted, header, table.place)
+def _check_separator(first_line: str, table: TableFile) -> None:
+    """Raise `DataError` if the first line is a header of the wanted columns once it is cut at another separator."""
+    if table.separator in first_line:
+        return
+    for separator, suffix in SEPARATORS.items():
+        if set(table.wanted) <= {name.strip().strip('"') for name in first_line.split(separator)} and (
+            separator in first_line
+        ):
+            cure = f"name it {suffix}, or save it" if suffix else "save it"
+            raise DataError(
+                f"{table.place}: line 1: separated by {separator!r}, not {table.separator!r}; "
+                f"{cure} with {'tabs' if table.separator == chr(9) else 'commas'}"
+            )
 
 
 def _check_width(row: list[str], header: list[str], line: int, table: TableFile) -> None:
@@ -174,31 +225,6 @@ def _check_width(row: list[str], header: list[str], line: int, table: TableFile)
     else:
         cure = "put a text that holds line breaks in quotes, or fill in what the row lacks"
     raise DataError(f"{table.place}: line {line}: {has}; {cure}")
-
-
-def _check_swallowed(row: list[str], width: int, line: int, table: TableFile) -> None:
-    """Raise `DataError` if a field of several lines holds whole rows: one stray quote opened it, another closed it."""
-    for value in row:
-        *inner, _ = value.splitlines()[1:] or [""]
-        if table.separator == "\t":
-            swallowed = [one for one in inner if "\t" in one]  # what a text of a tsv file has no reason to hold
-        elif width > 1 and len(inner) >= LEAST_SWALLOWED:
-            inside = [_fields(one, table.separator) for one in inner]
-            swallowed = inner if all(count == width for count in inside) else []
-        else:
-            swallowed = []
-        if swallowed:
-            raise DataError(
-                f"{table.place}: line {line}: a quote opens a field here that runs on for {len(value.splitlines())} "
-                'lines and swallows the rows below; put the text in quotes and write each quote within it twice ("")'
-            )
-
-
-def _fields(line: str, separator: str) -> int:
-    try:
-        return len(next(csv.reader([line], delimiter=separator)))
-    except (csv.Error, StopIteration):
-        return 0
 
 
 def _read_json_lines(table: TableFile) -> Iterator[pa.RecordBatch]:

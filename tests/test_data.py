@@ -109,11 +109,49 @@ def test_the_recipes_names_reorder_or_rename_those_of_the_data(tmp_path, names):
 
 
 def test_what_a_number_means_is_decided_by_train_for_every_split(tmp_path):
-    names = ("1", "2", "3")
-    train = write(tmp_path / "a.csv", rows_of(60, (0, 1, 2)))  # indices: 0 is no name
-    test = write(tmp_path / "b.csv", rows_of(60, (1, 2), "test"))  # could be names, but train says otherwise
-    splits = load_splits(data(train, test, label_names=names))
+    train = write(tmp_path / "a.csv", rows_of(60, (0, 1, 2)))
+    test = write(tmp_path / "b.csv", rows_of(60, (1, 2), "test"))
+    splits = load_splits(data(train, test, label_names=("x", "y", "z")))
     assert splits.test["label"][:2] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (("1", "2", "3"), (0, 1, 2), "label '0' is not one of 3 classes: 1, 2, 3"),
+        (("1", "2"), (0, 1), "label '0' is not one of 2 classes: 1, 2"),
+        (("1.0", "0.0"), (0, 1), ["0.0", "1.0"]),
+        (("01", "00"), (0, 1), ["00", "01"]),
+        (("5", "1"), (1, 5), ["1", "5"]),
+    ],
+)
+def test_labels_are_no_indices_into_names_that_are_numbers(tmp_path, names, labels, expected):
+    files = [write(tmp_path / f"{word}.csv", rows_of(60, labels, word)) for word in ("train", "test")]
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            load_splits(data(*files, label_names=names))
+        return
+    splits = load_splits(data(*files, label_names=names))
+    assert [splits.label_names[label] for label in splits.test["label"][:2]] == expected
+
+
+def test_names_that_share_some_with_the_datas_own_go_by_name(tmp_path):
+    file = class_labels(tmp_path / "a.parquet", ["negative", "neutral", "positive"], [0, 1, 2] * 20)
+    with pytest.raises(DataError, match="label 'neutral' is not one of 3 classes: positive, negative, mixed"):
+        load_splits(data(file, other(file), label_names=("positive", "negative", "mixed")))
+
+
+def test_integers_of_a_split_whose_type_names_no_classes_are_those_of_train(tmp_path):
+    train = class_labels(tmp_path / "a.parquet", ["neg", "pos"], [0, 1] * 20)
+    test = write(tmp_path / "b.parquet", rows_of(20, (0, 1), "test"))
+    splits = load_splits(data(train, test))
+    assert splits.label_names == ("neg", "pos") and splits.test["label"][:2] == [0, 1]
+
+
+def test_class_names_of_the_data_may_differ_in_case(tmp_path):
+    file = class_labels(tmp_path / "a.parquet", ["a", "A"], [0, 1] * 20)
+    splits = load_splits(data(file, other(file)))
+    assert splits.label_names == ("a", "A") and splits.test["label"][:2] == [0, 1]
 
 
 def test_minus_one_means_no_label_and_is_refused(tmp_path):

@@ -2,12 +2,15 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import run
 
+from distill import sources
 from distill.data import load_splits
 from distill.errors import DataError
 from distill.labels import joined, names_of
@@ -71,6 +74,11 @@ READ = {
     "a column without a name": (lambda t, c, i: f"{i},{t},{c}", None, {"head": ",text,label"}, ("good", "bad")),
     "line ends of Windows": (plain, None, {"end": "\r\n"}, ("good", "bad")),
     "line ends of an old Mac": (plain, None, {"end": "\r"}, ("good", "bad")),
+    "a comma at the end of the header": (plain, None, {"head": "text,label,"}, ("good", "bad")),
+    "numbers that are codes": (lambda t, c, i: f"{t},{'1_0' if c == 'good' else '2_1'}", None, {}, ("1_0", "2_1")),
+    "numbers of many digits": (
+        lambda t, c, i: f"{t},{'9' * 20 if c == 'good' else '8' * 20}", None, {}, ("9" * 20, "8" * 20),
+    ),
     "blank lines": (lambda t, c, i: f"{t},{c}\n" + "  \n" * (i % 3), None, {}, ("good", "bad")),
     "a byte-order mark": (plain, None, {"encoding": "utf-8-sig"}, ("good", "bad")),
     "tabs": (lambda t, c, i: f"{t}\t{c}", None, {"head": "text\tlabel", "suffix": ".tsv"}, ("good", "bad")),
@@ -162,6 +170,26 @@ REFUSED = {
         lambda t, c, i: f'{chr(34) * (i == 10)}{t}{chr(34) * (i == 20)},{c}', None, {},
         "line 12: a quote opens a field here that runs on for 11 lines and swallows the rows below",
     ),
+    "quotes that swallow one row": (
+        lambda t, c, i: f"{chr(34) * (i == 10)}{t}{chr(34) * (i == 11)},{c}", None, {}, "line 12: a quote opens",
+    ),
+    "quotes that swallow rows of all widths": (
+        lambda t, c, i: f"{chr(34) * (i == 10)}{t}{chr(34) * (i == 20)},{c}{',' * (i == 13)}{chr(10) * (i == 15)}",
+        None, {}, "line 12: a quote opens a field here that runs on for 12 lines",
+    ),
+    "quotes that swallow rows whose label comes first": (
+        lambda t, c, i: f"{c},{chr(34) * (i == 10)}{t}{chr(34) * (i == 12)}", None, {"head": "label,text"},
+        "line 12: a quote opens a field here that runs on for 3 lines",
+    ),
+    "quoted semicolons": (
+        lambda t, c, i: f'"{t}";"{c}"', None, {"head": '"text";"label"'}, "line 1: separated by ';', not ','",
+    ),
+    "a label that prints as nothing": (
+        lambda t, c, i: f"{t},{c if i != 5 else chr(0x200B)}", None, {}, "line 7: the label is empty (1 such row)",
+    ),
+    "case behind what prints as nothing": (
+        lambda t, c, i: f"{t},{c if i != 4 else 'Good' + chr(0x200B)}", None, {}, "'Good' and 'good' differ",
+    ),
     "a quote never closed": (
         lambda t, c, i: f'{chr(34) * (i == 10)}{t},{c}', None, {}, "line 12: a quote opens a field here that is never",
     ),
@@ -206,43 +234,124 @@ def test_a_field_of_many_lines_is_named_and_kept(tmp_path):
     assert splits.notes[0].startswith(f"{tmp_path / 'train.csv'}: {said}")
 
 
-def test_paragraphs_with_commas_are_no_swallowed_rows(tmp_path):
-    story = "Well, it begins\n\nand, so it goes on\n\nto, its end, at last"
-    found, splits = read(tmp_path, lambda t, c, i: f'"{t} {story}",{c}')
+@pytest.mark.parametrize(
+    "story",
+    [
+        "Well, it begins\n\nand, so it goes on\n\nto, its end, at last",
+        "\n".join(f"{n} apple, red" for n in range(7)),
+        "It was, good\nthen, bad\nthen it, ended",
+        "a\ttab\nand, another\ttab",
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_texts_of_several_lines_are_no_swallowed_rows(story, suffix, tmp_path):
+    by = "\t" if suffix == ".tsv" else ","
+    found, splits = read(
+        tmp_path,
+        lambda t, c, i: f'"{t} {story}"{by}{c}' if i < 20 else f"{t}{by}{c}",
+        head=f"text{by}label",
+        suffix=suffix,
+    )
     assert len(found) == 40 and splits.notes == ()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_column_may_be_called_line(suffix, tmp_path):
+    rows = [{"line": f"text {index}", "label": index % 2} for index in range(40)]
+    write = {
+        ".csv": "line,label\n" + "".join(f"{row['line']},{row['label']}\n" for row in rows),
+        ".jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+    }
+    for name in ("train", "test"):
+        (tmp_path / f"{name}{suffix}").write_text(write[suffix].replace("text", name))
+    files = Files(**{name: str(tmp_path / f"{name}{suffix}") for name in ("train", "test")})
+    assert load_splits(Data(files=files, text_column="line")).test["text"][0] == "test 0"
+    assert next(read_texts(files.test, "line")) == "test 0"
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(tmp_path, monkeypatch):
+    train, test = (table(tmp_path, name, plain) for name in ("train", "test"))
+    files = Files(train=str(train), test=str(test))
+    content, keep = train.read_bytes(), sources._keep
+
+    def replaced(file, folder):
+        train.write_bytes(content.replace(b"train", b"other"))
+        keep(file, folder)
+
+    monkeypatch.setattr(sources, "_keep", replaced)
+    with pytest.raises(DataError, match=r"train\.csv: has changed while it was read"):
+        load_splits(Data(files=files))
+    monkeypatch.undo()
+    train.write_bytes(content)
+    assert load_splits(Data(files=files)).train["text"][0].startswith("train")
+
+
+def test_a_new_file_may_be_read_by_several_at_once(tmp_path):
+    path = table(tmp_path, "train", plain)
+    wanted = {"text": "data.text_column", "label": "data.label_column"}
+    with ThreadPoolExecutor(8) as pool:
+        for round_ in range(5):
+            path.write_text(path.read_text() + f"round {round_},good\n")
+            found = list(pool.map(lambda _: sources._load_file(str(path), "x", wanted), range(8)))
+            assert {len(one.rows) for one in found} == {41 + round_}
+
+
+def class_labels(path, names, labels):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    rows = {"text": [f"{path.stem} {index}" for index in range(len(labels))], "label": labels}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def test_files_of_a_split_that_name_their_classes_otherwise_are_refused(tmp_path):
+    class_labels(tmp_path / "train-00000-of-00002.parquet", ["neg", "pos"], [0, 1] * 10)
+    class_labels(tmp_path / "train-00001-of-00002.parquet", ["pos", "neg"], [0, 1] * 10)
+    class_labels(tmp_path / "test-00000-of-00001.parquet", ["neg", "pos"], [0, 1] * 10)
+    with pytest.raises(DataError, match="the files of train name their classes otherwise than each other"):
+        load_splits(Data(dataset=str(tmp_path)))
+    class_labels(tmp_path / "train-00001-of-00002.parquet", ["neg", "pos"], [0, 1] * 10)
+    assert load_splits(Data(dataset=str(tmp_path))).label_names == ("neg", "pos")
+
+
+def test_what_datasets_leaves_beside_a_saved_data_set_is_not_read_twice(tmp_path):
+    rows = {"text": [f"text {index}" for index in range(40)], "label": [index % 2 for index in range(40)]}
+    for split in ("train", "test"):
+        saved = datasets.Dataset.from_dict({**rows, "text": [f"{split} {text}" for text in rows["text"]]})
+        saved.save_to_disk(tmp_path / split)
+        datasets.load_from_disk(tmp_path / split).map(lambda row: {"more": 1})
+    assert list(tmp_path.rglob("cache-*.arrow"))
+    splits = load_splits(Data(dataset=str(tmp_path)))
+    assert len(splits.train) + len(splits.validation) == len(splits.test) == 40
+
+
+def test_a_card_that_says_how_its_files_are_to_be_read_is_refused(tmp_path):
+    for name in ("train", "test"):
+        table(tmp_path, name, plain)
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  sep: ';'\n---\n")
+    with pytest.raises(DataError, match="says sep of its files, which distill does not follow"):
+        load_splits(Data(dataset=str(tmp_path)))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_new_contents_are_read_whatever_the_date_says(suffix, tmp_path):
-    def write(name, count):
-        rows = words(name, count)
+    def write(path, name):
+        rows = [{"text": text, "label": label} for text, label in words(name)]
         if suffix == ".parquet":
-            pq.write_table(
-                pa.table({"text": [t for t, _ in rows], "label": [c for _, c in rows]}), tmp_path / "x.parquet"
-            )
+            pq.write_table(pa.Table.from_pylist(rows), path)
         elif suffix == ".csv":
-            (tmp_path / "x.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+            path.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows))
         else:
-            (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": t, "label": c}) + "\n" for t, c in rows))
-        os.utime(tmp_path / f"x{suffix}", (1e9, 1e9))
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.utime(path, (1e9, 1e9))
 
-    (tmp_path / "test.csv").write_text("text,label\none,good\ntwo,bad\n")
-    files = Files(train=str(tmp_path / f"x{suffix}"), test=str(tmp_path / "test.csv"))
-    for name in ("once", "then"):  # as many bytes
-        write(name, 40)
-        assert all(text.startswith(name) for text in load_splits(Data(files=files)).train["text"])
     (tmp_path / "folder").mkdir()
-    for name in ("first", "after"):
-        write(name, 40)
-        for split in ("train", "test"):
-            content = (tmp_path / f"x{suffix}").read_bytes()
-            (tmp_path / "folder" / f"{split}{suffix}").write_bytes(
-                content.replace(name.encode(), b"other") if split == "test" and suffix != ".parquet" else content
-            )
-            os.utime(tmp_path / "folder" / f"{split}{suffix}", (1e9, 1e9))
-        if suffix != ".parquet":
-            splits = load_splits(Data(dataset=str(tmp_path / "folder")))
+    train, test = (tmp_path / "folder" / f"{split}{suffix}" for split in ("train", "test"))
+    for name in ("once", "then"):  # as many bytes
+        write(train, name)
+        write(test, f"other {name}")
+        for source in ({"files": Files(train=str(train), test=str(test))}, {"dataset": str(train.parent)}):
+            splits = load_splits(Data(**source))
             assert all(text.startswith(name) for text in splits.train["text"])
+            assert all(text.startswith(f"other {name}") for text in splits.test["text"])
 
 
 def test_a_folder_is_read_as_its_files_are(tmp_path):
@@ -301,6 +410,9 @@ PREDICTED = {
         "line 2: 2 fields, but the header has 1",
     ),
     "numbers": ("a.csv", "text\n1\n2.5\n-3e2\n", "'text' holds numbers, not texts"),
+    "numbers and a hole": ("a.csv", "text,x\n1,a\n,b\n1.5,c\n", "'text' holds numbers, not texts"),
+    "amounts, shares and dates": ("a.csv", 'text\n"1,000"\n12 %\n2020-01-01\nnan\n', "holds numbers, not texts"),
+    "json without the column": ("a.json", '[{"review": "fine"}]', "no column 'text', only review"),
     "numbers beside texts": ("a.csv", "text,review\n1,fine\n2,poor\n", "'text' holds numbers, not texts"),
     "semicolons": ("a.csv", "text;label\nfine;1\n", "separated by ';', not ','"),
     "utf-16 lines": ("a.txt", "fine film\n".encode("utf-16"), "line 1: UTF-16, not UTF-8"),
