@@ -10,6 +10,7 @@ from distill.errors import BudgetError
 from distill.timing import Speedup, speedup
 
 Row = Mapping[str, Any]  # an entry of report.json's measurements, or of its controls
+LEAST_BLOCKS = 3  # of calls: with fewer, a speed-up has no spread to be told with
 SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss
 
 
@@ -147,6 +148,8 @@ def _is_fit(model: str, measurements: Sequence[Row], commonest_share: float) -> 
 
 
 def _faults(row: Row, commonest_share: float) -> list[str]:
+    if commonest_share == 1:  # texts of one class say nothing of the others
+        return []
     figures = f"{row['accuracy']:.2%} of the test texts right; the commonest class alone gives {commonest_share:.2%}"
     if row["classes_answered"] == 1:
         return [f"it gives one answer for every test text ({figures})"]
@@ -220,8 +223,6 @@ def speedup_in(choice: Row, name: str = "speedup_over_teacher") -> Speedup:
 def shown_speedup(found: Speedup) -> str:
     """Return a speed-up as a figure with its range ("5.1 x (4.8 to 5.6)"), or the range alone if blocks scatter."""
     spread = f"{found.low:.1f} to {found.high:.1f}"
-    if found.blocks == 1:
-        return f"{found.median:.1f} x"
     return f"{spread} x" if found.is_scattered else f"{found.median:.1f} x ({spread})"
 
 
@@ -234,6 +235,8 @@ def _facts(row: Row, found: Row, teacher: Row | None) -> str:
     over, is_measure = speedup_in(found), "accuracy_of_teacher" in found
     if is_measure:
         text += f"; {found['accuracy_of_teacher']:.1%} of the teacher's accuracy ({teacher['accuracy']:.2%}) and "
+    if over.blocks < LEAST_BLOCKS:
+        return f"{text.removesuffix(' and ')}; benchmark.rounds: 15 or more would tell how many times as fast it is"
     text += f"{shown_speedup(over)} its speed" if is_measure else f"; {shown_speedup(over)} the teacher's speed"
     text += f" over {over.blocks} block{'s' if over.blocks > 1 else ''} of calls"
     text += f" ({teacher['format']} on {teacher['device']})"

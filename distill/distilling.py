@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from distill.data import Splits
-from distill.devices import has_fast_bf16, resolve_device
+from distill.devices import resolve_device
 from distill.errors import FolderError, ModelError, RecipeError
 from distill.export import check_formats
 from distill.fitting import base_fingerprint, fit, origin_of, shared_splits, tokenised
@@ -21,6 +21,7 @@ from distill.hidden_states import OnlineTeacher, map_layers, relation_heads
 from distill.metrics import commonest_share, compare_paired
 from distill.models import (
     align_labels,
+    check_base,
     check_fit,
     check_single_label,
     class_names,
@@ -70,7 +71,8 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
         training = {**settings.training, **settled}
         training_arguments(training, RunFolder(Path(settings.output)), resolved, stage="student")
     config = load_config(teacher)
-    config = with_attention_dropout(config, settings.attention_dropout)
+    if settings.model is None:
+        config = with_attention_dropout(config, settings.attention_dropout)
     if settings.layers is not None:
         student_config = check_layers(skeleton(teacher, config), settings.layers)
     elif settings.config is not None:
@@ -78,7 +80,9 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
         check_fit(student_config, "student.config", max_tokens=recipe.data.max_tokens, vocabulary=0)
     else:
         assert settings.model is not None
+        check_base(settings.model, recipe.data.label_names)
         student_config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
+        with_attention_dropout(student_config, settings.attention_dropout)
         check_fit(student_config, settings.model, max_tokens=recipe.data.max_tokens, vocabulary=len(tokenizer))
         _check_one_tokenizer(settings, tokenizer, teacher)
     check_formats(recipe.export.formats, student_config.model_type)
@@ -112,7 +116,7 @@ def distil(
     check_student(recipe, teachers[0], device)
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
-    recipe, precision = settle_precision(recipe, "student", resolved, manifest_of(teachers[0]))
+    recipe, precision = settle_precision(recipe, "student", folder, resolved, manifest_of(teachers[0]))
     settings = _student_of(recipe)
     arguments, _ = training_arguments(settings.training, folder, resolved, stage="student")
     clock = Clock()
@@ -134,7 +138,7 @@ def distil(
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # projections work outside forward, where DDP does not see them
     with clock("teacher_logits"):
-        answers = answers_of(known, splits, cache, device, force=force)
+        answers = answers_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
         for teacher in known:  # layers, hidden states and answers were read from it, one after the other
             check_unchanged(teacher)
     with clock("tokenising"):
@@ -171,7 +175,7 @@ def control(
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
     manifest = student.read_manifest()
-    recipe, precision = settle_precision(recipe, "student", resolved, manifest)
+    recipe, precision = settle_precision(recipe, "student", folder, resolved, manifest)
     settings = _student_of(recipe)
     taught_by = list(manifest["parents"]["teachers"].values())
     if settings.model is None and weights_fingerprint(teacher) != taught_by[0]:
@@ -184,6 +188,13 @@ def control(
     clock = Clock()
     with clock("data"):
         splits = shared_splits(recipe)
+    changed = [split for split, digest in splits.fingerprints.items() if manifest["data"].get(split) != digest]
+    if changed:
+        raise FolderError(
+            f"{folder.path}: texts or labels of {' and '.join(changed)} have changed since {student.path} was trained, "
+            "so its control cannot be compared with it",
+            hint="put them back, or distil anew",
+        )
     model, tokenizer = new_student(settings, recipe, teacher, splits.label_names, seed=arguments.seed)
     log.info("control: %s; learns by the labels alone", _origin(settings, teacher))
     with clock("tokenising"):
@@ -215,7 +226,7 @@ def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict
             continue
         ids, gold_labels, student_logits = read_predictions(RunFolder(students[0]).predictions)
         control_ids, _, control_logits = read_predictions(RunFolder(model).predictions)
-        if ids != control_ids:
+        if ids != control_ids or manifests[students[0]]["data"]["test"] != manifest["data"]["test"]:
             raise FolderError(f"{model}: was tested on other texts than {students[0]}; make it anew")
         correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
         found.append({"student": str(students[0]), "control": str(model), **compare_paired(*correct)})
@@ -233,9 +244,13 @@ def base_of(settings: Student, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
 
 
 def manifest_of(model: str) -> dict[str, Any] | None:
-    """Return the manifest of a model that distill trained, None of any other."""
+    """Return the manifest of a model that distill trained, None of any other, whatever a file of that name holds."""
     folder = RunFolder(Path(model))
-    return folder.read_manifest() if folder.is_finished else None
+    try:
+        found = folder.read_manifest() if folder.is_finished else None
+    except FolderError:  # what must be whole of a teacher is looked at where it is read
+        return None
+    return found if isinstance(found, dict) and "role" in found else None
 
 
 def _student_of(recipe: Recipe) -> Student:
@@ -333,27 +348,29 @@ def _shown(schedule: Schedule) -> str:
 
 
 def kept_logits(
-    teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, title: str = "teacher"
+    teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, bf16: bool, title: str = "teacher"
 ) -> dict[str, KeptLogits]:
     """Return the teacher's logits on each split that a student asks for, of which only the folders were looked at.
 
-    The splits share one classifier, loaded when the first of them has something to answer.
+    They are computed in bf16 if the student trains in it (`bf16`): one decision for a run, and no stopwatch's. The
+    splits share one classifier, loaded when the first of them has something to answer.
     """
     resolved = resolve_device(device)
 
     @functools.cache
     def load_teacher() -> Classifier:
-        return load(teacher.name, resolved, dtype="bfloat16" if has_fast_bf16(resolved) else None)
+        return load(teacher.name, resolved, dtype="bfloat16" if bf16 else None)
 
+    dtype = "bfloat16" if bf16 else "float32"
     return {
-        split: KeptLogits(teacher, rows, load_teacher, cache=cache, title=f"{title}: {split}")
+        split: KeptLogits(teacher, rows, load_teacher, dtype=dtype, cache=cache, title=f"{title}: {split}")
         for split in ("validation", "train", "transfer")
         if (rows := getattr(splits, split)) is not None
     }
 
 
 def answers_of(
-    teachers: Sequence[Teacher], splits: Splits, cache: Path | None, device: str, *, force: bool
+    teachers: Sequence[Teacher], splits: Splits, cache: Path | None, device: str, *, bf16: bool, force: bool
 ) -> list[dict[str, Dataset]]:
     """Return each teacher's logits on train and, where there is one, transfer; no teacher stays in memory.
 
@@ -362,7 +379,7 @@ def answers_of(
     """
     titles = [Path(teacher.name).name if len(teachers) > 1 else "teacher" for teacher in teachers]
     kept = [
-        kept_logits(teacher, splits, cache, device, title=title)
+        kept_logits(teacher, splits, cache, device, bf16=bf16, title=title)
         for teacher, title in zip(teachers, titles, strict=True)
     ]
     for teacher, by_split, title in zip(teachers, kept, titles, strict=True):

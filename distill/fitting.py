@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -298,8 +298,13 @@ def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Datas
     }
 
 
-def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -> bool:
-    """Say that a finished run had the same data, stages and teachers; raise where not, rather than mix two runs."""
+def finished_with(
+    folder: RunFolder, recipe: Recipe, teachers: Sequence[str], data: Callable[[], Mapping[str, str]]
+) -> bool:
+    """Say that a finished run had the same data, stages and teachers; raise if not, rather than mix two runs.
+
+    `data` gives the fingerprints of the recipe's splits as they are now.
+    """
     found, manifest = load_recipe(folder.recipe), folder.read_manifest()
     wanted = as_settled(with_absolute_paths(recipe), found)
     role, parents = manifest["role"], manifest["parents"]
@@ -313,6 +318,13 @@ def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) ->
                 *(f"{problem}: {section}.{key}: {values}" for key, values in differing.items()),
                 hint="--overwrite to redo it, or --output for another folder",
             )
+    there = manifest["data"]
+    changed = [split for split, digest in data().items() if there.get(split) != digest]
+    if changed:
+        raise FolderError(
+            *(f"{folder.path}: finished with other data: texts or labels of {split} have changed" for split in changed),
+            hint="--overwrite to redo it, or --output for another folder",
+        )
     if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:
         raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
     if role == "control" and parents["student_weights"] != _weights_in(folder.path.parent / "student"):

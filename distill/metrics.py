@@ -163,6 +163,8 @@ def faults_of_answers(logits: np.ndarray, gold_labels: np.ndarray, label_names: 
     """
     answers, sizes = logits.argmax(axis=1), np.bincount(gold_labels, minlength=len(label_names))
     accuracy, commonest = float((answers == gold_labels).mean()), commonest_share(gold_labels)
+    if commonest == 1:
+        return [f"was tested on texts of {label_names[sizes.argmax()]} alone, which say nothing of the other classes"]
     if (answers == answers[0]).all() and len(answers) > 1:
         return [f"answers {label_names[answers[0]]} for every one of {len(answers)} test texts"]
     said = []

@@ -112,6 +112,24 @@ def load_classifier(
     return model
 
 
+def check_base(name: str, label_names: Sequence[str] | None, *, pretrained: bool = True) -> None:
+    """Raise what `load_classifier` would of the model `name`, as far as its configuration and the names of files tell.
+
+    `label_names` are the recipe's, None if the data is to name its classes. Nothing is fetched.
+    """
+    config = load_config(name)
+    if is_classifier(config):
+        if pretrained:
+            check_single_label(config, name)
+        had = class_names(config, name)
+        if label_names and len(had) != len(label_names):
+            raise ModelError(
+                f"{name}: classifies into {len(had)} classes, the data has {len(label_names)}: {', '.join(label_names)}"
+            )
+    if pretrained and Path(name).is_dir() and weight_files(name)[0].suffix != ".safetensors":
+        raise ModelError(f"{name}: an export, which is for answering; name the model that it came from")
+
+
 def load_weights(
     name: str, config: PretrainedConfig, dtype: torch.dtype | str
 ) -> tuple[PreTrainedModel, Sequence[str]]:

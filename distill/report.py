@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from distill import plots
-from distill.choice import SIGNIFICANT, Budget, choose, pareto_front, shown_p, shown_speedup, speedup_in
+from distill.choice import LEAST_BLOCKS, SIGNIFICANT, Budget, choose, pareto_front, shown_p, shown_speedup, speedup_in
 from distill.files import together, write_json, write_text
 from distill.page import render, shown
 from distill.timing import SCATTERED
@@ -68,13 +68,15 @@ def write_report(
             comparisons=comparisons,
         ),
         "controls": [{**comparison, "sentence": control_sentence(comparison)} for comparison in comparisons],
-        "cascade": dict(cascade) if cascade else None,
+        "cascade": None,
         "trainings": list(trainings),
         "flipped": list(flipped),
         "sweeps": list(sweeps),
         "notes": [*notes, *(moved if budget and decisive else []), *_disturbed(measurements, decisive)],
         "recipe": recipe,
     }
+    if cascade and not report["choice"]["unfit"]:  # what is not fit to ship is no stage of one either
+        report["cascade"] = dict(cascade)
     with together(folder) as made:
         if decisive:
             front = pareto_front(measurements, decisive)
@@ -267,7 +269,7 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
         headline=_headline(choice),
         sentences=control_sentences(report),
         chosen=chosen[0] if chosen else None,
-        speed=shown_speedup(speedup_in(choice)) if "speedup_over_teacher" in choice else None,
+        speed=shown_speedup(speedup_in(choice)) if choice.get("speedup_blocks", 0) >= LEAST_BLOCKS else None,
         has_front=len(front) > 1,
         columns=list(cells[0]) if cells else [],
         rows=rows,

@@ -152,11 +152,11 @@ class RunFolder:
         `origin` is what depends (data, teacher, torch) to what it is now: a version, a number or a fingerprint.
         """
         if not self.started.is_file():
-            if any(self.checkpoints.glob("checkpoint-*")):
+            if self._has_work:
                 problem = f"{self.path}: cannot be resumed: it does not say what it depends on (no {self.started.name})"
                 raise FolderError(problem, hint="--overwrite to restart, or --output for another folder")
             return
-        begun = read_json(self.started).get("origin", {})
+        begun = self._begun()["origin"]
         differing = [name for name in {**origin, **begun} if origin.get(name) != begun.get(name)]
         if differing:
             problem = f"{self.path}: cannot be resumed: {{}} differs: {{:.20}} now, {{:.20}} when it began"
@@ -178,8 +178,8 @@ class RunFolder:
         try:
             (self.path / SEAL).unlink(missing_ok=True)
             write_text(self.recipe, dump_recipe(recipe))
-            begun = read_json(self.started) if resume and self.started.is_file() else {"run": uuid.uuid4().hex}
-            processors = dict.fromkeys([*begun.get("processors", ()), cpu_name()])
+            begun = self._begun() if resume and self.started.is_file() else {"run": uuid.uuid4().hex, "processors": []}
+            processors = dict.fromkeys([*begun["processors"], cpu_name()])
             write_json(self.started, {**begun, "processors": list(processors), "origin": dict(origin)})
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -188,11 +188,27 @@ class RunFolder:
     @property
     def processors(self) -> list[str]:
         """The kinds of processor that the run in this folder was started and resumed on."""
-        return read_json(self.started)["processors"] if self.started.is_file() else []
+        return self._begun()["processors"] if self.started.is_file() else []
 
     @property
     def _run(self) -> str | None:
-        return read_json(self.started).get("run") if self.started.is_file() else None
+        return self._begun()["run"] if self.started.is_file() else None
+
+    def _begun(self) -> dict[str, Any]:
+        """What started.json holds; raises `FolderError` if that is not what a run writes there."""
+        found = read_json(self.started)
+        kinds = {"run": str, "processors": list, "origin": dict}
+        if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
+            raise FolderError(f"{self.started}: not what a run notes when it starts", hint="--overwrite to restart")
+        texts = [*found["processors"], *found["origin"].values()]
+        if not all(isinstance(text, str) for text in texts):
+            raise FolderError(f"{self.started}: holds what is no text", hint="--overwrite to restart")
+        return found
+
+    @property
+    def _has_work(self) -> bool:
+        """Whether there is anything that a resumed run would go on from."""
+        return any(self.checkpoints.glob("checkpoint-*"))
 
     def seal_checkpoint(self, path: Path) -> None:
         """Seal a checkpoint that is written to its end, as one of this run."""
@@ -241,7 +257,7 @@ class RunFolder:
                 damage = "is of another run"
             if damage is None:
                 best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
-                damage = best and damage_of(self.checkpoints / Path(best).name)
+                damage = best and self._fault_of_best(self.checkpoints / Path(best).name)
             if damage is None:
                 return path
             log.warning("%s: %s; an earlier one is looked for", path, damage)
@@ -250,6 +266,11 @@ class RunFolder:
     def _checkpoints(self) -> list[Path]:
         found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.split("-", 1)[1].isdigit()]
         return sorted(found, key=_step)
+
+    def _fault_of_best(self, best: Path) -> str | None:
+        """What keeps training from ending with the weights of its best checkpoint."""
+        damage = damage_of(best)
+        return damage if damage or self._is_own(best) else f"its best checkpoint, {best.name}, is of another run"
 
     def _is_own(self, checkpoint: Path) -> bool:
         run = self._run
@@ -300,6 +321,10 @@ class SweepFolder(RunFolder):
     @property
     def is_finished(self) -> bool:
         return self.best.is_file()
+
+    @property
+    def _has_work(self) -> bool:
+        return self.study.is_file()
 
     def start(self, recipe: Recipe, origin: Mapping[str, str], *, resume: bool, overwrite: bool) -> None:
         """Make the folder, which is held, that of a search of `recipe`; see RunFolder.start."""

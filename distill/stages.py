@@ -36,6 +36,7 @@ from distill.hub import check_can_push, push
 from distill.metrics import commonest_share
 from distill.models import (
     align_labels,
+    check_base,
     load_classifier,
     load_config,
     load_tokenizer,
@@ -68,6 +69,8 @@ def check(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 def check_models(recipe: Recipe, device: str = "auto") -> None:
     """Raise what is wrong with the recipe's student and its formats, as far as configurations tell."""
+    if recipe.teacher:
+        check_base(recipe.teacher.model, recipe.data.label_names, pretrained=recipe.teacher.pretrained)
     if recipe.teacher and recipe.student:
         distilling.check_student(recipe, recipe.teacher.model, device)
 
@@ -96,7 +99,7 @@ def teacher(
     folder = RunFolder(Path(output or settings.output))
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
-    recipe, precision = settle_precision(recipe, "teacher", resolved)
+    recipe, precision = settle_precision(recipe, "teacher", folder, resolved)
     settings = recipe.teacher
     assert settings is not None
     arguments, _ = training_arguments(settings.training, folder, resolved, stage="teacher")
@@ -135,7 +138,12 @@ def kept_logits(
     """
     splits = read_splits(recipe)
     known = identify_teacher(str(teacher), splits.label_names)
-    return distilling.kept_logits(known, splits, Path(cache) if cache else None, device)
+    is_bf16 = False
+    if recipe.student:
+        folder, resolved = RunFolder(Path(recipe.student.output)), resolve_device(device)
+        settled, _ = settle_precision(recipe, "student", folder, resolved, distilling.manifest_of(str(teacher)))
+        is_bf16 = settled.student is not None and bool(settled.student.training.get("bf16"))
+    return distilling.kept_logits(known, splits, Path(cache) if cache else None, device, bf16=is_bf16)
 
 
 def student(
@@ -171,7 +179,10 @@ def student(
             raise FolderError(f"{beside.path}: the control would overwrite a teacher", hint="--output DIR")
         # Before hours go into the student: its control must find its folder free too.
         beside.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
-        is_done = resume and folder.is_finished and finished_with(folder, recipe, names)
+        is_done = (
+            resume and folder.is_finished
+            and finished_with(folder, recipe, names, lambda: read_splits(recipe).fingerprints)
+        )  # fmt: skip
     if is_done:
         log.info("student: finished before, skipped (%s); its control is not", folder.path)
     else:
@@ -381,6 +392,8 @@ def report(
         "rounds": recipe.benchmark.rounds,
         "data": splits.fingerprints,
     }
+    if environment["commonest_class_share"] == 1:
+        notes.append("Every test text is of one class, so the figures say nothing of the others.")
     with hold(Path(output)):
         found = reporting.write_report(
             Path(output),
@@ -423,13 +436,20 @@ def run(
         raise RecipeError(f"{'teacher' if recipe.teacher is None else 'student'}: missing, and `run` needs both")
     if len(recipe.student.teacher_weights or (1.0,)) != 1:
         raise RecipeError("student.teacher_weights: `run` has one teacher; distill student takes several")
-    distilling.check_student(recipe, recipe.teacher.model, device)
+    check_models(recipe, device)
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
-    folders = {name: RunFolder(root / name) for name in ("teacher", "student", "control")}
+    names = ("teacher", "student", *(["control"] if recipe.student.control else []))
+    folders = {name: RunFolder(root / name) for name in names}
+    for folder in folders.values():  # what stands in the way of a later one is said before the first is trained
+        if overwrite or not folder.is_finished:
+            folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+
+    @functools.cache
+    def data() -> dict[str, str]:
+        return read_splits(recipe).fingerprints
+
     for name, folder in folders.items():
-        if name == "control" and not recipe.student.control:
-            continue
-        if folder.is_finished and not overwrite and finished_with(folder, recipe, [str(root / "teacher")]):
+        if folder.is_finished and not overwrite and finished_with(folder, recipe, [str(root / "teacher")], data):
             log.info("%s: finished before, skipped (%s)", name, folder.path)
             _clear_away(folder.path)
         elif name == "teacher":

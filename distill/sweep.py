@@ -19,6 +19,7 @@ from distill.distilling import (
     answers_of,
     base_of,
     check_spares,
+    check_student,
     fingerprints_of,
     manifest_of,
     new_student,
@@ -38,7 +39,7 @@ from distill.recipe_file import with_values
 from distill.report import shown_value
 from distill.run_folder import SweepFolder, hold
 from distill.search_space import Space
-from distill.teacher_logits import identify_teacher
+from distill.teacher_logits import Teacher, check_unchanged, identify_teacher
 from distill.trainers import ClassificationTrainer, DistillationTrainer
 from distill.training import make_trainer, narrowed, settle_precision, throughput_of, training_arguments, watch
 from distill.training_arguments import LOWER_IS_BETTER
@@ -81,17 +82,22 @@ def sweep(
     check_spares(folder, teachers)
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
-    recipe, precision = settle_precision(recipe, stage, resolved, manifest_of(teachers[0]) if teachers else None)
+    recipe, precision = settle_precision(
+        recipe, stage, folder, resolved, manifest_of(teachers[0]) if teachers else None
+    )
     settings = getattr(recipe, stage)
     assert recipe.sweep is not None
     arguments, _ = _arguments(settings, folder, resolved, stage)
     for key, space in recipe.sweep.keys.items():  # what transformers refuses is said before the work
         for value in space.candidates().values():
-            _arguments(getattr(with_values(recipe, {key: value}), stage), folder, resolved, stage)
+            changed = with_values(recipe, {key: value})
+            _arguments(getattr(changed, stage), folder, resolved, stage)
+            if stage == "student":
+                check_student(changed, teachers[0], device)
     splits = read_splits(recipe)
     known = [identify_teacher(name, splits.label_names) for name in teachers]
     if stage == "student":
-        make, model, tokenizer = _students(recipe, teachers, splits, arguments.seed)
+        make, model, tokenizer = _students(recipe, teachers, known, splits, arguments.seed)
         origin = origin_of(splits, resolved, **fingerprints_of(known), **base_of(settings, tokenizer))
     else:
         make, model, tokenizer = _teachers(recipe, splits, arguments.seed)
@@ -100,7 +106,7 @@ def sweep(
     if resume:
         folder.check_origin(origin)
     if stage == "student":
-        answers = answers_of(known, splits, cache, device, force=force)
+        answers = answers_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
         rows = answered_rows(answers, splits, tokenizer, recipe.data.max_tokens)
     else:
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
@@ -301,12 +307,14 @@ class _Search:
 
 
 def _students(
-    recipe: Recipe, teachers: Sequence[str], splits: Splits, seed: int
+    recipe: Recipe, teachers: Sequence[str], known: Sequence[Teacher], splits: Splits, seed: int
 ) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:
     """What makes a student before training, the recipe's own one, and its tokenizer."""
 
     def make(settings: Any) -> tuple[PreTrainedModel, OnlineTeacher | None]:
         model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=seed)
+        for teacher in known:
+            check_unchanged(teacher)
         return model, online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
 
     return make, *new_student(recipe.student, recipe, teachers[0], splits.label_names, seed=seed)

@@ -91,7 +91,8 @@ def identify_teacher(name: str, label_names: Sequence[str]) -> Teacher:
 class KeptLogits:
     """A teacher's logits on `rows` (columns example_id and text) in the folder `cache` (default: the teacher's).
 
-    Kept in shards of `SHARD_ROWS` rows, each named by its first row, which any process that sees the folder can answer.
+    `dtype` is what `load_teacher` computes in. Kept in shards of `SHARD_ROWS` rows, each named by its first row, which
+    any process that sees the folder can answer.
     Raises `FolderError` where the folder is of something else.
     """
 
@@ -101,6 +102,7 @@ class KeptLogits:
         rows: Dataset,
         load_teacher: Callable[[], Classifier],
         *,
+        dtype: str = "float32",
         cache: Path | None = None,
         title: str = "teacher logits",
     ):
@@ -111,6 +113,7 @@ class KeptLogits:
             "tokenizer": teacher.tokenizer,
             "texts": text_fingerprint(rows),
             "max_tokens": teacher.max_tokens,
+            "dtype": dtype,
             "label_names": list(teacher.label_names),
         }
         key = hashlib.sha256(json.dumps(self.origin).encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import (
     EarlyStoppingCallback,
@@ -43,7 +44,7 @@ from distill.files import room_for
 from distill.first_token import LastLayer, first_token_only, last_layer
 from distill.metrics import ClassificationMetrics
 from distill.micro_batches import PART_TOKENS, Collator
-from distill.ranks import rank
+from distill.ranks import rank, world_size
 from distill.recipe import PRECISION, Recipe, with_precision
 from distill.run_folder import RunFolder
 from distill.shards import check_launch
@@ -100,18 +101,19 @@ def training_arguments(
 
 
 def settle_precision(
-    recipe: Recipe, stage: str, device: Device, parent: Mapping[str, Any] | None = None
+    recipe: Recipe, stage: str, folder: RunFolder, device: Device, parent: Mapping[str, Any] | None = None
 ) -> tuple[Recipe, str]:
     """Return the recipe with the precision of a stage settled, and the reason.
 
     The recipe's own word is the last; what it leaves open is as in `parent`, the manifest of the run that this one
     learns from, if that was on such a device; else it is decided now (see devices.training_precision). Once it stands
     in the run's recipe.yaml it stays: a stopwatch reads otherwise from one hour to the next, and runs of one flow, or
-    the halves of a resumed one, would differ in silence.
+    the halves of a resumed one, would differ in silence. Of several ranks the first decides for all.
     """
     training = getattr(recipe, stage).training
     if parent and not any(name in training for name in PRECISION) and _is_alike(parent, device):
-        fields = {name: bool(parent.get("training_arguments", {}).get(name)) for name in PRECISION}
+        before = parent.get("training_arguments")
+        fields = {name: isinstance(before, dict) and bool(before.get(name)) for name in PRECISION}
         name = next((name for name in PRECISION if fields[name]), "fp32")
         return with_precision(recipe, stage, fields), f"{name}, as in the run that it learns from"
     if device == "cpu" and training.get("bf16") and not has_fast_bf16(device):
@@ -119,13 +121,16 @@ def settle_precision(
         slow = f"multiplies in it at {rate:.2f} times the rate of fp32" if rate else "has neither AVX512-BF16 nor AMX"
         log.warning("%s: training.bf16: true, but this CPU %s: without it the training is faster", stage, slow)
     fields, reason = training_precision(device, training)
+    if fields and world_size() > 1:  # ranks may sit on machines of two kinds
+        training_arguments({**training, **fields}, folder, device, stage=stage)  # here they join each other
+        ((fields, reason),) = broadcast_object_list([(fields, reason)])
     return with_precision(recipe, stage, fields), reason
 
 
 def _is_alike(manifest: Mapping[str, Any], device: Device) -> bool:
-    here, there = describe_hardware(), manifest.get("hardware", {})
+    here, there = describe_hardware(), manifest.get("hardware")
     kind = "gpus" if device == "cuda" else "cpu"
-    return manifest.get("device") == device and there.get(kind) == here[kind]
+    return manifest.get("device") == device and isinstance(there, dict) and there.get(kind) == here[kind]
 
 
 def _try_out(arguments: TrainingArguments) -> None:

@@ -376,6 +376,46 @@ def test_a_control_is_not_made_from_the_layers_of_another_teacher(world, tmp_pat
         distilling.control(recipe, str(other.path), student, RunFolder(tmp_path / "control"), device="cpu")
 
 
+def test_a_control_is_not_trained_on_other_data_than_its_student(world, tmp_path):
+    files = load_recipe(world / "recipe.yaml").data.files.model_dump(exclude_none=True)
+    settings = [f"data.files.{split}={shutil.copy(path, tmp_path)}" for split, path in files.items()]
+    student = distil(world, tmp_path / "student", *settings, "student.training.max_steps=1")
+    swap_texts(tmp_path / "test.csv")
+    recipe = load_recipe(world / "recipe.yaml", [*settings, "student.training.max_steps=1", "student.control=true"])
+    with pytest.raises(FolderError, match=r"texts or labels of test have changed since .*student was trained"):
+        distilling.control(recipe, str(world / "teacher"), student, RunFolder(tmp_path / "c"), device="cpu")
+    with pytest.raises(FolderError, match="finished with other data: texts or labels of test have changed"):
+        stages.student(recipe, world / "teacher", student.path, device="cpu", resume=True)
+
+
+def test_a_finished_run_is_not_skipped_with_other_data(world, tmp_path):
+    files = load_recipe(world / "recipe.yaml").data.files.model_dump(exclude_none=True)
+    settings = [f"data.files.{split}={shutil.copy(path, tmp_path)}" for split, path in files.items()]
+    settings += ["teacher.training.max_steps=1"]
+    stages.teacher(load_recipe(world / "recipe.yaml", settings), tmp_path / "run" / "teacher", device="cpu")
+    swap_texts(tmp_path / "train.csv")
+    with pytest.raises(FolderError, match="teacher: finished with other data: texts or labels of train have changed"):
+        stages.run(load_recipe(world / "recipe.yaml", settings), tmp_path / "run", device="cpu", force=True)
+
+
+@pytest.mark.parametrize("name", ["student", "control"])
+def test_run_looks_at_all_its_folders_before_it_trains(world, tmp_path, name):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / name / "mine.txt").write_text("not a run")
+    with pytest.raises(FolderError, match=f"{name}: not empty and not a run folder"):
+        stages.run(load_recipe(world / "recipe.yaml", ["student.control=true"]), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_the_teachers_answers_are_in_the_students_precision_and_kept_apart(world, tmp_path, monkeypatch):
+    for is_bf16 in (False, True):
+        options = [f"student.training.bf16={json.dumps(is_bf16)}", "student.training.max_steps=1"]
+        monkeypatch.setattr("distill.devices.bf16_rate", lambda: 2.0)
+        distil(world, tmp_path / str(is_bf16), *options, teacher_logits=tmp_path / "cache")
+    origins = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*/origin.json")]
+    assert sorted(origin["dtype"] for origin in origins) == ["bfloat16"] * 2 + ["float32"] * 2  # validation and train
+
+
 def test_a_control_with_no_room_stops_before_its_student_is_trained(world, tmp_path):
     (tmp_path / "student-control").mkdir()
     (tmp_path / "student-control" / "mine.txt").write_text("not a run")
@@ -395,10 +435,20 @@ def test_a_control_with_no_room_stops_before_its_student_is_trained(world, tmp_p
         ("student.teacher_weights=[1, 2]", "`run` has one teacher"),
         ("student.training={lr_scheduler_type: cosine_with_min_lr}", "student.training: "),
         ("export.formats=[onnx-fp32]", "modernbert: not an architecture that distill exports to ONNX"),
+        ("student.model={multi}", "multi_label_classification"),
+        ("student.model={three}", "classifies into 3 classes, the data has 2"),
+        ("student.model={pickled}", "its weights are a pickle"),
     ],
 )
 def test_run_finds_what_is_wrong_with_the_student_before_it_trains_the_teacher(world, tmp_path, override, expected):
     model = make_modernbert(tmp_path / "modernbert") if "modernbert" in expected else None
+    if "{" in override and "model" in override:
+        more = {"multi": {"problem_type": "multi_label_classification"}, "three": {"id2label": dict(enumerate("abc"))}}
+        name = override.split("{")[1].rstrip("}")
+        made = make_classifier(tmp_path / name, **more.get(name, {}))
+        if name == "pickled":
+            (made / "model.safetensors").rename(made / "pytorch_model.bin")
+        override = f"student.model={made}"
     recipe = load_recipe(world / "recipe.yaml", [override, *([f"teacher.model={model}"] if model else [])])
     with pytest.raises(UserError, match=expected):
         stages.run(recipe, tmp_path / "run", device="cpu")

@@ -16,7 +16,7 @@ from distill.checksums import SEAL, seal
 from distill.errors import FolderError
 from distill.files import PARTIAL
 from distill.recipe_file import load_recipe
-from distill.run_folder import LOCK, RunFolder, hold
+from distill.run_folder import LOCK, RunFolder, SweepFolder, hold
 
 
 def checkpoint(folder, step, *, best=None, sealed=True):
@@ -103,6 +103,36 @@ def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path, recipe_path, caplo
     folder.put_away_checkpoints(beyond=5)
     left = sorted(path.name.rpartition("-")[0] for path in folder.checkpoints.iterdir() if path != mine)
     assert left == ["unused-checkpoint-12", "unused-checkpoint-9"] and mine.exists()  # nothing of it was deleted
+
+
+def test_a_run_does_not_end_with_another_runs_best_checkpoint(tmp_path, recipe_path, caplog):
+    folder, other = started(tmp_path, recipe_path), started(tmp_path / "other", recipe_path)
+    first = own(folder, 1)
+    last = checkpoint(folder, 3, best=2, sealed=False)
+    folder.seal_checkpoint(last)
+    shutil.copytree(own(other, 2), folder.checkpoints / "checkpoint-2")
+    assert folder.last_checkpoint() == first
+    assert any("its best checkpoint, checkpoint-2, is of another run" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"run": 1, "processors": [], "origin": {}}',
+                                     '{"run": "a", "processors": [1], "origin": {}}',
+                                     '{"run": "a", "processors": [], "origin": {"torch": 2}}', "{"])  # fmt: skip
+def test_a_start_that_is_none_is_one_line(content, tmp_path, recipe_path):
+    folder = started(tmp_path, recipe_path, ORIGIN)
+    folder.started.write_text(content)
+    with pytest.raises(FolderError, match=r"started\.json: "):
+        folder.check_origin(ORIGIN)
+    with pytest.raises(FolderError, match=r"started\.json: "), hold(folder.path):
+        folder.start(load_recipe(recipe_path), ORIGIN, resume=True, overwrite=False)
+
+
+def test_a_search_that_does_not_say_what_it_depends_on_is_not_resumed(tmp_path):
+    folder = SweepFolder(tmp_path)
+    folder.check_origin(ORIGIN)
+    folder.study.touch()
+    with pytest.raises(FolderError, match="it does not say what it depends on"):
+        folder.check_origin(ORIGIN)
 
 
 def test_what_a_resumed_run_goes_past_is_put_away(tmp_path, recipe_path):

@@ -385,7 +385,9 @@ def test_bf16_on_a_cpu_that_is_slow_in_it_is_said_and_done(recipe_path, monkeypa
     for module in (devices, training):
         monkeypatch.setattr(module, "bf16_rate", lambda: rate)
     with caplog.at_level("WARNING", logger="distill"):
-        recipe, _ = settle_precision(load_recipe(recipe_path, ["teacher.training.bf16=true"]), "teacher", "cpu")
+        recipe, _ = settle_precision(
+            load_recipe(recipe_path, ["teacher.training.bf16=true"]), "teacher", RunFolder(recipe_path.parent), "cpu"
+        )
     assert recipe.teacher.training["bf16"] is True
     assert [line[: len(said or "")] for line in caplog.messages] == ([said] if said else [])
 
