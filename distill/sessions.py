@@ -262,7 +262,7 @@ def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) ->
     model, missing = load_weights(name, config, dtype or "auto")
     if missing:
         raise ModelError(f"{name}: {len(missing)} weights are missing, first {missing[0]}")
-    return model
+    return model if model.dtype in TORCH_FORMATS else model.float()  # float64, which nothing here computes in
 
 
 def calibration_temperature(config: PretrainedConfig) -> float:

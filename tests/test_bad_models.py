@@ -14,15 +14,19 @@ from safetensors.torch import load_file, save_file
 WEIGHTS = "model.safetensors"
 
 
-def config(**changes):
+def config(name="config.json", **changes):
     """The folder with keys of its config.json changed, or gone where the value is None."""
 
     def change(folder):
-        values = json.loads((folder / "config.json").read_text()) | changes
+        values = json.loads((folder / name).read_text()) | changes
         kept = {key: value for key, value in values.items() if value is not None}
-        (folder / "config.json").write_text(json.dumps(kept))
+        (folder / name).write_text(json.dumps(kept))
 
     return change
+
+
+def tokenizer_config(**changes):
+    return config("tokenizer_config.json", **changes)
 
 
 def content(name, data):
@@ -105,6 +109,11 @@ def heads(outputs):
     return weights(lambda found: found.update(shapes))
 
 
+def pad_id_null(folder):
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"pad_token_id": None}))
+
+
 MULTI_LABEL = "config.json: gives a text any number of labels (problem_type: multi_label_classification), which"
 REGRESSION = (
     "config.json: gives a text a number (regression: problem_type, or a single output), which distill cannot do"
@@ -149,6 +158,22 @@ CASES = {
     "fewer outputs than class names": (
         config(**THREE), ("predict",), "{model}: has 2 outputs, but its config.json (id2label) names 3 classes",
     ),
+    "one class for several": (config(architectures=5), BOTH, "architectures: wants a list of names of classes, got 5"),
+    "a list of no classes": (config(architectures=[5]), BOTH, "wants a list of names of classes, got [5]"),
+    "a class and no list": (config(architectures="BertFor"), ("predict",), "names of classes, got 'BertFor'"),
+    "no layers": (config(num_hidden_layers=0), BOTH, "num_hidden_layers: wants a number above 0, got 0"),
+    "positions from no padding": (
+        lambda folder: (config(model_type="roberta")(folder), pad_id_null(folder)), ("predict",), "positions from it",
+    ),
+    "no padding": (tokenizer_config(pad_token=None), BOTH, "{model}: its tokenizer has no padding token"),
+    **{
+        f"a longest text of {value!r} tokens": (
+            tokenizer_config(model_max_length=value), ("predict",),
+            f"tokenizer_config.json: model_max_length: wants a whole number of tokens, at least 3 (one and the special "
+            f"ones), got {value!r}",
+        )
+        for value in (-1, 2, 1.5, float("nan"), "many", [3], True)
+    },
     "a temperature that is none": (config(calibration_temperature=-1), ("predict",), "must be a number above 0"),
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), BOTH, "has no tokenizer (tokenizer.json"),
     "half a tokenizer": (cut("tokenizer.json", 300), BOTH, "{model}: no tokenizer can be loaded"),
@@ -198,6 +223,35 @@ def test_a_model_that_cannot_be_used_is_one_line(name, command, tmp_path, tiny_b
     check_refused(tmp_path, [expected.format(model=model)], *arguments)
     assert not (tmp_path / "harmed").exists()
     record_property("attacks refused" if name in ATTACKS else "bad models", 1)
+
+
+# What says how an answer is handed over or computed, not what it is: such a folder answers as the one without.
+SETTINGS = {
+    "tuples for answers": config(return_dict=False),
+    "a text in pieces": config(chunk_size_feed_forward=7),
+    "hidden states too": config(output_hidden_states=True, output_attentions=True),
+    "weights in float64": lambda folder: (
+        weights(lambda found: found.update({name: tensor.double() for name, tensor in found.items()}))(folder),
+        config(dtype="float64")(folder),
+    ),
+    "padding by the end of a text": tokenizer_config(pad_token=None, eos_token="[SEP]"),
+    "no longest text": tokenizer_config(model_max_length=1e30),
+    "an endless longest text": tokenizer_config(model_max_length=float("inf")),
+    "other inputs": tokenizer_config(model_input_names=["wombat"]),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_that_changes_no_answer_is_no_misfit(name, tmp_path, tiny_bert):
+    from distill.models import load_tokenizer
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    SETTINGS[name](model)
+    texts = ("a good film", "bad", "")  # of different lengths
+    assert run("predict", model, *texts)[:2] == run("predict", tiny_bert, *texts)[:2]
+    rows = {"input_ids": [[2, 3], [3]], "attention_mask": [[1, 1], [1]]}
+    assert load_tokenizer(str(model)).pad(rows)["attention_mask"] == [[1, 1], [1, 0]]  # as training pads
 
 
 @pytest.mark.parametrize(
