@@ -180,7 +180,7 @@ def _gigabytes(size: int) -> str:
 
 
 def _parts_of(model: str, key: str, *, weights: bool) -> str:
-    """What there is of the model that the recipe names at `key` to train from; raises where anything lacks that training needs."""
+    """What there is to train from of the model that the recipe names at `key`; raises if training needs more."""
     with named_by(key):
         tokens, parameters = len(load_tokenizer(model)), parameters_of(model)
     size = (
