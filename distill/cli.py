@@ -179,6 +179,9 @@ def student(
 ) -> None:
     """Distil the student from one teacher or several; its control follows where the recipe asks for one."""
     stages = _stages()
+    if recipe is None and not Path(teacher[0]).is_dir():
+        hint = f"distill teacher RECIPE --output {teacher[0]} makes one"
+        raise UserError(f"--teacher: {teacher[0]}: no such folder", hint=hint)
     resolved = _recipe(recipe or Path(teacher[0], "recipe.yaml"), set_)
     folder = stages.student(
         resolved, teacher, output, teacher_logits=teacher_logits, resume=resume, overwrite=overwrite, force=force,

@@ -25,13 +25,16 @@ from distill.models import (
     check_fit,
     check_single_label,
     class_names,
+    is_path,
     layer_count,
     load_classifier,
     load_config,
     load_tokenizer,
     name_classes,
+    named_by,
     parameter_count,
     reorder_classes,
+    share_padding,
     skeleton,
     weights_fingerprint,
     with_attention_dropout,
@@ -57,6 +60,15 @@ from distill.training import check_training, settle_precision, training_argument
 
 log = logging.getLogger("distill")
 
+TEACHER_HINT = "distill teacher RECIPE --output DIR makes one"
+
+
+def check_teachers(names: Sequence[str]) -> None:
+    """Raise `ModelError` if one of `names` is the path of a folder that is not there."""
+    for name in names:
+        if is_path(name) and not Path(name).is_dir():
+            raise ModelError(f"--teacher: {name}: no such folder", hint=TEACHER_HINT.replace("DIR", name))
+
 
 def check_student(recipe: Recipe, teacher: str, device: str) -> None:
     """Raise what is wrong with the recipe's student and its formats before any training.
@@ -80,8 +92,9 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
         check_fit(student_config, "student.config", max_tokens=recipe.data.max_tokens, vocabulary=0)
     else:
         assert settings.model is not None
-        check_base(settings.model, recipe.data.label_names)
-        student_config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
+        with named_by("student.model"):
+            check_base(settings.model, recipe.data.label_names)
+            student_config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
         with_attention_dropout(student_config, settings.attention_dropout)
         check_fit(student_config, settings.model, max_tokens=recipe.data.max_tokens, vocabulary=len(tokenizer))
         _check_one_tokenizer(settings, tokenizer, teacher)
@@ -113,7 +126,8 @@ def distil(
     recipe = with_absolute_paths(recipe)
     weights = weights_of(settings, teachers)
     check_spares(folder, teachers)
-    check_student(recipe, teachers[0], device)
+    with named_by("--teacher", TEACHER_HINT):
+        check_student(recipe, teachers[0], device)
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
     recipe, precision = settle_precision(recipe, "student", folder, resolved, manifest_of(teachers[0]))
@@ -295,15 +309,18 @@ def new_student(
     """Return the student before training, and its tokenizer: its own, or the teacher's where it is made from it."""
     max_tokens = recipe.data.max_tokens
     if settings.model is not None:
-        tokenizer = load_tokenizer(settings.model)
-        model = load_classifier(
-            settings.model, label_names, seed=seed, max_tokens=max_tokens, vocabulary=len(tokenizer),
-            attention_dropout=settings.attention_dropout,
-        )  # fmt: skip
+        with named_by("student.model"):
+            tokenizer = load_tokenizer(settings.model)
+            model = load_classifier(
+                settings.model, label_names, seed=seed, max_tokens=max_tokens, vocabulary=len(tokenizer),
+                attention_dropout=settings.attention_dropout,
+            )  # fmt: skip
+        share_padding(model.config, tokenizer)
         return model, tokenizer
     tokenizer, config = load_tokenizer(teacher), load_config(teacher)
     check_single_label(config, teacher)
     check_fit(config, teacher, max_tokens=max_tokens, vocabulary=len(tokenizer))
+    share_padding(config, tokenizer)
     config = with_attention_dropout(config, settings.attention_dropout)
     if settings.config is not None:
         name_classes(config, label_names)
@@ -437,6 +454,7 @@ def online_teacher(
     _check_one_tokenizer(settings, tokenizer, teachers[0])
     config = load_config(teachers[0])
     check_fit(config, teachers[0], max_tokens=max_tokens, vocabulary=len(tokenizer))
+    share_padding(config, tokenizer)
     teacher = load_torch(teachers[0], config, "float32")
     log.info(
         "student: %s: the teacher (%.1f M parameters) runs at every step, beside a student of %.1f M; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -12,19 +13,19 @@ from pathlib import Path
 import onnxruntime
 import psutil
 import torch
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants
 
 from distill.data import SPLITS, Splits
 from distill.devices import describe_hardware, resolve_device, training_precision
-from distill.errors import UserError, one_line
+from distill.errors import UserError
 from distill.fitting import read_splits
-from distill.models import load_tokenizer, parameters_of, weight_files
+from distill.hub import ask_hub
+from distill.models import load_tokenizer, named_by, parameters_of, weight_files
 from distill.packages import SWEEP_EXTRA, Finding
 from distill.recipe import Recipe
 from distill.sessions import OPENVINO_EXTRA, can_run, onnx_runs_on_cuda
 
 TENSORBOARD_PORT = 6006
-HUB_SECONDS = 5.0
 LITTLE_DISK = 5_000_000_000  # bytes: less than what a run of BERT-base leaves (checkpoints, exports, caches)
 LITTLE_MEMORY = 4_000_000_000
 # What a training holds of each parameter: fp32 weight, gradient and Adam's two moments; then what a batch leaves.
@@ -85,7 +86,7 @@ def examine_recipe(recipe: Recipe, folder: Path, device: str) -> Iterator[Findin
         if model is None:
             continue
         is_pretrained = name == "student.model" or stage.pretrained
-        found = attempt(name, lambda model=model, weights=is_pretrained: _parts_of(model, weights=weights))
+        found = attempt(name, functools.partial(_parts_of, model, name, weights=is_pretrained))
         yield found
         if found.state == "ok":
             largest = max(largest, parameters_of(model))
@@ -129,11 +130,9 @@ def _hub() -> Iterator[Finding]:
     if constants.is_offline_mode():
         yield Finding("hub", "note", "offline by HF_HUB_OFFLINE: only what the cache and local folders hold can be had")
         return
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS).raise_for_status()
-    except Exception as error:  # noqa: BLE001 - whatever its HTTP library raises: not reachable is all there is to say
+    if complaint := ask_hub():
         yield Finding(
-            "hub", "note", f"{constants.ENDPOINT} does not answer ({one_line(error)[:80]})",
+            "hub", "note", f"{constants.ENDPOINT} does not answer ({complaint[:80]})",
             "HF_ENDPOINT=URL for a mirror, or HF_HUB_OFFLINE=1 and local files and folders",
         )  # fmt: skip
     else:
@@ -180,9 +179,10 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def _parts_of(model: str, *, weights: bool) -> str:
-    """What there is of a model to train from; raises where anything lacks that training needs."""
-    tokens, parameters = len(load_tokenizer(model)), parameters_of(model)
+def _parts_of(model: str, key: str, *, weights: bool) -> str:
+    """What there is to train from of the model that the recipe names at `key`; raises if training needs more."""
+    with named_by(key):
+        tokens, parameters = len(load_tokenizer(model)), parameters_of(model)
     size = (
         f"{sum(path.stat().st_size for path in weight_files(model)) / 1e6:.1f} MB of weights"
         if weights

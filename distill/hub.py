@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shlex
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_session, get_token, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -16,6 +17,7 @@ from distill.errors import UserError, one_line
 
 log = logging.getLogger("distill")
 
+HUB_SECONDS = 5.0
 # Recipe, manifest and predictions name paths and rows of the machine that made them; checkpoints can be pickles.
 PUBLIC = ("README.md", "learning_curve.png", "metrics.json", *ANSWERING)
 
@@ -51,6 +53,31 @@ def push(folder: Path, name: str, *, within: str | None = None) -> str:
         raise UserError(f"--push-to-hub {name}: {one_line(error)}", hint=f"{folder} is whole; later: {later}") from None
     log.info("pushed to %s (private, unless it was there before)", repository)
     return str(repository)
+
+
+def ask_hub() -> str | None:
+    """Return why the hub does not answer, in one line; None if it does, or if HF_HUB_OFFLINE says not to ask.
+
+    It is asked once in a process. If it cannot be reached at all, libraries are told so, as by HF_HUB_OFFLINE=1: they
+    then take what their caches hold and give up at once, where each of them would try again for half a minute.
+    """
+    return None if constants.is_offline_mode() else _asked()
+
+
+@functools.cache
+def _asked() -> str | None:
+    try:
+        answer = get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception as error:  # noqa: BLE001 - whatever its HTTP library raises: not reachable is all there is to say
+        constants.HF_HUB_OFFLINE = True
+        reason = one_line(error)
+        log.warning("hub: %s cannot be reached (%.80s): only what is here can be had", constants.ENDPOINT, reason)
+        return reason
+    try:
+        answer.raise_for_status()
+    except Exception as error:  # noqa: BLE001 - as above; a mirror may refuse this and have the model all the same
+        return one_line(error)
+    return None
 
 
 def is_here(name: str) -> bool:

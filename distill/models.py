@@ -6,9 +6,11 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from optimum.utils import NormalizedConfig, NormalizedConfigManager
@@ -29,15 +31,25 @@ from transformers.utils.hub import cached_file
 from distill.calibration import CONFIG_KEY
 from distill.checksums import ANSWERING, check_whole
 from distill.errors import ModelError, one_line
+from distill.hub import ask_hub
 
 # These number positions from pad_token_id + 1 (fairseq's habit), so the rows of the position table before are unused.
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
 # BERT's embeddings (word + token type + position before the first LayerNorm), layers and reading of the first token.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+NO_LIMIT = 2**31 - 1  # tokens: what the tokenizers' own library takes for none; some folders say 1e30
 ONNX_WEIGHTS = "model.onnx"
 OPENVINO_WEIGHTS = "openvino_model.xml"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt")
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+INPUTS = ("input_ids", "attention_mask")  # what every model is fed; token types are all 0, as they are without any
+
+
+class AwayError(ModelError):
+    """A model cannot be had: it is not on this disk, and no hub gives it. See `named_by`."""
+
+    def __init__(self, *problems: str):
+        super().__init__(*problems, hint="a folder that holds the model, or a hub that answers (distill doctor)")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -52,7 +64,29 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     # Where the files are missing, transformers 5 makes a tokenizer that knows its special tokens and nothing else.
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{name}: has no fast tokenizer (tokenizer.json or a vocabulary)")
+    _check_tokenizer(tokenizer, name)
     return tokenizer
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise `ModelError` if a setting of the tokenizer cannot be used; put right what cannot change an answer."""
+    limit, least = tokenizer.model_max_length, tokenizer.num_special_tokens_to_add() + 1
+    is_whole = type(limit) is int or (isinstance(limit, float) and (limit.is_integer() or limit == math.inf))
+    if not is_whole or limit < least:
+        raise ModelError(
+            f"{name}: tokenizer_config.json: model_max_length: wants a whole number of tokens, at least {least} (one "
+            f"and the special ones), got {limit!r:.50}"
+        )
+    tokenizer.model_max_length = int(min(limit, NO_LIMIT))
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"{name}: its tokenizer has no padding token, so texts of different lengths cannot be put together",
+                hint="tokenizer_config.json: pad_token: one of its tokens; the attention mask hides it",
+            )
+        tokenizer.pad_token = tokenizer.eos_token  # the attention mask hides it, whichever token it is
+    if not set(INPUTS) <= set(tokenizer.model_input_names):
+        tokenizer.model_input_names = list(INPUTS)
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -63,7 +97,31 @@ def load_config(name: str) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if getattr(config, "transformers_weights", None):  # others than those that are fingerprinted, wherever they lie
         raise ModelError(f"{name}: config.json: transformers_weights names weights of its own, which is not followed")
+    _check_config(config, name)
     return config
+
+
+def _check_config(config: PretrainedConfig, name: str) -> None:
+    """Raise `ModelError` if a value that no library looks at cannot be used; put right what cannot change an answer."""
+    classes: Any = config.architectures
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(one, str) for one in classes)):
+        raise ModelError(f"{name}: config.json: architectures: wants a list of names of classes, got {classes!r:.80}")
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers < 1:
+        raise ModelError(f"{name}: config.json: num_hidden_layers: wants a number above 0, got {layers}")
+    if config.model_type in POSITIONS_AFTER_PADDING and config.pad_token_id is None:
+        kind = config.model_type
+        raise ModelError(f"{name}: config.json: pad_token_id: missing, and {kind} counts positions from it")
+    # These say how an answer is handed over and in how many pieces it is computed, not what it is.
+    config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
+    if hasattr(config, "chunk_size_feed_forward"):
+        config.chunk_size_feed_forward = 0
+
+
+def share_padding(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell a model that knows no padding which token its tokenizer pads with: decoders find a text's end by it."""
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 def load_classifier(
@@ -169,9 +227,21 @@ def _reading(name: str, problem: str) -> Iterator[None]:
             f"{name}: {problem}: damaged or half downloaded: {one_line(error)}", hint="fetch it again"
         ) from error
     except Exception as error:  # from a KeyError to tokenizers' bare Exception
-        is_local = Path(name).is_dir()
-        hint = "a folder that holds the model (--set teacher.model=DIR), or a hub that answers (distill doctor)"
-        raise ModelError(f"{name}: {problem}: {one_line(error)}", hint=None if is_local else hint) from error
+        kind = ModelError if Path(name).is_dir() else AwayError
+        raise kind(f"{name}: {problem}: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def named_by(key: str, hint: str | None = None) -> Iterator[None]:
+    """Within the block, a model that cannot be had is an error that says which `key` of the recipe named it.
+
+    `hint` is the cure, if it is not another value of that key.
+    """
+    try:
+        yield
+    except AwayError as error:
+        another = f"a folder that holds the model (--set {key}=DIR), or a hub that answers (distill doctor)"
+        raise ModelError(*(f"{key}: {problem}" for problem in error.problems), hint=hint or another) from error
 
 
 def with_attention_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
@@ -407,13 +477,19 @@ def normalized_config(config: PretrainedConfig) -> NormalizedConfig:
         raise ModelError(f"{config.model_type}: not an architecture that optimum knows the sizes of") from None
 
 
+def is_path(name: str) -> bool:
+    """Say whether the name of a model can only be that of a folder: no name on the Hub looks like it."""
+    return name.startswith((".", "/", "~")) or Path(name).is_absolute() or name.count("/") > 1
+
+
 def _require_reachable(name: str) -> None:
     """A path that is not there would be looked for on the Hub, with an answer that names the wrong fault."""
     path = Path(name)
     if not name.strip():
         raise ModelError("a model is named by a folder or by its name on the Hub, got nothing")
-    is_path = name.startswith((".", "/", "~")) or path.is_absolute() or name.count("/") > 1
-    if is_path and not path.is_dir():
-        raise ModelError(f"{name}: no such folder")
+    if is_path(name) and not path.is_dir():
+        raise AwayError(f"{name}: no such folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: not a model folder: it has no config.json")
+    if not path.is_dir():
+        ask_hub()

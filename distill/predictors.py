@@ -19,6 +19,7 @@ from distill.models import (
     is_classifier,
     load_config,
     load_tokenizer,
+    share_padding,
     token_limit,
     weight_files,
 )
@@ -173,6 +174,7 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]
     class_names(config, name)  # like the temperature: a broken one is an error here, before the weights are read
     calibration_temperature(config)
     tokenizer = load_tokenizer(name)
+    share_padding(config, tokenizer)
     max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
     check_fit(config, name, max_tokens=max_tokens, vocabulary=len(tokenizer))
     return config, tokenizer, max_tokens

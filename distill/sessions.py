@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain, islice
@@ -19,8 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime
 import torch
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OnnxRuntimeFail
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf as OnnxRuntimeInvalid
+from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.calibration import CONFIG_KEY
@@ -28,7 +28,7 @@ from distill.checksums import ANSWERING, check_whole
 from distill.devices import Device, has_fast_bf16, resolve_device
 from distill.errors import DeviceError, ModelError, one_line
 from distill.first_token import first_token_only, last_layer
-from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, check_outputs, load_weights
+from distill.models import INPUTS, ONNX_WEIGHTS, OPENVINO_WEIGHTS, check_outputs, load_weights
 
 OPENVINO_EXTRA = 'pip install "distill[openvino]"'
 FOR_CPUS = ("onnx-int8", "openvino-bf16", "openvino-int8")  # formats that run on no other device
@@ -38,6 +38,20 @@ TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch
 # they are slower, since what a layer makes of them no longer fits into the cache.
 BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 65_536}
 ONE_THREAD_BATCH_TOKENS = 1_024
+
+# ONNX Runtime's errors have nothing in common but Python's Exception.
+ONNX_ERRORS = (
+    RuntimeError, onnx_errors.EPFail, onnx_errors.Fail, onnx_errors.InvalidArgument, onnx_errors.InvalidGraph,
+    onnx_errors.InvalidProtobuf, onnx_errors.NoModel, onnx_errors.NoSuchFile, onnx_errors.NotImplemented,
+    onnx_errors.RuntimeException,
+)  # fmt: skip
+# What the runtimes say before they come to the point: which of their own lines it was.
+ONNX_PLACE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/\S+:\d+ .*?\) (?=[A-Z])")
+OPENVINO_PLACES = ("Exception from ", "Check '", "FrontEnd API failed", "Loading input model", "Model wasn't fully")
+# The types of numbers that a graph may want and give, as ONNX Runtime and as OpenVINO call them.
+INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "i64": np.int64, "i32": np.int32}
+FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)", "f32", "f16", "f64", "bf16")
+TOKEN_TYPES = "token_type_ids"  # an input of other exporters' graphs; always 0 here
 
 Batch = tuple[np.ndarray, np.ndarray]  # int64 ids and mask, both (batch, tokens)
 
@@ -104,29 +118,31 @@ class OnnxSession:
             )
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
-        except (OnnxRuntimeFail, OnnxRuntimeInvalid, RuntimeError) as error:
-            raise ModelError(f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+        except ONNX_ERRORS as error:
+            raise ModelError(f"{path}: ONNX Runtime cannot load it: {_onnx_reason(error)}") from error
         # ONNX Runtime falls back to the CPU in silence where CUDA cannot start; a figure would then carry a false name.
         if device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
             raise DeviceError(
                 f"{path}: ONNX Runtime could not start CUDA", hint="distill works on the CPU: --device cpu"
             )
-        self._inputs = {item.name for item in self._session.get_inputs()}
-        outputs = {item.name: item.shape for item in self._session.get_outputs()}
+        inputs = {item.name: (item.type, item.shape) for item in self._session.get_inputs()}
+        outputs = {item.name: (item.type, item.shape) for item in self._session.get_outputs()}
         if "logits" not in outputs:
             raise ModelError(f"{path}: has no output named logits, but {', '.join(outputs)}")
-        self.outputs = outputs["logits"][-1]  # a name, or None, if the graph leaves it open
+        self._types = _input_types(inputs, path)
+        self.outputs = _classes_of(*outputs["logits"], path)
         self.device: Device = device
         self.format = format
         self.batch_tokens = BATCH_TOKENS["cuda"] if device == "cuda" else ONE_THREAD_BATCH_TOKENS
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if "token_type_ids" in self._inputs:  # graphs of other exporters
-            feed["token_type_ids"] = np.zeros_like(input_ids)
-        if self.device == "cuda":
-            return _run_bound(self._session, feed, "cuda")
-        return self._session.run(["logits"], feed)[0].astype(np.float32)
+        feed = _feed(self._types, input_ids, attention_mask)
+        try:
+            if self.device == "cuda":
+                return _run_bound(self._session, feed, "cuda")
+            return self._session.run(["logits"], feed)[0].astype(np.float32)
+        except ONNX_ERRORS as error:
+            raise ModelError(f"{self._path}: ONNX Runtime cannot run it: {_onnx_reason(error)}") from error
 
     def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
         are_many, batches = _are_many(batches, self._threads)
@@ -152,12 +168,26 @@ class OpenVinoSession:
     def __init__(self, path: Path, threads: int | None = None, *, format: str = "openvino"):
         self._path, self._threads = path, threads or cores()
         compiled = self._compiled(streams=1)
-        self.outputs = size.get_length() if (size := compiled.output(0).partial_shape[-1]).is_static else None
+        inputs = {_name_of(port): (port.element_type.get_type_name(), _shape_of(port)) for port in compiled.inputs}
+        self._types = _input_types(inputs, path)
+        names = [_name_of(port) for port in compiled.outputs]
+        if len(names) > 1 and "logits" not in names:
+            raise ModelError(f"{path}: has no output named logits, but {', '.join(names)}")
+        self._output = names.index("logits") if "logits" in names else 0
+        port = compiled.output(self._output)
+        self.outputs = _classes_of(port.element_type.get_type_name(), _shape_of(port), path)
         self._request = compiled.create_infer_request()
         self.format = format
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return _infer(self._request, input_ids, attention_mask)
+        return self._infer(self._request, input_ids, attention_mask)
+
+    def _infer(self, request: Any, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        try:
+            request.infer(_feed(self._types, input_ids, attention_mask), share_inputs=True)
+        except RuntimeError as error:
+            raise ModelError(f"{self._path}: OpenVINO cannot run it: {_openvino_reason(error)}") from error
+        return np.array(request.get_output_tensor(self._output).data, np.float32)  # a copy: the next call writes there
 
     def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
         are_many, batches = _are_many(batches, self._threads)
@@ -170,7 +200,7 @@ class OpenVinoSession:
         def run(*batch: np.ndarray) -> np.ndarray:
             request = idle.get()
             try:
-                return _infer(request, *batch)
+                return self._infer(request, *batch)
             finally:
                 idle.put(request)
 
@@ -190,7 +220,7 @@ class OpenVinoSession:
             core = import_openvino().Core()
             return core.compile_model(core.read_model(self._path), "CPU", settings)
         except RuntimeError as error:
-            raise ModelError(f"{self._path}: OpenVINO cannot load it: {one_line(error)}") from error
+            raise ModelError(f"{self._path}: OpenVINO cannot load it: {_openvino_reason(error)}") from error
 
 
 def open_session(
@@ -262,7 +292,7 @@ def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) ->
     model, missing = load_weights(name, config, dtype or "auto")
     if missing:
         raise ModelError(f"{name}: {len(missing)} weights are missing, first {missing[0]}")
-    return model
+    return model if model.dtype in TORCH_FORMATS else model.float()  # float64, which nothing here computes in
 
 
 def calibration_temperature(config: PretrainedConfig) -> float:
@@ -304,9 +334,67 @@ def _run_bound(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndar
     return binding.copy_outputs_to_cpu()[0].astype(np.float32)
 
 
-def _infer(request: Any, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-    request.infer({"input_ids": input_ids, "attention_mask": attention_mask}, share_inputs=True)
-    return np.array(request.get_output_tensor().data, np.float32)  # a copy: the next call writes there
+def _input_types(inputs: Mapping[str, tuple[str, Sequence[Any]]], path: Path) -> dict[str, type[np.integer]]:
+    """The integers that each input of a graph wants, of `inputs` by name: type and shape, an open size no int.
+
+    Raises `ModelError` if it wants what it is not fed, lacks what it is fed, or takes texts of one length alone.
+    """
+    fed = (*INPUTS, TOKEN_TYPES)
+    if others := [name for name in inputs if name not in fed]:
+        raise ModelError(f"{path}: wants the input {others[0]}, and is fed no others than {', '.join(fed)}")
+    if lacking := [name for name in INPUTS if name not in inputs]:
+        raise ModelError(f"{path}: has no input {lacking[0]}, only {', '.join(inputs)}")
+    for name, (kind, shape) in inputs.items():
+        if kind not in INTEGERS:
+            raise ModelError(f"{path}: its input {name} wants {kind}, and is fed 64-bit or 32-bit integers")
+        if shape and (len(shape) != 2 or any(isinstance(size, int) for size in shape)):
+            shown = " x ".join(str(size) if isinstance(size, int) else "any" for size in shape)
+            raise ModelError(
+                f"{path}: its input {name} has the shape {shown}, and texts are any x any: export it with open sizes"
+            )
+    return {name: INTEGERS[kind] for name, (kind, _) in inputs.items()}
+
+
+def _classes_of(kind: str, shape: Sequence[Any], path: Path) -> int | None:
+    """How many classes such an output has, None if it leaves that open; raises `ModelError` if it gives no logits."""
+    if kind not in FLOATS:
+        raise ModelError(f"{path}: its output is {kind}, and logits are floats")
+    if shape and (len(shape) != 2 or isinstance(shape[0], int)):
+        shown = " x ".join(str(size) if isinstance(size, int) else "any" for size in shape)
+        raise ModelError(f"{path}: its output has the shape {shown}, and logits have one row a text: any x classes")
+    return shape[1] if shape and isinstance(shape[1], int) else None
+
+
+def _feed(
+    types: Mapping[str, type[np.integer]], input_ids: np.ndarray, attention_mask: np.ndarray
+) -> dict[str, np.ndarray]:
+    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    return {
+        name: given[name].astype(kind, copy=False) if name in given else np.zeros(input_ids.shape, kind)
+        for name, kind in types.items()
+    }
+
+
+def _name_of(port: Any) -> str:
+    """The name of an OpenVINO model's input or output: of several the one that is known here, of none a word for it."""
+    return min(port.names, key=lambda name: (name not in (*INPUTS, TOKEN_TYPES, "logits"), name), default="(no name)")
+
+
+def _shape_of(port: Any) -> list[int | None]:
+    """The shape of an OpenVINO model's input or output, an open size None; empty if not even the rank is known."""
+    shape = port.partial_shape
+    return [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
+
+
+def _onnx_reason(error: BaseException) -> str:
+    return ONNX_PLACE.sub("", one_line(error))[:300]
+
+
+def _openvino_reason(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(OPENVINO_PLACES)]
+    # Of many lines on a graph that it cannot read, the one that names the operations.
+    summary = [line for line in lines if "No conversion rule" in line]
+    return (summary or lines or [one_line(error)])[0].lstrip("- ")[:300]
 
 
 def _format(folder: Path, runtime: str) -> str:

@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
+from huggingface_hub import constants
 
 from distill.data_folder import read_folder
 from distill.errors import DataError, one_line
 from distill.files import PARTIAL, read_json, write_json
+from distill.hub import ask_hub
 from distill.recipe import Data
 from distill.tables import LINE, READERS, TableFile, check_columns, packed_with, text_lines
 
@@ -225,6 +227,9 @@ def _load_dataset(data: Data) -> dict[str, Table]:
     assert data.dataset is not None
     if Path(data.dataset).is_dir():
         return _load_folder(Path(data.dataset), data)
+    ask_hub()
+    if constants.is_offline_mode():
+        datasets.config.HF_HUB_OFFLINE = True
     try:
         loaded = load_dataset(data.dataset, data.subset)
     except (DatasetsError, OSError, ValueError) as error:

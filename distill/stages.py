@@ -40,7 +40,9 @@ from distill.models import (
     load_classifier,
     load_config,
     load_tokenizer,
+    named_by,
     reorder_classes,
+    share_padding,
 )
 from distill.page import render
 from distill.predictors import load
@@ -69,10 +71,12 @@ def check(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 def check_models(recipe: Recipe, device: str = "auto") -> None:
     """Raise what is wrong with the recipe's student and its formats, as far as configurations tell."""
-    if recipe.teacher:
+    if recipe.teacher is None:
+        return
+    with named_by("teacher.model"):
         check_base(recipe.teacher.model, recipe.data.label_names, pretrained=recipe.teacher.pretrained)
-    if recipe.teacher and recipe.student:
-        distilling.check_student(recipe, recipe.teacher.model, device)
+        if recipe.student:
+            distilling.check_student(recipe, recipe.teacher.model, device)
 
 
 def teacher(
@@ -106,7 +110,8 @@ def teacher(
     clock = Clock()
     with clock("data"):
         splits = shared_splits(recipe)
-    tokenizer = load_tokenizer(settings.model)
+    with named_by("teacher.model"):
+        tokenizer = load_tokenizer(settings.model)
     model = load_classifier(
         settings.model,
         splits.label_names,
@@ -116,6 +121,7 @@ def teacher(
         pretrained=settings.pretrained,
         attention_dropout=settings.attention_dropout,
     )
+    share_padding(model.config, tokenizer)
     base = base_fingerprint(settings.model, tokenizer, pretrained=settings.pretrained)
     with clock("tokenising"):
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
@@ -170,6 +176,7 @@ def student(
     if push_to_hub:
         check_can_push(push_to_hub)
     names = [str(teachers)] if isinstance(teachers, Path | str) else [str(name) for name in teachers]
+    distilling.check_teachers(names)
     folder = RunFolder(Path(output or recipe.student.output))
     beside = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
@@ -215,6 +222,7 @@ def sweep(
     if recipe.sweep is None:
         raise RecipeError("sweep: missing, and there are no keys to search over")
     names = [str(teachers)] if isinstance(teachers, Path | str) else [str(name) for name in teachers]
+    distilling.check_teachers(names)
     if recipe.sweep.stage == "student" and not names:
         raise RecipeError("sweep.keys: are the student's, and no teacher is named", hint="--teacher DIR")
     if recipe.sweep.stage == "teacher" and names:
@@ -306,7 +314,8 @@ def inspect(
     model = recipe.teacher.model if recipe.teacher else recipe.student.model if recipe.student else None
     if model is None:
         raise RecipeError("teacher.model: missing, so there is no tokenizer to look at the texts with")
-    tokenizer = load_tokenizer(model)
+    with named_by("teacher.model" if recipe.teacher else "student.model"):
+        tokenizer = load_tokenizer(model)
     splits = read_splits(recipe)
     seed = recipe.data.seed if seed is None else seed
     found = inspection.inspect(splits, tokenizer, max_tokens=recipe.data.max_tokens, rows=rows, seed=seed)

@@ -31,7 +31,7 @@ from distill.files import room_for, write_json
 from distill.first_token import last_layer
 from distill.fitting import base_fingerprint, origin_of, read_splits, tokenised
 from distill.hidden_states import OnlineTeacher
-from distill.models import load_classifier, load_tokenizer
+from distill.models import load_classifier, load_tokenizer, named_by, share_padding
 from distill.packages import SWEEP_EXTRA
 from distill.provenance import now, versions
 from distill.recipe import Recipe, Stage, with_absolute_paths
@@ -323,13 +323,15 @@ def _students(
 def _teachers(recipe: Recipe, splits: Splits, seed: int) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:
     """What makes a teacher before training, the recipe's own one, and its tokenizer."""
     assert recipe.teacher is not None
-    tokenizer = load_tokenizer(recipe.teacher.model)
+    with named_by("teacher.model"):
+        tokenizer = load_tokenizer(recipe.teacher.model)
 
     def make(settings: Any) -> tuple[PreTrainedModel, OnlineTeacher | None]:
         model = load_classifier(
             settings.model, splits.label_names, seed=seed, max_tokens=recipe.data.max_tokens,
             vocabulary=len(tokenizer), pretrained=settings.pretrained, attention_dropout=settings.attention_dropout,
         )  # fmt: skip
+        share_padding(model.config, tokenizer)
         return model, None
 
     return make, make(recipe.teacher)[0], tokenizer

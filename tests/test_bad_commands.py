@@ -1,14 +1,27 @@
 """Command lines that cannot work: each is refused in one line, before anything is written."""
 
 import pytest
-from conftest import check_refused
+from conftest import check_refused, run
 
 CASES = {
     "no recipe": (["check", "nowhere.yaml"], "nowhere.yaml: No such file"),
     "recipe": (["teacher", "{recipe}", "--set", "data.max_tokens=many"], "--set data.max_tokens=many: data.max_tokens"),
     "no data": (["teacher", "{recipe}", "--set", "data.files.train=no.csv"], "no.csv: no such file (relative"),
-    "no model": (["teacher", "{recipe}", "--set", "teacher.model=./none"], "./none: no such folder"),
-    "no teacher": (["student", "{recipe}", "--teacher", "./none"], "./none: no such folder"),
+    "no model": (["teacher", "{recipe}", "--set", "teacher.model=./none"], "teacher.model: ./none: no such folder"),
+    "no teacher": (["student", "{recipe}", "--teacher", "./none"], "--teacher: ./none: no such folder"),
+    "no teacher and no recipe": (["student", "--teacher", "./none"], "--teacher: ./none: no such folder"),
+    "a second teacher that is not there": (
+        ["student", "{recipe}", "--teacher", "{model}", "--teacher", "./none"], "--teacher: ./none: no such folder",
+    ),
+    "a teacher of a hub that is not there": (
+        ["student", "{recipe}", "--teacher", "nobody/nothing"], "--teacher: nobody/nothing: no model configuration",
+    ),
+    "no model for a student": (
+        ["teacher", "{recipe}", "--set", "student.model=./none"], "student.model: ./none: no such folder",
+    ),
+    "a student's model of a hub that is not there": (
+        ["teacher", "{recipe}", "--set", "student.model=nobody/nothing"], "student.model: nobody/nothing: no model",
+    ),
     "no recipe there": (["student", "--teacher", "{model}"], "holds no recipe.yaml"),
     "layers": (
         ["student", "{recipe}", "--teacher", "{model}", "--set", "student.layers=[0, 9]"],
@@ -117,6 +130,22 @@ def test_a_mistake_on_the_command_line_is_one_line(
     arguments = [text.format(recipe=recipe_path, model=tiny_bert, data=data) for text in arguments]
     check_refused(tmp_path, [expected], *arguments, also=(data, tiny_bert))
     record_property("bad command lines", 1)
+
+
+# Of each of these: the command that says what is wrong, and the hint that says what to do about it.
+HINTS = {
+    "no teacher": "distill teacher RECIPE --output ./none makes one",
+    "no teacher and no recipe": "distill teacher RECIPE --output ./none makes one",
+    "no model": "--set teacher.model=DIR",
+    "no model for a student": "--set student.model=DIR",
+    "a student's model of a hub that is not there": "--set student.model=DIR",
+}
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_a_model_that_is_not_there_is_cured_where_it_is_named(name, recipe_path, tiny_bert, data):
+    arguments = [text.format(recipe=recipe_path, model=tiny_bert, data=data) for text in CASES[name][0]]
+    assert f"{HINTS[name]}" in run(*arguments)[2]
 
 
 @pytest.mark.parametrize(("text", "said"), [(b"caf\xe9\n", "not UTF-8"), (b"\xff\xfe\n", "UTF-16, not UTF-8")])

@@ -128,9 +128,6 @@ CASES = {
     ),
     "one column for both": (rows(*TRAIN), {"label_column": "text"}, "text_column and label_column are both 'text'"),
     "one class": (rows(*rows_of(40, (1,))), {}, "one class only ('1'); a classifier needs two"),
-    "a class that train lacks": (
-        rows(*TRAIN), {"label_names": ["0", "1", "2"]}, "no training text of class '2'; take more rows or drop it",
-    ),
     "a label that is no name": (
         rows(*rows_of(40, ("x", "y"))), {"label_names": ["x", "z"]}, "line 4: label 'y' is not one of 2 classes: x, z",
     ),

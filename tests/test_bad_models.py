@@ -8,21 +8,25 @@ import onnx
 import pytest
 import torch
 from conftest import LABELS, check_refused, run, write_reviews
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "model.safetensors"
 
 
-def config(**changes):
+def config(name="config.json", **changes):
     """The folder with keys of its config.json changed, or gone where the value is None."""
 
     def change(folder):
-        values = json.loads((folder / "config.json").read_text()) | changes
+        values = json.loads((folder / name).read_text()) | changes
         kept = {key: value for key, value in values.items() if value is not None}
-        (folder / "config.json").write_text(json.dumps(kept))
+        (folder / name).write_text(json.dumps(kept))
 
     return change
+
+
+def tokenizer_config(**changes):
+    return config("tokenizer_config.json", **changes)
 
 
 def content(name, data):
@@ -105,6 +109,11 @@ def heads(outputs):
     return weights(lambda found: found.update(shapes))
 
 
+def pad_id_null(folder):
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"pad_token_id": None}))
+
+
 MULTI_LABEL = "config.json: gives a text any number of labels (problem_type: multi_label_classification), which"
 REGRESSION = (
     "config.json: gives a text a number (regression: problem_type, or a single output), which distill cannot do"
@@ -149,6 +158,22 @@ CASES = {
     "fewer outputs than class names": (
         config(**THREE), ("predict",), "{model}: has 2 outputs, but its config.json (id2label) names 3 classes",
     ),
+    "one class for several": (config(architectures=5), BOTH, "architectures: wants a list of names of classes, got 5"),
+    "a list of no classes": (config(architectures=[5]), BOTH, "wants a list of names of classes, got [5]"),
+    "a class and no list": (config(architectures="BertFor"), ("predict",), "names of classes, got 'BertFor'"),
+    "no layers": (config(num_hidden_layers=0), BOTH, "num_hidden_layers: wants a number above 0, got 0"),
+    "positions from no padding": (
+        lambda folder: (config(model_type="roberta")(folder), pad_id_null(folder)), ("predict",), "positions from it",
+    ),
+    "no padding": (tokenizer_config(pad_token=None), BOTH, "{model}: its tokenizer has no padding token"),
+    **{
+        f"a longest text of {value!r} tokens": (
+            tokenizer_config(model_max_length=value), ("predict",),
+            f"tokenizer_config.json: model_max_length: wants a whole number of tokens, at least 3 (one and the special "
+            f"ones), got {value!r}",
+        )
+        for value in (-1, 2, 1.5, float("nan"), "many", [3], True)
+    },
     "a temperature that is none": (config(calibration_temperature=-1), ("predict",), "must be a number above 0"),
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), BOTH, "has no tokenizer (tokenizer.json"),
     "half a tokenizer": (cut("tokenizer.json", 300), BOTH, "{model}: no tokenizer can be loaded"),
@@ -198,6 +223,35 @@ def test_a_model_that_cannot_be_used_is_one_line(name, command, tmp_path, tiny_b
     check_refused(tmp_path, [expected.format(model=model)], *arguments)
     assert not (tmp_path / "harmed").exists()
     record_property("attacks refused" if name in ATTACKS else "bad models", 1)
+
+
+# What says how an answer is handed over or computed, not what it is: such a folder answers as the one without.
+SETTINGS = {
+    "tuples for answers": config(return_dict=False),
+    "a text in pieces": config(chunk_size_feed_forward=7),
+    "hidden states too": config(output_hidden_states=True, output_attentions=True),
+    "weights in float64": lambda folder: (
+        weights(lambda found: found.update({name: tensor.double() for name, tensor in found.items()}))(folder),
+        config(dtype="float64")(folder),
+    ),
+    "padding by the end of a text": tokenizer_config(pad_token=None, eos_token="[SEP]"),
+    "no longest text": tokenizer_config(model_max_length=1e30),
+    "an endless longest text": tokenizer_config(model_max_length=float("inf")),
+    "other inputs": tokenizer_config(model_input_names=["wombat"]),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_that_changes_no_answer_is_no_misfit(name, tmp_path, tiny_bert):
+    from distill.models import load_tokenizer
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    SETTINGS[name](model)
+    texts = ("a good film", "bad", "")  # of different lengths
+    assert run("predict", model, *texts)[:2] == run("predict", tiny_bert, *texts)[:2]
+    rows = {"input_ids": [[2, 3], [3]], "attention_mask": [[1, 1], [1]]}
+    assert load_tokenizer(str(model)).pad(rows)["attention_mask"] == [[1, 1], [1, 0]]  # as training pads
 
 
 @pytest.mark.parametrize(
@@ -355,6 +409,8 @@ GRAPHS = {
         ": has 3 outputs, but its config.json (id2label)",
     ),
     "another name": (("batch", 2), "scores", "has no output named logits, but scores"),
+    "an output of three sizes": (("batch", 2, 1), "logits", "its output has the shape any x 2 x 1, and logits have"),
+    "an output for one text": ((1, 2), "logits", "its output has the shape 1 x 2, and logits have one row a text"),
 }
 
 
@@ -374,6 +430,10 @@ def graph_of(shape, output):
     ]
     numbers = {"axis": 1, "first": 0, "row": 1, "count": 3 if isinstance(shape[1], str) else shape[1]}
     constants = [helper.make_tensor(name, TensorProto.INT64, [1], [value]) for name, value in numbers.items()]
+    if len(shape) == 3:
+        nodes[-1].output[0] = "flat"
+        nodes.append(node("Unsqueeze", ["flat", "last"], [output]))
+        constants.append(helper.make_tensor("last", TensorProto.INT64, [1], [2]))
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
         for name in ("input_ids", "attention_mask")
@@ -394,8 +454,8 @@ def test_a_graph_has_as_many_outputs_as_class_names(name, runtime, tmp_path, tin
     (model / WEIGHTS).unlink()
     onnx.save(graph_of(shape, output), model / "model.onnx")
     if runtime == "openvino":
-        if output != "logits":
-            pytest.skip("OpenVINO reads the first output, whatever its name")
+        if output != "logits" or shape[0] == 1:
+            pytest.skip("OpenVINO reads the first output, whatever its name, and finds its shape by itself")
         openvino = pytest.importorskip("openvino")
         openvino.save_model(openvino.Core().read_model(model / "model.onnx"), model / "openvino_model.xml")
         (model / "model.onnx").unlink()
@@ -404,6 +464,122 @@ def test_a_graph_has_as_many_outputs_as_class_names(name, runtime, tmp_path, tin
         assert code == 0 and out.startswith("negative\t0.5000"), err
         return
     check_refused(tmp_path, [expected], "predict", model, "a good film")
+    record_property("bad models", 1)
+
+
+def edited(change):
+    def write(folder):
+        graph = graph_of(("batch", 2), "logits")
+        change(graph.graph)
+        onnx.save(graph, folder / "model.onnx")
+
+    return write
+
+
+def of_inputs(kind, *names, shape=("batch", "tokens")):
+    """The graph with inputs of this type and shape, of which it reads the first two."""
+
+    def change(graph):
+        del graph.input[:]
+        graph.input.extend(helper.make_tensor_value_info(name, kind, shape) for name in names)
+        if kind == TensorProto.INT32:  # the mask is computed with as int64
+            graph.node.insert(0, helper.make_node("Cast", ["attention_mask"], ["wide"], to=TensorProto.INT64))
+            next(node for node in graph.node if node.op_type == "ReduceMin").input[0] = "wide"
+
+    return edited(change)
+
+
+def without_its_data(folder):
+    graph = graph_of(("batch", 2), "logits")
+    for tensor in graph.graph.initializer:  # as bytes, which alone can lie elsewhere
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    onnx.save_model(graph, folder / "model.onnx", save_as_external_data=True, location="model.onnx_data",
+                    size_threshold=0)  # fmt: skip
+    (folder / "model.onnx_data").unlink()
+
+
+IDS, MASK, INT64 = "input_ids", "attention_mask", TensorProto.INT64
+ONNX, OPENVINO = "ONNX Runtime cannot load it: ", "OpenVINO cannot load it: "
+# Of each: how model.onnx is written, and what is said of it by ONNX Runtime and by OpenVINO; None answers.
+BROKEN_GRAPHS = {
+    "an operation of nobody": (
+        edited(lambda graph: setattr(graph.node[1], "op_type", "Wombat")),
+        f"{ONNX}This is an invalid model. In Node, (\"\", Wombat", f"{OPENVINO}No conversion rule found for",
+    ),
+    "an edge from nowhere": (
+        edited(lambda graph: graph.node[0].input.__setitem__(0, "nothing")),
+        f"{ONNX}Invalid model. Node input 'nothing' is", f"{OPENVINO}Input tensor isn't found for node \"nothing\"",
+    ),
+    "no operations": (
+        edited(lambda graph: graph.ClearField("node")), f"{ONNX}This is an invalid model. Graph output (logits)",
+        f"{OPENVINO}Output tensor \"logits\" was declared",
+    ),
+    "an empty file": (content("model.onnx", b""), f"{ONNX}No graph was found in the protobuf", OPENVINO),
+    "data that is not there": (without_its_data, ONNX, OPENVINO),
+    "half of the inputs": (of_inputs(INT64, IDS), ONNX, OPENVINO),
+    "an input of others": (
+        of_inputs(INT64, IDS, MASK, "position_ids"), *["wants the input position_ids, and is fed no others than"] * 2,
+    ),
+    "one shape": (
+        of_inputs(INT64, IDS, MASK, shape=(1, 128)),
+        *["its input input_ids has the shape 1 x 128, and texts are any x any"] * 2,
+    ),
+    "one length": (of_inputs(INT64, IDS, MASK, shape=("batch", 128)), *["the shape any x 128, and texts are"] * 2),
+    "inputs in 32 bits": (of_inputs(TensorProto.INT32, IDS, MASK), None, None),
+    "token types too": (of_inputs(INT64, IDS, MASK, "token_type_ids"), None, None),
+    "inputs that are fractions": (
+        edited(lambda graph: setattr(graph.input[0].type.tensor_type, "elem_type", TensorProto.FLOAT)),
+        "its input input_ids wants tensor(float), and is fed", "its input input_ids wants f32, and is fed",
+    ),
+    "an id that it does not know": (
+        edited(lambda graph: (graph.node.insert(0, helper.make_node("Gather", ["few", IDS], ["known"], axis=0)),
+                              graph.node[1].input.__setitem__(0, "known"),
+                              graph.initializer.append(helper.make_tensor("few", INT64, [1], [1])))),
+        "ONNX Runtime cannot run it: Non-zero status code returned while running Gather node", ...,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN_GRAPHS)
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_a_graph_that_cannot_be_run_is_one_line(name, runtime, tmp_path, tiny_bert, record_property):
+    write, *said = BROKEN_GRAPHS[name]
+    expected = said[runtime == "openvino"]
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    (model / WEIGHTS).unlink()
+    write(model)
+    if runtime == "openvino":  # which reads ONNX too, so that a graph that it cannot write can be refused by it
+        pytest.importorskip("openvino")
+        (model / "model.onnx").rename(model / "openvino_model.xml")
+    if expected is ...:
+        pytest.skip("OpenVINO answers")
+    if expected is None:
+        code, out, err = run("predict", model, "a good film", "bad")
+        assert code == 0 and out.count("negative\t0.5000") == 2, err
+        return
+    check_refused(tmp_path, [expected], "predict", model, "a good film", "bad")
+    record_property("bad models", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("openvino_model.bin", None, "Empty weights data in bin file or bin file cannot be found!"),
+        ("openvino_model.bin", b"few", "Incorrect weights in bin file!"),
+        ("openvino_model.xml", b"<net", "Unable to read the model"),
+    ],
+)
+def test_half_an_openvino_model_is_one_line(name, data, said, tmp_path, tiny_bert, record_property):
+    openvino = pytest.importorskip("openvino")
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    onnx.save(graph_of(("batch", 2), "logits"), tmp_path / "model.onnx")
+    openvino.save_model(openvino.Core().read_model(tmp_path / "model.onnx"), model / "openvino_model.xml")
+    (model / name).unlink()
+    if data is not None:
+        (model / name).write_bytes(data)
+    check_refused(tmp_path, [f"openvino_model.xml: OpenVINO cannot load it: {said}"], "predict", model, "a good film")
     record_property("bad models", 1)
 
 

@@ -190,6 +190,7 @@ def test_the_student_finds_the_recipe_in_its_teachers_folder(finished, tmp_path,
     assert first == second  # the same recipe, seed and machine
 
 
+@pytest.mark.slow
 def test_a_student_with_another_vocabulary_and_label_order_learns_from_the_same_teacher(finished, tmp_path):
     """Each model sees its own tokens, and classes are matched by name."""
     from conftest import BAD, FILLER, GOOD
@@ -296,9 +297,8 @@ def test_unknown_commands_and_options_are_answered_with_a_guess():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(recipe_path, tmp_path, number, code):
     many = ["--set", "teacher.training.num_train_epochs=400", "--set", "teacher.training.eval_strategy=epoch"]
     command = [sys.executable, "-m", "distill", "teacher", str(recipe_path), *many, "--device", "cpu"]

@@ -135,6 +135,12 @@ def test_labels_are_no_indices_into_names_that_are_numbers(tmp_path, names, labe
     assert [splits.label_names[label] for label in splits.test["label"][:2]] == expected
 
 
+def test_a_class_that_train_lacks_is_refused(tmp_path):
+    files = [write(tmp_path / f"{word}.csv", rows_of(60, ("x", "y"), word)) for word in ("train", "test")]
+    with pytest.raises(DataError, match="no training text of class 'z'; take more rows or drop it"):
+        load_splits(data(*files, label_names=("x", "y", "z")))
+
+
 def test_names_that_share_some_with_the_datas_own_go_by_name(tmp_path):
     file = class_labels(tmp_path / "a.parquet", ["negative", "neutral", "positive"], [0, 1, 2] * 20)
     with pytest.raises(DataError, match="label 'neutral' is not one of 3 classes: positive, negative, mixed"):

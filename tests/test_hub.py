@@ -1,7 +1,9 @@
 """Pushing to a model hub: only what is public, only with a token, and nothing lost where the hub refuses."""
 
 import shlex
+import socket
 
+import datasets
 import pytest
 from huggingface_hub import HfApi, RepoUrl
 from huggingface_hub.utils import filter_repo_objects
@@ -85,3 +87,33 @@ def test_what_cannot_be_pushed_is_said_before_any_work(tmp_path, api, monkeypatc
     )
     assert done.exit_code == 2 and said in done.stderr and "Traceback" not in done.stderr
     assert not output.exists() and not api
+
+
+@pytest.mark.parametrize("command", ["predict", "check", "teacher", "data", "doctor"])
+def test_a_hub_that_cannot_be_reached_is_asked_once(command, recipe_path, tmp_path, monkeypatch):
+    """Each library would try for half a minute, and the next one again."""
+    asked = []
+
+    def refuse(*arguments, **_):
+        asked.append(arguments)
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    hub._asked.cache_clear()
+    name = "nobody/nothing"
+    arguments = {
+        "predict": ["predict", name, "a good film"],
+        "check": ["check", recipe_path, "--set", f"teacher.model={name}"],
+        "teacher": ["teacher", recipe_path, "--set", f"teacher.model={name}"],
+        "data": ["teacher", recipe_path, "--set", f"data.dataset={name}"],
+        "doctor": ["doctor", recipe_path, "--set", f"teacher.model={name}", "--set", f"data.dataset={name}"],
+    }[command]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    hub._asked.cache_clear()
+    assert len(asked) == (0 if command == "check" else 1), done.stderr  # which looks at this disk alone
+    assert done.exit_code == (0 if command == "check" else 2) and "Traceback" not in done.stderr, done.exception
+    assert name in done.output
