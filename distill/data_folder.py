@@ -97,7 +97,9 @@ def _patterns(folder: Path, config: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _check_place(folder: Path, place: str) -> None:
-    if re.match(r"[/~\\]|\w+:", place) or "::" in place or ".." in re.split(r"[/\\]", place):
+    # A scheme may hold more than letters (git+ssh:), and fsspec takes "://" and "::" wherever they stand.
+    is_address = re.match(r"[/~\\]|[\w.+-]+:", place) or "://" in place or "::" in place
+    if is_address or ".." in re.split(r"[/\\]", place):
         raise DataError(f"data.dataset: {folder}: its {CARD} names data outside it: {place}; give data.files")
 
 
