@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import rotate_checkpoints
 
 from distill.errors import Interrupted, TrainingError
-from distill.files import read_json, write_text
+from distill.files import write_text
 from distill.progress import progress_line
 from distill.run_folder import RunFolder
 
@@ -151,9 +151,9 @@ class SealCheckpoints(TrainerCallback):
         """
         if state.is_world_process_zero:
             self.folder.put_away_checkpoints(beyond=state.global_step)
-        best = read_json(self.resumed / "trainer_state.json").get("best_model_checkpoint") if self.resumed else None
+        best = self.folder.best_checkpoint(self.resumed) if self.resumed else None
         if best:
-            state.best_model_checkpoint = str(Path(args.output_dir or ".") / Path(best).name)
+            state.best_model_checkpoint = str(Path(args.output_dir or ".") / best.name)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal the checkpoint that Trainer has just written."""

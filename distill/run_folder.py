@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,11 +23,12 @@ from distill.errors import FolderError, one_line
 from distill.files import PARTIAL, as_json, atomic_path, read_json, write_json, write_text
 from distill.provenance import cpu_name
 from distill.ranks import rank
-from distill.recipe import Recipe, as_settled, differences
+from distill.recipe import FORMATS, Recipe, as_settled, differences
 from distill.recipe_file import dump_recipe, load_recipe
 
 EXPORT_PROOFS = "export.json"  # in an export folder: of each format that was tried, the proof
 RUN = "run.json"  # in a checkpoint: the run that it belongs to
+ROLES = ("teacher", "student", "control")
 LOCK = ".lock"  # what it holds is nothing, the lock is the system's
 
 log = logging.getLogger("distill")
@@ -154,7 +156,7 @@ class RunFolder:
                 problem = f"{self.path}: cannot be resumed: it does not say what it depends on (no {self.started.name})"
                 raise FolderError(problem, hint="--overwrite to restart, or --output for another folder")
             return
-        begun = read_json(self.started).get("origin", {})
+        begun = self._begun().get("origin", {})
         differing = [name for name in {**origin, **begun} if origin.get(name) != begun.get(name)]
         if differing:
             problem = f"{self.path}: cannot be resumed: {{}} differs: {{:.20}} now, {{:.20}} when it began"
@@ -176,7 +178,7 @@ class RunFolder:
         try:
             (self.path / SEAL).unlink(missing_ok=True)
             write_text(self.recipe, dump_recipe(recipe))
-            begun = read_json(self.started) if resume and self.started.is_file() else {"run": uuid.uuid4().hex}
+            begun = self._begun() if resume and self.started.is_file() else {"run": uuid.uuid4().hex}
             processors = dict.fromkeys([*begun.get("processors", ()), cpu_name()])
             write_json(self.started, {**begun, "processors": list(processors), "origin": dict(origin)})
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -186,11 +188,18 @@ class RunFolder:
     @property
     def processors(self) -> list[str]:
         """The kinds of processor that the run in this folder was started and resumed on."""
-        return read_json(self.started)["processors"] if self.started.is_file() else []
+        return self._begun().get("processors", []) if self.started.is_file() else []
 
     @property
     def _run(self) -> str | None:
-        return read_json(self.started).get("run") if self.started.is_file() else None
+        return self._begun().get("run") if self.started.is_file() else None
+
+    def _begun(self) -> dict[str, Any]:
+        found = read_json(self.started)
+        kinds = {"origin": dict, "processors": list, "run": str}
+        if not isinstance(found, dict) or not all(isinstance(found.get(k, kind()), kind) for k, kind in kinds.items()):
+            raise FolderError(f"{self.started}: does not say what the run depends on", hint="--overwrite to restart")
+        return found
 
     def seal_checkpoint(self, path: Path) -> None:
         """Seal a checkpoint that is written to its end, as one of this run."""
@@ -219,7 +228,10 @@ class RunFolder:
     def read_manifest(self) -> dict[str, Any]:
         """Return what the finished run left to identify it; raises `FolderError` where that is damaged."""
         check_whole(self.path, (self.manifest.name,))
-        return read_json(self.manifest)
+        found = read_json(self.manifest)
+        if not isinstance(found, dict) or found.get("role") not in ROLES or not isinstance(found.get("parents"), dict):
+            raise FolderError(f"{self.manifest}: not the manifest of a run (role: one of {', '.join(ROLES)}; parents)")
+        return found
 
     def read_metrics(self) -> dict[str, Any]:
         """Return the final figures; raises `FolderError` where they are missing or damaged."""
@@ -238,12 +250,29 @@ class RunFolder:
             if damage is None and not self._is_own(path):
                 damage = "is of another run"
             if damage is None:
-                best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
-                damage = best and damage_of(self.checkpoints / Path(best).name)
+                try:
+                    best = self.best_checkpoint(path)
+                    damage = best and damage_of(best)
+                except FolderError as error:
+                    damage = str(error)
             if damage is None:
                 return path
             log.warning("%s: %s; an earlier one is looked for", path, damage)
         return None
+
+    def best_checkpoint(self, checkpoint: Path) -> Path | None:
+        """Return the best checkpoint that a checkpoint of this run knows, which lies beside it, None if it knows none.
+
+        Raises `FolderError` if what it names is no checkpoint.
+        """
+        state = read_json(checkpoint / "trainer_state.json")
+        best = state.get("best_model_checkpoint") if isinstance(state, dict) else state
+        if best is None:
+            return None
+        name = Path(best).name if isinstance(best, str) else ""
+        if not re.fullmatch(r"checkpoint-\d+", name):
+            raise FolderError(f"{checkpoint}: trainer_state.json: best_model_checkpoint: no checkpoint: {best!r:.100}")
+        return self.checkpoints / name
 
     def _checkpoints(self) -> list[Path]:
         found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.split("-", 1)[1].isdigit()]
@@ -342,6 +371,8 @@ def hold(folder: Path) -> Iterator[None]:
 
     Raises `FolderError` where another process has it, or where it cannot be written.
     """
+    if (folder / LOCK).is_symlink():  # taking the lock would empty what it leads to
+        raise FolderError(f"{folder / LOCK}: a link; remove it")
     held = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -363,9 +394,14 @@ def read_proofs(exports: Path) -> dict[str, dict[str, Any]]:
     check_whole(exports, (EXPORT_PROOFS,))
     proofs = read_json(exports / EXPORT_PROOFS)
     needed = {"passed", "reason", "device", "texts_per_second"}
-    if not isinstance(proofs, dict) or not all(isinstance(p, dict) and needed <= p.keys() for p in proofs.values()):
+    is_whole = isinstance(proofs, dict) and all(isinstance(p, dict) and needed <= p.keys() for p in proofs.values())
+    if not is_whole or not all(name in FORMATS and _is_rate(p["texts_per_second"]) for name, p in proofs.items()):
         raise FolderError(f"{exports / EXPORT_PROOFS}: not the proofs of exports", hint="export again")
     return proofs
+
+
+def _is_rate(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and value >= 0)
 
 
 def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarray, logits: np.ndarray) -> None:
@@ -389,9 +425,14 @@ def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     Raises `FolderError` where they are missing or damaged.
     """
     check_whole(path.parent, (path.name,))
+    if not path.is_file():
+        raise FolderError(f"{path}: not there, or no regular file")
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise FolderError(f"{path}: cannot be read: {error}") from None
-    gold_labels, logits = table["gold_label"].to_numpy(), np.stack(table["logits"].to_numpy())
-    return table["example_id"].to_pylist(), gold_labels, logits
+    try:
+        gold_labels, logits = table["gold_label"].to_numpy(), np.stack(table["logits"].to_numpy())
+        return table["example_id"].to_pylist(), gold_labels, logits
+    except (KeyError, ValueError, TypeError) as error:
+        raise FolderError(f"{path}: not predictions: {one_line(error)}") from None

@@ -307,7 +307,10 @@ def test_a_folder_with_a_link_out_of_it_is_refused(tmp_path, tiny_bert, record_p
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"data": {"dataset": str(tmp_path / "data")}, "teacher": {"model": str(tiny_bert)}}))
     check_refused(tmp_path, ["train.csv is a link to a place outside it"], "teacher", recipe)
-    record_property("attacks refused", 1)
+    (tmp_path / "data" / "train.csv").unlink()
+    (tmp_path / "data" / "train.csv").symlink_to("train.csv")
+    check_refused(tmp_path, ["train.csv is a link to a place outside it"], "teacher", recipe)
+    record_property("attacks refused", 2)
 
 
 def test_a_folder_whose_card_names_its_own_files_is_read(tmp_path):

@@ -15,7 +15,7 @@ FLOORS = [
     {"errors", "timing", "provenance", "sampling", "cascade", "page", "training_log", "packages", "section", "labels"},
     {"ranks", "choice", "files", "embeddings", "metrics"},
     {"progress", "training_arguments", "devices", "losses", "calibration", "checksums"},
-    {"search_space", "tables"},
+    {"search_space", "tables", "strangers"},
     {"recipe"},
     {"data_folder", "recipe_file", "models", "tokens", "outliers", "hub"},
     {"sources", "pickles", "run_folder", "students", "hidden_states", "first_token", "shards"},
