@@ -26,6 +26,7 @@ from distill.files import write_text
 from distill.progress import progress_line
 from distill.run_folder import RunFolder
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
 
 
@@ -172,7 +173,7 @@ class SealCheckpoints(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first SIGINT or SIGTERM into a checkpoint after the step and `Interrupted`; a second stops at once.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a checkpoint after the step and `Interrupted`; a second stops it.
 
     Several ranks, which a signal reaches at different steps or one of them alone, stop at the same step, one later.
     """
@@ -189,7 +190,9 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
-            self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            # Who is told to ignore one (nohup) goes on ignoring it.
+            wanted = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+            self.previous = {number: signal.signal(number, self._note) for number in wanted}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

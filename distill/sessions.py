@@ -19,8 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime
 import torch
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail as OnnxRuntimeFail
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf as OnnxRuntimeInvalid
+from onnxruntime.capi import onnxruntime_pybind11_state as onnx_state
 from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.calibration import CONFIG_KEY
@@ -30,6 +29,10 @@ from distill.errors import DeviceError, ModelError, one_line
 from distill.first_token import first_token_only, last_layer
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS, check_outputs, load_weights
 
+ONNX_ERRORS = (
+    onnx_state.Fail, onnx_state.InvalidProtobuf, onnx_state.InvalidGraph, onnx_state.InvalidArgument,
+    onnx_state.NotImplemented, onnx_state.RuntimeException,
+)  # fmt: skip
 OPENVINO_EXTRA = 'pip install "distill[openvino]"'
 FOR_CPUS = ("onnx-int8", "openvino-bf16", "openvino-int8")  # formats that run on no other device
 _FIRST_TENSOR = threading.Lock()
@@ -95,7 +98,10 @@ class OnnxSession:
     def __init__(self, path: Path, device: Device, threads: int | None = None, *, format: str = "onnx"):
         onnxruntime.disable_telemetry_events()  # which builds for Windows send
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # warnings are about the graph's history, nothing a user can act on
+        # Warnings are about the graph's history, nothing a user can act on; errors are raised too, and printed past
+        # Python they would carry a stranger's names of nodes to the terminal as they are.
+        options.log_severity_level = 4
+        onnxruntime.set_default_logger_severity(4)
         self._path, self._threads = path, threads or cores()
         options.intra_op_num_threads = self._threads
         if device == "cuda" and not onnx_runs_on_cuda():
@@ -104,8 +110,8 @@ class OnnxSession:
             )
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
-        except (OnnxRuntimeFail, OnnxRuntimeInvalid, RuntimeError) as error:
-            raise ModelError(f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+        except (*ONNX_ERRORS, RuntimeError) as error:
+            raise ModelError(f"{path}: ONNX Runtime cannot load it: {one_line(error)[:400]}") from error
         # ONNX Runtime falls back to the CPU in silence where CUDA cannot start; a figure would then carry a false name.
         if device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
             raise DeviceError(
@@ -126,7 +132,10 @@ class OnnxSession:
             feed["token_type_ids"] = np.zeros_like(input_ids)
         if self.device == "cuda":
             return _run_bound(self._session, feed, "cuda")
-        return self._session.run(["logits"], feed)[0].astype(np.float32)
+        try:
+            return self._session.run(["logits"], feed)[0].astype(np.float32)
+        except (*ONNX_ERRORS, RuntimeError, ValueError) as error:
+            raise ModelError(f"{self._path}: ONNX Runtime cannot run it: {one_line(error)[:400]}") from error
 
     def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
         are_many, batches = _are_many(batches, self._threads)
@@ -153,11 +162,12 @@ class OpenVinoSession:
         self._path, self._threads = path, threads or cores()
         compiled = self._compiled(streams=1)
         self.outputs = size.get_length() if (size := compiled.output(0).partial_shape[-1]).is_static else None
-        self._request = compiled.create_infer_request()
+        self._request, self._alone = compiled.create_infer_request(), threading.Lock()
         self.format = format
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return _infer(self._request, input_ids, attention_mask)
+        with self._alone:  # a request holds one text's answer at a time
+            return _infer(self._request, input_ids, attention_mask)
 
     def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
         are_many, batches = _are_many(batches, self._threads)
@@ -305,7 +315,10 @@ def _run_bound(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndar
 
 
 def _infer(request: Any, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-    request.infer({"input_ids": input_ids, "attention_mask": attention_mask}, share_inputs=True)
+    try:
+        request.infer({"input_ids": input_ids, "attention_mask": attention_mask}, share_inputs=True)
+    except RuntimeError as error:
+        raise ModelError(f"OpenVINO cannot run it: {one_line(error)[:400]}") from error
     return np.array(request.get_output_tensor().data, np.float32)  # a copy: the next call writes there
 
 

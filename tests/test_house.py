@@ -13,7 +13,7 @@ PACKAGE = ROOT / "distill"
 # Ground floor first; a module imports only from lower floors, and floor-mates do not import each other.
 FLOORS = [
     {"errors", "timing", "provenance", "sampling", "cascade", "page", "training_log", "packages", "section", "labels"},
-    {"ranks", "choice", "files", "embeddings", "metrics"},
+    {"ranks", "choice", "files", "embeddings", "metrics", "terminal"},
     {"progress", "training_arguments", "devices", "losses", "calibration", "checksums"},
     {"search_space", "tables", "strangers"},
     {"recipe"},
