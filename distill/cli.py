@@ -354,8 +354,9 @@ def predict(
     stages = _stages()
     from distill.sources import read_texts
 
-    column = text_column or stages.text_column_of(model)
-    source: Iterator[str] = iter(texts or ()) if file is None else read_texts(file, column)
+    source: Iterator[str] = iter(texts or ())
+    if file is not None:
+        source = read_texts(file, text_column or stages.text_column_of(model))
     written = False
     for text, probabilities in stages.predict(model, source, escalate=escalate, below=below or 0.0, device=device):
         label = max(probabilities, key=lambda name: probabilities[name])

@@ -75,12 +75,13 @@ class TorchSession:
         self.device: Device = device
         self.batch_tokens = BATCH_TOKENS[device]
         self._last_layer = last_layer(self.model)
+        self._alone = threading.Lock()  # the last layer is another one while a batch runs
 
     @torch.inference_mode()
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
         mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
-        with first_token_only(self._last_layer):
+        with self._alone, first_token_only(self._last_layer):
             logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
         return logits / calibration_temperature(self.model.config)
 

@@ -512,10 +512,15 @@ def convert(model: Path | str, output: Path | str) -> Path:
 
 
 def text_column_of(model: Path | str) -> str:
-    """Return the column that a model's training texts stood in, where its run folder is known, else "text"."""
-    for folder in (Path(model), *Path(model).absolute().parents[:2]):
-        if RunFolder(folder).recipe.is_file():
-            return load_recipe(RunFolder(folder).recipe).data.text_column
+    """Return the column that a model's training texts stood in, if its run folder is known, else "text".
+
+    That is the model's own folder, or for an export, or a folder of them, the run folder whose export/ it lies in.
+    """
+    own = Path(model).absolute()
+    exports = [folder for folder in (own, own.parent) if folder == RunFolder(folder.parent).export]
+    for run in (RunFolder(own), *(RunFolder(folder.parent) for folder in exports)):
+        if run.recipe.is_file() and (run.path / "config.json").is_file():
+            return load_recipe(run.recipe).data.text_column
     return "text"
 
 

@@ -26,6 +26,7 @@ LARGEST_COUNT = 100_000
 # What a new head, a pooler or tied weights may add to the weights that a file holds, each about.
 SPARE_TENSORS = 2_000
 SPARE_NUMBERS = 50_000_000
+_BUILDING = threading.RLock()
 MOST_TENSORS = 50_000  # of a model that is made of its configuration alone: some three thousand layers of BERT's
 
 
@@ -123,15 +124,16 @@ def within(held: Weights, name: str) -> Iterator[None]:
                 f"{held.numbers} numbers in all (it asks for {made['tensors']} or more, of {made['numbers']} or more)"
             )
 
-    hooks = [
-        registration.register_module_parameter_registration_hook(count),
-        registration.register_module_buffer_registration_hook(count),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with _BUILDING:  # torch goes through its hooks while another thread would add one
+        hooks = [
+            registration.register_module_parameter_registration_hook(count),
+            registration.register_module_buffer_registration_hook(count),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _nested(settings: Any) -> Iterator[tuple[str, Any]]:
