@@ -298,8 +298,37 @@ def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Datas
     }
 
 
-def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) -> bool:
-    """Say that a finished run had the same data, stages and teachers; raise where not, rather than mix two runs."""
+def already_finished(
+    folder: RunFolder, recipe: Recipe, role: str, teachers: Sequence[str] = (), *, student: RunFolder | None = None
+) -> bool:
+    """Say whether the run to resume in `folder` has finished, with this recipe, these teachers and these texts.
+
+    Raises `FolderError`, which names what differs, if it finished with others, or as another `role` than this one.
+    `student` is whom a control belongs to.
+    """
+    if not folder.is_finished:
+        return False
+    manifest = folder.read_manifest()
+    if manifest["role"] != role:
+        raise FolderError(f"{folder.path}: holds a finished {manifest['role']}, not a {role}", hint="--output DIR")
+    finished_with(folder, recipe, teachers, student=student)
+    now_read, then = shared_splits(recipe).fingerprints, manifest.get("data", {})
+    if differing := [split for split in {**now_read, **then} if now_read.get(split) != then.get(split)]:
+        raise FolderError(
+            *(f"{folder.path}: finished with other texts: data.{split} differs" for split in differing),
+            hint="put them back as they were, --overwrite to redo it, or --output for another folder",
+        )
+    log.info("%s: has finished with this recipe, so there is nothing to resume (%s)", role, folder.path)
+    return True
+
+
+def finished_with(
+    folder: RunFolder, recipe: Recipe, teachers: Sequence[str], *, student: RunFolder | None = None
+) -> bool:
+    """Say that a finished run had the same data, stages and teachers; raise where not, rather than mix two runs.
+
+    `student` is whom a control belongs to, by default the run beside it.
+    """
     found, manifest = load_recipe(folder.recipe), folder.read_manifest()
     wanted = as_settled(with_absolute_paths(recipe), found)
     role, parents = manifest["role"], manifest["parents"]
@@ -315,7 +344,9 @@ def finished_with(folder: RunFolder, recipe: Recipe, teachers: Sequence[str]) ->
             )
     if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:
         raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
-    if role == "control" and parents["student_weights"] != _weights_in(folder.path.parent / "student"):
+    if role == "control" and parents["student_weights"] != _weights_in(
+        student.path if student else folder.path.parent / "student"
+    ):
         raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
     return True
 
