@@ -37,7 +37,7 @@ from distill.shards import name_units, whole
 from distill.timing import Clock
 from distill.tokens import check_tokenised, tokenise, tokenizer_fingerprint
 from distill.trainers import ClassificationTrainer
-from distill.training import train
+from distill.training import check_shared_memory, train
 from distill.training_log import early_stop_in_words, selected_step, training_curve
 
 log = logging.getLogger("distill")
@@ -145,7 +145,9 @@ def fit(
         role, parameter_count(model) / 1e6, device, precision, len(splits.train), transfer, len(splits.validation),
         len(splits.test),
     )  # fmt: skip
-    name_units(model, arguments, "teacher" if role == "teacher" else "student")
+    stage = "teacher" if role == "teacher" else "student"
+    name_units(model, arguments, stage)
+    check_shared_memory(arguments, max_tokens, stage)
     with clock("tokenising"):
         validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
     state = PartialState()

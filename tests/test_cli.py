@@ -365,6 +365,38 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(recipe_path, tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="process groups and their signals")
+@pytest.mark.parametrize(
+    ("number", "code", "log"), [(signal.SIGTERM, 143, "read"), (signal.SIGHUP, 129, "gone")], ids=["TERM", "HUP"]
+)
+def test_a_signal_to_all_processes_of_a_run_leaves_a_whole_checkpoint(recipe_path, tmp_path, number, code, log):
+    """Loader workers get it too, as of a terminal or a scheduler; whoever read stderr may be gone by then."""
+    from distill.run_folder import RunFolder
+
+    many = ["teacher.training.num_train_epochs=400", "teacher.training.dataloader_num_workers=2"]
+    command = [sys.executable, "-m", "distill", "teacher", str(recipe_path), "--device", "cpu"]
+    command += [part for setting in many for part in ("--set", setting)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    folder = RunFolder(tmp_path / "teacher")
+    deadline = time.monotonic() + 120
+    while not list(folder.checkpoints.glob("checkpoint-*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    if log == "gone":
+        process.stderr.close()
+        time.sleep(1)  # in which it writes
+        assert process.poll() is None
+    os.killpg(process.pid, number)
+    err = process.stderr.read() if log == "read" else ""
+    assert process.wait(90) == code, err
+    assert "Traceback" not in err and ("stopped at step" in err or log == "gone"), err
+    last = folder.last_checkpoint()
+    newest = max(folder.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert last == newest
+
+
+@pytest.mark.slow
 def test_resume_on_the_command_line_finishes_a_run(recipe_path, tmp_path):
     assert run("teacher", recipe_path)[0] == 0
     folder = tmp_path / "teacher"
