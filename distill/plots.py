@@ -234,8 +234,8 @@ def _import_matplotlib() -> None:
 
     One that is no text would be an error, and one that is a pipe waited for.
     """
-    (package,) = importlib.util.find_spec("matplotlib").submodule_search_locations
-    with contextlib.chdir(Path(package) / "mpl-data"):
+    found = importlib.util.find_spec("matplotlib")
+    with contextlib.chdir(Path(found.origin).parent / "mpl-data"):
         importlib.import_module("matplotlib")
 
 
