@@ -22,10 +22,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import rotate_checkpoints
 
 from distill.errors import Interrupted, TrainingError
-from distill.files import read_json, write_text
+from distill.files import write_text
 from distill.progress import progress_line
 from distill.run_folder import RunFolder
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
 
 
@@ -151,9 +152,9 @@ class SealCheckpoints(TrainerCallback):
         """
         if state.is_world_process_zero:
             self.folder.put_away_checkpoints(beyond=state.global_step)
-        best = read_json(self.resumed / "trainer_state.json").get("best_model_checkpoint") if self.resumed else None
+        best = self.folder.best_checkpoint(self.resumed) if self.resumed else None
         if best:
-            state.best_model_checkpoint = str(Path(args.output_dir or ".") / Path(best).name)
+            state.best_model_checkpoint = str(Path(args.output_dir or ".") / best.name)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal the checkpoint that Trainer has just written."""
@@ -172,7 +173,7 @@ class SealCheckpoints(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first SIGINT or SIGTERM into a checkpoint after the step and `Interrupted`; a second stops at once.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a checkpoint after the step and `Interrupted`; a second stops it.
 
     Several ranks, which a signal reaches at different steps or one of them alone, stop at the same step, one later.
     """
@@ -189,7 +190,9 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
-            self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            # Who is told to ignore one (nohup) goes on ignoring it.
+            wanted = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+            self.previous = {number: signal.signal(number, self._note) for number in wanted}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

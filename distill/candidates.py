@@ -10,7 +10,7 @@ from typing import Any
 from distill.benchmark import Candidate
 from distill.checksums import check_whole
 from distill.devices import Device, has_fast_bf16
-from distill.errors import FolderError
+from distill.errors import FolderError, one_line
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe import FORMATS
 from distill.run_folder import EXPORT_PROOFS, FLIPPED, RunFolder, SweepFolder, read_proofs
@@ -59,8 +59,11 @@ def flipped_texts(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
             path = exports / name / FLIPPED
             if path.is_file():
                 check_whole(path.parent, (path.name,))
-                lines = path.read_text(encoding="utf-8").splitlines()
-                texts = [json.loads(line) for line in lines[:FLIPPED_SHOWN]]
+                try:
+                    lines = path.read_text(encoding="utf-8").splitlines()
+                    texts = [json.loads(line) for line in lines[:FLIPPED_SHOWN]]
+                except (OSError, ValueError, RecursionError) as error:
+                    raise FolderError(f"{path}: cannot be read: {one_line(error)}", hint="export again") from None
                 yield {"model": str(exports.parent), "format": name, "total": len(lines), "texts": texts}
 
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from distill.errors import FolderError
-from distill.files import read_json, sync, sync_folder, write_json
+from distill.files import lies_in, read_json, sync, sync_folder, write_json
 
 SEAL = "checksums.json"  # written when all that it covers is there
 NEVER_SEALED = "was not written to its end"
@@ -52,18 +52,29 @@ def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:
     if not (folder / SEAL).is_file():
         return NEVER_SEALED
     try:
-        sealed = dict(read_json(folder / SEAL))
-    except (FolderError, TypeError, ValueError):
+        sealed = {str(name): digest for name, digest in read_json(folder / SEAL).items()}
+    except (FolderError, AttributeError):
         return f"{SEAL} is damaged"
     for name, digest in sealed.items():
         if not any(fnmatch(name, pattern) for pattern in names):
             continue
+        if outside := _leads_outside(folder, name):
+            return outside
         try:
             found = _sha256(folder / name)
         except OSError as error:  # it is gone, or the disk no longer gives it
             return f"{name} cannot be read ({error.strerror})"
         if found != digest:
             return f"{name} is damaged (its checksum has changed)"
+    return None
+
+
+def _leads_outside(folder: Path, name: str) -> str | None:
+    """What is wrong with a name that a stranger may have written: a device would be read for ever."""
+    if not lies_in(folder / name, folder):
+        return f"{SEAL} names a file outside the folder: {name[:100]}"
+    if (folder / name).exists() and not (folder / name).is_file():
+        return f"{name} is no regular file"
     return None
 
 

@@ -5,6 +5,8 @@ Nothing heavy is imported before a command runs, so that --help answers at once.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
 import logging
@@ -23,6 +25,7 @@ from typer.core import TyperGroup
 
 from distill.errors import Interrupted, UserError, printable, refusal_of
 from distill.ranks import leave, rank, refuse_ranks
+from distill.terminal import Guarded, NotWritten, give_up_stdout, guarded
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -51,15 +54,36 @@ RecipeOption = Annotated[
 
 
 class _Terminated(BaseException):
-    """SIGTERM came where nothing was being trained; training has its own way with it."""
+    """SIGTERM or SIGHUP came where nothing was being trained; training has its own way with them."""
+
+    def __init__(self, number: int):
+        self.exit_code = 128 + number
 
 
 class _Group(TyperGroup):
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        try:
+            with guarded():
+                try:
+                    return super().main(*arguments, **settings)
+                except SystemExit as done:  # once what was printed is written
+                    code = done.code
+            raise SystemExit(code)
+        except NotWritten as error:
+            give_up_stdout()
+            if error.errno == errno.EPIPE:  # who read it has read enough, as of `| head`
+                raise SystemExit(128 + 13) from None
+            with contextlib.suppress(OSError):
+                print(f"error: stdout: cannot be written: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
             leave()
             return result
+        except NotWritten:
+            raise
         except UserError as error:
             if rank():
                 time.sleep(5)  # where the first rank fails alike, it says so, and the launcher ends this one meanwhile
@@ -85,7 +109,7 @@ class _Group(TyperGroup):
                 "\ninterrupted; finished stages stay (run, teacher, student and sweep: --resume goes on)",
                 file=sys.stderr,
             )
-            raise typer.Exit(143 if isinstance(stopped, _Terminated) else 130) from None
+            raise typer.Exit(stopped.exit_code if isinstance(stopped, _Terminated) else 130) from None
 
 
 app = typer.Typer(
@@ -333,8 +357,9 @@ def predict(
     stages = _stages()
     from distill.sources import read_texts
 
-    column = text_column or stages.text_column_of(model)
-    source: Iterator[str] = iter(texts or ()) if file is None else read_texts(file, column)
+    source: Iterator[str] = iter(texts or ())
+    if file is not None:
+        source = read_texts(file, text_column or stages.text_column_of(model))
     written = False
     for text, probabilities in stages.predict(model, source, escalate=escalate, below=below or 0.0, device=device):
         label = max(probabilities, key=lambda name: probabilities[name])
@@ -400,12 +425,16 @@ def main() -> None:
                 encoding="utf-8", errors="backslashreplace"
             )  # texts come in any script, and not every console says so
     signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup asks for
+        signal.signal(signal.SIGHUP, _terminate)
+    if sys.stderr is not None:  # also for a traceback, which may hold what a stranger wrote
+        sys.stderr = Guarded(sys.stderr, is_log=True)  # pyright: ignore[reportAttributeAccessIssue]
     app()
 
 
 def _terminate(number: int, frame: Any) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one stops at once
-    raise _Terminated
+    raise _Terminated(number)
 
 
 def _recipe(path: Path, set_: list[str] | None) -> Any:

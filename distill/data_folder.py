@@ -19,6 +19,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from yaml import YAMLError
 
 from distill.errors import DataError, one_line
+from distill.files import lies_in
 from distill.tables import READERS, packed_with
 
 CARD = "README.md"
@@ -43,7 +44,7 @@ def read_folder(folder: Path, subset: str | None) -> DataFolder:
     not in the folder, if a file is a link that leaves it, or if it cannot be told which files are the data.
     """
     for path in sorted(folder.rglob("*")):
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not lies_in(path, folder):
             inside = path.relative_to(folder)
             raise DataError(f"data.dataset: {folder}: {inside} is a link to a place outside it; give data.files")
     card = _card(folder)
@@ -104,7 +105,9 @@ def _patterns(folder: Path, config: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _check_place(folder: Path, place: str) -> None:
-    if re.match(r"[/~\\]|\w+:", place) or "::" in place or ".." in re.split(r"[/\\]", place):
+    # A scheme may hold more than letters (git+ssh:), and fsspec takes "://" and "::" wherever they stand.
+    is_address = re.match(r"[/~\\]|[\w.+-]+:", place) or "://" in place or "::" in place
+    if is_address or ".." in re.split(r"[/\\]", place):
         raise DataError(f"data.dataset: {folder}: its {CARD} names data outside it: {place}; give data.files")
 
 
@@ -112,7 +115,7 @@ def _files(folder: Path, patterns: Mapping[str, Sequence[str]]) -> dict[str, tup
     root, found = folder.resolve(), {}
     for split, ones in patterns.items():
         paths = {Path(path) for one in ones for path in _resolved(one, root)}
-        if outside := [path for path in paths if not path.resolve().is_relative_to(root)]:
+        if outside := [path for path in paths if not lies_in(path, root)]:
             raise DataError(f"data.dataset: {folder}: {min(outside)} is outside it; give data.files")
         if packed := sorted(path for path in paths if path.is_file() and packed_with(path)):
             inside = packed[0].relative_to(root)

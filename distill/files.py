@@ -38,12 +38,22 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Return the value in a JSON file; raises `FolderError` where it is missing or damaged."""
+    if path.exists() and not path.is_file():  # a device or a pipe would be read for ever
+        raise FolderError(f"{path}: no regular file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FolderError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FolderError(f"{path}: not JSON ({error})") from None
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Say whether `path` lies in `folder`, also once links are followed; a ring of links lies nowhere."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # the second: a ring; the third: a null in the name
+        return False
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ from distill.shards import name_units, whole
 from distill.timing import Clock
 from distill.tokens import check_tokenised, tokenise, tokenizer_fingerprint
 from distill.trainers import ClassificationTrainer
-from distill.training import train
+from distill.training import check_shared_memory, train
 from distill.training_log import early_stop_in_words, selected_step, training_curve
 
 log = logging.getLogger("distill")
@@ -145,7 +145,9 @@ def fit(
         role, parameter_count(model) / 1e6, device, precision, len(splits.train), transfer, len(splits.validation),
         len(splits.test),
     )  # fmt: skip
-    name_units(model, arguments, "teacher" if role == "teacher" else "student")
+    stage = "teacher" if role == "teacher" else "student"
+    name_units(model, arguments, stage)
+    check_shared_memory(arguments, max_tokens, stage)
     with clock("tokenising"):
         validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
     state = PartialState()
@@ -298,12 +300,36 @@ def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Datas
     }
 
 
+def already_finished(
+    folder: RunFolder, recipe: Recipe, role: str, teachers: Sequence[str] = (), *, student: RunFolder | None = None
+) -> bool:
+    """Say whether the run to resume in `folder` has finished, with this recipe, these teachers and these texts.
+
+    Raises `FolderError`, which names what differs, if it finished with others, or as another `role` than this one.
+    `student` is whom a control belongs to.
+    """
+    if not folder.is_finished:
+        return False
+    manifest = folder.read_manifest()
+    if manifest["role"] != role:
+        raise FolderError(f"{folder.path}: holds a finished {manifest['role']}, not a {role}", hint="--output DIR")
+    finished_with(folder, recipe, teachers, lambda: shared_splits(recipe).fingerprints, student=student)
+    log.info("%s: has finished with this recipe, so there is nothing to resume (%s)", role, folder.path)
+    return True
+
+
 def finished_with(
-    folder: RunFolder, recipe: Recipe, teachers: Sequence[str], data: Callable[[], Mapping[str, str]]
+    folder: RunFolder,
+    recipe: Recipe,
+    teachers: Sequence[str],
+    data: Callable[[], Mapping[str, str]],
+    *,
+    student: RunFolder | None = None,
 ) -> bool:
     """Say that a finished run had the same data, stages and teachers; raise if not, rather than mix two runs.
 
-    `data` gives the fingerprints of the recipe's splits as they are now.
+    `data` gives the fingerprints of the recipe's splits as they are now. `student` is whom a control belongs to, by
+    default the run beside it.
     """
     found, manifest = load_recipe(folder.recipe), folder.read_manifest()
     wanted = as_settled(with_absolute_paths(recipe), found)
@@ -327,7 +353,9 @@ def finished_with(
         )
     if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:
         raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
-    if role == "control" and parents["student_weights"] != _weights_in(folder.path.parent / "student"):
+    if role == "control" and parents["student_weights"] != _weights_in(
+        student.path if student else folder.path.parent / "student"
+    ):
         raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
     return True
 

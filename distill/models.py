@@ -32,6 +32,14 @@ from distill.calibration import CONFIG_KEY
 from distill.checksums import ANSWERING, check_whole
 from distill.errors import ModelError, one_line
 from distill.hub import ask_hub
+from distill.strangers import (
+    check_settings,
+    check_tokenizer_settings,
+    machine,
+    read_settings,
+    weights_in,
+    within,
+)
 
 # These number positions from pad_token_id + 1 (fairseq's habit), so the rows of the position table before are unused.
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
@@ -41,6 +49,8 @@ NO_LIMIT = 2**31 - 1  # tokens: what the tokenizers' own library takes for none;
 ONNX_WEIGHTS = "model.onnx"
 OPENVINO_WEIGHTS = "openvino_model.xml"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+ADAPTER = "adapter_config.json"
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 INPUTS = ("input_ids", "attention_mask")  # what every model is fed; token types are all 0, as they are without any
 
@@ -60,6 +70,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise ModelError(f"{name}: has no tokenizer ({', '.join(TOKENIZER_FILES)})")
     check_whole(folder, ("tokenizer*", "special_tokens_map.json", "added_tokens.json", *TOKENIZER_FILES))
     with _reading(name, "no tokenizer can be loaded"):
+        if found := cached_file(name, TOKENIZER_CONFIG, _raise_exceptions_for_missing_entries=False):
+            check_tokenizer_settings(read_settings(Path(found)), name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     # Where the files are missing, transformers 5 makes a tokenizer that knows its special tokens and nothing else.
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -93,10 +105,12 @@ def load_config(name: str) -> PretrainedConfig:
     """Return the configuration of a Hub name or local folder; raises `ModelError` where there is none."""
     _require_reachable(name)
     check_whole(Path(name), (CONFIG_NAME,))
+    if (Path(name) / ADAPTER).is_file():  # with peft installed, transformers would load the model that it names
+        raise ModelError(f"{name}: {ADAPTER}: an adapter of another model; merge the two into one and name that")
     with _reading(name, "no model configuration can be loaded"):
+        # Before anything is made of it: some configurations make lists as long as their numbers say.
+        check_settings(read_settings(Path(cached_file(name, CONFIG_NAME))), name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if getattr(config, "transformers_weights", None):  # others than those that are fingerprinted, wherever they lie
-        raise ModelError(f"{name}: config.json: transformers_weights names weights of its own, which is not followed")
     _check_config(config, name)
     return config
 
@@ -157,6 +171,7 @@ def load_classifier(
     config = with_attention_dropout(config, attention_dropout)
     set_seed(seed)
     if not pretrained:
+        skeleton(name, config)
         with _reading(name, "no classifier can be made"):
             return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model, missing = load_weights(name, config, torch.float32)
@@ -200,7 +215,7 @@ def load_weights(
     files = weight_files(name)
     if files[0].suffix != ".safetensors":
         raise ModelError(f"{name}: an export, which is for answering; name the model that it came from")
-    with _reading(name, "its weights cannot be loaded"):
+    with _reading(name, "its weights cannot be loaded"), within(weights_in(files), name):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
             ignore_mismatched_sizes=True, output_loading_info=True,
@@ -222,6 +237,8 @@ def _reading(name: str, problem: str) -> Iterator[None]:
     """Where a library gives up on what a stranger wrote, say so in one line, whatever it raises."""
     try:
         yield
+    except ModelError:
+        raise
     except SafetensorError as error:
         raise ModelError(
             f"{name}: {problem}: damaged or half downloaded: {one_line(error)}", hint="fetch it again"
@@ -373,9 +390,10 @@ def parameters_of(name: str) -> int:
 def skeleton(name: str, config: PretrainedConfig) -> PreTrainedModel:
     """Return the classifier that a configuration makes, on torch's device "meta": shapes, and no weights.
 
-    Raises `ModelError`, which calls it `name`, if it is not the configuration of a classifier or an encoder.
+    Raises `ModelError`, which calls it `name`, if it is not the configuration of a classifier or an encoder, or if the
+    model would not fit into this machine.
     """
-    with _reading(name, "no classifier can be made of it"), torch.device("meta"):
+    with _reading(name, "no classifier can be made of it"), within(machine(), name), torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 
 
@@ -412,7 +430,7 @@ def weight_files(name: str) -> list[Path]:
         pattern = patterns[graph] if graph else "model*.safetensors"
         files = [path for path in folder.glob(pattern) if path.is_file()]
         if not graph and (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-            shards_of(folder / SAFE_WEIGHTS_INDEX_NAME)
+            files = list({*files, *shards_of(folder / SAFE_WEIGHTS_INDEX_NAME)})
     else:
         files = _hub_weights(name)
     if not files and folder.is_dir() and any(any(folder.glob(pattern)) for pattern in PICKLES):
@@ -432,16 +450,22 @@ def weight_files(name: str) -> list[Path]:
 
 def shards_of(index: Path) -> list[Path]:
     """Return the files that an index of weights names; raises `ModelError` where one is not in its folder."""
-    try:
-        shards = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: not an index of weights: {one_line(error)}") from error
-    for shard in sorted(map(str, shards)):
-        if Path(shard).name != shard:
-            raise ModelError(f"{index}: names weights outside its folder: {shard}")
+    shards = _shard_names(index)
+    for shard in shards:
         if not (index.parent / shard).is_file():
             raise ModelError(f"{index}: {shard} is not there; half downloaded?")
-    return [index.parent / shard for shard in sorted(shards)]
+    return [index.parent / shard for shard in shards]
+
+
+def _shard_names(index: Path) -> list[str]:
+    try:
+        shards = sorted(set(map(str, json.loads(index.read_bytes())["weight_map"].values())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index}: not an index of weights: {one_line(error)}") from error
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise ModelError(f"{index}: names weights outside its folder: {shard}")
+    return shards
 
 
 def _hub_weights(name: str) -> list[Path]:
@@ -449,8 +473,8 @@ def _hub_weights(name: str) -> list[Path]:
         return [Path(cached_file(name, SAFE_WEIGHTS_NAME))]
     except OSError:  # in shards, or not there
         try:
-            index = json.loads(Path(cached_file(name, SAFE_WEIGHTS_INDEX_NAME)).read_bytes())
-            return [Path(cached_file(name, shard)) for shard in set(index["weight_map"].values())]
+            index = Path(cached_file(name, SAFE_WEIGHTS_INDEX_NAME))
+            return [Path(cached_file(name, shard)) for shard in _shard_names(index)]
         except OSError:
             return []
 

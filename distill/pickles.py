@@ -11,7 +11,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from distill.errors import FolderError, ModelError, one_line
-from distill.files import atomic_path
+from distill.files import atomic_path, lies_in
 from distill.models import load_config, shards_of
 
 KEPT = ("*.json", "*.txt", "*.model", "README.md")  # what lies beside the weights and is data
@@ -32,7 +32,8 @@ def convert(model: Path, output: Path) -> Path:
         partial.mkdir()
         save_torch_state_dict(weights, partial)
         for file in (file for pattern in KEPT for file in model.glob(pattern)):
-            if file.name != WEIGHTS_INDEX_NAME:
+            # A link could bring a file of the user's own into what is then given away.
+            if file.name != WEIGHTS_INDEX_NAME and file.is_file() and lies_in(file, model):
                 shutil.copyfile(file, partial / file.name)
     return output
 

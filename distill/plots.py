@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.util
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +35,11 @@ STYLE = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False,
     "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "grid.color": INK,
+    "grid.color": INK, "text.parse_math": False,  # a name with dollars in it is no formula
 }  # fmt: skip
+# What matplotlib says not to set back: which windows it opens, which this module never does.
+NOT_STYLE = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "date.epoch", "webagg.port",
+             "webagg.address", "webagg.port_retries", "webagg.open_in_browser", "tk.window_focus")  # fmt: skip
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -43,9 +49,7 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @functools.wraps(draw)
     def drawn(*arguments: Any) -> Figure:
-        from matplotlib import rc_context
-
-        with rc_context(STYLE):
+        with _style():
             return draw(*arguments)
 
     return drawn
@@ -190,7 +194,7 @@ def cascade(curve: Rows) -> Figure:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write the picture as PNG, on white."""
-    with atomic_path(path) as partial:
+    with atomic_path(path) as partial, _style():
         figure.savefig(partial, dpi=150, format="png", facecolor="white")
 
 
@@ -199,9 +203,7 @@ def as_svg(figure: Figure, name: str) -> str:
 
     `name` keeps the ids of several pictures on one page apart.
     """
-    from matplotlib import rc_context
-
-    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+    with _style(**{"svg.hashsalt": name}):
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = stream.getvalue()
@@ -210,6 +212,31 @@ def as_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # the view box keeps the proportions at any width
+
+
+@contextlib.contextmanager
+def _style(**settings: Any) -> Iterator[None]:
+    """Within the block, matplotlib's defaults and the report's style, whatever a matplotlibrc of the folder says.
+
+    One that lies in the working directory may be a stranger's, and can have TeX run for every text.
+    """
+    if "matplotlib" not in sys.modules:
+        _import_matplotlib()
+    from matplotlib import rc_context, rcParamsDefault
+
+    own = {key: value for key, value in rcParamsDefault.items() if key not in NOT_STYLE}
+    with rc_context({**own, **STYLE, **settings}):
+        yield
+
+
+def _import_matplotlib() -> None:
+    """Import matplotlib from the folder of its own matplotlibrc: it reads the one of the working directory.
+
+    One that is no text would be an error, and one that is a pipe waited for.
+    """
+    found = importlib.util.find_spec("matplotlib")
+    with contextlib.chdir(Path(found.origin).parent / "mpl-data"):
+        importlib.import_module("matplotlib")
 
 
 def _figure(width: float, height: float, *, columns: int = 1, share: bool = False) -> tuple[Figure, Any]:

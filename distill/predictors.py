@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -30,7 +32,10 @@ TOKENISED_AT_ONCE = 4_096  # a tokenizer notes where each token stood, which tak
 
 
 class Classifier:
-    """A tokenizer, a session and class names: `classifier(texts)` gives labels, in the texts' order."""
+    """A tokenizer, a session and class names: `classifier(texts)` gives labels, in the texts' order.
+
+    Several threads may share one. A process that is forked may not: runtimes have threads, which do not come along.
+    """
 
     def __init__(
         self, session: Session, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str], max_tokens: int
@@ -39,6 +44,7 @@ class Classifier:
         self.tokenizer = tokenizer
         self.label_names = tuple(label_names)
         self.max_tokens = max_tokens
+        self._process, self._alone = os.getpid(), threading.Lock()
 
     def __call__(self, texts: Sequence[str]) -> list[dict[str, str | float]]:
         """Return the likeliest label of each text and its probability, as {"label", "score"}."""
@@ -63,6 +69,11 @@ class Classifier:
         """
         if isinstance(texts, str):
             raise TypeError("wants a list of texts, got one text: [text]")
+        if os.getpid() != self._process:
+            raise ModelError(
+                f"{self.session.format}: was loaded in the process {self._process}, of which this is a fork",
+                hint='distill.load in the new process, or start it with multiprocessing.get_context("spawn")',
+            )
         logits = np.zeros((len(texts), len(self.label_names)), np.float32)
         if not len(texts):
             return logits
@@ -78,7 +89,8 @@ class Classifier:
 
     def _ids(self, texts: Sequence[str], start: int) -> Iterator[np.ndarray]:
         chunk = texts[start : start + TOKENISED_AT_ONCE]
-        encoded = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
+        with self._alone:  # a tokenizer keeps how it cuts, and complains if two set that at once
+            encoded = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
         return (np.asarray(row, np.int32) for row in encoded["input_ids"])
 
 

@@ -23,7 +23,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from distill import training_arguments
-from distill.errors import RecipeError
+from distill.errors import STEERING, RecipeError
 from distill.recipe import Recipe
 from distill.section import Section
 
@@ -87,8 +87,10 @@ def dump_recipe(recipe: Recipe) -> str:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
     yaml.width = 120
-    stream = io.StringIO()
-    yaml.dump(recipe.model_dump(mode="json", exclude_none=True), stream)
+    stream, values = io.StringIO(), recipe.model_dump(mode="json", exclude_none=True)
+    # What turns the direction of writing must not stand in it as it is: printed, it would.
+    yaml.allow_unicode = not STEERING.search(json.dumps(values, ensure_ascii=False))
+    yaml.dump(values, stream)
     return stream.getvalue()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ EXPORT_PROOFS = "export.json"  # in a folder of exports: of each format that was
 PROOF = "proof.json"  # in a format's own folder, and sealed with it
 FLIPPED = "flipped.jsonl"  # there too: the texts whose label the format changed
 RUN = "run.json"  # in a checkpoint: the run that it belongs to
+ROLES = ("teacher", "student", "control")
 LOCK = ".lock"  # what it holds is nothing, the lock is the system's
 
 log = logging.getLogger("distill")
@@ -237,7 +239,10 @@ class RunFolder:
     def read_manifest(self) -> dict[str, Any]:
         """Return what the finished run left to identify it; raises `FolderError` where that is damaged."""
         check_whole(self.path, (self.manifest.name,))
-        return read_json(self.manifest)
+        found = read_json(self.manifest)
+        if not isinstance(found, dict) or found.get("role") not in ROLES or not isinstance(found.get("parents"), dict):
+            raise FolderError(f"{self.manifest}: not the manifest of a run (role: one of {', '.join(ROLES)}; parents)")
+        return found
 
     def read_metrics(self) -> dict[str, Any]:
         """Return the final figures; raises `FolderError` where they are missing or damaged."""
@@ -256,12 +261,29 @@ class RunFolder:
             if damage is None and not self._is_own(path):
                 damage = "is of another run"
             if damage is None:
-                best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
-                damage = best and self._fault_of_best(self.checkpoints / Path(best).name)
+                try:
+                    best = self.best_checkpoint(path)
+                    damage = best and self._fault_of_best(best)
+                except FolderError as error:
+                    damage = str(error)
             if damage is None:
                 return path
             log.warning("%s: %s; an earlier one is looked for", path, damage)
         return None
+
+    def best_checkpoint(self, checkpoint: Path) -> Path | None:
+        """Return the best checkpoint that a checkpoint of this run knows, which lies beside it, None if it knows none.
+
+        Raises `FolderError` if what it names is no checkpoint.
+        """
+        state = read_json(checkpoint / "trainer_state.json")
+        best = state.get("best_model_checkpoint") if isinstance(state, dict) else state
+        if best is None:
+            return None
+        name = Path(best).name if isinstance(best, str) else ""
+        if not re.fullmatch(r"checkpoint-\d+", name):
+            raise FolderError(f"{checkpoint}: trainer_state.json: best_model_checkpoint: no checkpoint: {best!r:.100}")
+        return self.checkpoints / name
 
     def _checkpoints(self) -> list[Path]:
         found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.split("-", 1)[1].isdigit()]
@@ -369,6 +391,8 @@ def hold(folder: Path) -> Iterator[None]:
 
     Raises `FolderError` where another process has it, or where it cannot be written.
     """
+    if (folder / LOCK).is_symlink():  # taking the lock would empty what it leads to
+        raise FolderError(f"{folder / LOCK}: a link; remove it")
     held = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -400,9 +424,14 @@ def read_proofs(exports: Path) -> dict[str, dict[str, Any]]:
         elif isinstance(said, dict) and isinstance(said.get(name), dict) and not said[name].get("passed"):
             proofs[name] = said[name]
     needed = {"passed", "reason", "device", "texts_per_second"}
-    if not isinstance(said, dict) or not all(isinstance(p, dict) and needed <= p.keys() for p in proofs.values()):
+    is_whole = isinstance(said, dict) and all(isinstance(p, dict) and needed <= p.keys() for p in proofs.values())
+    if not is_whole or not all(_is_rate(proof["texts_per_second"]) for proof in proofs.values()):
         raise FolderError(f"{exports / EXPORT_PROOFS}: not the proofs of exports", hint="export again")
     return proofs
+
+
+def _is_rate(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and value >= 0)
 
 
 def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarray, logits: np.ndarray) -> None:
@@ -426,9 +455,14 @@ def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     Raises `FolderError` where they are missing or damaged.
     """
     check_whole(path.parent, (path.name,))
+    if not path.is_file():
+        raise FolderError(f"{path}: not there, or no regular file")
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise FolderError(f"{path}: cannot be read: {error}") from None
-    gold_labels, logits = table["gold_label"].to_numpy(), np.stack(table["logits"].to_numpy())
-    return table["example_id"].to_pylist(), gold_labels, logits
+    try:
+        gold_labels, logits = table["gold_label"].to_numpy(), np.stack(table["logits"].to_numpy())
+        return table["example_id"].to_pylist(), gold_labels, logits
+    except (KeyError, ValueError, TypeError) as error:
+        raise FolderError(f"{path}: not predictions: {one_line(error)}") from None

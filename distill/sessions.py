@@ -86,12 +86,13 @@ class TorchSession:
         self.device: Device = device
         self.batch_tokens = BATCH_TOKENS[device]
         self._last_layer = last_layer(self.model)
+        self._alone = threading.Lock()  # the last layer is another one while a batch runs
 
     @torch.inference_mode()
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
         mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
-        with first_token_only(self._last_layer):
+        with self._alone, first_token_only(self._last_layer):
             logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
         return logits / calibration_temperature(self.model.config)
 
@@ -109,7 +110,10 @@ class OnnxSession:
     def __init__(self, path: Path, device: Device, threads: int | None = None, *, format: str = "onnx"):
         onnxruntime.disable_telemetry_events()  # which builds for Windows send
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # warnings are about the graph's history, nothing a user can act on
+        # Warnings are about the graph's history, nothing a user can act on; errors are raised too, and printed past
+        # Python they would carry a stranger's names of nodes to the terminal as they are.
+        options.log_severity_level = 4
+        onnxruntime.set_default_logger_severity(4)
         self._path, self._threads = path, threads or cores()
         options.intra_op_num_threads = self._threads
         if device == "cuda" and not onnx_runs_on_cuda():
@@ -176,11 +180,12 @@ class OpenVinoSession:
         self._output = names.index("logits") if "logits" in names else 0
         port = compiled.output(self._output)
         self.outputs = _classes_of(port.element_type.get_type_name(), _shape_of(port), path)
-        self._request = compiled.create_infer_request()
+        self._request, self._alone = compiled.create_infer_request(), threading.Lock()
         self.format = format
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return self._infer(self._request, input_ids, attention_mask)
+        with self._alone:  # a request holds one text's answer at a time
+            return self._infer(self._request, input_ids, attention_mask)
 
     def _infer(self, request: Any, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         try:

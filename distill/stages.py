@@ -31,7 +31,16 @@ from distill.choice import Budget
 from distill.devices import Device, describe_hardware, resolve_device
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.files import read_json, write_json, write_text
-from distill.fitting import base_fingerprint, finished_with, fit, origin_of, read_splits, shared_splits, tokenised
+from distill.fitting import (
+    already_finished,
+    base_fingerprint,
+    finished_with,
+    fit,
+    origin_of,
+    read_splits,
+    shared_splits,
+    tokenised,
+)
 from distill.hub import check_can_push, push
 from distill.metrics import commonest_share
 from distill.models import (
@@ -97,10 +106,14 @@ def teacher(
         raise RecipeError("teacher: missing, and a teacher is to be trained")
     if push_to_hub:
         check_can_push(push_to_hub)
+    folder = RunFolder(Path(output or settings.output))
+    if resume and not overwrite and already_finished(folder, recipe, "teacher"):
+        if push_to_hub and rank() == 0:
+            push(folder.path, push_to_hub)
+        return folder
     check_models(recipe, device)  # a student that cannot be made of this teacher is refused before hours go into it
     resolved = resolve_device(device)
     recipe = with_absolute_paths(recipe)
-    folder = RunFolder(Path(output or settings.output))
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
     recipe, precision = settle_precision(recipe, "teacher", folder, resolved)
@@ -180,22 +193,20 @@ def student(
     folder = RunFolder(Path(output or recipe.student.output))
     beside = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
-    is_done = False
-    if recipe.student.control:
+    may_be_done = resume and not overwrite
+    is_done = may_be_done and already_finished(folder, recipe, "student", names)
+    needs_control = recipe.student.control
+    if needs_control:
         if beside.path.resolve() in [Path(name).resolve() for name in names]:
             raise FolderError(f"{beside.path}: the control would overwrite a teacher", hint="--output DIR")
-        # Before hours go into the student: its control must find its folder free too.
-        beside.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
-        is_done = (
-            resume and folder.is_finished
-            and finished_with(folder, recipe, names, lambda: read_splits(recipe).fingerprints)
-        )  # fmt: skip
-    if is_done:
-        log.info("student: finished before, skipped (%s); its control is not", folder.path)
-    else:
+        if is_done and already_finished(beside, recipe, "control", names, student=folder):
+            needs_control = False
+        else:  # before hours go into the student: its control must find its folder free too
+            beside.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+    if not is_done:
         cache = Path(teacher_logits) if teacher_logits else None
         distilling.distil(recipe, names, folder, cache=cache, force=force, **options)
-    if recipe.student.control:
+    if needs_control:
         distilling.control(recipe, names[0], folder, beside, **options)
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
@@ -541,10 +552,15 @@ def convert(model: Path | str, output: Path | str) -> Path:
 
 
 def text_column_of(model: Path | str) -> str:
-    """Return the column that a model's training texts stood in, where its run folder is known, else "text"."""
-    for folder in (Path(model), *Path(model).absolute().parents[:2]):
-        if RunFolder(folder).recipe.is_file():
-            return load_recipe(RunFolder(folder).recipe).data.text_column
+    """Return the column that a model's training texts stood in, if its run folder is known, else "text".
+
+    That is the model's own folder, or for an export, or a folder of them, the run folder whose export/ it lies in.
+    """
+    own = Path(model).absolute()
+    exports = [folder for folder in (own, own.parent) if folder == RunFolder(folder.parent).export]
+    for run in (RunFolder(own), *(RunFolder(folder.parent) for folder in exports)):
+        if run.recipe.is_file() and (run.path / "config.json").is_file():
+            return load_recipe(run.recipe).data.text_column
     return "text"
 
 

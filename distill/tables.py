@@ -14,12 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distill.errors import DataError, one_line
 
 ROWS_AT_ONCE = 1_000
+FEW_ROWS = 16  # if each may be as long as the one before, and take a few bytes in the file
+MOST_UNPACKED = 2**27  # bytes of a column in a group of rows, if they are packed better than
+UNPACKED_TIMES = 100  # times, which no texts are
+BYTES_AT_ONCE = 2**24  # of texts; fewer rows if they are long
 LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is shorter than some texts
 MANY_LINES = 20  # in one field: more than most texts have, and what a stray quote soon swallows
 MOST_KNOWN, LONGEST_EDGE = 10_000, 200  # values of a column that are held to know a row by, and characters of one
@@ -53,7 +59,9 @@ class TableFile:
     notes: list[str] = field(default_factory=list)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the wanted columns, at most `ROWS_AT_ONCE` rows at a time, and LINE where the file is made of lines.
+        """Yield the wanted columns, at most `ROWS_AT_ONCE` rows at a time, and LINE if the file is made of lines.
+
+        Of Parquet and Arrow also at most about `BYTES_AT_ONCE` of texts, however small the file is.
 
         Text formats give strings (null where a value is missing), the others what they hold. Raises `DataError` with
         the line or row, the rule and the cure.
@@ -309,9 +317,15 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_parquet(table: TableFile) -> Iterator[pa.RecordBatch]:
-    with _reading(table, "parquet"), pq.ParquetFile(table.path) as file:
-        _note_schema(file.schema_arrow, table)
-        yield from _checked(file.iter_batches(ROWS_AT_ONCE, columns=list(table.wanted)), table)
+    with _reading(table, "parquet"):
+        with pq.ParquetFile(table.path) as file:
+            chunks = _chunks(file, table.wanted)
+        _check_unpacked(chunks, table)
+        rows = FEW_ROWS if _prefixed(chunks) else ROWS_AT_ONCE
+        # As it is written, a text that is repeated stands there once: a file of 300 bytes can hold 400 MB of them.
+        with pq.ParquetFile(table.path, read_dictionary=_repeated(chunks)) as file:
+            _note_schema(file.schema_arrow, table)
+            yield from _checked(file.iter_batches(rows, columns=list(table.wanted)), table)
 
 
 def _read_arrow(table: TableFile) -> Iterator[pa.RecordBatch]:
@@ -331,6 +345,35 @@ def _read_arrow(table: TableFile) -> Iterator[pa.RecordBatch]:
         yield from _checked(small, table)
 
 
+def _chunks(file: pq.ParquetFile, wanted: Iterable[str]) -> list[Any]:
+    """What the file says of each wanted column in each of its groups of rows."""
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return [chunk for chunk in chunks if chunk.path_in_schema in set(wanted)]
+
+
+def _check_unpacked(chunks: Iterable[Any], table: TableFile) -> None:
+    """Raise `DataError` if a file is small and what it unpacks to is not: a page is unpacked as a whole."""
+    for chunk in chunks:
+        size, unpacked = max(1, chunk.total_compressed_size), chunk.total_uncompressed_size
+        if unpacked > MOST_UNPACKED and unpacked > UNPACKED_TIMES * size:
+            raise DataError(
+                f"{table.place}: {chunk.path_in_schema!r} unpacks from {size} bytes to {unpacked}: no texts; "
+                "write it anew without compression if they are"
+            )
+
+
+def _repeated(chunks: Sequence[Any]) -> list[str]:
+    """The columns that write a value down once for many rows."""
+    found = {chunk.path_in_schema for chunk in chunks if any("DICTIONARY" in name for name in chunk.encodings)}
+    return sorted(found - set(_prefixed(chunks)))
+
+
+def _prefixed(chunks: Iterable[Any]) -> list[str]:
+    """The columns that write down how a value begins as the one before: pyarrow cannot keep it so."""
+    return [chunk.path_in_schema for chunk in chunks if "DELTA_BYTE_ARRAY" in chunk.encodings]
+
+
 def _note_schema(schema: pa.Schema, table: TableFile) -> None:
     table.column_names = dict.fromkeys(schema.names)
     check_columns(table.wanted, schema.names, table.place)
@@ -347,7 +390,7 @@ def _note_schema(schema: pa.Schema, table: TableFile) -> None:
 
 def _checked(batches: Iterable[pa.RecordBatch], table: TableFile) -> Iterator[pa.RecordBatch]:
     """Batches whose columns hold what their types say, which a file of bytes need not; dictionaries are written out."""
-    for batch in batches:
+    for batch in (part for whole in batches for part in _parts(whole.select(list(table.wanted)))):
         columns = [_plain(batch.column(name)) for name in table.wanted]
         for name, column in zip(table.wanted, columns, strict=True):
             try:
@@ -355,6 +398,28 @@ def _checked(batches: Iterable[pa.RecordBatch], table: TableFile) -> Iterator[pa
             except pa.ArrowException as error:
                 raise DataError(f"{table.place}: {name!r} is damaged or not UTF-8: {one_line(error)}") from None
         yield pa.record_batch(columns, list(table.wanted))
+
+
+def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A batch cut so that each part holds about `BYTES_AT_ONCE` once its dictionaries are written out, or one row."""
+    sizes = np.zeros(batch.num_rows, np.int64)
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type) and len(column.dictionary):
+            lengths = pc.binary_length(column.dictionary.cast(pa.large_binary())).to_numpy(zero_copy_only=False)
+            if not len(lengths) or np.nanmax(lengths) * batch.num_rows <= BYTES_AT_ONCE // len(batch.columns):
+                continue
+            sizes += np.nan_to_num(lengths)[column.indices.fill_null(0).to_numpy(zero_copy_only=False)].astype(np.int64)
+    if sizes.sum() <= BYTES_AT_ONCE:
+        yield batch
+        return
+    start, total = 0, 0
+    for row, size in enumerate(sizes.tolist()):
+        if total and total + size > BYTES_AT_ONCE:
+            yield batch.slice(start, row - start)
+            start, total = row, 0
+        total += size
+    if start < batch.num_rows:
+        yield batch.slice(start)
 
 
 def _plain(column: pa.Array) -> pa.Array:

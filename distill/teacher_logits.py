@@ -234,7 +234,7 @@ def _write_shard(folder: Path, start: int, ids: list[str], logits: np.ndarray) -
 
 def _whole_shard(folder: Path, start: int) -> Dataset | None:
     """The shard from row `start`, memory-mapped; None where it is missing or its bytes are not those once written."""
-    for path in folder.glob(f"{_shard_name(start)}-*.arrow"):
+    for path in filter(Path.is_file, folder.glob(f"{_shard_name(start)}-*.arrow")):
         if path.stem.rpartition("-")[2] == _checksum(path.read_bytes()):
             return Dataset.from_file(str(path))
         log.warning("%s: damaged, so its texts are answered again", path)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +132,37 @@ def _with_own_generator(loader: Any) -> Any:
     """A loader draws when its workers start, in a resumed run at another time: what dropout draws must not move."""
     for one in (loader, getattr(loader, "base_dataloader", loader)):  # accelerate's is a shell around torch's
         one.generator = torch.Generator().manual_seed(0)
+        if one.num_workers and not isinstance(one.worker_init_fn, _Unsignalled):
+            one.worker_init_fn = _Unsignalled(one.worker_init_fn)
     return loader
+
+
+class _Unsignalled:
+    """What a worker of a loader does first: it leaves the signals of its process group to the process that trains.
+
+    Who stops a run sends them to all of its processes; a worker that died of one would take the step with it, and the
+    checkpoint.
+    """
+
+    def __init__(self, then: Callable[[int], object] | None):
+        self.then = then
+
+    def __call__(self, number: int) -> None:
+        if self.then:
+            self.then(number)
+        for name in ("SIGINT", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        if hasattr(signal, "sigwaitinfo"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_end_for_parent, daemon=True).start()
+
+
+def _end_for_parent() -> None:
+    # The process that trains ends its workers with the same signal, if an error has left it no other way.
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
+            os._exit(0)
 
 
 class DistillationTrainer(ClassificationTrainer):

@@ -7,6 +7,7 @@ import copy
 import functools
 import logging
 import pickle
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ from distill.training_log import early_stop, warnings_of
 
 log = logging.getLogger("distill")
 
+SHARED_MEMORY = Path("/dev/shm")
 LONG_SECONDS = 10.0  # of training, before whose end other work on the machine may have come or gone
 _peak_once = functools.cache(peak_flops)  # a search begins many trainings
 
@@ -98,6 +100,27 @@ def training_arguments(
     except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError) as error:
         raise RecipeError(f"{stage}.training: {' '.join(str(error).split())[:300]}") from error
     return arguments, reason
+
+
+def check_shared_memory(arguments: TrainingArguments, max_tokens: int, stage: str) -> None:
+    """Raise `RecipeError` if the batches that loader workers hold ready do not fit into shared memory.
+
+    Without room there, as in a container, workers are killed or wait for ever.
+    """
+    workers = arguments.dataloader_num_workers
+    if not workers or not SHARED_MEMORY.is_dir():
+        return
+    rows = max(arguments.train_batch_size, arguments.eval_batch_size)
+    waiting = (arguments.dataloader_prefetch_factor or 2) + 1
+    # Of a token its id and its mask, int64 each, and both again as they are cut into parts.
+    needed = workers * waiting * (rows * max_tokens * 32 + 2**18)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise RecipeError(
+            f"{stage}.training.dataloader_num_workers: {workers} workers pass batches on through {SHARED_MEMORY}, "
+            f"which has {free / 1e6:.1f} MB left of the {needed / 1e6:.1f} MB that they may need",
+            hint=f"--set {stage}.training.dataloader_num_workers=0, or more room (docker run --shm-size=1g)",
+        )
 
 
 def settle_precision(

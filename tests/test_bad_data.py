@@ -234,11 +234,20 @@ def hub_like(folder, **files):
         (folder / name.replace("__", ".")).write_bytes(data)
 
 
+def card(place, *, before="", inside="", name="default"):
+    """A card whose header names `place` as its data; `before` stands before the header, `inside` in it."""
+    text = f"{before}---\n{inside}configs:\n- config_name: {name}\n  data_files: {json.dumps(place)}\n---\n"
+    return {"README__md": text.encode()}
+
+
+def two_configs(place):
+    configs = f"- config_name: first\n  data_files: train.csv\n- config_name: second\n  data_files: {place}\n"
+    return {"README__md": f"---\nconfigs:\n{configs}---\n".encode()}
+
+
+ELSEWHERE = "README.md names data outside it: ../secret.csv"
 FOLDERS = {
-    "a card that names files elsewhere": (
-        {"README__md": b"---\nconfigs:\n- config_name: default\n  data_files: ../../secret.csv\n---\n"},
-        "README.md names data outside it: ../../secret.csv",
-    ),
+    "a card that names files elsewhere": (card("../secret.csv"), ELSEWHERE),
     "a card that names a server": (
         {"README__md": b"---\nconfigs:\n- config_name: a\n  data_files:\n  - split: train\n"
          b"    path: http://example.org/x.csv\n---\n"},
@@ -249,17 +258,38 @@ FOLDERS = {
     ),
     "a card that is no YAML": ({"README__md": b"---\na: [\n---\n"}, "README.md: "),
     "an archive": ({"train__zip": b"PK\x03\x04 and more"}, "train.zip is packed with zip"),
+    # What one reader takes for no header, and another reads.
+    "a blank line before the card": (card("../secret.csv", before="\n"), ELSEWHERE),
+    "a space before the card": (card("../secret.csv", before=" "), ELSEWHERE),
+    "a byte-order mark before the card": (card("../secret.csv", before="\ufeff"), ELSEWHERE),
+    "dashes in a value of the card": (card("../secret.csv", inside="pretty_name: a---b\n"), ELSEWHERE),
+    "dashes in a block of the card": (card("../secret.csv", inside="pretty_name: |\n  ---\n  b\n"), ELSEWHERE),
+    "a line of dashes in a value": (card("../secret.csv", inside="pretty_name: 'a\n\n---\n\n  b'\n"), "README.md: "),
+    "files of a hub": (card("hf://datasets/a/b/x.csv"), "outside it: hf://datasets/a/b/x.csv"),
+    "files in an archive of a server": (card("zip://x.csv::http://a.b/x.zip"), "outside it: zip://x.csv::http://a.b"),
+    "files by a scheme of several words": (card("git+ssh://a/x.csv"), "outside it: git+ssh://a/x.csv"),
+    "files by a scheme without a name": (card("://a/x.csv"), "outside it: ://a/x.csv"),
+    "files of the machine": (card("/etc/passwd"), "outside it: /etc/passwd"),
+    "files of the machine by address": (card("file:///etc/passwd"), "outside it: file:///etc/passwd"),
+    "files of the user": (card("~/.ssh/config"), "outside it: ~/.ssh/config"),
+    "files elsewhere, split by Windows": (card("..\\secret.csv"), "README.md names data outside it: .."),
+    "files elsewhere behind a folder": (card("a/../../secret.csv"), "outside it: a/../../secret.csv"),
+    "files elsewhere in a list of lists": (card([["../secret.csv"]]), "README.md: Expected data_files"),
+    "files elsewhere in a pattern": (card("[.][.]/secret.csv"), "holds no files of data"),
+    "files elsewhere in the second subset": (two_configs("../secret.csv"), ELSEWHERE, {"subset": "second"}),
+    "a server in the second subset": (two_configs("http://a.b/x.csv"), "it: http://a.b/x", {"subset": "second"}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_of_data_that_leads_elsewhere_is_refused(name, tmp_path, tiny_bert, record_property):
-    files, expected = FOLDERS[name]
+    files, expected, *settings = FOLDERS[name]
     (tmp_path / "data").mkdir()
     hub_like(tmp_path / "data", **files)
+    write(tmp_path / "secret.csv", rows_of(40))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({
-        "data": {"dataset": str(tmp_path / "data")},
+        "data": {"dataset": str(tmp_path / "data"), **(settings[0] if settings else {})},
         "teacher": {"model": str(tiny_bert), "output": str(tmp_path / "out")},
     }))  # fmt: skip
     check_refused(tmp_path, [expected], "teacher", recipe)
@@ -274,7 +304,10 @@ def test_a_folder_with_a_link_out_of_it_is_refused(tmp_path, tiny_bert, record_p
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"data": {"dataset": str(tmp_path / "data")}, "teacher": {"model": str(tiny_bert)}}))
     check_refused(tmp_path, ["train.csv is a link to a place outside it"], "teacher", recipe)
-    record_property("attacks refused", 1)
+    (tmp_path / "data" / "train.csv").unlink()
+    (tmp_path / "data" / "train.csv").symlink_to("train.csv")
+    check_refused(tmp_path, ["train.csv is a link to a place outside it"], "teacher", recipe)
+    record_property("attacks refused", 2)
 
 
 def test_a_folder_whose_card_names_its_own_files_is_read(tmp_path):
@@ -286,3 +319,13 @@ def test_a_folder_whose_card_names_its_own_files_is_read(tmp_path):
     hub_like(tmp_path, README__md=card + b"  - split: test\n    path: te*.csv\n---\n# A data set\n")
     splits = load_splits(Data(dataset=str(tmp_path)))
     assert len(splits.train) + len(splits.validation) == len(splits.test) == 40
+
+
+def test_notes_beside_the_card_say_nothing_of_where_the_files_lie(tmp_path):
+    """datasets takes the configurations of .huggingface.yaml for the card's own."""
+    from distill.data_folder import read_folder
+
+    notes = b"configs:\n- config_name: default\n  data_files: http://example.org/x.csv\n"
+    hub_like(tmp_path, __huggingface__yaml=notes)
+    assert (tmp_path / ".huggingface.yaml").is_file()
+    assert read_folder(tmp_path, None).files == {split: (tmp_path / f"{split}.csv",) for split in ("train", "test")}

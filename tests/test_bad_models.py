@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import shutil
+import time
 
 import onnx
 import pytest
@@ -10,6 +12,8 @@ import torch
 from conftest import LABELS, check_refused, run, write_reviews
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
+
+from distill.checksums import seal
 
 WEIGHTS = "model.safetensors"
 
@@ -338,8 +342,6 @@ def checkpoint(folder):
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 def test_resuming_runs_nothing_that_a_checkpoint_may_hold(name, stopped, tmp_path, record_property):
-    from distill.checksums import seal
-
     shutil.copytree(stopped, tmp_path / "x")
     last = max((tmp_path / "x" / "out" / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     shutil.rmtree(last)
@@ -589,3 +591,152 @@ def test_a_label_does_not_steer_the_terminal(tmp_path, tiny_bert):
     config(id2label={"0": "\x1b[2Jbad\t", "1": "\x1b[2Jgood\n"}, label2id={})(model)
     code, out, _ = run("predict", model, "a good film")
     assert code == 0 and "\x1b" not in out and len(out.splitlines()) == 1 and len(out.split("\t")) == 3
+
+
+def linked_out(name):
+    """The file moved out of the folder, and a link to it in its place."""
+
+    def change(folder):
+        (folder / name).rename(folder.parent / name)
+        (folder / name).symlink_to(folder.parent / name)
+
+    return change
+
+
+def sealed(**names):
+    """A checksums.json that says these digests of these names."""
+    return content("checksums.json", json.dumps(names).encode())
+
+
+def sealed_pipe(folder):
+    (folder / "vocab.pipe").unlink(missing_ok=True)
+    os.mkfifo(folder / "vocab.pipe")
+    sealed(**{"vocab.pipe": "0"})(folder)
+
+
+def sealed_link(folder):
+    seal(folder, ("config.json", WEIGHTS))
+    linked_out(WEIGHTS)(folder)
+
+
+def outside_weights(location):
+    """A graph whose weights lie in the file `location`."""
+
+    def change(folder):
+        (folder / WEIGHTS).unlink()
+        (folder.parent / "secret").write_bytes(bytes(64))
+        graph = graph_of(("batch", 2), "logits")
+        tensor = graph.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.ClearField("int64_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", "0"), ("length", "8")):
+            tensor.external_data.add(key=key, value=value)
+        if location == "link":
+            (folder / "link").symlink_to(folder.parent / "secret")
+        (folder / "model.onnx").write_bytes(graph.SerializeToString())
+
+    return change
+
+
+TOO_LARGE = "its config.json makes a larger model than its weights hold: 73 tensors of"
+KERNEL = "may be code from a hub, which is not run"
+# Of each: how a stranger made the folder, and the one line of `predict`, in seconds.
+STRANGERS = {
+    "checksums of a device behind a name that counts": (
+        sealed(**{f"tokenizer/{'../' * 12}dev/zero": "0"}), "checksums.json names a file outside the folder: tokenizer",
+    ),
+    "checksums of a pipe": (sealed_pipe, "vocab.pipe is no regular file"),
+    "checksums of a link that leaves": (sealed_link, f"checksums.json names a file outside the folder: {WEIGHTS}"),
+    "checksums that are no table": (content("checksums.json", b"[[1, 2]]"), "checksums.json is damaged"),
+    "more layers than weights": (config(num_hidden_layers=100_000_000), "num_hidden_layers: wants at most 100000, got"),
+    "some more layers than weights": (config(num_hidden_layers=90_000), TOO_LARGE),
+    "more words than weights": (config(vocab_size=10**10), TOO_LARGE),
+    "wider than its weights": (config(hidden_size=4_000_000), TOO_LARGE),
+    "an inner layer wider than its weights": (config(intermediate_size=10**9), TOO_LARGE),
+    "more positions than weights": (config(max_position_embeddings=10**12), TOO_LARGE),
+    "more types than weights": (config(type_vocab_size=10**10), TOO_LARGE),
+    "more classes than can be named": (
+        config(num_labels=10**9, id2label=None, label2id=None), "num_labels: wants at most 100000, got 1000000000",
+    ),
+    "layers of a kind that lists them": (
+        config(model_type="modernbert", num_hidden_layers=10**9), "num_hidden_layers: wants at most",
+    ),
+    "groups of layers without end": (config(model_type="albert", num_hidden_groups=10**8), TOO_LARGE),
+    "a kernel of a hub": (config(attn_implementation="them/kernel"), f"attn_implementation: 'them/kernel' {KERNEL}"),
+    "a function of a kernel": (config(_attn_implementation="a/kernel:run"), KERNEL),
+    "a revision of a kernel": (config(attn_implementation="mallory/kernel@main:run"), KERNEL),
+    "a kernel by another way": (config(attn_implementation="paged|mallory/kernel"), KERNEL),
+    "a kernel that transformers fetches": (config(attn_implementation="flash_attention_2"), KERNEL),
+    "a kernel for a part": (config(attn_implementation={"": "sdpa", "text_config": "mallory/kernel"}), KERNEL),
+    "a kernel of a part": (config(text_config={"_attn_implementation": "mallory/kernel"}), KERNEL),
+    "a kernel within": (config(_attn_implementation_internal="mallory/kernel"), KERNEL),
+    "experts by a kernel": (config(experts_implementation="mallory/kernel"), KERNEL),
+    "layers in chunks": (config(chunk_size_feed_forward=10**9), "chunk_size_feed_forward: is not supported"),
+    "a quantiser": (config(quantization_config={"quant_method": "fp8"}), "quantization_config: quantised weights"),
+    "an adapter of a model elsewhere": (
+        content("adapter_config.json", b'{"base_model_name_or_path": "mallory/model"}'), "an adapter of another model",
+    ),
+    "a tokenizer that names a file": (
+        harmful_code(tokenizer_config={"init_inputs": ["/dev/zero"]}), "init_inputs: names a file, which is not read",
+    ),
+    "a tokenizer whose words are a file": (
+        harmful_code(tokenizer_config={"vocab": "/dev/zero"}), "vocab: names a file, which is not read: /dev/zero",
+    ),
+    "other tokenizers elsewhere": (
+        harmful_code(tokenizer_config={"fast_tokenizer_files": ["../tokenizer.4.0.json"]}), "_tokenizer_files: names",
+    ),
+    "a graph with weights elsewhere": (outside_weights("../secret"), "ONNX Runtime cannot load it"),
+    "a graph with weights behind a link": (outside_weights("link"), "ONNX Runtime cannot load it"),
+    "a graph with a device for weights": (outside_weights("/dev/zero"), "ONNX Runtime cannot load it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_what_a_stranger_may_not_ask_for_is_one_line_at_once(name, tmp_path, tiny_bert, record_property):
+    change, expected = STRANGERS[name]
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    change(model)
+    began, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code, out, err = run("predict", model, "a good film")
+    assert (code, out) == (2, ""), err
+    (problem,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert str(model) in problem and expected in problem and len(problem) < 600, problem
+    assert time.monotonic() - began < 20  # most take a tenth of a second; a hang or an endless list would not
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 2**20  # KiB: a GB
+    record_property("attacks refused", 1)
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa", None])
+def test_an_attention_of_transformers_own_is_taken(name, tmp_path, tiny_bert):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    config(attn_implementation=name)(model)
+    assert run("predict", model, "a good film")[0] == 0
+
+
+EXPORTED = {"passed": True, "reason": "", "device": "cpu", "texts_per_second": 1.0}
+
+
+@pytest.mark.parametrize(
+    "proofs", [{"../model": EXPORTED}, {"onnx-fp32": EXPORTED | {"texts_per_second": "many"}}, [1]]
+)
+def test_proofs_name_formats_and_nothing_else(proofs, tmp_path, tiny_bert, record_property):
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "exports" / "export.json").write_text(json.dumps(proofs))
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    check_refused(tmp_path, ["export.json: not the proofs of exports"], "predict", tmp_path / "exports", "a good film")
+    record_property("attacks refused", 1)
+
+
+def test_what_is_converted_takes_no_files_of_others_along(tmp_path, tiny_bert, record_property):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    as_pickle(model)
+    (tmp_path / "secret").write_text("{}")
+    (model / "notes.json").symlink_to(tmp_path / "secret")
+    (model / "noise.txt").symlink_to("/dev/zero")
+    assert run("convert", model, "--output", tmp_path / "converted")[0] == 0
+    assert not {"notes.json", "noise.txt"} & {path.name for path in (tmp_path / "converted").iterdir()}
+    record_property("attacks refused", 1)

@@ -144,6 +144,50 @@ def test_running_again_skips_what_is_finished(finished):
     assert [path.stat().st_mtime_ns for path in manifests] == before
 
 
+def test_a_finished_run_that_is_resumed_says_so_and_is_done(finished, tmp_path):
+    """A script that always resumes, and a launch that begins again where a rank died after the manifest."""
+    folder, _, _ = finished
+    for source, target in (("teacher", "teacher"), ("student", "student"), ("control", "student-control")):
+        shutil.copytree(folder / "out" / source, tmp_path / target)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    recipe, teacher = folder / "recipe.yaml", folder / "out" / "teacher"
+    of_teacher = ["teacher", recipe, "--output", tmp_path / "teacher", "--resume"]
+    of_student = ["student", recipe, "--teacher", teacher, "--output", tmp_path / "student", "--resume"]
+    for command, roles in ((of_teacher, ["teacher"]), (of_student, ["student", "control"])):
+        code, out, err = run(*command)
+        assert (code, out.strip()) == (0, str(command[command.index("--output") + 1])), err
+        said = [line for line in err.splitlines() if "has finished with this recipe" in line]
+        assert [line.split(":")[0] for line in said] == roles
+    refused = {
+        (*of_teacher, "--set", "teacher.training.learning_rate=1.0e-3"): "teacher.training.learning_rate: 0.001 now",
+        (*of_student, "--set", "student.loss.temperature=4"): "student.loss.temperature: 4.0 now, 2.0 then",
+        (*of_student, "--set", "data.max_tokens=16"): "data.max_tokens: 16 now, 32 then",
+        ("teacher", recipe, "--output", tmp_path / "student", "--resume"): "holds a finished student, not a teacher",
+        (*of_student[:3], tmp_path / "teacher", *of_student[4:]): None,  # the same weights in another place
+    }
+    other = shutil.copytree(tmp_path / "teacher", tmp_path / "other")
+    weights = {name: tensor + 1 for name, tensor in load_file(other / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    (other / "checksums.json").unlink()
+    refused[(*of_student[:3], other, *of_student[4:])] = "was distilled from another teacher"
+    for command, expected in refused.items():
+        code, _, err = run(*command)
+        assert code == (2 if expected else 0) and (expected or "has finished") in err, err
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_finished_run_whose_texts_have_changed_since_is_not_taken_for_done(finished, tmp_path):
+    folder, _, _ = finished
+    manifest = folder / "out" / "teacher" / "manifest.json"
+    shutil.copytree(manifest.parent, tmp_path / "teacher")
+    found = json.loads(manifest.read_text())
+    found["data"]["train"] = "0" * 64  # as if the file of then had been another
+    (tmp_path / "teacher" / "manifest.json").write_text(json.dumps(found))
+    (tmp_path / "teacher" / "checksums.json").unlink()
+    code, _, err = run("teacher", folder / "recipe.yaml", "--output", tmp_path / "teacher", "--resume")
+    assert code == 2 and "finished with other texts: data.train differs" in err
+
+
 def test_running_again_with_another_recipe_mixes_nothing(finished):
     folder, _, _ = finished
     code, _, err = run("run", folder / "recipe.yaml", "--output", folder / "out", "--set", "student.loss.temperature=4")
@@ -317,6 +361,38 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(recipe_path, tmp_path, 
     assert refused[0] == 2 and "holds an unfinished run" in refused[2] and "--resume" in refused[2]
     other = run("teacher", recipe_path, "--resume")
     assert other[0] == 2 and "was started with another recipe" in other[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="process groups and their signals")
+@pytest.mark.parametrize(
+    ("number", "code", "log"), [(signal.SIGTERM, 143, "read"), (signal.SIGHUP, 129, "gone")], ids=["TERM", "HUP"]
+)
+def test_a_signal_to_all_processes_of_a_run_leaves_a_whole_checkpoint(recipe_path, tmp_path, number, code, log):
+    """Loader workers get it too, as of a terminal or a scheduler; whoever read stderr may be gone by then."""
+    from distill.run_folder import RunFolder
+
+    many = ["teacher.training.num_train_epochs=400", "teacher.training.dataloader_num_workers=2"]
+    command = [sys.executable, "-m", "distill", "teacher", str(recipe_path), "--device", "cpu"]
+    command += [part for setting in many for part in ("--set", setting)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    folder = RunFolder(tmp_path / "teacher")
+    deadline = time.monotonic() + 120
+    while not list(folder.checkpoints.glob("checkpoint-*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    if log == "gone":
+        process.stderr.close()
+        time.sleep(1)  # in which it writes
+        assert process.poll() is None
+    os.killpg(process.pid, number)
+    err = process.stderr.read() if log == "read" else ""
+    assert process.wait(90) == code, err
+    assert "Traceback" not in err and ("stopped at step" in err or log == "gone"), err
+    last = folder.last_checkpoint()
+    newest = max(folder.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert last == newest
 
 
 @pytest.mark.slow

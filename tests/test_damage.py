@@ -1,6 +1,7 @@
 """Results that a disk or a hand has damaged are named, never used; a run that was moved or has diverged is told."""
 
 import json
+import os
 import re
 import shutil
 
@@ -8,9 +9,10 @@ import pytest
 from conftest import data_section, run
 
 from distill.callbacks import StopOnDivergence
-from distill.checksums import SEAL
+from distill.checksums import SEAL, damage_of
+from distill.errors import FolderError
 from distill.files import PARTIAL, REPLACED
-from distill.run_folder import RunFolder, hold, read_proofs
+from distill.run_folder import RunFolder, hold, read_predictions, read_proofs
 
 FORMAT = "onnx-fp32"
 
@@ -247,3 +249,83 @@ def test_a_better_evaluation_without_a_checkpoint_is_no_checkpoint(folder, tmp_p
     ours, theirs = (json.loads((path / "metrics.json").read_text())["training"] for path in (again, whole))
     assert ours["best_checkpoint"] is theirs["best_checkpoint"] is None
     assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sub/../../../../../../../../../dev/zero", "names a file outside the folder"),
+        ("/dev/zero", "names a file outside the folder: /dev/zero"),
+        ("../secret", "names a file outside the folder: ../secret"),
+        ("pipe", "pipe is no regular file"),
+        ("device", "names a file outside the folder: device"),
+        ("ring", "names a file outside the folder: ring"),
+        ("a\0b", "names a file outside the folder: a"),
+        ("sub", "sub is no regular file"),
+    ],
+)
+def test_what_a_seal_names_is_read_only_in_its_folder_and_if_it_is_a_file(name, expected, tmp_path, record_property):
+    folder = tmp_path / "checkpoint"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "secret").write_text("x")
+    os.mkfifo(folder / "pipe")
+    (folder / "device").symlink_to("/dev/zero")
+    (folder / "ring").symlink_to("ring")
+    (folder / "checksums.json").write_text(json.dumps({name: "0" * 64}))
+    assert expected in (damage_of(folder) or "")
+    record_property("attacks refused", 1)
+
+
+@pytest.mark.parametrize("best", ["../../../etc", "/dev/zero", "..", 7, ["checkpoint-1"], "checkpoint-1/../../x"])
+def test_the_best_checkpoint_that_a_state_names_is_one_of_the_run(best, tmp_path, record_property):
+    run = RunFolder(tmp_path)
+    checkpoint = run.checkpoints / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": best}))
+    run.seal_checkpoint(checkpoint)
+    with pytest.raises(FolderError, match="best_model_checkpoint: no checkpoint"):
+        run.best_checkpoint(checkpoint)
+    assert run.last_checkpoint() is None
+    record_property("attacks refused", 1)
+
+
+@pytest.mark.parametrize("started", ["[]", '{"origin": 3}', '{"run": ["x"]}', '{"processors": "x"}', "[" * 10_000])
+def test_a_start_that_says_nothing_is_one_line(started, tmp_path, record_property):
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    run.started.write_text(started)
+    with pytest.raises(FolderError, match="started"):
+        run.check_origin({"data": "x"})
+    record_property("damaged files named", 1)
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", '{"role": "\\u001b[2J", "parents": {}}', '{"role": ["teacher"]}'])
+def test_a_manifest_of_no_run_is_one_line(manifest, tmp_path, record_property):
+    RunFolder(tmp_path).manifest.write_text(manifest)
+    with pytest.raises(FolderError, match="not the manifest of a run"):
+        RunFolder(tmp_path).read_manifest()
+    record_property("damaged files named", 1)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "manifest.json", "predictions.parquet"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(name, tmp_path, record_property):
+    os.mkfifo(tmp_path / name)
+    run = RunFolder(tmp_path)
+    read = {
+        "metrics.json": run.read_metrics, "manifest.json": run.read_manifest,
+        "predictions.parquet": lambda: read_predictions(run.predictions),
+    }  # fmt: skip
+    with pytest.raises(FolderError, match="no regular file"):
+        read[name]()
+    record_property("attacks refused", 1)
+
+
+def test_a_lock_that_is_a_link_is_not_taken(tmp_path, record_property):
+    """Older versions of filelock empty what it leads to."""
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(FolderError, match="a link"), hold(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "x"
+    record_property("attacks refused", 1)

@@ -13,9 +13,9 @@ PACKAGE = ROOT / "distill"
 # Ground floor first; a module imports only from lower floors, and floor-mates do not import each other.
 FLOORS = [
     {"errors", "timing", "provenance", "sampling", "cascade", "page", "training_log", "packages", "section", "labels"},
-    {"ranks", "choice", "files", "embeddings", "metrics"},
+    {"ranks", "choice", "files", "embeddings", "metrics", "terminal"},
     {"progress", "training_arguments", "devices", "losses", "calibration", "checksums"},
-    {"search_space", "tables", "hub"},
+    {"search_space", "tables", "hub", "strangers"},
     {"recipe"},
     {"data_folder", "recipe_file", "models", "tokens", "outliers"},
     {"sources", "pickles", "run_folder", "students", "hidden_states", "first_token", "shards"},

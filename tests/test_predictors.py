@@ -1,12 +1,17 @@
+import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
 import torch
-from conftest import FILLER, LABELS, make_classifier
+from conftest import FILLER, LABELS, make_classifier, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -14,6 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 import distill
 from distill.errors import DeviceError, ModelError
 from distill.predictors import pack, pad
+from distill.sessions import import_openvino
+from distill.stages import text_column_of
 
 TEXTS = [
     "good film", "the plot was bad and the cast was awful " * 5, "", "it is really very fine", "good " * 200, "superb",
@@ -177,6 +184,7 @@ def test_the_first_texts_of_openvino_may_come_on_many_threads_at_once():
 import faulthandler, os, sys, threading
 import numpy as np
 from distill.sessions import import_openvino
+from distill.stages import text_column_of
 def infer():
     request = compiled.create_infer_request()
     together.wait()
@@ -203,3 +211,73 @@ for _ in range(10):  # without the tensor that import_openvino makes, one in fiv
 def test_one_text_is_not_taken_for_a_list_of_letters(tiny_bert):
     with pytest.raises(TypeError, match=r"wants a list of texts"):
         distill.load(tiny_bert)("good")
+
+
+@pytest.fixture(scope="module")
+def by_runtime(tmp_path_factory, tiny_bert):
+    """A classifier of each runtime: the tiny BERT, and a graph that sums ids."""
+    from test_bad_models import graph_of
+
+    folder = tmp_path_factory.mktemp("runtimes")
+    shutil.copytree(tiny_bert, folder / "onnx")
+    (folder / "onnx" / "model.safetensors").unlink()
+    shutil.copytree(folder / "onnx", folder / "openvino")
+    onnx.save(graph_of(("batch", 2), "logits"), folder / "onnx" / "model.onnx")
+    found = {"torch": distill.load(tiny_bert, "cpu"), "onnx": distill.load(folder / "onnx", "cpu", threads=2)}
+    if importlib.util.find_spec("openvino"):
+        openvino = import_openvino()
+        openvino.save_model(
+            openvino.Core().read_model(folder / "onnx" / "model.onnx"), folder / "openvino" / "openvino_model.xml"
+        )
+        found["openvino"] = distill.load(folder / "openvino", "cpu", threads=2)
+    return found
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx", "openvino"])
+def test_six_threads_get_the_answers_that_one_gets(runtime, by_runtime):
+    if runtime not in by_runtime:
+        pytest.skip("OpenVINO is not installed")
+    classifier = by_runtime[runtime]
+    texts = [TEXTS[number:] + TEXTS[:number] for number in range(6)]
+    alone = [classifier.logits(some) for some in texts]
+    together = threading.Barrier(6)
+
+    def ask(number):
+        together.wait()
+        return [classifier.logits(texts[number]) for _ in range(8)]
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(ask, range(6)))
+    for expected, found in zip(alone, answers, strict=True):
+        for one in found:
+            np.testing.assert_allclose(one, expected, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_classifier_is_refused_in_a_fork(by_runtime):
+    """Runtimes would wait for ever for threads that are not there."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            by_runtime["torch"]([TEXTS[0]])
+        except ModelError as error:
+            status = 0 if "of which this is a fork" in str(error) and "spawn" in (error.hint or "") else 2
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_column_of_texts_is_told_by_the_run_that_a_model_lies_in_and_by_no_other(tmp_path, tiny_bert):
+    """A recipe.yaml further up may be anybody's, and broken: with texts on the command line it is not even read."""
+    (tmp_path / "recipe.yaml").write_text("a: [")
+    model = tmp_path / "models" / "model"
+    shutil.copytree(tiny_bert, model)
+    assert text_column_of(model) == "text"
+    assert run("predict", model, "a good film")[0] == 0
+    files = {"train": "train.csv", "test": "test.csv"}
+    recipe = {"data": {"files": files, "text_column": "review"}, "teacher": {"model": str(model)}}
+    (model / "recipe.yaml").write_text(json.dumps(recipe))
+    export = model / "export" / "onnx-fp32"
+    export.mkdir(parents=True)
+    assert [text_column_of(folder) for folder in (model, export.parent, export)] == ["review"] * 3
+    assert text_column_of(tmp_path / "models") == text_column_of(model / "other" / "onnx-fp32") == "text"

@@ -2,7 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -443,3 +446,43 @@ def test_predicting_leaves_no_copy_of_the_texts(tmp_path, tiny_bert, monkeypatch
     (tmp_path / "a.csv").write_text("text\na fine film\n")
     assert run("predict", tiny_bert, "--file", tmp_path / "a.csv")[0] == 0
     assert not (tmp_path / "cache").exists()
+
+
+# Of each: how a thousand texts of 400,000 letters are written into a few bytes.
+BOMBS = {
+    "a dictionary": {},
+    "prefixes": {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}},
+    "compression": {"use_dictionary": False},
+    "lengths": {"use_dictionary": False, "column_encoding": {"text": "DELTA_LENGTH_BYTE_ARRAY"}},
+}
+READ_ALL = """
+import resource, sys
+from distill.errors import DataError
+from distill.sources import read_texts
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = used()
+try:
+    count = sum(len(text) == 400_000 for text in read_texts(sys.argv[1], "text"))
+except DataError as error:
+    count = str(error)
+print(count, (used() - before) // 1024, sep=chr(9))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory in KiB")
+@pytest.mark.parametrize("how", BOMBS)
+def test_a_few_bytes_of_parquet_do_not_become_all_of_memory(how, tmp_path, record_property):
+    """400 MB of texts: read a few at a time, or refused; and with no copy of them in a cache."""
+    path = tmp_path / "bomb.parquet"
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["a" * 400_000]))
+    settings = {"compression": "zstd", "write_statistics": False, **BOMBS[how]}
+    pq.write_table(pa.table({"text": texts.cast(pa.string())}), path, **settings)
+    assert path.stat().st_size < 25_000
+    environment = os.environ | {"HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", READ_ALL, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    count, more = done.stdout.strip().split("\t")
+    assert count == "1000" or "'text' unpacks from" in count, done
+    assert int(more) < 150, done  # MB
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+    record_property("attacks refused", 1)

@@ -2,6 +2,7 @@ import contextlib
 import os
 import re
 import signal
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -405,3 +406,11 @@ def test_batches_for_a_gpu_are_made_beside_it(tmp_path, device, monkeypatch):
         arguments, _ = training_arguments({"report_to": "none", **given}, RunFolder(tmp_path), device, stage="teacher")
         workers[name] = arguments.dataloader_num_workers
     assert bool(workers["default"]) == (device == "cuda") and workers["none"] == 0
+
+
+def test_workers_without_room_for_their_batches_are_refused(recipe_path, monkeypatch, tmp_path):
+    monkeypatch.setattr("distill.training.shutil.disk_usage", lambda path: SimpleNamespace(free=2**16))
+    monkeypatch.setattr("distill.training.SHARED_MEMORY", tmp_path)
+    setting = "teacher.training.dataloader_num_workers=2"
+    expected = "teacher.training.dataloader_num_workers: 2 workers pass batches on through"
+    check_refused(tmp_path, [expected], "teacher", recipe_path, "--set", setting)
