@@ -247,12 +247,18 @@ class RunFolder:
     def read_metrics(self) -> dict[str, Any]:
         """Return the final figures; raises `FolderError` where they are missing or damaged."""
         check_whole(self.path, (self.metrics.name,))
-        return read_json(self.metrics)
+        found = read_json(self.metrics)
+        if not isinstance(found, dict) or not isinstance(found.get("training"), dict):
+            raise FolderError(f"{self.metrics}: not the figures of a run")
+        return found
 
     def read_log(self) -> list[dict[str, Any]]:
         """Return the training log, an entry for each time that Trainer logged."""
         check_whole(self.path, (self.metrics_log.name,))
-        return [json.loads(line) for line in self.metrics_log.read_text(encoding="utf-8").splitlines()]
+        try:
+            return [json.loads(line) for line in self.metrics_log.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError, RecursionError) as error:
+            raise FolderError(f"{self.metrics_log}: cannot be read: {one_line(error)}") from None
 
     def last_checkpoint(self) -> Path | None:
         """Return the last checkpoint that is whole, and whose best one is; None where there is none."""

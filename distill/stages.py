@@ -559,7 +559,7 @@ def text_column_of(model: Path | str) -> str:
     own = Path(model).absolute()
     exports = [folder for folder in (own, own.parent) if folder == RunFolder(folder.parent).export]
     for run in (RunFolder(own), *(RunFolder(folder.parent) for folder in exports)):
-        if run.recipe.is_file() and (run.path / "config.json").is_file():
+        if run.recipe.is_file():
             return load_recipe(run.recipe).data.text_column
     return "text"
 

@@ -19,6 +19,7 @@ from distill.errors import ModelError
 
 ATTENTIONS = ("eager", "sdpa", "flex_attention")  # transformers' own; any other can be a download that is run
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # and the same with _ before, with _internal behind
+VOCABULARIES = ("tokenizer_file", "vocab_file", "merges_file", "spm_file", "source_spm", "target_spm")
 # What configurations make lists of, before there is any model.
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers",
           "num_decoder_layers", "num_encoder_layers", "num_labels")  # fmt: skip
@@ -77,6 +78,13 @@ def check_tokenizer_settings(settings: Any, name: str) -> None:
         # Which tokenizer.json there is goes by the version of transformers.
         if wrong := [one for one in strings if key != "fast_tokenizer_files" or Path(one).name != one]:
             raise ModelError(f"{name}: tokenizer_config.json: {key}: names a file, which is not read: {wrong[0][:100]}")
+    for (
+        key
+    ) in VOCABULARIES:  # some versions of transformers open them; old savers left paths of their own machine there
+        if isinstance(named := settings.get(key), str) and (Path(named).is_absolute() or ".." in Path(named).parts):
+            with contextlib.suppress(OSError, ValueError):
+                if Path(named).exists():
+                    raise ModelError(f"{name}: tokenizer_config.json: {key}: names a file elsewhere: {named[:100]}")
 
 
 def read_settings(path: Path) -> Any:

@@ -683,6 +683,9 @@ STRANGERS = {
     "a tokenizer whose words are a file": (
         harmful_code(tokenizer_config={"vocab": "/dev/zero"}), "vocab: names a file, which is not read: /dev/zero",
     ),
+    "a vocabulary elsewhere": (
+        harmful_code(tokenizer_config={"vocab_file": "/dev/zero"}), "vocab_file: names a file elsewhere: /dev/zero",
+    ),
     "other tokenizers elsewhere": (
         harmful_code(tokenizer_config={"fast_tokenizer_files": ["../tokenizer.4.0.json"]}), "_tokenizer_files: names",
     ),

@@ -307,6 +307,18 @@ def test_a_manifest_of_no_run_is_one_line(manifest, tmp_path, record_property):
     record_property("damaged files named", 1)
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"training": 3}', "{not json"])
+def test_figures_and_a_log_of_no_run_are_one_line(content, tmp_path, record_property):
+    run = RunFolder(tmp_path)
+    run.metrics.write_text(content)
+    run.metrics_log.write_text("{not json\n")
+    with pytest.raises(FolderError, match=r"metrics\.json"):
+        run.read_metrics()
+    with pytest.raises(FolderError, match=r"metrics\.jsonl: cannot be read"):
+        run.read_log()
+    record_property("damaged files named", 2)
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "manifest.json", "predictions.parquet"])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(name, tmp_path, record_property):
     os.mkfifo(tmp_path / name)
