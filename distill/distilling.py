@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -271,7 +272,7 @@ def weights_of(settings: Student, teachers: Sequence[str]) -> tuple[float, ...]:
 def check_spares(folder: RunFolder, teachers: Sequence[str]) -> None:
     """Raise `FolderError` where what is written to `folder` would overwrite one of `teachers`."""
     for name in teachers:
-        if folder.path.resolve() == Path(name).resolve():
+        if os.path.realpath(folder.path) == os.path.realpath(name):
             raise FolderError(f"{folder.path}: the student would overwrite its teacher", hint="--output DIR")
 
 

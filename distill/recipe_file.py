@@ -23,7 +23,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from distill import training_arguments
-from distill.errors import RecipeError
+from distill.errors import STEERING, RecipeError
 from distill.recipe import Recipe
 from distill.section import Section
 
@@ -198,6 +198,8 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
         parts = (*parts[:2], ".".join(parts[2:]))
     if not equals or not all(parts):
         raise ValueError("wants dotted.key=value")
+    if STEERING.search(key):
+        raise ValueError("wants a key of letters and digits")
     if len(parts) > DEEPEST or _is_too_deep(text):
         raise ValueError("nested too deeply for a recipe")
     try:

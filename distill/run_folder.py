@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -114,6 +116,8 @@ class RunFolder:
             raise FolderError("--resume and --overwrite exclude each other")
         if self.path.exists() and not self.path.is_dir():
             raise FolderError(f"{self.path}: a file, not a folder", hint="--output DIR")
+        if self.path.is_symlink() and not self.path.exists():
+            raise FolderError(f"{self.path}: a link that leads to nothing", hint="--output DIR")
         if not self.path.exists() or all(path.name.startswith((LOCK, PARTIAL)) for path in self.path.iterdir()):
             return
         # A run writes the recipe under a lock, first of all; checkpoints may be deleted once it has finished.
@@ -356,6 +360,14 @@ def hold(folder: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `FolderError` if what is there of a folder's path is no folder or may not be written; touch nothing."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    reason = f"{there} is no folder" if not there.is_dir() else os.strerror(errno.EACCES)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise FolderError(f"{folder}: cannot be written: {reason}", hint="--output DIR")
 
 
 def read_proofs(exports: Path) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,11 @@ from distill.provenance import now, versions
 from distill.ranks import leave, rank
 from distill.recipe import Recipe, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
-from distill.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, hold, read_proofs
+from distill.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, check_writable, hold, read_proofs
 from distill.sessions import TorchSession, calibration_temperature, onnx_runs_on_cuda
 from distill.teacher_logits import KeptLogits, identify_teacher
 from distill.timing import Clock
+from distill.training import check_trackers as check_stage_trackers
 from distill.training import settle_precision, training_arguments
 
 log = logging.getLogger("distill")
@@ -73,6 +75,13 @@ def check_models(recipe: Recipe, device: str = "auto") -> None:
     if recipe.teacher and recipe.student:
         with named_by("teacher.model"):
             distilling.check_student(recipe, recipe.teacher.model, device)
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise `RecipeError` if a stage of the recipe reports to a tracker that is not installed."""
+    for stage in ("teacher", "student"):
+        if settings := getattr(recipe, stage):
+            check_stage_trackers(settings.training, stage)
 
 
 def teacher(
@@ -173,7 +182,7 @@ def student(
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
     is_done = False
     if recipe.student.control:
-        if beside.path.resolve() in [Path(name).resolve() for name in names]:
+        if os.path.realpath(beside.path) in map(os.path.realpath, names):
             raise FolderError(f"{beside.path}: the control would overwrite a teacher", hint="--output DIR")
         # Before hours go into the student: its control must find its folder free too.
         beside.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
@@ -355,6 +364,7 @@ def report(
     """
     if Path(output).exists() and not Path(output).is_dir():
         raise FolderError(f"{output}: a file, not a folder", hint="--output DIR")
+    check_writable(Path(output))
     models = [model for folder in folders for model in models_in(Path(folder))]
     if not models:
         raise FolderError(f"{folders[0]}: holds a search and no model to measure", hint="name a model's folder too")

@@ -23,7 +23,12 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.integrations.integration_utils import TensorBoardCallback, get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    TensorBoardCallback,
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
@@ -60,10 +65,36 @@ _peak_once = functools.cache(peak_flops)  # a search begins many trainings
 def check_training(training: Mapping[str, Any], device: Device, stage: str) -> None:
     """Raise `RecipeError` if a `training` section does not go with the device or with how distill was started."""
     refuse_fp16(training, device, stage)
+    check_trackers(training, stage)
     check_launch(training, stage)
     if training.get("fsdp") and device == "cpu" and (training.get("fsdp_config") or {}).get("cpu_offload"):
         raise RecipeError(
             f"{stage}.training.fsdp_config.cpu_offload: moves what a GPU holds to the CPU, and this is one"
+        )
+
+
+def check_trackers(training: Mapping[str, Any], stage: str) -> None:
+    """Raise `RecipeError` if a `training` section reports to a tracker that is not installed."""
+    named = training.get("report_to")
+    names = [named] if isinstance(named, str) else named or []
+    known = ("none", "all", *INTEGRATION_TO_CALLBACK)
+    installed = ("none", "all", "flyte", *get_available_reporting_integrations())  # which does not look for flyte
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"{stage}.training.report_to: got {name!r}, wants one of {', '.join(known)}")
+        if name not in installed:
+            raise RecipeError(
+                f"{stage}.training.report_to: {name} is not installed: pip install {name}, or leave it out"
+            )
+
+
+def check_steps(arguments: TrainingArguments, rows: int, stage: str) -> None:
+    """Raise `RecipeError` if not one batch of `rows` training texts is full and others are dropped: no step is made."""
+    batch = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows < batch:
+        raise RecipeError(
+            f"{stage}.training.dataloader_drop_last: drops the only batch, of {rows} texts where {batch} make one: "
+            "leave it out, or a smaller per_device_train_batch_size"
         )
 
 
