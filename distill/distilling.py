@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from typing_extensions import TypedDict
 
 from distill.data import Splits
 from distill.devices import has_fast_bf16, resolve_device
@@ -42,7 +43,7 @@ from distill.models import (
 from distill.predictors import Classifier, load
 from distill.ranks import world_size
 from distill.recipe import PRECISION, Loss, Recipe, Schedule, Student, with_absolute_paths
-from distill.run_folder import RunFolder, read_predictions
+from distill.run_folder import RunFolder, checked, read_predictions
 from distill.sessions import load_torch
 from distill.students import build_from_config, build_from_layers, check_layers, choose_layers
 from distill.teacher_logits import (
@@ -218,6 +219,9 @@ def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict
     A control whose student is not among them becomes a note. Raises `FolderError` where the two saw other test texts.
     """
     manifests = {model: run.read_manifest() for model in models if (run := RunFolder(model)).is_finished}
+    for model, manifest in manifests.items():
+        kind = _OfControl if manifest["role"] == "control" else _OfAny
+        checked(kind, manifest, str(RunFolder(model).manifest))
     found = []
     for model, manifest in manifests.items():
         if manifest["role"] != "control":
@@ -235,6 +239,21 @@ def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict
         correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
         found.append({"student": str(students[0]), "control": str(model), **compare_paired(*correct)})
     return found
+
+
+class _OfAny(TypedDict):
+    """What of a manifest says which model it is of."""
+
+    weights: str
+
+
+class _Student(TypedDict):
+    student: str
+    student_weights: str
+
+
+class _OfControl(_OfAny):
+    parents: _Student
 
 
 def fingerprints_of(teachers: Sequence[Teacher]) -> dict[str, str]:

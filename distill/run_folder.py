@@ -12,12 +12,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from distill.checksums import ANSWERING, SEAL, check_whole, damage_of, seal
 from distill.errors import FolderError, one_line
@@ -32,6 +34,75 @@ RUN = "run.json"  # in a checkpoint: the run that it belongs to
 LOCK = ".lock"  # what it holds is nothing, the lock is the system's
 
 log = logging.getLogger("distill")
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Manifest(TypedDict):
+    """What is read of a manifest.json; there is more in it, for people."""
+
+    role: str
+    weights: NotRequired[str]
+    parents: NotRequired[dict[str, Any]]
+    hardware: NotRequired[dict[str, Any]]
+    training_arguments: NotRequired[dict[str, Any]]
+
+
+class _Training(TypedDict):
+    best_checkpoint: NotRequired[Annotated[str, Field(pattern=r"-[0-9]+$")] | None]
+    planned_steps: NotRequired[int]
+    steps_per_epoch: NotRequired[Number | None]
+
+
+class _Metrics(TypedDict):
+    training: _Training
+
+
+class _Logged(TypedDict):
+    """An entry of metrics.jsonl."""
+
+    step: int
+    epoch: Number
+    loss: NotRequired[Number]
+    eval_log_loss: NotRequired[Number]
+    eval_accuracy: NotRequired[Number]
+
+
+class _Trial(TypedDict):
+    number: int
+    values: dict[str, Any]
+    objective: Number | None
+    epoch: Number | None
+    seconds: Number
+    error: str | None
+
+
+class _Trials(TypedDict):
+    stage: str
+    metric: str
+    direction: str
+    best: int | None
+    trials: list[_Trial]
+
+
+class _Proof(TypedDict):
+    passed: bool
+    reason: str | None
+    device: str
+    texts_per_second: Number | None
+
+
+def checked(kind: Any, value: Any, place: str) -> Any:
+    """Return `value`, read at `place`, if it has the keys and types of `kind`; else raise `FolderError`."""
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        at = "".join(f"{key}: " for key in fault["loc"])
+        rule = fault["msg"][0].lower() + fault["msg"][1:]
+        raise FolderError(f"{place}: not as distill writes it: {at}{rule}, got {fault['input']!r:.80}") from None
+    return value
 
 
 @dataclass(frozen=True)
@@ -223,17 +294,17 @@ class RunFolder:
     def read_manifest(self) -> dict[str, Any]:
         """Return what the finished run left to identify it; raises `FolderError` where that is damaged."""
         check_whole(self.path, (self.manifest.name,))
-        return read_json(self.manifest)
+        return checked(_Manifest, read_json(self.manifest), str(self.manifest))
 
     def read_metrics(self) -> dict[str, Any]:
         """Return the final figures; raises `FolderError` where they are missing or damaged."""
         check_whole(self.path, (self.metrics.name,))
-        return read_json(self.metrics)
+        return checked(_Metrics, read_json(self.metrics), str(self.metrics))
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Return the training log, an entry for each time that Trainer logged."""
+        """Return the training log, an entry for each time that Trainer logged; raises `FolderError` if it is none."""
         check_whole(self.path, (self.metrics_log.name,))
-        return [json.loads(line) for line in self.metrics_log.read_text(encoding="utf-8").splitlines()]
+        return read_lines(self.metrics_log, _Logged)
 
     def last_checkpoint(self) -> Path | None:
         """Return the last checkpoint that is whole, and whose best one is; None where there is none."""
@@ -317,7 +388,7 @@ class SweepFolder(RunFolder):
     def read_results(self) -> dict[str, Any]:
         """Return the trials (see sweep.sweep); raises `FolderError` where they are damaged."""
         check_whole(self.path, (self.results.name,))
-        return read_json(self.results)
+        return checked(_Trials, read_json(self.results), str(self.results))
 
     def _clear(self) -> None:
         made = (self.best, self.results, self.started, self.path / SEAL)
@@ -374,10 +445,23 @@ def read_proofs(exports: Path) -> dict[str, dict[str, Any]]:
     """Return the proof of each format in a folder of exports; raises `FolderError` where they are damaged."""
     check_whole(exports, (EXPORT_PROOFS,))
     proofs = read_json(exports / EXPORT_PROOFS)
-    needed = {"passed", "reason", "device", "texts_per_second"}
-    if not isinstance(proofs, dict) or not all(isinstance(p, dict) and needed <= p.keys() for p in proofs.values()):
-        raise FolderError(f"{exports / EXPORT_PROOFS}: not the proofs of exports", hint="export again")
-    return proofs
+    return checked(dict[str, _Proof], proofs, str(exports / EXPORT_PROOFS))
+
+
+def read_lines(path: Path, kind: Any) -> list[dict[str, Any]]:
+    """Return the values in a file of JSON lines, each of `kind`; raises `FolderError`, with the line, if one is not."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FolderError(f"{path}: cannot be read: {one_line(error)}") from None
+    values = []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise FolderError(f"{path}: line {number}: not JSON ({error})") from None
+        values.append(checked(kind, value, f"{path}: line {number}"))
+    return values
 
 
 def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarray, logits: np.ndarray) -> None:
@@ -405,5 +489,8 @@ def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise FolderError(f"{path}: cannot be read: {error}") from None
-    gold_labels, logits = table["gold_label"].to_numpy(), np.stack(table["logits"].to_numpy())
-    return table["example_id"].to_pylist(), gold_labels, logits
+    try:
+        gold_labels, logits = table["gold_label"].to_numpy(), np.stack(table["logits"].to_numpy())
+        return table["example_id"].to_pylist(), gold_labels, logits
+    except (KeyError, ValueError, TypeError) as error:
+        raise FolderError(f"{path}: not as distill writes it: {one_line(error)}") from None

@@ -378,6 +378,9 @@ def report(
     candidates = [item for model in models for item in candidates_of(model, devices, notes)]
     if budget:
         budget.check({item.role for item in candidates})
+    # Whatever is read of the folders is looked at before minutes of measuring.
+    comparisons = distilling.compare_with_controls(models, notes)
+    trainings, flipped = list(learning_curves(models)), list(flipped_texts(models))
     gold_labels = np.asarray(splits.test["label"][:])
     measurements = measure(
         candidates,
@@ -388,7 +391,6 @@ def report(
         rounds=recipe.benchmark.rounds,
         threads=recipe.benchmark.threads,
     )
-    comparisons = distilling.compare_with_controls(models, notes)
     environment = {
         "measured": now(),
         "versions": versions(),
@@ -409,9 +411,9 @@ def report(
             label_names=splits.label_names,
             budget=budget,
             comparisons=comparisons,
-            trainings=list(learning_curves(models)),
+            trainings=trainings,
             cascade=cascade_of(measurements, gold_labels, recipe.benchmark.shapes[0]),
-            flipped=list(flipped_texts(models)),
+            flipped=flipped,
             sweeps=sweeps,
             recipe=dump_recipe(recipe),
         )
