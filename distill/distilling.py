@@ -57,7 +57,7 @@ from distill.teacher_logits import (
 from distill.timing import Clock
 from distill.tokens import tokenizer_fingerprint
 from distill.trainers import DistillationTrainer
-from distill.training import check_training, settle_precision, training_arguments
+from distill.training import check_training, in_fp32, settle_precision, training_arguments
 
 log = logging.getLogger("distill")
 
@@ -128,6 +128,7 @@ def distil(
         check_student(recipe, teachers[0], device)
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
+    recipe = in_fp32(recipe, "student", *architectures(settings, teachers[0]))
     recipe, precision = settle_precision(recipe, "student", resolved, manifest_of(teachers[0]))
     settings = _student_of(recipe)
     arguments, _ = training_arguments(settings.training, folder, resolved, stage="student")
@@ -187,6 +188,7 @@ def control(
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
     manifest = student.read_manifest()
+    recipe = in_fp32(recipe, "student", *architectures(settings, teacher))
     recipe, precision = settle_precision(recipe, "student", resolved, manifest)
     settings = _student_of(recipe)
     taught_by = list(manifest["parents"]["teachers"].values())
@@ -337,6 +339,13 @@ def new_student(
     columns = align_labels(class_names(config, teacher), label_names, teacher=teacher)
     set_seed(seed)
     return build_from_layers(reorder_classes(whole, columns, label_names), settings.layers), tokenizer
+
+
+def architectures(settings: Student, teacher: str) -> list[str]:
+    """Return the architectures that a student's training runs: its own, and its teacher's if that runs beside it."""
+    runs_teacher = settings.model is None or settings.loss.runs_teacher
+    names = [name for name in (settings.model, teacher if runs_teacher else None) if name]
+    return [load_config(name).model_type for name in names]
 
 
 def _origin(settings: Student, teacher: str) -> str:

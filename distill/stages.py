@@ -57,7 +57,7 @@ from distill.sessions import TorchSession, calibration_temperature, onnx_runs_on
 from distill.teacher_logits import KeptLogits, identify_teacher
 from distill.timing import Clock
 from distill.training import check_trackers as check_stage_trackers
-from distill.training import settle_precision, training_arguments
+from distill.training import in_fp32, settle_precision, training_arguments
 
 log = logging.getLogger("distill")
 
@@ -108,6 +108,8 @@ def teacher(
     folder = RunFolder(Path(output or settings.output))
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
+    with named_by("teacher.model"):
+        recipe = in_fp32(recipe, "teacher", load_config(settings.model).model_type)
     recipe, precision = settle_precision(recipe, "teacher", resolved)
     settings = recipe.teacher
     assert settings is not None

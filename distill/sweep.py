@@ -17,6 +17,7 @@ from distill.devices import Device, resolve_device
 from distill.distilling import (
     answered_rows,
     answers_of,
+    architectures,
     base_of,
     check_spares,
     fingerprints_of,
@@ -30,7 +31,7 @@ from distill.files import room_for, write_json
 from distill.first_token import last_layer
 from distill.fitting import base_fingerprint, origin_of, read_splits, tokenised
 from distill.hidden_states import OnlineTeacher
-from distill.models import load_classifier, load_tokenizer, named_by, share_padding
+from distill.models import load_classifier, load_config, load_tokenizer, named_by, share_padding
 from distill.packages import SWEEP_EXTRA
 from distill.provenance import now, versions
 from distill.recipe import Recipe, Stage, with_absolute_paths
@@ -40,7 +41,7 @@ from distill.run_folder import SweepFolder, hold
 from distill.search_space import Space
 from distill.teacher_logits import identify_teacher
 from distill.trainers import ClassificationTrainer, DistillationTrainer
-from distill.training import make_trainer, narrowed, settle_precision, throughput_of, training_arguments, watch
+from distill.training import in_fp32, make_trainer, narrowed, settle_precision, throughput_of, training_arguments, watch
 from distill.training_arguments import LOWER_IS_BETTER
 
 log = logging.getLogger("distill")
@@ -81,6 +82,8 @@ def sweep(
     check_spares(folder, teachers)
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
+    models = architectures(settings, teachers[0]) if stage == "student" else [load_config(settings.model).model_type]
+    recipe = in_fp32(recipe, stage, *models)
     recipe, precision = settle_precision(recipe, stage, resolved, manifest_of(teachers[0]) if teachers else None)
     settings = getattr(recipe, stage)
     assert recipe.sweep is not None

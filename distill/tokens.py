@@ -56,7 +56,7 @@ def tokenise(
 
 def nothing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of a text of which the tokenizer makes no token, not even a special one: a model needs one."""
-    known = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    known: tuple[Any, ...] = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return [next(token for token in known if token is not None)]
 
 

@@ -58,6 +58,8 @@ from distill.training_log import early_stop, warnings_of
 
 log = logging.getLogger("distill")
 
+# DeBERTa (v1) masks with fp32's least number, which autocast's bf16 and fp16 cannot hold; transformers 5.23.
+ONLY_FP32 = ("deberta",)
 LONG_SECONDS = 10.0  # of training, before whose end other work on the machine may have come or gone
 _peak_once = functools.cache(peak_flops)  # a search begins many trainings
 
@@ -96,6 +98,23 @@ def check_steps(arguments: TrainingArguments, rows: int, stage: str) -> None:
             f"{stage}.training.dataloader_drop_last: drops the only batch, of {rows} texts where {batch} make one: "
             "leave it out, or a smaller per_device_train_batch_size"
         )
+
+
+def in_fp32(recipe: Recipe, stage: str, *architectures: str) -> Recipe:
+    """Return the recipe with fp32 settled for a stage that runs an architecture which mixed precision breaks.
+
+    Raises `RecipeError` if the recipe asks for another precision.
+    """
+    found = [name for name in architectures if name in ONLY_FP32]
+    if not found:
+        return recipe
+    training = getattr(recipe, stage).training
+    for name in PRECISION:
+        if training.get(name):
+            problem = f"{stage}.training.{name}: {found[0]}'s attention mask overflows in it: leave it out, for fp32"
+            raise RecipeError(problem)
+    log.info("%s: in fp32, since %s's attention mask overflows in any other precision", stage, found[0])
+    return with_precision(recipe, stage, dict.fromkeys(PRECISION, False))
 
 
 def training_arguments(

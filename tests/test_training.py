@@ -26,7 +26,7 @@ from distill.sampling import SimilarLengths
 from distill.sessions import TorchSession
 from distill.tokens import tokenise
 from distill.trainers import ClassificationTrainer, DistillationTrainer
-from distill.training import settle_precision, train, training_arguments
+from distill.training import in_fp32, settle_precision, train, training_arguments
 
 FP32 = {"bf16": False}
 DISTILLATION = {"loss": Loss(), "teacher_weights": (1.0,)}
@@ -403,3 +403,15 @@ def test_batches_for_a_gpu_are_made_beside_it(tmp_path, device, monkeypatch):
         arguments, _ = training_arguments({"report_to": "none", **given}, RunFolder(tmp_path), device, stage="teacher")
         workers[name] = arguments.dataloader_num_workers
     assert bool(workers["default"]) == (device == "cuda") and workers["none"] == 0
+
+
+def test_an_architecture_that_mixed_precision_breaks_trains_in_fp32(recipe_path):
+    """DeBERTa's mask value is fp32's least number, which bf16 cannot hold."""
+    recipe = load_recipe(recipe_path)
+    assert in_fp32(recipe, "teacher", "bert") is recipe
+    assert (
+        settle_precision(in_fp32(recipe, "teacher", "deberta"), "teacher", "cpu")[0].teacher.training["bf16"] is False
+    )
+    asked = load_recipe(recipe_path, ["teacher.training.bf16=true"])
+    with pytest.raises(RecipeError, match="bf16: deberta's attention mask overflows"):
+        in_fp32(asked, "teacher", "deberta")
