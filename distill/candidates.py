@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from distill.benchmark import Candidate
 from distill.checksums import check_whole
 from distill.devices import Device, has_fast_bf16
-from distill.errors import FolderError, one_line
+from distill.errors import FolderError
 from distill.models import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe import FORMATS
-from distill.run_folder import EXPORT_PROOFS, FLIPPED, RunFolder, SweepFolder, read_proofs
+from distill.run_folder import EXPORT_PROOFS, FLIPPED, RunFolder, SweepFolder, read_lines, read_proofs
 from distill.sessions import FOR_CPUS, OPENVINO_EXTRA, can_run
 from distill.training_log import selected_step, training_curve
 
 FLIPPED_SHOWN = 10  # texts of each format; all are in its file
+
+
+class _Flipped(TypedDict):
+    """A line of flipped-FORMAT.jsonl (see proofs.flips)."""
+
+    text: str
+    gold: str
+    model: str
+    format: str
+    model_probabilities: dict[str, float]
+    format_probabilities: dict[str, float]
 
 
 def models_in(folder: Path) -> list[Path]:
@@ -59,12 +71,9 @@ def flipped_texts(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
             path = exports / name / FLIPPED
             if path.is_file():
                 check_whole(path.parent, (path.name,))
-                try:
-                    lines = path.read_text(encoding="utf-8").splitlines()
-                    texts = [json.loads(line) for line in lines[:FLIPPED_SHOWN]]
-                except (OSError, ValueError, RecursionError) as error:
-                    raise FolderError(f"{path}: cannot be read: {one_line(error)}", hint="export again") from None
-                yield {"model": str(exports.parent), "format": name, "total": len(lines), "texts": texts}
+                texts = read_lines(path, _Flipped)
+                total = len(texts)
+                yield {"model": str(exports.parent), "format": name, "total": total, "texts": texts[:FLIPPED_SHOWN]}
 
 
 def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> Iterator[Candidate]:

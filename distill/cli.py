@@ -24,23 +24,38 @@ import typer
 from typer.core import TyperGroup
 
 from distill.errors import Interrupted, UserError, printable, refusal_of
-from distill.ranks import leave, rank, refuse_ranks
+from distill.ranks import check_launcher, leave, rank, refuse_ranks
 from distill.terminal import Guarded, NotWritten, give_up_stdout, guarded
 
 Device = Literal["auto", "cpu", "cuda"]
+
+
+def _utf8(path: Path | None) -> Path | None:
+    """A path that can be written in every file that names it; raises `UserError` before hours of work if it cannot."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: bytes that are not UTF-8, in which files are named here", hint="rename it") from None
+    return path
+
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).", show_default=False)]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key: dotted, repeatable, a YAML value."),
 ]
-OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Where to write.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Where to write.", callback=_utf8)]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Redo what is already there.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Distil from a teacher that has nothing to teach.")]
 TeacherLogitsOption = Annotated[
     Path | None,
-    typer.Option("--teacher-logits", metavar="DIR", help="Where the teachers' answers are kept (default: TEACHER)."),
+    typer.Option(
+        "--teacher-logits",
+        metavar="DIR",
+        help="Where the teachers' answers are kept (default: TEACHER).",
+        callback=_utf8,
+    ),
 ]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line of stdout is the whole result.")]
@@ -79,6 +94,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            check_launcher()
+            _check_directory()
             result = super().invoke(ctx)
             leave()
             return result
@@ -137,6 +154,7 @@ def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = Fa
             print("hint: distill doctor RECIPE asks the hub for them", file=sys.stderr)
         else:
             _stages().check_models(resolved)
+    _stages().check_trackers(resolved)
     print(json.dumps(resolved.model_dump(mode="json")) if json_ else dump_recipe(resolved), end="\n" if json_ else "")
 
 
@@ -376,7 +394,9 @@ def predict(
 @app.command()
 def convert(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where to write.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Where to write.", show_default=False, callback=_utf8)
+    ],
 ) -> None:
     """Write a model whose weights are a pickle as safetensors, without running what the pickle may hold."""
     refuse_ranks("convert")
@@ -435,6 +455,13 @@ def main() -> None:
 def _terminate(number: int, frame: Any) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one stops at once
     raise _Terminated(number)
+
+
+def _check_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working directory is not there any more", hint="cd to another one") from None
 
 
 def _recipe(path: Path, set_: list[str] | None) -> Any:

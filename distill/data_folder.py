@@ -76,7 +76,7 @@ def _card(folder: Path) -> Any:
     if not (folder / CARD).is_file():
         return DatasetCardData()
     try:
-        text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+        text = (folder / CARD).read_text(encoding="utf-8-sig", errors="replace")
         return DatasetCard(text, ignore_metadata_errors=False).data
     except CARD_ERRORS as error:
         raise DataError(f"data.dataset: {folder / CARD}: {one_line(error)}; give data.files") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from typing_extensions import TypedDict
 
 from distill.data import Splits
 from distill.devices import resolve_device
@@ -42,7 +44,7 @@ from distill.models import (
 from distill.predictors import Classifier, load
 from distill.ranks import world_size
 from distill.recipe import PRECISION, Loss, Recipe, Schedule, Student, with_absolute_paths
-from distill.run_folder import RunFolder, read_predictions
+from distill.run_folder import RunFolder, checked, read_predictions
 from distill.sessions import load_torch
 from distill.students import build_from_config, build_from_layers, check_layers, choose_layers
 from distill.teacher_logits import (
@@ -56,7 +58,7 @@ from distill.teacher_logits import (
 from distill.timing import Clock
 from distill.tokens import tokenizer_fingerprint
 from distill.trainers import DistillationTrainer
-from distill.training import check_training, settle_precision, training_arguments
+from distill.training import check_training, in_fp32, settle_precision, training_arguments
 
 log = logging.getLogger("distill")
 
@@ -130,6 +132,7 @@ def distil(
         check_student(recipe, teachers[0], device)
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
+    recipe = in_fp32(recipe, "student", *architectures(settings, teachers[0]))
     recipe, precision = settle_precision(recipe, "student", folder, resolved, manifest_of(teachers[0]))
     settings = _student_of(recipe)
     arguments, _ = training_arguments(settings.training, folder, resolved, stage="student")
@@ -189,6 +192,7 @@ def control(
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
     manifest = student.read_manifest()
+    recipe = in_fp32(recipe, "student", *architectures(settings, teacher))
     recipe, precision = settle_precision(recipe, "student", folder, resolved, manifest)
     settings = _student_of(recipe)
     taught_by = list(manifest["parents"]["teachers"].values())
@@ -228,6 +232,9 @@ def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict
     A control whose student is not among them becomes a note. Raises `FolderError` where the two saw other test texts.
     """
     manifests = {model: run.read_manifest() for model in models if (run := RunFolder(model)).is_finished}
+    for model, manifest in manifests.items():
+        kind = _OfControl if manifest["role"] == "control" else _OfAny
+        checked(kind, manifest, str(RunFolder(model).manifest))
     found = []
     for model, manifest in manifests.items():
         if manifest["role"] != "control":
@@ -245,6 +252,21 @@ def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict
         correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
         found.append({"student": str(students[0]), "control": str(model), **compare_paired(*correct)})
     return found
+
+
+class _OfAny(TypedDict):
+    """What of a manifest says which model it is of."""
+
+    weights: str
+
+
+class _Student(TypedDict):
+    student: str
+    student_weights: str
+
+
+class _OfControl(_OfAny):
+    parents: _Student
 
 
 def fingerprints_of(teachers: Sequence[Teacher]) -> dict[str, str]:
@@ -286,7 +308,7 @@ def weights_of(settings: Student, teachers: Sequence[str]) -> tuple[float, ...]:
 def check_spares(folder: RunFolder, teachers: Sequence[str]) -> None:
     """Raise `FolderError` where what is written to `folder` would overwrite one of `teachers`."""
     for name in teachers:
-        if folder.path.resolve() == Path(name).resolve():
+        if os.path.realpath(folder.path) == os.path.realpath(name):
             raise FolderError(f"{folder.path}: the student would overwrite its teacher", hint="--output DIR")
 
 
@@ -332,6 +354,13 @@ def new_student(
     columns = align_labels(class_names(config, teacher), label_names, teacher=teacher)
     set_seed(seed)
     return build_from_layers(reorder_classes(whole, columns, label_names), settings.layers), tokenizer
+
+
+def architectures(settings: Student, teacher: str) -> list[str]:
+    """Return the architectures that a student's training runs: its own, and its teacher's if that runs beside it."""
+    runs_teacher = settings.model is None or settings.loss.runs_teacher
+    names = [name for name in (settings.model, teacher if runs_teacher else None) if name]
+    return [load_config(name).model_type for name in names]
 
 
 def _origin(settings: Student, teacher: str) -> str:

@@ -37,7 +37,7 @@ from distill.shards import name_units, whole
 from distill.timing import Clock
 from distill.tokens import check_tokenised, tokenise, tokenizer_fingerprint
 from distill.trainers import ClassificationTrainer
-from distill.training import check_shared_memory, train
+from distill.training import check_shared_memory, check_steps, train
 from distill.training_log import early_stop_in_words, selected_step, training_curve
 
 log = logging.getLogger("distill")
@@ -139,6 +139,7 @@ def fit(
     what `trainer_class` wants beside Trainer's own.
     """
     max_tokens = recipe.data.max_tokens
+    check_steps(arguments, len(train_rows), "teacher" if role == "teacher" else "student")
     transfer = f" and {len(train_rows) - len(splits.train)} transfer" if len(train_rows) > len(splits.train) else ""
     log.info(
         "%s: %.1f M parameters on %s; %s; %d train%s, %d validation, %d test texts",

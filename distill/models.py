@@ -30,7 +30,7 @@ from transformers.utils.hub import cached_file
 
 from distill.calibration import CONFIG_KEY
 from distill.checksums import ANSWERING, check_whole
-from distill.errors import ModelError, one_line
+from distill.errors import STEERING, ModelError, one_line
 from distill.hub import ask_hub
 from distill.strangers import (
     check_settings,
@@ -511,7 +511,9 @@ def _require_reachable(name: str) -> None:
     path = Path(name)
     if not name.strip():
         raise ModelError("a model is named by a folder or by its name on the Hub, got nothing")
-    if is_path(name) and not path.is_dir():
+    if STEERING.search(name):
+        raise ModelError(f"{name}: holds control characters, or bytes that are not UTF-8, by which no model is found")
+    if not path.is_dir() and (is_path(name) or path.is_symlink()):
         raise AwayError(f"{name}: no such folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: not a model folder: it has no config.json")

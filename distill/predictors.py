@@ -27,6 +27,7 @@ from distill.models import (
 )
 from distill.run_folder import EXPORT_PROOFS, read_proofs
 from distill.sessions import Session, calibration_temperature, can_run, open_session
+from distill.tokens import nothing
 
 TOKENISED_AT_ONCE = 4_096  # a tokenizer notes where each token stood, which takes far more than the token itself
 
@@ -91,7 +92,7 @@ class Classifier:
         chunk = texts[start : start + TOKENISED_AT_ONCE]
         with self._alone:  # a tokenizer keeps how it cuts, and complains if two set that at once
             encoded = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
-        return (np.asarray(row, np.int32) for row in encoded["input_ids"])
+        return (np.asarray(row or nothing(self.tokenizer), np.int32) for row in encoded["input_ids"])
 
 
 def check_finite(logits: np.ndarray, name: str) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from distill.checksums import ANSWERING, SEAL, check_whole, damage_of, seal
 from distill.errors import FolderError, one_line
@@ -30,10 +34,86 @@ EXPORT_PROOFS = "export.json"  # in a folder of exports: of each format that was
 PROOF = "proof.json"  # in a format's own folder, and sealed with it
 FLIPPED = "flipped.jsonl"  # there too: the texts whose label the format changed
 RUN = "run.json"  # in a checkpoint: the run that it belongs to
-ROLES = ("teacher", "student", "control")
 LOCK = ".lock"  # what it holds is nothing, the lock is the system's
 
 log = logging.getLogger("distill")
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Manifest(TypedDict):
+    """What is read of a manifest.json; there is more in it, for people."""
+
+    role: Literal["teacher", "student", "control"]
+    weights: NotRequired[str]
+    parents: dict[str, Any]
+    hardware: NotRequired[dict[str, Any]]
+    training_arguments: NotRequired[dict[str, Any]]
+
+
+class _Started(TypedDict):
+    """What started.json holds: the run's own name, the processors it ran on, and what it depends on."""
+
+    run: str
+    processors: list[str]
+    origin: dict[str, str]
+
+
+class _Training(TypedDict):
+    best_checkpoint: NotRequired[Annotated[str, Field(pattern=r"-[0-9]+$")] | None]
+    planned_steps: NotRequired[int]
+    steps_per_epoch: NotRequired[Number | None]
+
+
+class _Metrics(TypedDict):
+    training: _Training
+
+
+class _Logged(TypedDict):
+    """An entry of metrics.jsonl."""
+
+    step: int
+    epoch: Number
+    loss: NotRequired[Number]
+    eval_log_loss: NotRequired[Number]
+    eval_accuracy: NotRequired[Number]
+
+
+class _Trial(TypedDict):
+    number: int
+    values: dict[str, Any]
+    objective: Number | None
+    epoch: Number | None
+    seconds: Number
+    error: str | None
+
+
+class _Trials(TypedDict):
+    stage: str
+    metric: str
+    direction: str
+    best: int | None
+    trials: list[_Trial]
+
+
+class _Proof(TypedDict):
+    passed: bool
+    reason: str | None
+    device: str
+    texts_per_second: Number | None
+
+
+def checked(kind: Any, value: Any, place: str) -> Any:
+    """Return `value`, read at `place`, if it has the keys and types of `kind`; else raise `FolderError`."""
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        at = "".join(f"{key}: " for key in fault["loc"])
+        rule = fault["msg"][0].lower() + fault["msg"][1:]
+        raise FolderError(f"{place}: not as distill writes it: {at}{rule}, got {fault['input']!r:.80}") from None
+    return value
 
 
 @dataclass(frozen=True)
@@ -118,6 +198,8 @@ class RunFolder:
             raise FolderError("--resume and --overwrite exclude each other")
         if self.path.exists() and not self.path.is_dir():
             raise FolderError(f"{self.path}: a file, not a folder", hint="--output DIR")
+        if self.path.is_symlink() and not self.path.exists():
+            raise FolderError(f"{self.path}: a link that leads to nothing", hint="--output DIR")
         if not self.path.exists() or all(path.name.startswith((LOCK, PARTIAL)) for path in self.path.iterdir()):
             return
         # A run writes the recipe under a lock, first of all; checkpoints may be deleted once it has finished.
@@ -198,14 +280,7 @@ class RunFolder:
 
     def _begun(self) -> dict[str, Any]:
         """What started.json holds; raises `FolderError` if that is not what a run writes there."""
-        found = read_json(self.started)
-        kinds = {"run": str, "processors": list, "origin": dict}
-        if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
-            raise FolderError(f"{self.started}: not what a run notes when it starts", hint="--overwrite to restart")
-        texts = [*found["processors"], *found["origin"].values()]
-        if not all(isinstance(text, str) for text in texts):
-            raise FolderError(f"{self.started}: holds what is no text", hint="--overwrite to restart")
-        return found
+        return checked(_Started, read_json(self.started), str(self.started))
 
     @property
     def _has_work(self) -> bool:
@@ -239,26 +314,17 @@ class RunFolder:
     def read_manifest(self) -> dict[str, Any]:
         """Return what the finished run left to identify it; raises `FolderError` where that is damaged."""
         check_whole(self.path, (self.manifest.name,))
-        found = read_json(self.manifest)
-        if not isinstance(found, dict) or found.get("role") not in ROLES or not isinstance(found.get("parents"), dict):
-            raise FolderError(f"{self.manifest}: not the manifest of a run (role: one of {', '.join(ROLES)}; parents)")
-        return found
+        return checked(_Manifest, read_json(self.manifest), str(self.manifest))
 
     def read_metrics(self) -> dict[str, Any]:
         """Return the final figures; raises `FolderError` where they are missing or damaged."""
         check_whole(self.path, (self.metrics.name,))
-        found = read_json(self.metrics)
-        if not isinstance(found, dict) or not isinstance(found.get("training"), dict):
-            raise FolderError(f"{self.metrics}: not the figures of a run")
-        return found
+        return checked(_Metrics, read_json(self.metrics), str(self.metrics))
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Return the training log, an entry for each time that Trainer logged."""
+        """Return the training log, an entry for each time that Trainer logged; raises `FolderError` if it is none."""
         check_whole(self.path, (self.metrics_log.name,))
-        try:
-            return [json.loads(line) for line in self.metrics_log.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError, RecursionError) as error:
-            raise FolderError(f"{self.metrics_log}: cannot be read: {one_line(error)}") from None
+        return read_lines(self.metrics_log, _Logged)
 
     def last_checkpoint(self) -> Path | None:
         """Return the last checkpoint that is whole, and whose best one is; None where there is none."""
@@ -368,7 +434,7 @@ class SweepFolder(RunFolder):
     def read_results(self) -> dict[str, Any]:
         """Return the trials (see sweep.sweep); raises `FolderError` where they are damaged."""
         check_whole(self.path, (self.results.name,))
-        return read_json(self.results)
+        return checked(_Trials, read_json(self.results), str(self.results))
 
     def _clear(self) -> None:
         made = (self.best, self.results, self.started, self.path / SEAL)
@@ -415,29 +481,45 @@ def hold(folder: Path) -> Iterator[None]:
         held.release()
 
 
+def check_writable(folder: Path) -> None:
+    """Raise `FolderError` if what is there of a folder's path is no folder or may not be written; touch nothing."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    reason = f"{there} is no folder" if not there.is_dir() else os.strerror(errno.EACCES)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise FolderError(f"{folder}: cannot be written: {reason}", hint="--output DIR")
+
+
 def read_proofs(exports: Path) -> dict[str, dict[str, Any]]:
     """Return the proof of each format in a folder of exports; raises `FolderError` if one is damaged.
 
     The proof of a format that is there lies in its folder, sealed with it, so an export that was interrupted spoils
     none of the others. Those that failed have no folder, and are told by export.json.
     """
-    said = read_json(exports / EXPORT_PROOFS)
+    said = checked(dict[str, _Proof], read_json(exports / EXPORT_PROOFS), str(exports / EXPORT_PROOFS))
     proofs = {}
     for name in FORMATS:
         if (exports / name / PROOF).is_file():
             check_whole(exports / name, (PROOF,))
-            proofs[name] = read_json(exports / name / PROOF)
-        elif isinstance(said, dict) and isinstance(said.get(name), dict) and not said[name].get("passed"):
+            proofs[name] = checked(_Proof, read_json(exports / name / PROOF), str(exports / name / PROOF))
+        elif name in said and not said[name]["passed"]:
             proofs[name] = said[name]
-    needed = {"passed", "reason", "device", "texts_per_second"}
-    is_whole = isinstance(said, dict) and all(isinstance(p, dict) and needed <= p.keys() for p in proofs.values())
-    if not is_whole or not all(_is_rate(proof["texts_per_second"]) for proof in proofs.values()):
-        raise FolderError(f"{exports / EXPORT_PROOFS}: not the proofs of exports", hint="export again")
     return proofs
 
 
-def _is_rate(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and value >= 0)
+def read_lines(path: Path, kind: Any) -> list[dict[str, Any]]:
+    """Return the values in a file of JSON lines, each of `kind`; raises `FolderError`, with the line, if one is not."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FolderError(f"{path}: cannot be read: {one_line(error)}") from None
+    values = []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise FolderError(f"{path}: line {number}: not JSON ({one_line(error)})") from None
+        values.append(checked(kind, value, f"{path}: line {number}"))
+    return values
 
 
 def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarray, logits: np.ndarray) -> None:
@@ -471,4 +553,4 @@ def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         gold_labels, logits = table["gold_label"].to_numpy(), np.stack(table["logits"].to_numpy())
         return table["example_id"].to_pylist(), gold_labels, logits
     except (KeyError, ValueError, TypeError) as error:
-        raise FolderError(f"{path}: not predictions: {one_line(error)}") from None
+        raise FolderError(f"{path}: not as distill writes it: {one_line(error)}") from None

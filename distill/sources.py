@@ -71,6 +71,8 @@ def read_texts(path: str, text_column: str) -> Iterator[str]:
     too, so that answers and lines stay in step. Raises `DataError` naming the file and the row if something is no text.
     """
     if path == "-":
+        if sys.stdin is None:
+            raise DataError("stdin: is closed, so there are no texts to read")
         try:
             yield from text_lines(sys.stdin.buffer, "stdin")
         except OSError as error:

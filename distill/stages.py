@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,12 @@ from distill.provenance import now, versions
 from distill.ranks import leave, rank
 from distill.recipe import Recipe, with_absolute_paths
 from distill.recipe_file import dump_recipe, load_recipe
-from distill.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, hold, read_proofs
+from distill.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, check_writable, hold, read_proofs
 from distill.sessions import TorchSession, calibration_temperature, onnx_runs_on_cuda
 from distill.teacher_logits import KeptLogits, identify_teacher
 from distill.timing import Clock
-from distill.training import settle_precision, training_arguments
+from distill.training import check_trackers as check_stage_trackers
+from distill.training import in_fp32, settle_precision, training_arguments
 
 log = logging.getLogger("distill")
 
@@ -86,6 +88,13 @@ def check_models(recipe: Recipe, device: str = "auto") -> None:
         check_base(recipe.teacher.model, recipe.data.label_names, pretrained=recipe.teacher.pretrained)
         if recipe.student:
             distilling.check_student(recipe, recipe.teacher.model, device)
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise `RecipeError` if a stage of the recipe reports to a tracker that is not installed."""
+    for stage in ("teacher", "student"):
+        if settings := getattr(recipe, stage):
+            check_stage_trackers(settings.training, stage)
 
 
 def teacher(
@@ -116,6 +125,8 @@ def teacher(
     recipe = with_absolute_paths(recipe)
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
+    with named_by("teacher.model"):
+        recipe = in_fp32(recipe, "teacher", load_config(settings.model).model_type)
     recipe, precision = settle_precision(recipe, "teacher", folder, resolved)
     settings = recipe.teacher
     assert settings is not None
@@ -197,7 +208,7 @@ def student(
     is_done = may_be_done and already_finished(folder, recipe, "student", names)
     needs_control = recipe.student.control
     if needs_control:
-        if beside.path.resolve() in [Path(name).resolve() for name in names]:
+        if os.path.realpath(beside.path) in map(os.path.realpath, names):
             raise FolderError(f"{beside.path}: the control would overwrite a teacher", hint="--output DIR")
         if is_done and already_finished(beside, recipe, "control", names, student=folder):
             needs_control = False
@@ -378,6 +389,7 @@ def report(
     """
     if Path(output).exists() and not Path(output).is_dir():
         raise FolderError(f"{output}: a file, not a folder", hint="--output DIR")
+    check_writable(Path(output))
     models = [model for folder in folders for model in models_in(Path(folder))]
     if not models:
         raise FolderError(f"{folders[0]}: holds a search and no model to measure", hint="name a model's folder too")
@@ -391,6 +403,9 @@ def report(
     candidates = [item for model in models for item in candidates_of(model, devices, notes)]
     if budget:
         budget.check({item.role for item in candidates})
+    # Whatever is read of the folders is looked at before minutes of measuring.
+    comparisons = distilling.compare_with_controls(models, notes)
+    trainings, flipped = list(learning_curves(models)), list(flipped_texts(models))
     gold_labels = np.asarray(splits.test["label"][:])
     measurements = measure(
         candidates,
@@ -401,7 +416,6 @@ def report(
         rounds=recipe.benchmark.rounds,
         threads=recipe.benchmark.threads,
     )
-    comparisons = distilling.compare_with_controls(models, notes)
     environment = {
         "measured": now(),
         "versions": versions(),
@@ -424,9 +438,9 @@ def report(
             label_names=splits.label_names,
             budget=budget,
             comparisons=comparisons,
-            trainings=list(learning_curves(models)),
+            trainings=trainings,
             cascade=cascade_of(measurements, gold_labels, recipe.benchmark.shapes[0]),
-            flipped=list(flipped_texts(models)),
+            flipped=flipped,
             sweeps=sweeps,
             recipe=dump_recipe(recipe),
         )

@@ -58,8 +58,6 @@ def check_settings(settings: Any, name: str) -> None:
                 )
         if key in COUNTS and isinstance(value, int | float) and value > LARGEST_COUNT:
             raise ModelError(f"{place}: wants at most {LARGEST_COUNT}, got {value}")
-    if settings.get("chunk_size_feed_forward"):  # of lengths that it does not divide, transformers makes nothing
-        raise ModelError(f"{name}: config.json: chunk_size_feed_forward: is not supported; take the key away")
     if settings.get("quantization_config") is not None:
         raise ModelError(
             f"{name}: config.json: quantization_config: quantised weights are not read; name the model behind them"

@@ -17,6 +17,7 @@ from distill.devices import Device, resolve_device
 from distill.distilling import (
     answered_rows,
     answers_of,
+    architectures,
     base_of,
     check_spares,
     check_student,
@@ -31,7 +32,7 @@ from distill.files import room_for, write_json
 from distill.first_token import last_layer
 from distill.fitting import base_fingerprint, origin_of, read_splits, tokenised
 from distill.hidden_states import OnlineTeacher
-from distill.models import load_classifier, load_tokenizer, named_by, share_padding
+from distill.models import load_classifier, load_config, load_tokenizer, named_by, share_padding
 from distill.packages import SWEEP_EXTRA
 from distill.provenance import now, versions
 from distill.recipe import Recipe, Stage, with_absolute_paths
@@ -41,7 +42,7 @@ from distill.run_folder import SweepFolder, hold
 from distill.search_space import Space
 from distill.teacher_logits import Teacher, check_unchanged, identify_teacher
 from distill.trainers import ClassificationTrainer, DistillationTrainer
-from distill.training import make_trainer, narrowed, settle_precision, throughput_of, training_arguments, watch
+from distill.training import in_fp32, make_trainer, narrowed, settle_precision, throughput_of, training_arguments, watch
 from distill.training_arguments import LOWER_IS_BETTER
 
 log = logging.getLogger("distill")
@@ -82,9 +83,10 @@ def sweep(
     check_spares(folder, teachers)
     folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
-    recipe, precision = settle_precision(
-        recipe, stage, folder, resolved, manifest_of(teachers[0]) if teachers else None
-    )
+    models = architectures(settings, teachers[0]) if stage == "student" else [load_config(settings.model).model_type]
+    recipe = in_fp32(recipe, stage, *models)
+    parent = manifest_of(teachers[0]) if teachers else None
+    recipe, precision = settle_precision(recipe, stage, folder, resolved, parent)
     settings = getattr(recipe, stage)
     assert recipe.sweep is not None
     arguments, _ = _arguments(settings, folder, resolved, stage)

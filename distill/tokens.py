@@ -35,6 +35,13 @@ def tokenise(
             batch["text"], truncation=True, max_length=max_tokens, return_token_type_ids=False, return_length=True
         )
         progress(len(batch["text"]))
+        for row, ids in enumerate(encoded["input_ids"]):
+            if not ids:
+                encoded["input_ids"][row], encoded["attention_mask"][row], encoded["length"][row] = (
+                    nothing(tokenizer),
+                    [1],
+                    1,
+                )
         return {**encoded, "labels": batch.get("label", [UNLABELLED] * len(batch["text"]))}
 
     key = json.dumps([rows._fingerprint, tokenizer_fingerprint(tokenizer), max_tokens])
@@ -45,6 +52,12 @@ def tokenise(
         # datasets would hash the tokenizer, whose state changes with its first call: never the same key twice
         new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
     )
+
+
+def nothing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of a text of which the tokenizer makes no token, not even a special one: a model needs one."""
+    known: tuple[Any, ...] = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return [next(token for token in known if token is not None)]
 
 
 def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:

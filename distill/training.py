@@ -25,7 +25,12 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.integrations.integration_utils import TensorBoardCallback, get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    TensorBoardCallback,
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
@@ -56,6 +61,8 @@ from distill.training_log import early_stop, warnings_of
 log = logging.getLogger("distill")
 
 SHARED_MEMORY = Path("/dev/shm")
+# DeBERTa (v1) masks with fp32's least number, which autocast's bf16 and fp16 cannot hold; transformers 5.23.
+ONLY_FP32 = ("deberta",)
 LONG_SECONDS = 10.0  # of training, before whose end other work on the machine may have come or gone
 _peak_once = functools.cache(peak_flops)  # a search begins many trainings
 
@@ -63,11 +70,54 @@ _peak_once = functools.cache(peak_flops)  # a search begins many trainings
 def check_training(training: Mapping[str, Any], device: Device, stage: str) -> None:
     """Raise `RecipeError` if a `training` section does not go with the device or with how distill was started."""
     refuse_fp16(training, device, stage)
+    check_trackers(training, stage)
     check_launch(training, stage)
     if training.get("fsdp") and device == "cpu" and (training.get("fsdp_config") or {}).get("cpu_offload"):
         raise RecipeError(
             f"{stage}.training.fsdp_config.cpu_offload: moves what a GPU holds to the CPU, and this is one"
         )
+
+
+def check_trackers(training: Mapping[str, Any], stage: str) -> None:
+    """Raise `RecipeError` if a `training` section reports to a tracker that is not installed."""
+    named = training.get("report_to")
+    names = [named] if isinstance(named, str) else named or []
+    known = ("none", "all", *INTEGRATION_TO_CALLBACK)
+    installed = ("none", "all", "flyte", *get_available_reporting_integrations())  # which does not look for flyte
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"{stage}.training.report_to: got {name!r}, wants one of {', '.join(known)}")
+        if name not in installed:
+            raise RecipeError(
+                f"{stage}.training.report_to: {name} is not installed: pip install {name}, or leave it out"
+            )
+
+
+def check_steps(arguments: TrainingArguments, rows: int, stage: str) -> None:
+    """Raise `RecipeError` if not one batch of `rows` training texts is full and others are dropped: no step is made."""
+    batch = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows < batch:
+        raise RecipeError(
+            f"{stage}.training.dataloader_drop_last: drops the only batch, of {rows} texts where {batch} make one: "
+            "leave it out, or a smaller per_device_train_batch_size"
+        )
+
+
+def in_fp32(recipe: Recipe, stage: str, *architectures: str) -> Recipe:
+    """Return the recipe with fp32 settled for a stage that runs an architecture which mixed precision breaks.
+
+    Raises `RecipeError` if the recipe asks for another precision.
+    """
+    found = [name for name in architectures if name in ONLY_FP32]
+    if not found:
+        return recipe
+    training = getattr(recipe, stage).training
+    for name in PRECISION:
+        if training.get(name):
+            problem = f"{stage}.training.{name}: {found[0]}'s attention mask overflows in it: leave it out, for fp32"
+            raise RecipeError(problem)
+    log.info("%s: in fp32, since %s's attention mask overflows in any other precision", stage, found[0])
+    return with_precision(recipe, stage, dict.fromkeys(PRECISION, False))
 
 
 def training_arguments(

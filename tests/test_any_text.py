@@ -2,14 +2,17 @@
 
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
 from conftest import BAD, FILLER, GOOD, make_classifier, run, write_reviews
+from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import distill
+from distill.tokens import tokenise
 
 ODD = [
     "", " ", "\n\t", "\0", "\x07\x1b[31mred", "a good film", "GOOD " * 20_000, "x" * 100_000,
@@ -48,6 +51,19 @@ def test_odd_texts_are_answered_and_in_order(classifiers, record_property):
         for text, answer in zip(ODD, answers, strict=True):
             np.testing.assert_allclose(classifier.probabilities([text])[0], answer, atol=1e-5)
     record_property("odd texts answered", len(ODD) * len(classifiers))
+
+
+def test_a_text_of_no_tokens_is_answered_alone_and_in_company(tiny_bert, tmp_path):
+    """A tokenizer that adds no special tokens makes nothing of an empty text."""
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    tokenizer = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    classifier = distill.load(tmp_path / "model", "cpu")
+    answers = classifier.probabilities(["", "a good film", " "])
+    assert np.isfinite(answers).all()
+    np.testing.assert_allclose(classifier.probabilities([""])[0], answers[0], atol=1e-5)
+    rows = Dataset.from_dict({"text": [" ", "good"], "label": [0, 1]})
+    assert tokenise(rows, classifier.tokenizer, 8)["length"][:] == [1, 1]
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,7 +1,13 @@
 """Command lines that cannot work: each is refused in one line, before anything is written."""
 
+import os
+import sys
+
 import pytest
 from conftest import check_refused, run
+
+from distill.errors import DataError
+from distill.sources import read_texts
 
 CASES = {
     "no recipe": (["check", "nowhere.yaml"], "nowhere.yaml: No such file"),
@@ -117,6 +123,38 @@ CASES = {
         ["sweep", "{recipe}", "--set", "sweep.keys.teacher.training.optim=[adamw_torch, adamw_bnb_8bit]"],
         "teacher.training: ",
     ),
+    "a teacher that is a ring of links": (
+        ["student", "{recipe}", "--teacher", "ring"], "--teacher: ring: no such folder",
+    ),
+    "a model that is a ring of links": (["predict", "ring", "a"], "ring: no such folder"),
+    "a student into a ring of links": (
+        ["student", "{recipe}", "--teacher", "{model}", "--output", "ring", "--force"], "ring: a link that leads to",
+    ),
+    "a report into a ring of links": (
+        ["report", "{model}", "--recipe", "{recipe}", "--output", "ring"], "ring: cannot be written: ",
+    ),
+    "a report below a file": (
+        ["report", "{model}", "--recipe", "{recipe}", "--output", "{data}/train.csv/x"], "train.csv is no folder",
+    ),
+    "an output in other bytes": (
+        ["teacher", "{recipe}", "--output", "caf\udce9"], "caf\\udce9: bytes that are not UTF-8, in which files",
+    ),
+    "exports in other bytes": (["export", "{model}", "--output", "caf\udce9"], "caf\\udce9: bytes that are not UTF-8"),
+    "a model in other bytes": (["predict", "./caf\udce9", "a"], "./caf\\udce9: holds control characters, or bytes"),
+    "a key in other bytes": (["check", "{recipe}", "--set", "caf\udce9=1"], "--set caf\\udce9=1: "),
+    "a tracker that is not installed": (
+        ["check", "{recipe}", "--set", "teacher.training.report_to=comet_ml"],
+        "teacher.training.report_to: comet_ml is not installed",
+    ),
+    "a tracker of nobody": (
+        ["check", "{recipe}", "--set", "student.training.report_to=[wombat]"],
+        "student.training.report_to: got 'wombat', wants one",
+    ),
+    "no full batch": (
+        ["teacher", "{recipe}", "--set", "teacher.training.dataloader_drop_last=true", "--set",
+         "teacher.training.per_device_train_batch_size=500"],
+        "teacher.training.dataloader_drop_last: drops the only batch, of 144 texts where 500 make one",
+    ),
     "nothing to convert": (["convert", "{model}", "--output", "x"], "there is nothing to convert"),
 }  # fmt: skip
 
@@ -126,6 +164,8 @@ def test_a_mistake_on_the_command_line_is_one_line(
     name, recipe_path, tiny_bert, data, tmp_path, monkeypatch, record_property
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "ring").symlink_to("other")
+    (tmp_path / "other").symlink_to("ring")
     arguments, expected = CASES[name]
     arguments = [text.format(recipe=recipe_path, model=tiny_bert, data=data) for text in arguments]
     check_refused(tmp_path, [expected], *arguments, also=(data, tiny_bert))
@@ -153,4 +193,36 @@ def test_texts_that_are_not_utf_8_are_one_line(text, said, tiny_bert, tmp_path, 
     (tmp_path / "texts.txt").write_bytes(text)
     check_refused(tmp_path, [f"texts.txt: line 1: {said}"], "predict", tiny_bert, "--file", tmp_path / "texts.txt")
     check_refused(tmp_path, [f"stdin: line 1: {said}"], "predict", tiny_bert, "--file", "-", stdin=text)
+    record_property("bad command lines", 2)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "x"}, "RANK: wants a whole number, 0 or more, got 'x'"),
+        ({"RANK": "-1"}, "RANK: wants a whole number, 0 or more, got '-1'"),
+        ({"RANK": "1"}, "RANK: wants a number below WORLD_SIZE, which is 1, got 1"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: wants a whole number, 1 or more, got 'two'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: wants a whole number, 1 or more, got '0'"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK: wants a whole number, -1 or more, got 'x'"),
+    ],
+)
+def test_a_launcher_that_talks_nonsense_is_one_line(
+    variables, said, recipe_path, tmp_path, monkeypatch, record_property
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check_refused(tmp_path, [said], "teacher", recipe_path)
+    record_property("bad command lines", 1)
+
+
+def test_no_stdin_and_no_working_directory_are_one_line(tiny_bert, tmp_path, monkeypatch, record_property):
+    with pytest.raises(DataError, match="stdin: is closed"), monkeypatch.context() as closed:
+        closed.setattr(sys, "stdin", None)
+        next(read_texts("-", "text"))
+    monkeypatch.chdir(tmp_path)  # and back, once it is over
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    check_refused(tmp_path, ["the working directory is not there any more"], "predict", tiny_bert, "a")
     record_property("bad command lines", 2)

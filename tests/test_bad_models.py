@@ -672,7 +672,6 @@ STRANGERS = {
     "a kernel of a part": (config(text_config={"_attn_implementation": "mallory/kernel"}), KERNEL),
     "a kernel within": (config(_attn_implementation_internal="mallory/kernel"), KERNEL),
     "experts by a kernel": (config(experts_implementation="mallory/kernel"), KERNEL),
-    "layers in chunks": (config(chunk_size_feed_forward=10**9), "chunk_size_feed_forward: is not supported"),
     "a quantiser": (config(quantization_config={"quant_method": "fp8"}), "quantization_config: quantised weights"),
     "an adapter of a model elsewhere": (
         content("adapter_config.json", b'{"base_model_name_or_path": "mallory/model"}'), "an adapter of another model",
@@ -723,13 +722,18 @@ EXPORTED = {"passed": True, "reason": "", "device": "cpu", "texts_per_second": 1
 
 
 @pytest.mark.parametrize(
-    "proofs", [{"../model": EXPORTED}, {"onnx-fp32": EXPORTED | {"texts_per_second": "many"}}, [1]]
+    ("proofs", "said"),
+    [
+        ({"../model": EXPORTED}, "no format there that runs here"),
+        ({"onnx-fp32": EXPORTED | {"texts_per_second": "many"}}, "export.json: not as distill writes it"),
+        ([1], "export.json: not as distill writes it"),
+    ],
 )
-def test_proofs_name_formats_and_nothing_else(proofs, tmp_path, tiny_bert, record_property):
+def test_proofs_name_formats_and_nothing_else(proofs, said, tmp_path, tiny_bert, record_property):
     (tmp_path / "exports").mkdir()
     (tmp_path / "exports" / "export.json").write_text(json.dumps(proofs))
     shutil.copytree(tiny_bert, tmp_path / "model")
-    check_refused(tmp_path, ["export.json: not the proofs of exports"], "predict", tmp_path / "exports", "a good film")
+    check_refused(tmp_path, [said], "predict", tmp_path / "exports", "a good film")
     record_property("attacks refused", 1)
 
 

@@ -185,7 +185,7 @@ def test_a_finished_run_whose_texts_have_changed_since_is_not_taken_for_done(fin
     (tmp_path / "teacher" / "manifest.json").write_text(json.dumps(found))
     (tmp_path / "teacher" / "checksums.json").unlink()
     code, _, err = run("teacher", folder / "recipe.yaml", "--output", tmp_path / "teacher", "--resume")
-    assert code == 2 and "finished with other texts: data.train differs" in err
+    assert code == 2 and "finished with other data: texts or labels of train have changed" in err
 
 
 def test_running_again_with_another_recipe_mixes_nothing(finished):

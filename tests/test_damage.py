@@ -92,6 +92,55 @@ def test_a_damaged_record_is_not_reported(folder, name, damage, record_property)
     record_property("damaged files named", 1)
 
 
+LINE = {"text": "a", "gold": "b", "model": "b", "format": "c", "model_probabilities": {}, "format_probabilities": {}}
+MANIFEST = {"role": "teacher", "weights": "0"}
+# Of each file that a report reads: a content that is not ours, and what the one line says of it.
+STRANGE = {
+    "manifest.json": [
+        ([], "input should be a valid dictionary"), ({}, "role: field required"), ({"role": 3}, "role: input should"),
+        ({"role": "teacher"}, "weights: field required"), ({**MANIFEST, "role": "control"}, "parents: field required"),
+        ({**MANIFEST, "role": "control", "parents": []}, "parents: input should be a valid dictionary"),
+        ({**MANIFEST, "hardware": []}, "hardware: input should be"),
+    ],
+    "metrics.json": [
+        ([], "input should be a valid dictionary"), ({}, "training: field"), ({"training": []}, "training: inp"),
+        ({"training": {"best_checkpoint": 3}}, "training: best_checkpoint: input should be a valid string, got 3"),
+        ({"training": {"best_checkpoint": "x"}}, "training: best_checkpoint: string should match pattern"),
+    ],
+    "metrics.jsonl": [
+        ([], "line 1: not as distill writes it"), ("{", "line 1: not JSON"), ({"loss": 1.0}, "step: field required"),
+        ({"step": 1, "epoch": 1.0, "loss": "x"}, "loss: input should be a valid number, got 'x'"),
+        ({"step": 1, "epoch": 1.0, "loss": float("nan")}, "loss: input should be a finite number, got nan"),
+    ],
+    "export/export.json": [
+        ({FORMAT: {"passed": "yes", "reason": None, "device": "cpu", "texts_per_second": 1}}, "passed: input"),
+        ({FORMAT: {"passed": True, "reason": None, "device": [], "texts_per_second": 1}}, "device: input should be"),
+    ],
+    f"export/flipped-{FORMAT}.jsonl": [
+        ([], "line 1: not as distill writes it"), ({**LINE, "model_probabilities": []}, "model_probabilities: input"),
+    ],
+    "sweep/sweep.json": [([], "not as distill writes it"), ({"trials": [3]}, "stage: field required")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"), [(name, content, said) for name in STRANGE for content, said in STRANGE[name]]
+)
+def test_a_record_that_is_not_ours_is_one_line_before_anything_is_measured(
+    folder, name, content, said, monkeypatch, record_property
+):
+    monkeypatch.setattr("distill.stages.measure", lambda *_, **__: pytest.fail("was measured"))
+    path = folder / "teacher" / name
+    path.parent.mkdir(exist_ok=True)
+    for sealed in (folder / "teacher", path.parent):
+        (sealed / SEAL).unlink(missing_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    code, out, err = run("report", folder / "teacher", "--output", folder / "report")
+    (problem,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and f"{path}: " in problem and said in problem and not out, err
+    record_property("damaged files named", 1)
+
+
 def test_what_a_user_may_change_is_no_damage(folder):
     for name in ("README.md", "recipe.yaml"):
         with open(folder / "teacher" / name, "a") as file:

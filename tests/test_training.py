@@ -27,7 +27,7 @@ from distill.sampling import SimilarLengths
 from distill.sessions import TorchSession
 from distill.tokens import tokenise
 from distill.trainers import ClassificationTrainer, DistillationTrainer
-from distill.training import settle_precision, train, training_arguments
+from distill.training import in_fp32, settle_precision, train, training_arguments
 
 FP32 = {"bf16": False}
 DISTILLATION = {"loss": Loss(), "teacher_weights": (1.0,)}
@@ -356,11 +356,11 @@ def test_the_recipe_has_the_last_word_on_precision():
     assert training_precision("cpu", {"bf16": True}) == ({}, "bf16, as the recipe says")
 
 
-def test_fp16_on_a_cpu_is_refused_before_anything_is_done(recipe_path, tmp_path):
+def test_fp16_on_a_cpu_is_refused_before_anything_is_done(recipe_path, tmp_path, tiny_bert):
     """Also the student's, before its teacher is trained, and the control's and a sweep's, which are the student's."""
     for stage, arguments in {
         "teacher": ("teacher", recipe_path),
-        "student": ("student", recipe_path, "--teacher", tmp_path / "teacher"),
+        "student": ("student", recipe_path, "--teacher", tiny_bert),
     }.items():
         expected = f"{stage}.training.fp16: true, but a CPU trains in fp16 at a fraction of its speed in fp32"
         for command in (arguments, ("run", recipe_path, "--output", tmp_path / "run")):
@@ -414,3 +414,16 @@ def test_workers_without_room_for_their_batches_are_refused(recipe_path, monkeyp
     setting = "teacher.training.dataloader_num_workers=2"
     expected = "teacher.training.dataloader_num_workers: 2 workers pass batches on through"
     check_refused(tmp_path, [expected], "teacher", recipe_path, "--set", setting)
+
+
+def test_an_architecture_that_mixed_precision_breaks_trains_in_fp32(recipe_path):
+    """DeBERTa's mask value is fp32's least number, which bf16 cannot hold."""
+    recipe = load_recipe(recipe_path)
+    assert in_fp32(recipe, "teacher", "bert") is recipe
+    settled, _ = settle_precision(
+        in_fp32(recipe, "teacher", "deberta"), "teacher", RunFolder(recipe_path.parent), "cpu"
+    )
+    assert settled.teacher.training["bf16"] is False
+    asked = load_recipe(recipe_path, ["teacher.training.bf16=true"])
+    with pytest.raises(RecipeError, match="bf16: deberta's attention mask overflows"):
+        in_fp32(asked, "teacher", "deberta")
