@@ -31,6 +31,7 @@ FILES = {
     "test_kills": "kill -9 at random moments of a run, and while files are written",
     "test_run_folder": "damaged checkpoints, second runs",
     "test_damage": "damaged results, moved runs, divergence",
+    "test_files": "power cuts, and files that come together",
     "test_disk_full": "a disk that is full at any write",
     "test_bad_recipes": "recipes and --set",
     "test_bad_data": "data files",
@@ -41,6 +42,8 @@ FILES = {
     "test_any_text": "texts of any script and length, a million rows",
     "test_private": "network and tokens",
     "test_page": "reviews that attack the report's page",
+    "test_plots": "names and settings that attack its pictures",
+    "test_terminal": "texts that steer a terminal, outputs that go away",
 }
 
 
