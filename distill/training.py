@@ -45,7 +45,7 @@ from distill.devices import (
     refuse_fp16,
     training_precision,
 )
-from distill.errors import FolderError, RecipeError
+from distill.errors import FolderError, Interrupted, RecipeError
 from distill.files import room_for
 from distill.first_token import LastLayer, first_token_only, last_layer
 from distill.metrics import ClassificationMetrics
@@ -349,10 +349,15 @@ def train(
     )  # fmt: skip
     trainer.throughput = throughput_of(model, trainer, device)
     line = watch(trainer, title)
-    gpu = GpuWatch(device)
+    gpu, stop = GpuWatch(device), StopOnSignal(trainer)
     try:
-        with StopOnSignal(trainer), narrowed(trainer, layer), room_for(folder.path), gpu:
+        with stop, narrowed(trainer, layer), room_for(folder.path), gpu:
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except RuntimeError as error:  # a worker that was just being started had no time to leave the signal to us
+        if stop.signal_number is None or "DataLoader worker" not in str(error):
+            raise
+        where = f"stopped at step {trainer.state.global_step}, and the loader's workers with it"
+        raise Interrupted(stop.signal_number, f"{where}; --resume goes on from the last checkpoint") from None
     except pickle.UnpicklingError as error:  # torch reads optimizer and random state as tensors alone
         if checkpoint is None:
             raise
