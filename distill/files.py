@@ -121,7 +121,9 @@ def clear_away(partial: Path) -> None:
 
     What was moved away for something that never came goes back, see `take_place`.
     """
-    for ready in (partial / COMING).iterdir() if (partial / READY).is_file() else ():
+    # It may have been killed while it removed a folder of which all had come.
+    is_ready = (partial / READY).is_file() and (partial / COMING).is_dir()
+    for ready in (partial / COMING).iterdir() if is_ready else ():
         os.replace(ready, partial.parent / ready.name)
     for replaced in (partial / REPLACED).glob("*"):
         if not (partial.parent / replaced.name).exists():

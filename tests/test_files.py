@@ -129,6 +129,10 @@ def test_files_come_together_or_not_at_all(tmp_path):
     with hold(tmp_path):
         assert texts() | {".lock": ""} == {"report.html": "new", "report.json": "new", ".lock": ""}
     assert not partial.exists()
+    partial.mkdir()  # killed while what had come was cleared away
+    (partial / READY).touch()
+    with hold(tmp_path):
+        assert not partial.exists()
 
 
 def test_files_that_belong_together_can_be_read_by_the_same_people(tmp_path):
