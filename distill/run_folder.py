@@ -368,7 +368,7 @@ class RunFolder:
 
     def _is_own(self, checkpoint: Path) -> bool:
         run = self._run
-        return run is None or ((checkpoint / RUN).is_file() and read_json(checkpoint / RUN).get("run") == run)
+        return run is None or ((checkpoint / RUN).is_file() and read_json(checkpoint / RUN) == {"run": run})
 
     @property
     def _made_folders(self) -> tuple[Path, ...]:

@@ -98,8 +98,12 @@ def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path, recipe_path, caplo
     other = started(tmp_path / "other", recipe_path)
     shutil.copytree(own(other, 9), folder.checkpoints / "checkpoint-9")
     shutil.copytree(checkpoint(other, 12), folder.checkpoints / "checkpoint-12")  # sealed, and of nobody
+    odd = checkpoint(folder, 14, sealed=False)
+    (odd / "run.json").write_text("[]")
+    seal(odd)
     assert folder.last_checkpoint() == mine
-    assert sum("is of another run" in message for message in caplog.messages) == 2
+    shutil.rmtree(odd)
+    assert sum("is of another run" in message for message in caplog.messages) == 3
     folder.put_away_checkpoints(beyond=5)
     left = sorted(path.name.rpartition("-")[0] for path in folder.checkpoints.iterdir() if path != mine)
     assert left == ["unused-checkpoint-12", "unused-checkpoint-9"] and mine.exists()  # nothing of it was deleted
