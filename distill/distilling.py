@@ -130,7 +130,7 @@ def distil(
     check_spares(folder, teachers)
     with named_by("--teacher", TEACHER_HINT):
         check_student(recipe, teachers[0], device)
-    folder.check(recipe, resume=resume, overwrite=overwrite)
+    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
     recipe = in_fp32(recipe, "student", *architectures(settings, teachers[0]))
     recipe, precision = settle_precision(recipe, "student", folder, resolved, manifest_of(teachers[0]))
@@ -189,7 +189,7 @@ def control(
     settings = _student_of(recipe)
     resolved = resolve_device(device)
     recipe = with_absolute_paths(recipe)
-    folder.check(recipe, resume=resume, overwrite=overwrite)
+    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
     manifest = student.read_manifest()
     recipe = in_fp32(recipe, "student", *architectures(settings, teacher))

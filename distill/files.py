@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +116,34 @@ def together(folder: Path) -> Iterator[Path]:
     sync_folder(folder)
 
 
-def clear_away(partial: Path) -> None:
-    """Remove a folder of PARTIAL, after what was decided in it: files that were ready come, see `together`.
+def take_places(new: Path, folder: Path, old: Iterable[Path]) -> None:
+    """Put what the folder `new` holds into `folder`, and remove `old`, which lies there: all of it, or nothing.
 
-    What was moved away for something that never came goes back, see `take_place`.
+    What `new` holds is on the disk already. If a kill comes, `clear_away` puts the old back or ends it.
+    """
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+    (partial / REPLACED).mkdir()
+    (partial / READY).touch()
+    sync(partial)
+    for path in old:
+        if os.path.lexists(path):
+            os.replace(path, partial / REPLACED / path.name)
+    os.replace(new, partial / COMING)  # from here on it is the new that stays
+    sync_folder(partial)
+    clear_away(partial)
+    sync_folder(folder)
+
+
+def clear_away(partial: Path) -> None:
+    """Remove a folder of PARTIAL, after what was decided in it: what was ready comes (`together`, `take_places`).
+
+    What was moved away for something that never came goes back (`take_place`, `take_places`).
     """
     # It may have been killed while it removed a folder of which all had come.
-    is_ready = (partial / READY).is_file() and (partial / COMING).is_dir()
-    for ready in (partial / COMING).iterdir() if is_ready else ():
-        os.replace(ready, partial.parent / ready.name)
+    if (partial / READY).is_file() and (partial / COMING).is_dir():
+        for ready in (partial / COMING).iterdir():
+            os.replace(ready, partial.parent / ready.name)
+        shutil.rmtree(partial / REPLACED, ignore_errors=True)  # first: alone it would look like what has to go back
     for replaced in (partial / REPLACED).glob("*"):
         if not (partial.parent / replaced.name).exists():
             os.replace(replaced, partial.parent / replaced.name)

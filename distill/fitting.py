@@ -152,11 +152,14 @@ def fit(
     with clock("tokenising"):
         validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
     state = PartialState()
-    with hold(folder.path) if state.is_main_process else contextlib.nullcontext():
+    place = RunFolder(folder.place)
+    with hold(place.path) if state.is_main_process else contextlib.nullcontext():
         with state.main_process_first():
             if state.is_main_process:
                 # Only now that nothing of the user's can be wrong.
                 folder.start(recipe, origin, resume=resume, overwrite=overwrite)
+                if folder != place:
+                    log.info("%s: the finished run in %s stays until this one has finished", role, place.path)
         checkpoint = _to_go_on_from(folder, role) if resume else None
         training = train(
             trainer_class,
@@ -198,7 +201,7 @@ def fit(
         faults = faults_of_answers(test_logits, gold_labels, splits.label_names)
         if not state.is_main_process:
             state.wait_for_everyone()
-            return folder
+            return place
         model.save_pretrained(folder.path)
         tokenizer.save_pretrained(folder.path)
         write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits)
@@ -216,7 +219,7 @@ def fit(
             write_text(
                 folder.card,
                 card(
-                    folder.path.absolute().name, role, recipe, metrics, architecture=type(model).__name__,
+                    place.path.absolute().name, role, recipe, metrics, architecture=type(model).__name__,
                     parameters=parameter_count(model), label_names=splits.label_names, sizes=sizes, parents=parents,
                 ),
             )  # fmt: skip
@@ -238,17 +241,20 @@ def fit(
                 "leaks_dropped": dict(splits.leaks),
                 "weights": weights_fingerprint(str(folder.path)),
                 "parents": parents,
-                "training_arguments": {k: v for k, v in arguments.to_sanitized_dict().items() if "token" not in k},
+                "training_arguments": {
+                    **{k: v for k, v in arguments.to_sanitized_dict().items() if "token" not in k},
+                    "output_dir": str(place.checkpoints.absolute()),
+                },
             },
         )
         log.info(
             "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
-            role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.path,
+            role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], place.path,
         )  # fmt: skip
         for fault in faults:  # last, so that they are not overlooked
             log.warning("%s: %s", role, fault)
         state.wait_for_everyone()
-        return folder
+        return place
 
 
 def _to_go_on_from(folder: RunFolder, role: str) -> Path | None:
@@ -309,7 +315,9 @@ def already_finished(
     Raises `FolderError`, which names what differs, if it finished with others, or as another `role` than this one.
     `student` is whom a control belongs to.
     """
-    if not folder.is_finished:
+    if folder.next.is_finished:
+        folder.settle()
+    if not folder.is_finished or folder.is_being_replaced:
         return False
     manifest = folder.read_manifest()
     if manifest["role"] != role:

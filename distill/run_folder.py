@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NotRequired
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 
 from distill.checksums import ANSWERING, SEAL, check_whole, damage_of, seal
 from distill.errors import FolderError, one_line
-from distill.files import PARTIAL, as_json, atomic_path, clear_away, read_json, write_json, write_text
+from distill.files import PARTIAL, as_json, atomic_path, clear_away, read_json, take_places, write_json, write_text
 from distill.provenance import cpu_name
 from distill.ranks import rank
 from distill.recipe import FORMATS, Recipe, as_settled, differences
@@ -34,7 +34,14 @@ EXPORT_PROOFS = "export.json"  # in a folder of exports: of each format that was
 PROOF = "proof.json"  # in a format's own folder, and sealed with it
 FLIPPED = "flipped.jsonl"  # there too: the texts whose label the format changed
 RUN = "run.json"  # in a checkpoint: the run that it belongs to
+# What transformers may write of a model: of a sharded one, or one with another tokenizer, the next writes other files.
+MODEL_FILES = (
+    "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+)  # fmt: skip
 LOCK = ".lock"  # what it holds is nothing, the lock is the system's
+NEXT = ".next"  # in the folder of a finished run: the run that takes its place once it has finished too
 
 log = logging.getLogger("distill")
 
@@ -174,24 +181,57 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def next(self) -> Self:
+        """The run that is to replace the finished one in this folder, which stays and answers until then."""
+        return type(self)(self.path / NEXT)
+
+    @property
+    def place(self) -> Path:
+        """Where the run is found once it has finished: this folder, or the one that it is the next of."""
+        return self.path.parent if self.path.name == NEXT else self.path
+
+    @property
+    def is_being_replaced(self) -> bool:
+        """Whether the finished run here is to be replaced by one that has not finished, or not begun."""
+        return self.is_finished and self.next.recipe.is_file()
+
+    @property
     def owns_card(self) -> bool:
         """Whether a card may be written: none is there, or one of ours."""
-        return not self.card.is_file() or "made with distill" in self.card.read_text(encoding="utf-8", errors="replace")
+        card = type(self)(self.place).card
+        return not card.is_file() or "made with distill" in card.read_text(encoding="utf-8", errors="replace")
 
     @property
     def is_finished(self) -> bool:
         return self.manifest.is_file()
 
-    def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-        """Raise `FolderError` where a run of `recipe` here would lose something; touch nothing.
+    def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Self:
+        """Return the folder that a run of `recipe` works in: this one, or the `next` of a finished run to be replaced.
 
-        That is a finished run, a started one (unless `resume` or `overwrite` says what to do with it), or files of
-        somebody else.
+        Raises `FolderError` where the run would lose something, and touches nothing: a finished run, a started one
+        (unless `resume` or `overwrite` says what to do with it), or files of somebody else.
         """
+        self.settle()
+        is_next = self.is_being_replaced if resume else self.is_finished and overwrite
+        if is_next:
+            self._check_links()
+        work = self.next if is_next else self
+        work._check(recipe, resume=resume, overwrite=overwrite)
+        return work
+
+    def settle(self) -> None:
+        """End what a kill cut in two; raises `FolderError` if another run is at work here."""
         if rank() == 0 and (self.path / LOCK).is_file():
             with hold(self.path):
-                pass
-        self._check(recipe, resume=resume, overwrite=overwrite)
+                if self.next.is_finished:
+                    self.next._take_place()
+
+    def redo(self, recipe: Recipe) -> None:
+        """Note that the finished run here, if there is one, is to be replaced, which `resume` then begins or ends."""
+        if self.is_finished and rank() == 0:
+            with hold(self.path):
+                self.next._clear()
+                write_text(self.next.recipe, dump_recipe(recipe))
 
     def _check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         if resume and overwrite:
@@ -202,29 +242,40 @@ class RunFolder:
             raise FolderError(f"{self.path}: a link that leads to nothing", hint="--output DIR")
         if not self.path.exists() or all(path.name.startswith((LOCK, PARTIAL)) for path in self.path.iterdir()):
             return
+        if overwrite and self.path != self.place:  # of which a kill may have left anything
+            return
         # A run writes the recipe under a lock, first of all; checkpoints may be deleted once it has finished.
-        marks = (self.checkpoints, self.manifest, self.path / LOCK)
+        marks = (self.checkpoints, self.manifest, self.place / LOCK)
         if not (self.recipe.is_file() and any(mark.exists() for mark in marks)):
             raise FolderError(f"{self.path}: not empty and not a run folder; nothing was touched", hint="--output DIR")
         if overwrite:
-            for place in self._made_folders:
-                if place.is_symlink():
-                    problem = f"{place}: a link, and what it leads to is not distill's to delete"
-                    raise FolderError(problem, hint="remove the link, or --output DIR")
+            self._check_links()
             return
+        if self.is_being_replaced:
+            problem = f"{self.path}: holds a finished run, and an unfinished one that is to replace it"
+            hint = f"--resume to go on, --overwrite to restart, or delete {self.next.path} to keep what is there"
+            raise FolderError(problem, hint=hint)
         if self.is_finished and not (resume and self.grows_by):
             raise FolderError(f"{self.path}: holds a finished run", hint="--overwrite, or --output for another folder")
         if not resume:
             raise FolderError(f"{self.path}: holds an unfinished run", hint="--resume to go on, --overwrite to restart")
         begun = load_recipe(self.recipe)
-        differing = differences(as_settled(recipe, begun), begun)
+        # What was only noted (see redo) is not settled yet.
+        differing = differences(as_settled(recipe, begun), as_settled(begun, recipe))
         differing = {key: values for key, values in differing.items() if key not in self.grows_by}
         if differing:
+            kept = f", or delete {self.path} to keep the finished run" if self.path != self.place else ""
             problem = f"{self.path}: was started with another recipe, so it cannot be resumed"
             raise FolderError(
                 *(f"{problem}: {key}: {values}" for key, values in differing.items()),
-                hint="--overwrite to restart, or --output for another folder",
+                hint=f"--overwrite to restart, or --output for another folder{kept}",
             )
+
+    def _check_links(self) -> None:
+        for place in self._made_folders:
+            if place.is_symlink():
+                problem = f"{place}: a link, and what it leads to is not distill's to delete"
+                raise FolderError(problem, hint="remove the link, or --output DIR")
 
     def as_begun(self, recipe: Recipe) -> Recipe:
         """Return `recipe` with what it leaves open settled as when the run in this folder began, if there is one."""
@@ -256,6 +307,8 @@ class RunFolder:
         """
         self._check(recipe, resume=resume, overwrite=overwrite)
         if overwrite:
+            if self.is_finished and self.path == self.place:  # it was not, when it was looked at
+                raise FolderError(f"{self.path}: holds a run that has finished meanwhile", hint="try again")
             self._clear()
         if resume:
             self.check_origin(origin)
@@ -305,11 +358,17 @@ class RunFolder:
                 path.rename(path.with_name(f"unused-{path.name}-{uuid.uuid4().hex[:8]}"))
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Seal what the folder holds and write its manifest, last of all."""
+        """Seal what the folder holds and write its manifest; then the run takes its place, if it is the next of one."""
         text = as_json(manifest)
         figures = (self.metrics.name, self.metrics_log.name, self.predictions.name)
         seal(self.path, (*ANSWERING, *figures), coming={self.manifest.name: text})
         write_text(self.manifest, text)
+        self._take_place()
+
+    def _take_place(self) -> None:
+        if self.path != self.place:
+            old = [path for path in type(self)(self.place)._made if path != self.path]
+            take_places(self.path, self.place, old)
 
     def read_manifest(self) -> dict[str, Any]:
         """Return what the finished run left to identify it; raises `FolderError` where that is damaged."""
@@ -372,18 +431,32 @@ class RunFolder:
 
     @property
     def _made_folders(self) -> tuple[Path, ...]:
-        return (self.checkpoints, self.tensorboard, self.export, self.teacher_logits)
+        return (self.checkpoints, self.tensorboard, self.export, self.teacher_logits, self.next.path)
+
+    @property
+    def _made(self) -> Iterator[Path]:
+        """What a run wrote, the manifest first, so that no kill leaves a folder that looks finished.
+
+        Nothing else: a user may keep files of his own here.
+        """
+        yield self.manifest
+        yield from (self.metrics, self.metrics_log, self.predictions, self.learning_curve, self.started)
+        yield self.path / SEAL
+        for pattern in MODEL_FILES:
+            yield from self.path.glob(pattern)
+        if self.owns_card:
+            yield self.card
+        yield from self._made_folders
 
     def _clear(self) -> None:
-        """Remove what a run wrote and nothing else: a user may keep files of his own here."""
-        self.manifest.unlink(missing_ok=True)  # first, so that no kill leaves a folder that looks finished
-        made = (self.metrics, self.metrics_log, self.predictions, self.learning_curve, self.started)
-        for file in (*made, self.path / "model.safetensors", self.path / SEAL):
-            file.unlink(missing_ok=True)
-        if self.owns_card:
-            self.card.unlink(missing_ok=True)
-        for folder in self._made_folders:
-            remove(folder)
+        if self.path != self.place:  # it holds nothing else
+            remove(self.path)
+            return
+        for path in list(self._made):
+            if path.is_dir():
+                remove(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -414,7 +487,7 @@ class SweepFolder(RunFolder):
 
     @property
     def is_finished(self) -> bool:
-        return self.best.is_file()
+        return self.best.is_file() and self.recipe.is_file()
 
     @property
     def _has_work(self) -> bool:
@@ -430,17 +503,18 @@ class SweepFolder(RunFolder):
         shutil.rmtree(self.checkpoints, ignore_errors=True)  # Trainer's folder, in which trials keep nothing
         seal(self.path, (self.results.name,))
         write_text(self.best, dump_recipe(best))
+        self._take_place()
 
     def read_results(self) -> dict[str, Any]:
         """Return the trials (see sweep.sweep); raises `FolderError` where they are damaged."""
         check_whole(self.path, (self.results.name,))
         return checked(_Trials, read_json(self.results), str(self.results))
 
-    def _clear(self) -> None:
-        made = (self.best, self.results, self.started, self.path / SEAL)
-        for file in (*made, *self.path.glob(f"{self.study.name}*")):
-            file.unlink(missing_ok=True)
-        remove(self.checkpoints)
+    @property
+    def _made(self) -> Iterator[Path]:
+        yield from (self.best, self.results, self.started, self.path / SEAL)
+        yield from self.path.glob(f"{self.study.name}*")
+        yield from (self.checkpoints, self.next.path)
 
 
 def _step(checkpoint: Path) -> int:
@@ -474,7 +548,7 @@ def hold(folder: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:  # the second: a file system that knows no locks
         raise FolderError(f"{folder}: cannot be written: {one_line(error)}", hint="--output DIR") from None
     try:
-        for left in folder.glob(f"{PARTIAL}*"):
+        for left in (*folder.glob(f"{PARTIAL}*"), *(folder / NEXT).glob(f"{PARTIAL}*")):
             clear_away(left)
         yield
     finally:

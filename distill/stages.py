@@ -123,7 +123,7 @@ def teacher(
     check_models(recipe, device)  # a student that cannot be made of this teacher is refused before hours go into it
     resolved = resolve_device(device)
     recipe = with_absolute_paths(recipe)
-    folder.check(recipe, resume=resume, overwrite=overwrite)
+    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
     with named_by("teacher.model"):
         recipe = in_fp32(recipe, "teacher", load_config(settings.model).model_type)
@@ -149,7 +149,7 @@ def teacher(
     base = base_fingerprint(settings.model, tokenizer, pretrained=settings.pretrained)
     with clock("tokenising"):
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
-    fit(
+    folder = fit(
         model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock,
         origin=origin_of(splits, resolved, **{"teacher.model": base}),
         resume=resume, overwrite=overwrite, device=resolved, role="teacher", parents={"model": settings.model},
@@ -214,6 +214,9 @@ def student(
             needs_control = False
         else:  # before hours go into the student: its control must find its folder free too
             beside.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+    if overwrite and needs_control and beside.is_finished:
+        read_splits(recipe)  # first, since bad data is to leave no mark
+        beside.redo(with_absolute_paths(recipe))
     if not is_done:
         cache = Path(teacher_logits) if teacher_logits else None
         distilling.distil(recipe, names, folder, cache=cache, force=force, **options)
@@ -475,15 +478,22 @@ def run(
     names = ("teacher", "student", *(["control"] if recipe.student.control else []))
     folders = {name: RunFolder(root / name) for name in names}
     for folder in folders.values():  # what stands in the way of a later one is said before the first is trained
-        if overwrite or not folder.is_finished:
+        if folder.next.is_finished:
+            folder.settle()
+        if overwrite or not folder.is_finished or folder.is_being_replaced:
             folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
 
     @functools.cache
     def data() -> dict[str, str]:
         return read_splits(recipe).fingerprints
 
+    if overwrite:
+        data()  # first, since bad data is to leave no mark
+        for folder in folders.values():  # also of the later ones, which `--resume` then redoes too
+            folder.redo(with_absolute_paths(recipe))
     for name, folder in folders.items():
-        if folder.is_finished and not overwrite and finished_with(folder, recipe, [str(root / "teacher")], data):
+        is_done = folder.is_finished and not folder.is_being_replaced and not overwrite
+        if is_done and finished_with(folder, recipe, [str(root / "teacher")], data):
             log.info("%s: finished before, skipped (%s)", name, folder.path)
             _clear_away(folder.path)
         elif name == "teacher":

@@ -81,7 +81,7 @@ def sweep(
     settings = getattr(recipe, stage)
     weights = weights_of(settings, teachers) if stage == "student" else ()
     check_spares(folder, teachers)
-    folder.check(recipe, resume=resume, overwrite=overwrite)
+    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
     models = architectures(settings, teachers[0]) if stage == "student" else [load_config(settings.model).model_type]
     recipe = in_fp32(recipe, stage, *models)
@@ -117,7 +117,7 @@ def sweep(
         "sweep: trials of the %s on %s; %s; %d training and %d validation texts",
         stage, resolved, precision, len(rows), len(validation_rows),
     )  # fmt: skip
-    with hold(folder.path), room_for(folder.path):
+    with hold(folder.place), room_for(folder.path):
         folder.start(recipe, origin, resume=resume, overwrite=overwrite)
         search = _Search(optuna, recipe, folder, make, model, resolved, arguments)
         loss = {"loss": settings.loss, "teacher_weights": weights} if stage == "student" else {}

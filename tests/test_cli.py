@@ -406,9 +406,47 @@ def test_resume_on_the_command_line_finishes_a_run(recipe_path, tmp_path):
     assert json.loads((folder / "manifest.json").read_text())["weights"] == weights
     code, _, err = run("teacher", recipe_path)
     assert code == 2 and "holds a finished run" in err and "--overwrite" in err
-    (folder / "mine.txt").write_text("keep")
-    assert run("teacher", recipe_path, "--overwrite")[0] == 0
-    assert (folder / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.slow
+def test_what_is_overwritten_answers_until_the_new_has_finished(finished, tmp_path, monkeypatch):
+    """Stopped between teacher and student, --resume redoes the rest, though all of it had finished once."""
+    shutil.copytree(finished[0] / "out", tmp_path / "out")
+    command = ("run", finished[0] / "recipe.yaml", "--output", tmp_path / "out", "--set", "teacher.training.seed=7")
+    teacher, student = tmp_path / "out" / "teacher", tmp_path / "out" / "student"
+    (student / "mine.txt").write_text("keep")
+    before = {
+        path.relative_to(tmp_path): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file() and path.name != ".lock" and teacher not in path.parents
+    }
+
+    def stop(*arguments, **settings):
+        assert {path: (tmp_path / path).read_bytes() for path in before} == before
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages.distilling, "distil", stop)
+        assert run(*command, "--overwrite")[0] == 130
+    assert run("predict", student / "export", "good film")[0] == 0
+    for more, expected in (
+        ([], f"{student}: holds a finished run, and an unfinished one that is to replace it"),
+        (["--resume", "--set", "student.loss.temperature=4"], "was started with another recipe"),
+    ):
+        code, _, err = run(*command, *more)
+        assert code == 2 and expected in err and f"delete {student / '.next'} to keep" in err, err
+    code, _, err = run(*command, "--resume")
+    assert code == 0 and "teacher: finished before, skipped" in err, err
+    assert "student: finished before" not in err and "control: finished before" not in err
+    manifests = {
+        role: json.loads((tmp_path / "out" / role / "manifest.json").read_text())
+        for role in ("teacher", "student", "control")
+    }
+    assert list(manifests["student"]["parents"]["teachers"].values()) == [manifests["teacher"]["weights"]]
+    assert manifests["control"]["parents"]["student_weights"] == manifests["student"]["weights"]
+    assert (student / "mine.txt").read_text() == "keep" and not list((tmp_path / "out").rglob(".next"))
+    assert manifests["student"]["training_arguments"]["output_dir"] == str(student / "checkpoints")
+    assert distill.load(student / "export").session.format
 
 
 def test_a_budget_that_none_meets_exits_2_with_the_nearest_and_leaves_the_report(finished, tmp_path):

@@ -1,8 +1,10 @@
 """Files among kills and power cuts: what vouches for others comes to the disk after them, and old or new is whole."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from distill.checksums import SEAL, damage_of, seal
 from distill.files import COMING, PARTIAL, READY, REPLACED, atomic_path, clear_away, together, write_json, write_text
 from distill.recipe_file import load_recipe
-from distill.run_folder import RunFolder, hold, write_predictions
+from distill.run_folder import LOCK, NEXT, RunFolder, hold, write_predictions
 
 KNOWS_FILES = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to tell what is synced")
 
@@ -133,6 +135,72 @@ def test_files_come_together_or_not_at_all(tmp_path):
     (partial / READY).touch()
     with hold(tmp_path):
         assert not partial.exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+def leave_run(folder, text):
+    """A finished run of one model file and one of its own, both of which say `text`."""
+    write_text(folder.path / f"model-{text}-of-2.safetensors", text)
+    write_text(folder.path / "config.json", text)
+    write_json(folder.metrics, text)
+    write_text(folder.checkpoints / "checkpoint-1" / "model.safetensors", text)
+    write_text(folder.card, f"{text}, made with distill")
+    folder.finish({"role": text})
+
+
+def contents(folder):
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (LOCK, "started.json")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if NEXT not in path.parts}
+
+
+def test_a_run_that_is_replaced_is_the_old_or_the_new_whatever_is_killed(tmp_path, recipe_path, monkeypatch):
+    recipe, replace, rmtree = load_recipe(recipe_path), os.replace, shutil.rmtree
+
+    def one(name, killed_at):
+        """Make a run and replace it, killed at the n-th step of the second's end; return the folder, old and end."""
+        folder, steps = RunFolder(tmp_path / name), 0
+
+        def step(act):
+            def stepped(*arguments, **settings):
+                nonlocal steps
+                steps += 1
+                if steps > killed_at:
+                    raise Killed
+                return act(*arguments, **settings)
+
+            return stepped
+
+        with hold(folder.path):
+            folder.start(recipe, {}, resume=False, overwrite=False)
+            leave_run(folder, "old")
+        write_text(folder.path / "mine.txt", "mine")
+        write_text(folder.export / "onnx-fp32" / "model.onnx", "old")
+        old = contents(folder.path)
+        work = folder.check(recipe, resume=False, overwrite=True)
+        with hold(folder.path):
+            work.start(recipe, {}, resume=False, overwrite=True)
+            assert contents(folder.path) == old and damage_of(folder.path) is None
+            with monkeypatch.context() as patched, contextlib.suppress(Killed):
+                patched.setattr(os, "replace", step(replace))
+                patched.setattr(shutil, "rmtree", step(rmtree))
+                leave_run(work, "new")
+        folder.settle()
+        if work.path.exists():  # the new one has not finished, and can be resumed
+            assert folder.check(recipe, resume=True, overwrite=False) == work
+        return steps, old, contents(folder.path)
+
+    steps, _, new = one("whole", 1000)
+    assert b"new" in new["manifest.json"] and "mine.txt" in new
+    assert not [name for name in new if "old" in name or name.startswith("export")]
+    found = set()
+    for killed_at in range(steps):
+        _, old, end = one(f"killed at {killed_at}", killed_at)
+        assert end in (old, new), killed_at
+        found.add(end == new)
+    assert found == {False, True}
 
 
 def test_files_that_belong_together_can_be_read_by_the_same_people(tmp_path):
