@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic import Field, TypeAdapter, ValidationError
@@ -42,6 +43,9 @@ MODEL_FILES = (
 )  # fmt: skip
 LOCK = ".lock"  # what it holds is nothing, the lock is the system's
 NEXT = ".next"  # in the folder of a finished run: the run that takes its place once it has finished too
+
+MOST_LOGITS = 10**8  # in a file of predictions: a small file can say that it holds any number
+LONGEST_ID = 1_000  # characters; ours are a split's name and a number
 
 log = logging.getLogger("distill")
 
@@ -620,11 +624,34 @@ def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     if not path.is_file():
         raise FolderError(f"{path}: not there, or no regular file")
     try:
-        table = pq.read_table(path)
+        # Each id once, however often it stands there.
+        with pq.ParquetFile(path, read_dictionary=["example_id"]) as file:
+            fault = _fault_of_predictions(file)
+            table = None if fault else file.read(["example_id", "gold_label", "logits"])
+    except KeyError:  # there is no column to keep so
+        table, fault = None, "no column example_id"
     except (OSError, pa.ArrowException) as error:
-        raise FolderError(f"{path}: cannot be read: {error}") from None
-    try:
-        gold_labels, logits = table["gold_label"].to_numpy(), np.stack(table["logits"].to_numpy())
-        return table["example_id"].to_pylist(), gold_labels, logits
-    except (KeyError, ValueError, TypeError) as error:
-        raise FolderError(f"{path}: not as distill writes it: {one_line(error)}") from None
+        raise FolderError(f"{path}: cannot be read: {one_line(error)}") from None
+    ids = table["example_id"].chunks if table is not None else []
+    if max((pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in ids), default=0) > LONGEST_ID:
+        fault = "an example_id that is too long"
+    elif table is not None and any(table[name].null_count for name in table.column_names):
+        fault = "an empty value"
+    if table is None or fault:
+        raise FolderError(f"{path}: not as distill writes it: {fault}")
+    logits = np.stack(table["logits"].to_numpy()) if len(table) else np.zeros((0, 1), np.float32)
+    return table["example_id"].to_pylist(), table["gold_label"].to_numpy(), logits
+
+
+def _fault_of_predictions(file: pq.ParquetFile) -> str | None:
+    """What is not as `write_predictions` leaves it, as far as it can be told before the rows are read."""
+    schema = file.schema_arrow
+    for name, is_right in (
+        ("example_id", lambda kind: pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)),
+        ("gold_label", pa.types.is_int64),
+        ("logits", lambda kind: pa.types.is_fixed_size_list(kind) and pa.types.is_float32(kind.value_type)),
+    ):
+        if schema.get_field_index(name) < 0 or not is_right(schema.field(name).type):
+            return f"no column {name} of its type"
+    rows, classes = file.metadata.num_rows, schema.field("logits").type.list_size
+    return f"{rows} rows of {classes} logits" if rows * classes > MOST_LOGITS else None

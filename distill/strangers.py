@@ -119,9 +119,11 @@ def within(held: Weights, name: str) -> Iterator[None]:
     made = {"tensors": 0, "numbers": 0}
     thread = threading.get_ident()
 
-    def count(_: Any, key: str, tensor: torch.Tensor | None) -> None:
+    def count(module: torch.nn.Module, key: str, tensor: torch.Tensor | None) -> None:
         if tensor is None or not tensor.is_meta or threading.get_ident() != thread:
             return
+        if not tensor.numel() and isinstance(tensor, torch.nn.Parameter):
+            raise ModelError(f"{name}: its config.json makes a layer ({type(module).__name__}) whose {key} is empty")
         made["tensors"] += 1
         made["numbers"] += tensor.numel()
         if made["tensors"] > 2 * held.tensors + SPARE_TENSORS or made["numbers"] > 2 * held.numbers + SPARE_NUMBERS:

@@ -656,6 +656,8 @@ STRANGERS = {
     "an inner layer wider than its weights": (config(intermediate_size=10**9), TOO_LARGE),
     "more positions than weights": (config(max_position_embeddings=10**12), TOO_LARGE),
     "more types than weights": (config(type_vocab_size=10**10), TOO_LARGE),
+    "no types at all": (config(type_vocab_size=0), "its config.json makes a layer (Embedding) whose weight is empty"),
+    "layers without a width": (config(intermediate_size=0), "makes a layer (Linear) whose weight is empty"),
     "more classes than can be named": (
         config(num_labels=10**9, id2label=None, label2id=None), "num_labels: wants at most 100000, got 1000000000",
     ),

@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import data_section, run
 
@@ -346,6 +348,32 @@ def test_a_start_that_says_nothing_is_one_line(started, tmp_path, record_propert
     run.started.write_text(started)
     with pytest.raises(FolderError, match="started"):
         run.check_origin({"data": "x"})
+    record_property("damaged files named", 1)
+
+
+def predictions(ids, gold=(0, 0), logits=((0.0, 1.0), (0.0, 1.0)), kind=pa.list_(pa.float32(), 2)):  # noqa: B008
+    return pa.table({"example_id": ids, "gold_label": gold, "logits": pa.array(logits, kind)})
+
+
+ENDLESS = pa.DictionaryArray.from_arrays(pa.array([0, 0], pa.int32()), pa.array(["x" * 10_000_000]))
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (predictions(["a", "b"]).drop_columns("example_id"), "no column example_id"),
+        (predictions([1, 2]), "no column example_id of its type"),
+        (predictions(["a", "b"], gold=["x", "y"]), "no column gold_label of its type"),
+        (predictions(["a", "b"], kind=None), "no column logits of its type"),
+        (predictions(["a", None]), "an empty value"),
+        (predictions(ENDLESS), "an example_id that is too long"),
+    ],
+    ids=["no ids", "numbers", "words", "lists", "empty", "endless"],
+)
+def test_predictions_that_are_none_are_one_line(table, expected, tmp_path, record_property):
+    pq.write_table(table, tmp_path / "predictions.parquet")
+    with pytest.raises(FolderError, match=f"predictions.parquet: not as distill writes it: {expected}$"):
+        read_predictions(tmp_path / "predictions.parquet")
     record_property("damaged files named", 1)
 
 
