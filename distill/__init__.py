@@ -1,6 +1,6 @@
 """Teacher-student distillation for text classification.
 
-`distill.load(folder)` returns a classifier; what each command does is a function in `distill.stages`.
+`distill.load(folder)` returns a classifier; what each command does is a function in `distill.commands`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.predictors import Classifier, load
+    from distill.inference.classifier import Classifier, load
 
 __all__ = ["Classifier", "load"]
 
@@ -16,7 +16,7 @@ __all__ = ["Classifier", "load"]
 def __getattr__(name: str) -> Any:
     """Load on first use: importing distill must not import torch, or `distill --help` takes seconds."""
     if name in __all__:
-        from distill import predictors
+        from distill.inference import classifier
 
-        return getattr(predictors, name)
+        return getattr(classifier, name)
     raise AttributeError(f"module 'distill' has no attribute {name!r}")

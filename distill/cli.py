@@ -1,4 +1,4 @@
-"""The command line: parse, call one function of `stages`, print. stdout is data, stderr is everything else.
+"""The command line: parse, call one function of `commands`, print. stdout is data, stderr is everything else.
 
 Nothing heavy is imported before a command runs, so that --help answers at once.
 """
@@ -24,8 +24,8 @@ import typer
 from typer.core import TyperGroup
 
 from distill.errors import Interrupted, UserError, printable, refusal_of
-from distill.ranks import check_launcher, leave, rank, refuse_ranks
-from distill.terminal import Guarded, NotWritten, give_up_stdout, guarded
+from distill.machine.ranks import check_launcher, leave, rank, refuse_ranks
+from distill.machine.terminal import Guarded, NotWritten, give_up_stdout, guarded
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -142,19 +142,19 @@ app = typer.Typer(
 @app.command()
 def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Validate a recipe, and its student against the models on this disk; print it with every default filled in."""
-    from distill.recipe_file import dump_recipe, load_recipe
+    from distill.recipe.file import dump_recipe, load_recipe
 
     resolved = load_recipe(recipe, set_ or ())
     if resolved.teacher and resolved.student:
-        from distill.hub import is_here
+        from distill.storage.hub import is_here
 
         names = [name for name in (resolved.teacher.model, resolved.student.model) if name]
         if away := [name for name in names if not is_here(name)]:
             print(f"not on this disk, so the student was not checked: {', '.join(away)}", file=sys.stderr)
             print("hint: distill doctor RECIPE asks the hub for them", file=sys.stderr)
         else:
-            _stages().check_models(resolved)
-    _stages().check_trackers(resolved)
+            _commands().check_models(resolved)
+    _commands().check_trackers(resolved)
     print(json.dumps(resolved.model_dump(mode="json")) if json_ else dump_recipe(resolved), end="\n" if json_ else "")
 
 
@@ -169,12 +169,12 @@ def inspect(
 ) -> None:
     """Look at the data: texts, balance, token lengths, duplicates, leaks, and what looks wrong."""
     refuse_ranks("inspect")
-    stages = _stages()
-    found = stages.inspect(stages.check(recipe, set_ or ()), output, rows=rows, seed=seed)
+    commands = _commands()
+    found = commands.inspect(commands.check(recipe, set_ or ()), output, rows=rows, seed=seed)
     if json_:
         print(json.dumps(found, ensure_ascii=False))
         return
-    from distill.inspection import as_text
+    from distill.data.inspection import as_text
 
     print(as_text(found))
     if output:
@@ -193,9 +193,9 @@ def teacher(
     json_: JsonOption = False,
 ) -> None:
     """Fine-tune the teacher."""
-    stages = _stages()
-    folder = stages.teacher(
-        stages.check(recipe, set_ or ()), output, resume=resume, overwrite=overwrite, device=device,
+    commands = _commands()
+    folder = commands.teacher(
+        commands.check(recipe, set_ or ()), output, resume=resume, overwrite=overwrite, device=device,
         push_to_hub=push_to_hub,
     )  # fmt: skip
     _print_run(folder, json_)
@@ -220,12 +220,12 @@ def student(
     json_: JsonOption = False,
 ) -> None:
     """Distil the student from one teacher or several; its control follows where the recipe asks for one."""
-    stages = _stages()
+    commands = _commands()
     if recipe is None and not Path(teacher[0]).is_dir():
         hint = f"distill teacher RECIPE --output {teacher[0]} makes one"
         raise UserError(f"--teacher: {teacher[0]}: no such folder", hint=hint)
     resolved = _recipe(recipe or Path(teacher[0], "recipe.yaml"), set_)
-    folder = stages.student(
+    folder = commands.student(
         resolved, teacher, output, teacher_logits=teacher_logits, resume=resume, overwrite=overwrite, force=force,
         device=device, push_to_hub=push_to_hub,
     )  # fmt: skip
@@ -249,16 +249,16 @@ def sweep(
 ) -> None:
     """Search over the recipe's sweep keys, judged on validation; leave a recipe with the best values."""
     refuse_ranks("sweep")
-    stages = _stages()
-    resolved = stages.check(recipe, set_ or ())
-    found = stages.sweep(
+    commands = _commands()
+    resolved = commands.check(recipe, set_ or ())
+    found = commands.sweep(
         resolved, teacher or (), output, teacher_logits=teacher_logits, resume=resume, overwrite=overwrite,
         force=force, device=device,
     )  # fmt: skip
     if json_:
         print(json.dumps(found))
         return
-    from distill.report import sweep_sentence, sweep_table
+    from distill.report.document import sweep_sentence, sweep_table
 
     print(f"{sweep_table(found, style='simple')}\n\n{sweep_sentence(found)}")
     best = Path(output or resolved.sweep.output, "recipe.yaml")
@@ -285,10 +285,10 @@ def export(
 ) -> None:
     """Write a model's fast formats, each proved on the validation texts (the recipe's when none is named)."""
     refuse_ranks("export")
-    stages = _stages()
+    commands = _commands()
     named = _formats(onnx=onnx, fp16=fp16, int8=int8, openvino=openvino)
     resolved = _recipe(recipe or Path(model, "recipe.yaml"), set_) if recipe or set_ else None
-    entries = stages.export(model, named, recipe=resolved, output=output, device=device, push_to_hub=push_to_hub)
+    entries = commands.export(model, named, recipe=resolved, output=output, device=device, push_to_hub=push_to_hub)
     if json_:
         print(json.dumps(entries))
         return
@@ -316,11 +316,11 @@ def report(
     """Measure models and their exports on the test split: accuracy against latency, and which to ship."""
     refuse_ranks("report")
     budget = _budget(max_latency_ms, max_drop)
-    stages = _stages()
+    commands = _commands()
     models = folders or [Path("bert-teacher"), Path("distilbert-student"), *Path().glob("distilbert-student-control")]
-    resolved = _recipe(recipe or stages.find_recipe(models), set_) if recipe or set_ else None
+    resolved = _recipe(recipe or commands.find_recipe(models), set_) if recipe or set_ else None
     target = output or Path("report")
-    _print_report(stages.report(models, target, recipe=resolved, budget=budget, device=device), target, json_)
+    _print_report(commands.report(models, target, recipe=resolved, budget=budget, device=device), target, json_)
 
 
 @app.command()
@@ -335,10 +335,10 @@ def run(
     json_: JsonOption = False,
 ) -> None:
     """Teacher, student, exports and report in one folder (default: runs/RECIPE); finished stages are skipped."""
-    stages = _stages()
+    commands = _commands()
     target = output or Path("runs") / recipe.stem
-    result = stages.run(
-        stages.check(recipe, set_ or ()), target, resume=resume, overwrite=overwrite, force=force, device=device
+    result = commands.run(
+        commands.check(recipe, set_ or ()), target, resume=resume, overwrite=overwrite, force=force, device=device
     )
     if result is not None:
         _print_report(result, target / "report", json_)
@@ -372,14 +372,14 @@ def predict(
         raise UserError(f"--below: wants a probability, above 0 and at most 1, got {below:g}")
     if bool(texts) == (file is not None):
         raise UserError("predict: wants texts on the command line or --file, one of the two")
-    stages = _stages()
-    from distill.sources import read_texts
+    commands = _commands()
+    from distill.data.sources import read_texts
 
     source: Iterator[str] = iter(texts or ())
     if file is not None:
-        source = read_texts(file, text_column or stages.text_column_of(model))
+        source = read_texts(file, text_column or commands.text_column_of(model))
     written = False
-    for text, probabilities in stages.predict(model, source, escalate=escalate, below=below or 0.0, device=device):
+    for text, probabilities in commands.predict(model, source, escalate=escalate, below=below or 0.0, device=device):
         label = max(probabilities, key=lambda name: probabilities[name])
         if json_:
             row = {"label": label, "score": probabilities[label], "probabilities": probabilities}
@@ -400,7 +400,7 @@ def convert(
 ) -> None:
     """Write a model whose weights are a pickle as safetensors, without running what the pickle may hold."""
     refuse_ranks("convert")
-    print(_stages().convert(model, output))
+    print(_commands().convert(model, output))
 
 
 @app.command()
@@ -413,16 +413,16 @@ def doctor(
 ) -> None:
     """Look at the set-up: versions, devices, hub, room, and a recipe's model and data; every fault with its cure."""
     refuse_ranks("doctor")
-    from distill.packages import examine_packages
+    from distill.machine.packages import examine_packages
 
     def examine() -> Iterator[Any]:
         packages = list(examine_packages())
         yield from packages
         if any(found.state == "fault" and "not installed" in found.found for found in packages):
             return  # the rest could not be imported
-        stages = _stages()
-        resolved = stages.check(recipe, set_ or ()) if recipe else None
-        yield from stages.doctor(resolved, output or Path(), device=device)
+        commands = _commands()
+        resolved = commands.check(recipe, set_ or ()) if recipe else None
+        yield from commands.doctor(resolved, output or Path(), device=device)
 
     findings = []
     for found in examine():
@@ -465,7 +465,7 @@ def _check_directory() -> None:
 
 
 def _recipe(path: Path, set_: list[str] | None) -> Any:
-    from distill.recipe_file import load_recipe
+    from distill.recipe.file import load_recipe
 
     if not path.is_file() and path.name == "recipe.yaml":
         raise UserError(f"{path.parent}: holds no recipe.yaml", hint="name a recipe")
@@ -473,7 +473,7 @@ def _recipe(path: Path, set_: list[str] | None) -> Any:
 
 
 def _budget(max_latency_ms: float | None, max_drop: float | None) -> Any:
-    from distill.choice import Budget
+    from distill.report.choice import Budget
 
     if max_latency_ms is not None and not 0 < max_latency_ms < math.inf:
         raise UserError(f"--max-latency-ms: wants a number above 0, got {max_latency_ms:g}")
@@ -526,7 +526,7 @@ def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
     if json_:
         print(json.dumps(result))
         return
-    from distill.report import control_sentences, table
+    from distill.report.document import control_sentences, table
 
     shapes = dict.fromkeys(shape for row in result["measurements"] for shape in row["latency_ms"])
     print(table(result["measurements"], list(shapes), style="simple"))
@@ -547,7 +547,7 @@ class _Formatter(logging.Formatter):
         return printable(super().format(record))
 
 
-def _stages() -> Any:
+def _commands() -> Any:
     """The library, with third parties quiet: their progress bars and warnings would bury ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else each forked worker warns about it
     import warnings
@@ -555,7 +555,7 @@ def _stages() -> Any:
     import datasets
     import transformers
 
-    from distill import stages
+    from distill import commands
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -569,4 +569,4 @@ def _stages() -> Any:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
     logger.propagate = False
-    return stages
+    return commands

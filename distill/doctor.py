@@ -15,15 +15,15 @@ import psutil
 import torch
 from huggingface_hub import constants
 
-from distill.data import SPLITS, Splits
-from distill.devices import describe_hardware, resolve_device, training_precision
+from distill.data.splits import SPLITS, Splits
 from distill.errors import UserError
-from distill.fitting import read_splits
-from distill.hub import ask_hub
-from distill.models import load_tokenizer, named_by, parameters_of, weight_files
-from distill.packages import SWEEP_EXTRA, Finding
-from distill.recipe import Recipe
-from distill.sessions import OPENVINO_EXTRA, can_run, onnx_runs_on_cuda
+from distill.inference.sessions import OPENVINO_EXTRA, can_run, onnx_runs_on_cuda
+from distill.machine.devices import describe_hardware, resolve_device, training_precision
+from distill.machine.packages import SWEEP_EXTRA, Finding
+from distill.models.loading import load_tokenizer, named_by, parameters_of, weight_files
+from distill.recipe.schema import Recipe
+from distill.storage.hub import ask_hub
+from distill.training.run import read_splits
 
 TENSORBOARD_PORT = 6006
 LITTLE_DISK = 5_000_000_000  # bytes: less than what a run of BERT-base leaves (checkpoints, exports, caches)

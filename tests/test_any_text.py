@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import distill
-from distill.tokens import tokenise
+from distill.training.tokens import tokenise
 
 ODD = [
     "", " ", "\n\t", "\0", "\x07\x1b[31mred", "a good film", "GOOD " * 20_000, "x" * 100_000,

@@ -6,8 +6,8 @@ import sys
 import pytest
 from conftest import check_refused, run
 
+from distill.data.sources import read_texts
 from distill.errors import DataError
-from distill.sources import read_texts
 
 CASES = {
     "no recipe": (["check", "nowhere.yaml"], "nowhere.yaml: No such file"),

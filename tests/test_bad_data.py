@@ -207,8 +207,8 @@ def test_bad_test_data_is_one_line(test, expected, tmp_path, tiny_bert, record_p
 
 def test_odd_files_that_are_data_are_read(tmp_path, tiny_bert):
     """A byte-order mark, a null, control characters, a text of ten megabytes, words that look like nothing."""
-    from distill.data import load_splits
-    from distill.recipe import Data, Files
+    from distill.data.splits import load_splits
+    from distill.recipe.schema import Data, Files
 
     odd = ["a\0b", "\x07\x1b[31m", "film " * 2_000_000, "NA", "null", " spaces ", '"quoted", yes', "\u202eright\u202c"]
     train = write(tmp_path / "train.csv", TRAIN + [(text, 0) for text in odd])
@@ -220,7 +220,7 @@ def test_odd_files_that_are_data_are_read(tmp_path, tiny_bert):
 
 
 def test_a_name_with_brackets_and_stars_is_that_file_and_no_other(tmp_path, tiny_bert):
-    from distill.sources import read_texts
+    from distill.data.sources import read_texts
 
     for name, text in (("t[1].csv", "meant"), ("t1.csv", "another"), ("t*.csv", "starred"), ("**.csv", "twice")):
         (tmp_path / name).write_text(f"text\n{text}\n")
@@ -312,8 +312,8 @@ def test_a_folder_with_a_link_out_of_it_is_refused(tmp_path, tiny_bert, record_p
 
 def test_a_folder_whose_card_names_its_own_files_is_read(tmp_path):
     """What a clone of a data set of the hub looks like."""
-    from distill.data import load_splits
-    from distill.recipe import Data
+    from distill.data.splits import load_splits
+    from distill.recipe.schema import Data
 
     card = b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.csv\n"
     hub_like(tmp_path, README__md=card + b"  - split: test\n    path: te*.csv\n---\n# A data set\n")
@@ -323,7 +323,7 @@ def test_a_folder_whose_card_names_its_own_files_is_read(tmp_path):
 
 def test_notes_beside_the_card_say_nothing_of_where_the_files_lie(tmp_path):
     """datasets takes the configurations of .huggingface.yaml for the card's own."""
-    from distill.data_folder import read_folder
+    from distill.data.folder import read_folder
 
     notes = b"configs:\n- config_name: default\n  data_files: http://example.org/x.csv\n"
     hub_like(tmp_path, __huggingface__yaml=notes)

@@ -13,7 +13,7 @@ from conftest import LABELS, check_refused, run, write_reviews
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 
-from distill.checksums import seal
+from distill.storage.checksums import seal
 
 WEIGHTS = "model.safetensors"
 
@@ -247,7 +247,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_that_changes_no_answer_is_no_misfit(name, tmp_path, tiny_bert):
-    from distill.models import load_tokenizer
+    from distill.models.loading import load_tokenizer
 
     model = tmp_path / "model"
     shutil.copytree(tiny_bert, model)

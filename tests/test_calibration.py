@@ -3,8 +3,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 
-from distill.calibration import BOUNDS, FEWEST, calibrate, fit_temperature
-from distill.metrics import expected_calibration_error
+from distill.models.calibration import BOUNDS, FEWEST, calibrate, expected_calibration_error, fit_temperature
 
 
 def sampled(examples=4000, classes=3, seed=0):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from distill.callbacks import ProgressLine, SealCheckpoints
-from distill.checksums import damage_of
-from distill.run_folder import RunFolder
+from distill.storage.checksums import damage_of
+from distill.storage.run_folder import RunFolder
+from distill.training.callbacks import ProgressLine, SealCheckpoints
 
 
 def watch(logs, *, is_first_rank=True, figures=dict):

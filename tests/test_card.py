@@ -8,8 +8,8 @@ from conftest import make_classifier, run, write_reviews
 from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 
-from distill import stages
-from distill.run_folder import RunFolder
+from distill import commands
+from distill.storage.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def world(tmp_path_factory, data):
         "student": {"config": {"num_hidden_layers": 1}, "training": idle, "calibrate": False},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    recipe = stages.check(folder / "recipe.yaml")
-    teacher = stages.teacher(recipe, folder / "my-teacher")
+    recipe = commands.check(folder / "recipe.yaml")
+    teacher = commands.teacher(recipe, folder / "my-teacher")
     student = RunFolder(folder / "my-student")
     code, _, err = run("student", folder / "recipe.yaml", "--teacher", teacher.path, "--output", student.path)
     assert code == 0, err
@@ -72,7 +72,7 @@ def test_no_path_of_the_machine_is_in_it_and_its_recipe_is_one(world, tmp_path):
         recipe = text.split("```yaml\n")[1].split("```")[0]
         assert YAML(typ="safe").load(recipe)["data"]["files"]["train"] == "train.csv"
         (tmp_path / "recipe.yaml").write_text(recipe)
-        assert stages.check(tmp_path / "recipe.yaml").data.max_tokens == 32
+        assert commands.check(tmp_path / "recipe.yaml").data.max_tokens == 32
 
 
 def test_the_learning_curve_lies_beside_it(world):
@@ -84,7 +84,7 @@ def test_the_learning_curve_lies_beside_it(world):
 
 def test_an_export_has_a_card_with_the_figures_of_its_proof(world):
     teacher = world[1]
-    proof = stages.export(teacher.path, ["onnx-fp32"])["onnx-fp32"]
+    proof = commands.export(teacher.path, ["onnx-fp32"])["onnx-fp32"]
     found = ModelCard((teacher.export / "onnx-fp32" / "README.md").read_text(encoding="utf-8"))
     assert found.data.library_name == "onnx" and found.data.tags == ["distill", "onnx-fp32"]
     assert f"| {proof['accuracy']:.4f} | {proof['accuracy_drop']:.4f} | {proof['agreement']:.4f} |" in found.text

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from distill.cascade import cascade_curve
-from distill.report import cascade_sentence
+from distill.measuring.cascade import cascade_curve
+from distill.report.document import cascade_sentence
 
 RNG = np.random.default_rng(0)
 GOLD = RNG.integers(0, 3, 400)

@@ -3,8 +3,8 @@
 import pytest
 from test_page import ROWS
 
-from distill.choice import Budget, choose, pareto_front
 from distill.errors import BudgetError
+from distill.report.choice import Budget, choose, pareto_front
 
 FIVE_FOLD = [1.0, 1.0, 9.0, 1.0, 30.0]  # a block of which two calls were disturbed
 

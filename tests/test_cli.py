@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import distill
-from distill import stages
-from distill.checksums import seal
+from distill import commands
+from distill.storage.checksums import seal
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +304,7 @@ def test_report_takes_any_classifier_and_export_flags_name_formats(finished, tin
 
 
 def test_an_export_that_breaks_its_bound_exits_2_and_is_not_kept(finished, tmp_path, monkeypatch):
-    from distill import export
+    from distill.export import formats as export
 
     folder, _, _ = finished
 
@@ -370,7 +370,7 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(recipe_path, tmp_path, 
 )
 def test_a_signal_to_all_processes_of_a_run_leaves_a_whole_checkpoint(recipe_path, tmp_path, number, code, log):
     """Loader workers get it too, as of a terminal or a scheduler; whoever read stderr may be gone by then."""
-    from distill.run_folder import RunFolder
+    from distill.storage.run_folder import RunFolder
 
     many = ["teacher.training.num_train_epochs=400", "teacher.training.dataloader_num_workers=2"]
     command = [sys.executable, "-m", "distill", "teacher", str(recipe_path), "--device", "cpu"]
@@ -426,7 +426,7 @@ def test_what_is_overwritten_answers_until_the_new_has_finished(finished, tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages.distilling, "distil", stop)
+        patched.setattr(commands.distilling, "distil", stop)
         assert run(*command, "--overwrite")[0] == 130
     assert run("predict", student / "export", "good film")[0] == 0
     for more, expected in (
@@ -505,8 +505,8 @@ def test_predict_reads_the_column_that_the_model_was_trained_on(recipe_path, tmp
     (run_folder / "export" / "onnx-int8").mkdir(parents=True)
     (run_folder / "recipe.yaml").write_text(json.dumps(recipe))
     for folder in (run_folder, run_folder / "export", run_folder / "export" / "onnx-int8"):
-        assert stages.text_column_of(folder) == "message"
-    assert stages.text_column_of(tmp_path / "elsewhere") == "text"
+        assert commands.text_column_of(folder) == "message"
+    assert commands.text_column_of(tmp_path / "elsewhere") == "text"
 
 
 @pytest.mark.slow

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import data_section, run
 
-from distill.callbacks import StopOnDivergence
-from distill.checksums import SEAL, damage_of
 from distill.errors import FolderError
-from distill.files import PARTIAL, REPLACED
-from distill.run_folder import RunFolder, hold, read_predictions, read_proofs
+from distill.storage.checksums import SEAL, damage_of
+from distill.storage.files import PARTIAL, REPLACED
+from distill.storage.run_folder import RunFolder, hold, read_predictions, read_proofs
+from distill.training.callbacks import StopOnDivergence
 
 FORMAT = "onnx-fp32"
 
@@ -132,7 +132,7 @@ STRANGE = {
 def test_a_record_that_is_not_ours_is_one_line_before_anything_is_measured(
     folder, name, content, said, monkeypatch, record_property
 ):
-    monkeypatch.setattr("distill.stages.measure", lambda *_, **__: pytest.fail("was measured"))
+    monkeypatch.setattr("distill.commands.measure", lambda *_, **__: pytest.fail("was measured"))
     path = folder / "teacher" / name
     path.parent.mkdir(exist_ok=True)
     for sealed in (folder / "teacher", path.parent):
@@ -209,8 +209,8 @@ def test_a_training_that_diverges_stops_with_the_step_and_a_cure(folder, tmp_pat
 def test_a_training_that_diverges_names_the_last_good_checkpoint(tmp_path):
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from distill.checksums import seal
     from distill.errors import TrainingError
+    from distill.storage.checksums import seal
 
     for name, is_whole in (
         ("checkpoint-9", True),
@@ -247,7 +247,7 @@ def test_what_is_not_the_list_of_exports_is_one_line(folder, content):
 
 def test_an_export_that_is_interrupted_spoils_no_other_and_the_old_one_answers(folder, monkeypatch):
     """Also where the kill came between the old folder's going and the new one's coming."""
-    from distill import export
+    from distill.export import formats as export
 
     exports = folder / "teacher" / "export"
     answer = run("predict", exports, "a good film")[1]

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import BAD, FILLER, GOOD, LABELS, make_tokenizer, write_reviews
 
-from distill.data import load_splits
+from distill.data.sources import read_texts
+from distill.data.splits import load_splits
 from distill.errors import DataError
-from distill.recipe import Data, Files
-from distill.sources import read_texts
-from distill.tokens import check_tokenised, tokenise
+from distill.recipe.schema import Data, Files
+from distill.training.tokens import check_tokenised, tokenise
 
 
 def data(train, test, **settings):

@@ -11,16 +11,17 @@ from safetensors.torch import load_file
 from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 import distill
-from distill import distilling, stages
-from distill.checksums import SEAL
-from distill.distilling import loss_in_words
+from distill import commands
+from distill.distillation import student as distilling
+from distill.distillation.hidden_states import OnlineTeacher
+from distill.distillation.losses import soft_target_loss
+from distill.distillation.student import loss_in_words
 from distill.errors import FolderError, ModelError, RecipeError, UserError
-from distill.hidden_states import OnlineTeacher
-from distill.losses import soft_target_loss
-from distill.provenance import TRAINED_WITH
-from distill.recipe import Loss
-from distill.recipe_file import load_recipe
-from distill.run_folder import RunFolder, read_predictions
+from distill.machine.provenance import TRAINED_WITH
+from distill.recipe.file import load_recipe
+from distill.recipe.schema import Loss
+from distill.storage.checksums import SEAL
+from distill.storage.run_folder import RunFolder, read_predictions
 
 TRAINING = {
     "num_train_epochs": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "save_strategy": "no",
@@ -42,7 +43,7 @@ def world(tmp_path_factory, data, tiny_bert):
         "student": {"layers": 2, "training": TRAINING},
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    stages.teacher(load_recipe(folder / "recipe.yaml"), folder / "teacher", device="cpu")
+    commands.teacher(load_recipe(folder / "recipe.yaml"), folder / "teacher", device="cpu")
     return folder
 
 
@@ -59,7 +60,7 @@ def make_modernbert(folder):
 
 def distil(world, output, *overrides, teachers=None, **options):
     recipe = load_recipe(world / "recipe.yaml", overrides)
-    return stages.student(recipe, teachers or world / "teacher", output, device="cpu", **options)
+    return commands.student(recipe, teachers or world / "teacher", output, device="cpu", **options)
 
 
 def metrics(folder):
@@ -77,7 +78,7 @@ def weights(folder):
 def test_the_second_student_never_loads_the_teacher(world, tmp_path, monkeypatch, tiny_bert):
     small = f"student.model={make_classifier(tmp_path / 'small', num_hidden_layers=2)}"
     first = distil(world, tmp_path / "first", small)
-    monkeypatch.setattr("distill.distilling.load", lambda *_, **__: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr("distill.distillation.student.load", lambda *_, **__: pytest.fail("the teacher was loaded"))
     second = distil(world, tmp_path / "second", small)
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
     assert manifest(first)["parents"]["teachers"] == {
@@ -158,7 +159,7 @@ def test_schedules_move_with_the_steps(world, tmp_path, monkeypatch):
         seen.append(temperature)
         return soft_target_loss(student_logits, teacher_logits, temperature)
 
-    monkeypatch.setattr("distill.trainers.soft_target_loss", spy)
+    monkeypatch.setattr("distill.distillation.trainer.soft_target_loss", spy)
     distil(world, tmp_path / "student", "student.loss.temperature={start: 4, end: 1}")
     assert seen == pytest.approx([4 - 3 * step / 18 for step in range(18)])
 
@@ -194,7 +195,7 @@ def test_two_teachers_of_different_tokens_and_label_order_answer_together(world,
     words = ["extra", *BAD, *GOOD, *FILLER]
     other = make_classifier(tmp_path / "distilbert", "distilbert", words=words)
     recipe = load_recipe(world / "recipe.yaml", [f"teacher.model={other}", "data.label_names=[positive, negative]"])
-    stages.teacher(recipe, tmp_path / "second", device="cpu")
+    commands.teacher(recipe, tmp_path / "second", device="cpu")
     contrary = shutil.copytree(world / "teacher", tmp_path / "contrary")  # says the opposite of the truth
     (contrary / SEAL).unlink()
     config = json.loads((contrary / "config.json").read_text())
@@ -241,7 +242,7 @@ def test_the_control_is_the_same_student_on_labels_alone_for_as_many_steps(world
     evaluations = [[entry["step"] for entry in log if "eval_loss" in entry] for log in logs]
     assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 2
 
-    report = stages.report([world / "teacher", folder.path, control.path], tmp_path / "report", device="cpu")
+    report = commands.report([world / "teacher", folder.path, control.path], tmp_path / "report", device="cpu")
     whole = [row["role"] for row in report["measurements"] if row["format"] == "torch-fp32"]
     assert whole == ["teacher", "student", "control"]
     (found,) = report["controls"]
@@ -321,7 +322,7 @@ def test_a_run_is_not_resumed_with_another_teacher_or_other_data(world, tmp_path
     monkeypatch.setattr("torch.get_num_threads", lambda: 7)
     refused("threads differs: 7 now, 1 when it began")
     monkeypatch.undo()
-    monkeypatch.setattr("distill.fitting.versions", lambda: dict.fromkeys(TRAINED_WITH, "9.9"))
+    monkeypatch.setattr("distill.training.run.versions", lambda: dict.fromkeys(TRAINED_WITH, "9.9"))
     refused(*(f"{name} differs: 9.9 now, " for name in TRAINED_WITH))
     monkeypatch.undo()
     distil(world, folder.path, *settings, teachers=teacher, resume=True)
@@ -337,7 +338,7 @@ def test_a_teacher_replaced_while_it_answers_leaves_no_answers(world, tmp_path, 
         shutil.copytree(other.path, teacher, dirs_exist_ok=True)
         return distill.load(*arguments, **settings)
 
-    monkeypatch.setattr("distill.distilling.load", load)
+    monkeypatch.setattr("distill.distillation.student.load", load)
     with pytest.raises(ModelError, match="teacher: has changed while it was read; nothing of it was kept"):
         distil(world, tmp_path / "student", teachers=teacher, teacher_logits=cache)
     assert not list(cache.rglob("*.arrow")) and not (tmp_path / "student").exists()
@@ -346,12 +347,12 @@ def test_a_teacher_replaced_while_it_answers_leaves_no_answers(world, tmp_path, 
 def test_teacher_and_student_train_in_one_precision_whatever_the_stopwatch_says(world, tmp_path, monkeypatch):
     undecided = [f"{stage}.training={json.dumps({k: v for k, v in TRAINING.items() if k != 'bf16'})}"
                  for stage in ("teacher", "student")]  # fmt: skip
-    monkeypatch.setattr("distill.devices.bf16_rate", lambda: 2.0)
+    monkeypatch.setattr("distill.machine.devices.bf16_rate", lambda: 2.0)
     settings = [*undecided, "teacher.training.num_train_epochs=1", "student.control=true"]
     recipe = load_recipe(world / "recipe.yaml", settings)
-    teacher = stages.teacher(recipe, tmp_path / "teacher", device="cpu")
-    monkeypatch.setattr("distill.devices.bf16_rate", lambda: 0.85)
-    student = stages.student(recipe, teacher.path, tmp_path / "student", device="cpu", force=True)
+    teacher = commands.teacher(recipe, tmp_path / "teacher", device="cpu")
+    monkeypatch.setattr("distill.machine.devices.bf16_rate", lambda: 0.85)
+    student = commands.student(recipe, teacher.path, tmp_path / "student", device="cpu", force=True)
     runs = [teacher, student, RunFolder(tmp_path / "student-control")]
     assert [manifest(folder)["training_arguments"]["bf16"] for folder in runs] == [True, True, True]
     for folder in runs:
@@ -361,9 +362,9 @@ def test_teacher_and_student_train_in_one_precision_whatever_the_stopwatch_says(
     shutil.rmtree(tmp_path / "student-control")
     unfinished(student)
     (student.path / "model.safetensors").unlink()
-    stages.student(recipe, teacher.path, student.path, device="cpu", force=True, resume=True)
+    commands.student(recipe, teacher.path, student.path, device="cpu", force=True, resume=True)
     assert manifest(student)["training_arguments"]["bf16"] is True
-    again = stages.teacher(recipe, tmp_path / "again", device="cpu")
+    again = commands.teacher(recipe, tmp_path / "again", device="cpu")
     assert manifest(again)["training_arguments"]["bf16"] is False
 
 
@@ -385,17 +386,17 @@ def test_a_control_is_not_trained_on_other_data_than_its_student(world, tmp_path
     with pytest.raises(FolderError, match=r"texts or labels of test have changed since .*student was trained"):
         distilling.control(recipe, str(world / "teacher"), student, RunFolder(tmp_path / "c"), device="cpu")
     with pytest.raises(FolderError, match="finished with other data: texts or labels of test have changed"):
-        stages.student(recipe, world / "teacher", student.path, device="cpu", resume=True)
+        commands.student(recipe, world / "teacher", student.path, device="cpu", resume=True)
 
 
 def test_a_finished_run_is_not_skipped_with_other_data(world, tmp_path):
     files = load_recipe(world / "recipe.yaml").data.files.model_dump(exclude_none=True)
     settings = [f"data.files.{split}={shutil.copy(path, tmp_path)}" for split, path in files.items()]
     settings += ["teacher.training.max_steps=1"]
-    stages.teacher(load_recipe(world / "recipe.yaml", settings), tmp_path / "run" / "teacher", device="cpu")
+    commands.teacher(load_recipe(world / "recipe.yaml", settings), tmp_path / "run" / "teacher", device="cpu")
     swap_texts(tmp_path / "train.csv")
     with pytest.raises(FolderError, match="teacher: finished with other data: texts or labels of train have changed"):
-        stages.run(load_recipe(world / "recipe.yaml", settings), tmp_path / "run", device="cpu", force=True)
+        commands.run(load_recipe(world / "recipe.yaml", settings), tmp_path / "run", device="cpu", force=True)
 
 
 @pytest.mark.parametrize("name", ["student", "control"])
@@ -403,14 +404,14 @@ def test_run_looks_at_all_its_folders_before_it_trains(world, tmp_path, name):
     (tmp_path / "run" / name).mkdir(parents=True)
     (tmp_path / "run" / name / "mine.txt").write_text("not a run")
     with pytest.raises(FolderError, match=f"{name}: not empty and not a run folder"):
-        stages.run(load_recipe(world / "recipe.yaml", ["student.control=true"]), tmp_path / "run", device="cpu")
+        commands.run(load_recipe(world / "recipe.yaml", ["student.control=true"]), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run" / "teacher").exists()
 
 
 def test_the_teachers_answers_are_in_the_students_precision_and_kept_apart(world, tmp_path, monkeypatch):
     for is_bf16 in (False, True):
         options = [f"student.training.bf16={json.dumps(is_bf16)}", "student.training.max_steps=1"]
-        monkeypatch.setattr("distill.devices.bf16_rate", lambda: 2.0)
+        monkeypatch.setattr("distill.machine.devices.bf16_rate", lambda: 2.0)
         distil(world, tmp_path / str(is_bf16), *options, teacher_logits=tmp_path / "cache")
     origins = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*/origin.json")]
     assert sorted(origin["dtype"] for origin in origins) == ["bfloat16"] * 2 + ["float32"] * 2  # validation and train
@@ -451,17 +452,17 @@ def test_run_finds_what_is_wrong_with_the_student_before_it_trains_the_teacher(w
         override = f"student.model={made}"
     recipe = load_recipe(world / "recipe.yaml", [override, *([f"teacher.model={model}"] if model else [])])
     with pytest.raises(UserError, match=expected):
-        stages.run(recipe, tmp_path / "run", device="cpu")
+        commands.run(recipe, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
     if "teacher_weights" in override:  # which several teachers of `distill student` may well have
         return
     with pytest.raises(UserError, match=expected):
-        stages.teacher(recipe, tmp_path / "teacher", device="cpu")
+        commands.teacher(recipe, tmp_path / "teacher", device="cpu")
     with pytest.raises(UserError, match=expected):
-        stages.student(recipe, model or world / "teacher", tmp_path / "student", device="cpu")
+        commands.student(recipe, model or world / "teacher", tmp_path / "student", device="cpu")
     with pytest.raises(UserError, match=expected):
-        stages.check_models(recipe)
-    (found,) = [found for found in stages.doctor(recipe, tmp_path, device="cpu") if found.subject == "student"]
+        commands.check_models(recipe)
+    (found,) = [found for found in commands.doctor(recipe, tmp_path, device="cpu") if found.subject == "student"]
     assert found.state == "fault"
     assert not (tmp_path / "teacher").exists() and not (tmp_path / "student").exists()
 

@@ -11,8 +11,10 @@ from collections import namedtuple
 import pytest
 from typer.testing import CliRunner
 
-from distill import doctor, hub, packages, stages
+from distill import commands, doctor
 from distill.cli import app
+from distill.machine import packages
+from distill.storage import hub
 
 
 def findings(tmp_path):
@@ -150,24 +152,24 @@ def test_a_recipe_that_the_disk_cannot_keep_is_a_fault(tmp_path):
 
 
 def test_what_a_recipe_needs_is_tried(recipe_path, tmp_path):
-    recipe = stages.check(recipe_path)
-    found = {item.subject: item for item in stages.doctor(recipe, tmp_path)}
+    recipe = commands.check(recipe_path)
+    found = {item.subject: item for item in commands.doctor(recipe, tmp_path)}
     assert found["data"].found == "144 train, 16 validation, 40 test texts"
     assert found["teacher.model"].state == found["disk for the recipe"].state == "ok"
-    recipe = stages.check(recipe_path, ["teacher.model=nowhere/at-all", "data.files.train=gone.csv"])
-    found = {item.subject: item for item in stages.doctor(recipe, tmp_path)}
+    recipe = commands.check(recipe_path, ["teacher.model=nowhere/at-all", "data.files.train=gone.csv"])
+    found = {item.subject: item for item in commands.doctor(recipe, tmp_path)}
     assert found["data"].state == found["teacher.model"].state == "fault"
     assert "gone.csv: no such file" in found["data"].found
     bare = shutil.copytree(recipe_model(recipe_path), tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     sets = [f"teacher.model={bare}", "teacher.pretrained={}"]
     for pretrained, state in (("true", "fault"), ("false", "ok")):
-        recipe = stages.check(recipe_path, [item.format(pretrained) for item in sets])
-        found = {item.subject: item for item in stages.doctor(recipe, tmp_path)}
+        recipe = commands.check(recipe_path, [item.format(pretrained) for item in sets])
+        found = {item.subject: item for item in commands.doctor(recipe, tmp_path)}
         assert found["teacher.model"].state == state, found["teacher.model"]
 
 
 def recipe_model(path):
-    return stages.check(path).teacher.model
+    return commands.check(path).teacher.model
 
 
 def test_a_fault_exits_2_and_json_is_the_whole_of_it(recipe_path):

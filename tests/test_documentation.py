@@ -14,8 +14,8 @@ from conftest import make_classifier, write_reviews
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from distill.recipe import Recipe
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
+from distill.recipe.schema import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "results.md")]

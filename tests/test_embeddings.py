@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.embeddings import summed_by_row
+from distill.training.embeddings import summed_by_row
 
 
 class Words(nn.Module):

@@ -16,16 +16,17 @@ from conftest import BAD, FILLER, GOOD, LABELS, make_classifier
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertConfig, PreTrainedModel, pipeline
 
 import distill
-from distill import export as exporting
-from distill import onnx_graph, stages
-from distill.checksums import SEAL
+from distill import commands
 from distill.errors import DeviceError, ModelError
-from distill.export import export_formats
-from distill.onnx_graph import trace
-from distill.proofs import Bounds
-from distill.quantisation import int8_settings, quantise
-from distill.recipe import DEFAULT_FORMATS as FORMATS
-from distill.recipe_file import load_recipe
+from distill.export import formats as exporting
+from distill.export import onnx_graph
+from distill.export.formats import export_formats
+from distill.export.int8 import int8_settings, quantise
+from distill.export.onnx_graph import trace
+from distill.export.proofs import Bounds
+from distill.recipe.file import load_recipe
+from distill.recipe.schema import DEFAULT_FORMATS as FORMATS
+from distill.storage.checksums import SEAL
 
 OTHERS = ["distilbert", "electra", "roberta"]
 TEXTS = [" ".join((FILLER * 3)[i : i + 3 + i % 20] + [(GOOD if i % 2 else BAD)[i % 5]] * 2) for i in range(40)]
@@ -398,7 +399,7 @@ def test_formats_without_their_extra_are_refused_before_anything_is_written(
 ):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(DeviceError, match="is not installed"):
-        stages.export(
+        commands.export(
             tiny_bert, ["onnx-fp32", "openvino-int8"], recipe=load_recipe(recipe_path), output=tmp_path / "export"
         )
     assert not (tmp_path / "export").exists()

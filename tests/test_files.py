@@ -11,10 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.checksums import SEAL, damage_of, seal
-from distill.files import COMING, PARTIAL, READY, REPLACED, atomic_path, clear_away, together, write_json, write_text
-from distill.recipe_file import load_recipe
-from distill.run_folder import LOCK, NEXT, RunFolder, hold, write_predictions
+from distill.recipe.file import load_recipe
+from distill.storage.checksums import SEAL, damage_of, seal
+from distill.storage.files import (
+    COMING,
+    PARTIAL,
+    READY,
+    REPLACED,
+    atomic_path,
+    clear_away,
+    together,
+    write_json,
+    write_text,
+)
+from distill.storage.run_folder import LOCK, NEXT, RunFolder, hold, write_predictions
 
 KNOWS_FILES = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to tell what is synced")
 

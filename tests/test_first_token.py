@@ -4,7 +4,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from distill.first_token import first_token_only, last_layer
+from distill.models.first_token import first_token_only, last_layer
 
 IDS = torch.randint(5, 24, (3, 9), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(IDS)

@@ -6,10 +6,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from distill import fusion
-from distill.fusion import Executed, receipt, shortfall
-from distill.onnx_graph import trace
-from distill.sessions import OnnxSession, TorchSession, _run_bound, onnx_runs_on_cuda
+from distill.export import fusion
+from distill.export.fusion import Executed, receipt, shortfall
+from distill.export.onnx_graph import trace
+from distill.inference.sessions import OnnxSession, TorchSession, _run_bound, onnx_runs_on_cuda
 
 RNG = np.random.default_rng(0)
 ONE_LAYER = BertConfig(num_hidden_layers=1)

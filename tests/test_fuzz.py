@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from test_data import rows_of, write
 from test_recipe import GOOD, RECIPES
 
-from distill.data import load_splits
+from distill.data.sources import read_texts
+from distill.data.splits import load_splits
 from distill.errors import DataError, RecipeError
-from distill.recipe import Data, Files
-from distill.recipe_file import dump_recipe, load_recipe
-from distill.sources import read_texts
+from distill.recipe.file import dump_recipe, load_recipe
+from distill.recipe.schema import Data, Files
 
 NUMBERS = itertools.count()  # datasets' cache knows files by their names
 # --hypothesis-profile deep takes forty times as many.

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from distill.onnx_graph import trace
+from distill.export.onnx_graph import trace
 
 ROOT = Path(__file__).parent.parent
 

@@ -3,9 +3,9 @@ import torch
 from conftest import make_classifier
 from transformers import AutoModelForSequenceClassification
 
+from distill.distillation.hidden_states import OnlineTeacher
 from distill.errors import RecipeError
-from distill.hidden_states import OnlineTeacher
-from distill.students import build_from_layers
+from distill.models.students import build_from_layers
 
 
 def load(folder):

@@ -1,4 +1,4 @@
-"""The rules of the house: floors, cold imports, no torch before it is needed, documentation that is true."""
+"""The rules of the house: the order of the wings, no torch before it is needed, documentation that is true."""
 
 import ast
 import re
@@ -6,86 +6,41 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "distill"
-# Ground floor first; a module imports only from lower floors, and floor-mates do not import each other.
-FLOORS = [
-    {"errors", "timing", "provenance", "sampling", "cascade", "page", "training_log", "packages", "section", "labels"},
-    {"ranks", "choice", "files", "embeddings", "metrics", "terminal"},
-    {"progress", "training_arguments", "devices", "losses", "calibration", "checksums"},
-    {"search_space", "tables", "hub", "strangers"},
-    {"recipe"},
-    {"data_folder", "recipe_file", "models", "tokens", "outliers"},
-    {"sources", "pickles", "run_folder", "students", "hidden_states", "first_token", "shards"},
-    {"data", "sessions", "plots", "callbacks", "throughput", "micro_batches"},
-    {"inspection", "predictors", "onnx_graph", "quantisation", "proofs", "trainers"},
-    {"teacher_logits", "training", "fusion", "benchmark", "report", "card"},
-    {"export", "candidates"},
-    {"fitting"},
-    {"distilling"},
-    {"sweep", "doctor"},
-    {"stages"},
-    {"cli"},
-    {"__main__", "__init__"},
-]
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.stat().st_size  # the __init__.py of a wing is empty
+}
 
 
-def floor(module):
-    return next(index for index, modules in enumerate(FLOORS) if module in modules)
+def test_a_wing_imports_only_from_wings_below_it_and_there_is_no_circle(monkeypatch, capsys):
+    """The contracts in pyproject.toml, which also hold that no wing is left out of the order."""
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(cache_dir=None) == 0, capsys.readouterr().out
 
 
-def imports(module):
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "distill":
-            yield from [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
-
-
-def test_every_module_has_a_floor():
-    assert sorted(module for modules in FLOORS for module in modules) == MODULES
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_lower_floors(module):
-    for imported in imports(module):
-        assert floor(imported) < floor(module), f"{module} imports {imported}"
+def test_the_init_of_a_wing_is_empty():
+    assert [name for name in MODULES if name.endswith("__init__")] == ["distill.__init__"]
 
 
 def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "__main__"])
-def test_a_module_imports_in_a_cold_interpreter(module):
-    done = python(f"import distill.{module}")
-    assert done.returncode == 0, done.stderr
+LIGHT = (
+    "cli", "errors", "machine.packages", "machine.progress", "machine.ranks", "machine.timing", "recipe.file",
+    "recipe.schema", "report.choice", "report.document", "report.page", "report.plots", "storage.checksums",
+    "storage.files", "storage.run_folder",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "cli",
-        "errors",
-        "recipe",
-        "recipe_file",
-        "report",
-        "files",
-        "checksums",
-        "run_folder",
-        "timing",
-        "progress",
-        "ranks",
-        "packages",
-        "plots",
-        "page",
-        "choice",
-    ],
-)
-def test_light_modules_do_not_import_torch(module):
-    done = python(f"import sys, distill.{module}; print('torch' in sys.modules, 'transformers' in sys.modules)")
+def test_light_modules_import_neither_torch_nor_transformers():
+    imported = "".join(f"import distill.{module}\n" for module in LIGHT)
+    done = python(f"{imported}import sys; print('torch' in sys.modules, 'transformers' in sys.modules)")
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
@@ -100,17 +55,19 @@ def test_help_answers_without_torch():
 
 
 def test_no_private_name_of_another_module_is_used():
-    for module in MODULES:
-        tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("distill"):
                 assert not [alias.name for alias in node.names if alias.name.startswith("_")], module
 
 
-def test_the_readme_names_every_file_of_the_package_and_no_other():
+def test_the_readme_names_every_wing_and_no_other():
     readme = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"^ {2}(\w+)\.py", readme, flags=re.MULTILINE))
-    assert named == set(MODULES)
+    named = re.findall(r"^ {2}(\w+)(/|\.py) ", readme, flags=re.MULTILINE)
+    wings = {(path.parent.name, "/") for path in PACKAGE.glob("*/__init__.py")}
+    alone = {(path.stem, ".py") for path in PACKAGE.glob("*.py")}
+    assert set(named) == wings | alone | {("templates", "/")}
 
 
 def test_the_readme_names_every_command_and_no_other():

@@ -9,9 +9,9 @@ from huggingface_hub import HfApi, RepoUrl
 from huggingface_hub.utils import filter_repo_objects
 from typer.testing import CliRunner
 
-from distill import hub
 from distill.cli import app
 from distill.errors import UserError
+from distill.storage import hub
 
 PUBLIC = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "metrics.json", "learning_curve.png"}
 PRIVATE = {"recipe.yaml", "manifest.json", "predictions.parquet", "metrics.jsonl", "notes-of-mine.txt"}

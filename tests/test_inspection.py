@@ -6,8 +6,8 @@ import json
 import pytest
 from conftest import LABELS
 
-from distill import stages
-from distill.inspection import as_text, concerns
+from distill import commands
+from distill.data.inspection import as_text, concerns
 
 FAULTY = {
     "broken_encoding": "a really \x97 good film",
@@ -31,7 +31,7 @@ def look(tmp_path, tiny_bert):
             "teacher": {"model": str(tiny_bert)},
         }
         (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-        return stages.inspect(stages.check(tmp_path / "recipe.yaml"), tmp_path / "page")
+        return commands.inspect(commands.check(tmp_path / "recipe.yaml"), tmp_path / "page")
 
     return look
 
@@ -113,8 +113,10 @@ def test_the_sample_is_what_the_tokenizer_makes_of_it(look):
 
 def test_other_seeds_draw_other_texts_and_the_same_seed_the_same(look, tmp_path):
     look(plain(100), plain(20, start=200))
-    recipe = stages.check(tmp_path / "recipe.yaml")
-    drawn = [[row["example_id"] for row in stages.inspect(recipe, rows=5, seed=seed)["examples"]] for seed in (1, 1, 2)]
+    recipe = commands.check(tmp_path / "recipe.yaml")
+    drawn = [
+        [row["example_id"] for row in commands.inspect(recipe, rows=5, seed=seed)["examples"]] for seed in (1, 1, 2)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -134,5 +136,5 @@ def test_a_script_without_spaces_is_not_one_word(look):
 def test_without_a_tokenizer_there_is_one_line(tmp_path, data):
     recipe = {"data": {"files": {"train": str(data / "train.csv"), "test": str(data / "test.csv")}}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    with pytest.raises(stages.RecipeError, match=r"teacher\.model: missing, so there is no tokenizer"):
-        stages.inspect(stages.check(tmp_path / "recipe.yaml"))
+    with pytest.raises(commands.RecipeError, match=r"teacher\.model: missing, so there is no tokenizer"):
+        commands.inspect(commands.check(tmp_path / "recipe.yaml"))

@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import data_section
 
-from distill.files import PARTIAL
+from distill.storage.files import PARTIAL
 
 KILLS = 30
 # Moments at which something is being written: the name of what has just appeared.

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from distill.losses import (
-    UNLABELLED,
+from distill.distillation.losses import (
     attention_relation_loss,
     decoupled_loss,
     distillation_loss,
@@ -379,19 +378,18 @@ def test_soft_weight_goes_from_labels_alone_to_the_soft_loss_alone(label_smoothi
 def test_examples_without_a_label_keep_their_share_of_the_soft_loss_alone(label_smoothing):
     student, soft = logits(1), soft_target_loss(logits(1), logits(2), 2.0)
     unlabelled = torch.tensor([True, False, False, True, False, True])
-    gold = GOLD.masked_fill(unlabelled, UNLABELLED)
-    mixed = distillation_loss(student, soft, gold, soft_weight=0.3, label_smoothing=label_smoothing)
+    mixed = distillation_loss(student, soft, GOLD, ~unlabelled, soft_weight=0.3, label_smoothing=label_smoothing)
     labelled = distillation_loss(student, soft, GOLD, soft_weight=0.3, label_smoothing=label_smoothing)
     assert torch.allclose(mixed, torch.where(unlabelled, 0.3 * soft, labelled))
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_a_batch_without_any_label_learns_from_the_soft_loss(label_smoothing):
-    gold = torch.full((6,), UNLABELLED)
+    nobody = torch.zeros(6, dtype=torch.bool)
 
     def loss(student, teacher):
         soft = soft_target_loss(student, teacher, 2.0)
-        return distillation_loss(student, soft, gold, soft_weight=0.3, label_smoothing=label_smoothing)
+        return distillation_loss(student, soft, GOLD, nobody, soft_weight=0.3, label_smoothing=label_smoothing)
 
     expected = gradient(lambda *both: 0.3 * soft_target_loss(*both, 2.0), logits(1), logits(2))
     assert torch.allclose(gradient(loss, logits(1), logits(2)), expected)

@@ -5,16 +5,16 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from distill.metrics import (
+from distill.measuring.metrics import (
     accuracy_interval,
     agreement,
     brier_score,
     commonest_share,
     compare_paired,
-    expected_calibration_error,
     faults_of_answers,
     figures,
 )
+from distill.models.calibration import expected_calibration_error
 
 
 def random_logits(examples=400, classes=3, seed=0):

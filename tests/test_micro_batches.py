@@ -7,7 +7,7 @@ from conftest import make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.micro_batches import Collator, cuts, parts_of
+from distill.training.micro_batches import Collator, cuts, parts_of
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=64).map(lambda lengths: sorted(lengths, reverse=True))
 

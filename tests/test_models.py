@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from distill.errors import ModelError
-from distill.models import (
+from distill.models.loading import (
     align_labels,
     layer_count,
     load_classifier,
@@ -27,7 +27,7 @@ from distill.models import (
     weights_fingerprint,
     with_attention_dropout,
 )
-from distill.students import build_from_config, build_from_layers, choose_layers
+from distill.models.students import build_from_config, build_from_layers, choose_layers
 
 IDS = torch.tensor([[2, 6, 7, 8, 9, 3], [2, 10, 11, 3, 0, 0]])
 MASK = (IDS != 0).long()

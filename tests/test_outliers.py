@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from distill.outliers import isolate, widest
-from distill.quantisation import Int8Settings, quantise
+from distill.export.int8 import Int8Settings, quantise
+from distill.export.outliers import isolate, widest
 
 WIDE, INNER = 16, 64  # channels of a feed-forward part's input and of its middle
 RNG = np.random.default_rng(0)

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from distill import cascade
-from distill.choice import Budget
-from distill.report import write_report
-from distill.training_log import training_curve
+from distill.measuring import cascade
+from distill.measuring.training_log import training_curve
+from distill.report.choice import Budget
+from distill.report.document import write_report
 
 HOSTILE = """<script>document.title = "taken"</script><img src=x onerror='document.title="taken"'>{{ 7 * 7 }}"""
 SHAPES = ["1x128", "8x128"]

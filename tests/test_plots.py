@@ -10,7 +10,7 @@ import pytest
 DRAW = """
 import sys
 from pathlib import Path
-from distill import plots
+from distill.report import plots
 evaluation = {"step": 1, "epoch": 1.0, "log_loss": 0.5, "accuracy": 0.9}
 run = {"role": "$\\\\frac{a$ $5 or $6", "steps": [{"step": 1, "epoch": 1.0, "loss": 0.5}], "evaluations": [evaluation],
        "selected_step": 1}

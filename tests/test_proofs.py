@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.proofs import Bounds, flips, prove
+from distill.export.proofs import Bounds, flips, prove
 
 NAMES = ["bad", "fair", "good"]
 STRICT = Bounds(max_accuracy_drop=0.0, min_agreement=1.0)

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from distill.outliers import widest
-from distill.quantisation import Int8Settings, quantise
+from distill.export.int8 import Int8Settings, quantise
+from distill.export.outliers import widest
 
 RNG = np.random.default_rng(0)
 IDS = {"ids": np.arange(12)[None] % 40}
@@ -63,7 +63,7 @@ def test_nncf_reports_nothing_to_its_makers():
 import os, socket, sys
 def refuse(*_): raise SystemExit("a connection was tried")
 socket.socket.connect = refuse
-from distill import quantisation
+from distill.export import int8 as quantisation
 quantisation.import_nncf()
 import nncf.telemetry
 from unittest.mock import MagicMock

@@ -12,12 +12,12 @@ from conftest import GLOO_MAY_CRASH, data_section, make_classifier
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification
 
-from distill.run_folder import RunFolder, read_predictions
+from distill.storage.run_folder import RunFolder, read_predictions
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
 # Parts so small that each rank has several of every step; with its own size, texts as short as ours fill but one.
 SMALL_PARTS = """
-from distill.micro_batches import PART_TOKENS
+from distill.training.micro_batches import PART_TOKENS
 PART_TOKENS["cpu"] = 64
 from distill.cli import main
 main()
@@ -25,7 +25,7 @@ main()
 # The second rank gets a signal after a step, once.
 SIGNALLED = """
 import os, signal
-import distill.training as training
+import distill.training.loop as training
 done = training.ProgressLine.on_step_end
 def on_step_end(self, args, state, control, **rest):
     rank, restarts = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
@@ -182,7 +182,7 @@ def test_a_rank_holds_its_share_of_weights_gradients_and_optimizer_state(recipe,
     code = """
 import json, os
 from pathlib import Path
-import distill.training as training
+import distill.training.loop as training
 
 class Measured(training.ProgressLine):
     def on_pre_optimizer_step(self, args, state, control, model, **_):
@@ -219,7 +219,7 @@ from types import SimpleNamespace
 import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
-from distill.callbacks import StopOnDivergence
+from distill.training.callbacks import StopOnDivergence
 from distill.errors import TrainingError
 distributed.init_process_group("gloo")
 model = fully_shard(nn.Linear(4, 4))

@@ -59,17 +59,18 @@ def test_two_workers_answer_for_a_teacher_what_one_process_answers(tmp_path, dat
     recipe = {"data": data_section(data), "student": {"layers": 1}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     (answer,) = (block for block in BLOCKS if "class Answer" in block)
-    small = "import distill.teacher_logits; distill.teacher_logits.SHARD_ROWS = 16\n"  # in the workers too
+    # In the workers too.
+    small = "from distill.distillation import teacher_logits; teacher_logits.SHARD_ROWS = 16\n"
     start = "    def __init__(self, split):\n"
     assert start in answer
     run_on_two_workers(small + answer.replace(start, f"{start}        {small}"), tmp_path)
     code = f"""
 {small}
 import numpy as np
-from distill import stages
-recipe = stages.check("recipe.yaml")
-for split, kept in stages.kept_logits(recipe, "bert-teacher", "logits").items():
-    alone = stages.kept_logits(recipe, "bert-teacher", "alone")[split]
+from distill import commands
+recipe = commands.check("recipe.yaml")
+for split, kept in commands.kept_logits(recipe, "bert-teacher", "logits").items():
+    alone = commands.kept_logits(recipe, "bert-teacher", "alone")[split]
     assert not kept.missing() and len(alone.missing()) == len(kept.starts) >= (4 if split == "train" else 1)
     alone.answer(alone.missing())
     one, two = alone.read(), kept.read()

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from distill.errors import RecipeError
-from distill.recipe import with_absolute_paths
-from distill.recipe_file import dump_recipe, load_recipe
+from distill.recipe.file import dump_recipe, load_recipe
+from distill.recipe.schema import with_absolute_paths
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 GOOD = """\

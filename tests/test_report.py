@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from distill.choice import choose
 from distill.cli import _print_report
-from distill.report import control_sentence, sweep_sentence, table, write_report
+from distill.report.choice import choose
+from distill.report.document import control_sentence, sweep_sentence, table, write_report
 
 ENVIRONMENT = {
     "versions": {"torch": "2"},

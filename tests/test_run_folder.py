@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from distill.callbacks import SealCheckpoints
-from distill.checksums import SEAL, seal
 from distill.errors import FolderError
-from distill.files import PARTIAL
-from distill.recipe_file import load_recipe
-from distill.run_folder import LOCK, RunFolder, SweepFolder, hold
+from distill.recipe.file import load_recipe
+from distill.storage.checksums import SEAL, seal
+from distill.storage.files import PARTIAL
+from distill.storage.run_folder import LOCK, RunFolder, SweepFolder, hold
+from distill.training.callbacks import SealCheckpoints
 
 
 def checkpoint(folder, step, *, best=None, sealed=True):
@@ -190,7 +190,7 @@ def test_a_run_that_does_not_say_what_it_depends_on_is_not_resumed(tmp_path, rec
 def test_a_resumed_run_stays_the_same_run_and_notes_another_processor(tmp_path, recipe_path, monkeypatch):
     folder = started(tmp_path, recipe_path, ORIGIN)
     path = own(folder, 4)
-    monkeypatch.setattr("distill.run_folder.cpu_name", lambda: "another CPU")
+    monkeypatch.setattr("distill.storage.run_folder.cpu_name", lambda: "another CPU")
     with hold(folder.path):
         folder.start(load_recipe(recipe_path), ORIGIN, resume=True, overwrite=False)
     assert folder.last_checkpoint() == path
@@ -232,8 +232,8 @@ def test_no_checkpoint_is_none(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from distill.files import PARTIAL
-from distill.run_folder import hold
+from distill.storage.files import PARTIAL
+from distill.storage.run_folder import hold
 with hold(Path(sys.argv[1])):
     Path(sys.argv[1], PARTIAL + 'x').mkdir()
     print("held", flush=True)

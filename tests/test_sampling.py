@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.sampling import SimilarLengths
+from distill.training.sampling import SimilarLengths
 
 LENGTHS = np.random.default_rng(0).integers(4, 512, 3_000)
 

@@ -5,7 +5,7 @@ from conftest import run
 from transformers import AlbertConfig, AutoModelForSequenceClassification, TrainingArguments
 
 from distill.errors import RecipeError
-from distill.shards import check_launch, name_units, whole
+from distill.training.shards import check_launch, name_units, whole
 
 
 def arguments(tmp_path, **config):

@@ -13,12 +13,13 @@ import pytest
 import torch
 from conftest import LABELS, data_section, run
 
-from distill import stages, training
-from distill.candidates import sweeps_in
+from distill import commands
+from distill.distillation.trainer import DistillationTrainer
 from distill.errors import FolderError, TrainingError, UserError
-from distill.recipe_file import load_recipe
-from distill.run_folder import SweepFolder
-from distill.trainers import DistillationTrainer
+from distill.measuring.candidates import sweeps_in
+from distill.recipe.file import load_recipe
+from distill.storage.run_folder import SweepFolder
+from distill.training import loop as training
 
 TRAINING = {"num_train_epochs": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "bf16": False}
 KEYS = {
@@ -49,13 +50,13 @@ def world(tmp_path_factory, data, tiny_bert):
         "sweep": {"trials": 3, "keys": KEYS},
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    stages.teacher(load_recipe(folder / "recipe.yaml"), device="cpu")
+    commands.teacher(load_recipe(folder / "recipe.yaml"), device="cpu")
     return folder
 
 
 def sweep(world, output, *overrides, teachers=None, **options):
     recipe = load_recipe(world / "recipe.yaml", overrides)
-    return stages.sweep(recipe, world / "teacher" if teachers is None else teachers, output, device="cpu", **options)
+    return commands.sweep(recipe, world / "teacher" if teachers is None else teachers, output, device="cpu", **options)
 
 
 def without_times(trials):
@@ -93,7 +94,7 @@ def test_a_run_of_the_recipe_that_is_left_repeats_the_best_trial(world, searched
         _, section, name = key.split(".")
         found = recipe.student.training if section == "training" else recipe.student.loss.model_dump()
         assert found[name] == value
-    figures = stages.student(recipe, world / "teacher", world / "winner", device="cpu").read_metrics()["training"]
+    figures = commands.student(recipe, world / "teacher", world / "winner", device="cpu").read_metrics()["training"]
     assert figures["selected_at"] == best["objective"]
 
 
@@ -106,7 +107,7 @@ def test_another_search_makes_the_same_trials_of_kept_answers_whatever_the_test_
     turned = text.replace(first, "#").replace(second, first).replace("#", second)
     assert turned != text
     (tmp_path / "test.csv").write_text(turned)
-    monkeypatch.setattr("distill.distilling.load", lambda *_, **__: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr("distill.distillation.student.load", lambda *_, **__: pytest.fail("the teacher was loaded"))
     again = sweep(world, tmp_path / "again", f"data.files.test={tmp_path / 'test.csv'}")
     assert without_times(again["trials"]) == without_times(searched["trials"])
 
@@ -183,7 +184,7 @@ def test_a_teacher_is_searched_over_by_the_figure_of_its_recipe(world, tmp_path)
     )  # fmt: skip
     worse, best = (trial["objective"] for trial in found["trials"])
     assert worse < 0.9 < best
-    repeated = stages.teacher(load_recipe(tmp_path / "s" / "recipe.yaml"), tmp_path / "teacher", device="cpu")
+    repeated = commands.teacher(load_recipe(tmp_path / "s" / "recipe.yaml"), tmp_path / "teacher", device="cpu")
     assert repeated.read_metrics()["training"]["selected_at"] == best
 
 
@@ -205,8 +206,8 @@ def test_the_teacher_may_run_beside_the_student_of_a_trial(world, tmp_path):
 
 def test_the_trials_are_in_the_report(world, searched, tmp_path):
     with pytest.raises(FolderError, match="holds a search and no model to measure"):
-        stages.report([world / "whole"], tmp_path / "report")
-    report = stages.report([world / "whole", world / "teacher"], tmp_path / "report", device="cpu")
+        commands.report([world / "whole"], tmp_path / "report")
+    report = commands.report([world / "whole", world / "teacher"], tmp_path / "report", device="cpu")
     assert report["sweeps"] == [{"folder": str(world / "whole"), **searched}]
     html, markdown = ((tmp_path / "report" / f"report.{kind}").read_text() for kind in ("html", "md"))
     best = searched["trials"][searched["best"] - 1]
@@ -253,7 +254,7 @@ def test_damage_is_named_and_overwritten(world, searched, tmp_path):
     folder = SweepFolder(tmp_path / "s")
     folder.results.write_text(folder.results.read_text().replace("0.", "0.9"))
     with pytest.raises(FolderError, match=r"sweep\.json is damaged"):
-        stages.report([folder.path, world / "teacher"], tmp_path / "report")
+        commands.report([folder.path, world / "teacher"], tmp_path / "report")
     folder.study.write_bytes(b"no database" * 1_000)
     with pytest.raises(FolderError, match=r"trials\.db: cannot be read"):
         sweep(world, folder.path, resume=True)

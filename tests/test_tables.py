@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run
 
-from distill import sources
-from distill.data import load_splits
+from distill.data import sources
+from distill.data.sources import read_texts
+from distill.data.splits import load_splits
 from distill.errors import DataError
-from distill.labels import joined, names_of
-from distill.recipe import Data, Files
-from distill.sources import read_texts
+from distill.recipe.labels import joined, names_of
+from distill.recipe.schema import Data, Files
 
 SIDES = ["good", "bad"]
 
@@ -458,7 +458,7 @@ BOMBS = {
 READ_ALL = """
 import resource, sys
 from distill.errors import DataError
-from distill.sources import read_texts
+from distill.data.sources import read_texts
 used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = used()
 try:

@@ -10,15 +10,15 @@ import pytest
 from conftest import LABELS, make_classifier, write_reviews
 from datasets import Dataset
 
-from distill import teacher_logits as module
-from distill.data import load_splits
+from distill.data.splits import load_splits
+from distill.distillation import teacher_logits as module
+from distill.distillation.teacher_logits import KeptLogits, identify_teacher, with_teacher_logits
 from distill.errors import FolderError, ModelError
-from distill.models import load_tokenizer
-from distill.predictors import load
-from distill.recipe import Data, Files
-from distill.run_folder import RunFolder
-from distill.teacher_logits import KeptLogits, identify_teacher, with_teacher_logits
-from distill.tokens import tokenise
+from distill.inference.classifier import load
+from distill.models.loading import load_tokenizer
+from distill.recipe.schema import Data, Files
+from distill.storage.run_folder import RunFolder
+from distill.training.tokens import tokenise
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +217,7 @@ sys.path[:0] = [sys.argv[4]]
 import torch
 torch.set_num_threads(1)
 import test_teacher_logits as tests
-from distill import teacher_logits as module
+from distill.distillation import teacher_logits as module
 module.SHARD_ROWS = 16
 teacher = tests.Teacher(sys.argv[1])
 rows = Dataset.from_csv(sys.argv[2])

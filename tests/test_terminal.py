@@ -13,7 +13,7 @@ from conftest import run
 from test_bad_models import WEIGHTS, config, graph_of
 
 from distill.errors import STEERING
-from distill.terminal import Guarded, NotWritten
+from distill.machine.terminal import Guarded, NotWritten
 
 EVIL = "\x1b[2J\x9b31m\u202eevil\x7f\x07\r\u2028\ud800"
 STEERS = r"[^\x20-\x7e\n\t\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]"
@@ -137,7 +137,7 @@ import os, signal, sys
 if sys.argv.pop() == "nohup":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 from distill import cli
-cli._stages = lambda: os.kill(os.getpid(), signal.{signal.SIGHUP.name}) or sys.exit(7)
+cli._commands = lambda: os.kill(os.getpid(), signal.{signal.SIGHUP.name}) or sys.exit(7)
 cli.main()
 """
     for how, expected in (("plain", 129), ("nohup", 7)):

@@ -8,9 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
-from distill.devices import GpuWatch
-from distill.first_token import first_token_only, last_layer
-from distill.throughput import FORWARD_AND_BACKWARD, Throughput, forward_flops
+from distill.machine.devices import GpuWatch
+from distill.models.first_token import first_token_only, last_layer
+from distill.training.throughput import FORWARD_AND_BACKWARD, Throughput, forward_flops
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_two_ranks_have_two_peaks():
 
 def test_a_gpu_is_watched_while_the_block_runs(monkeypatch):
     busy = iter([50, 100] + [75] * 1_000)
-    monkeypatch.setattr("distill.devices.GPU_SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr("distill.machine.devices.GPU_SAMPLE_SECONDS", 0.01)
     monkeypatch.setattr(torch.cuda, "utilization", lambda: next(busy))
     monkeypatch.setattr(torch.cuda, "device_memory_used", lambda: 1_000)
     with GpuWatch("cuda") as gpu:
@@ -151,7 +151,7 @@ def test_a_gpu_that_nvml_does_not_know_is_said_and_stops_nothing(monkeypatch, ca
 
         raise NVMLError_NotSupported
 
-    monkeypatch.setattr("distill.devices.GPU_SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr("distill.machine.devices.GPU_SAMPLE_SECONDS", 0.01)
     monkeypatch.setattr(torch.cuda, "utilization", unknown)
     with caplog.at_level("WARNING"), GpuWatch("cuda") as gpu:
         time.sleep(0.1)
@@ -164,7 +164,7 @@ def test_a_gpu_whose_memory_nvml_does_not_know_has_no_figures(monkeypatch):
 
         raise NVMLError_NotSupported
 
-    monkeypatch.setattr("distill.devices.GPU_SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr("distill.machine.devices.GPU_SAMPLE_SECONDS", 0.01)
     monkeypatch.setattr(torch.cuda, "utilization", lambda: 50)
     monkeypatch.setattr(torch.cuda, "device_memory_used", unknown)
     with GpuWatch("cuda") as gpu:

@@ -1,6 +1,6 @@
 import pytest
 
-from distill.timing import speedup, summarise, time_in_turn
+from distill.machine.timing import speedup, summarise, time_in_turn
 
 
 def test_calls_are_timed_in_blocks_in_turn_after_a_warm_up():

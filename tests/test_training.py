@@ -11,23 +11,25 @@ import torch
 from conftest import LABELS, check_refused, make_classifier, write_reviews
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from distill import devices, training
-from distill.data import load_splits
-from distill.devices import training_precision
-from distill.embeddings import summed_by_row
+from distill.data.splits import load_splits
+from distill.distillation.hidden_states import OnlineTeacher
+from distill.distillation.trainer import DistillationTrainer
 from distill.errors import Interrupted, RecipeError, TrainingError
-from distill.hidden_states import OnlineTeacher
-from distill.micro_batches import PART_TOKENS
-from distill.models import load_tokenizer
-from distill.predictors import Classifier
-from distill.recipe import Data, Files, Loss
-from distill.recipe_file import load_recipe
-from distill.run_folder import RunFolder
-from distill.sampling import SimilarLengths
-from distill.sessions import TorchSession
-from distill.tokens import tokenise
-from distill.trainers import ClassificationTrainer, DistillationTrainer
-from distill.training import in_fp32, settle_precision, train, training_arguments
+from distill.inference.classifier import Classifier
+from distill.inference.sessions import TorchSession
+from distill.machine import devices
+from distill.machine.devices import training_precision
+from distill.models.loading import load_tokenizer
+from distill.recipe.file import load_recipe
+from distill.recipe.schema import Data, Files, Loss
+from distill.storage.run_folder import RunFolder
+from distill.training import loop as training
+from distill.training.embeddings import summed_by_row
+from distill.training.loop import in_fp32, settle_precision, train, training_arguments
+from distill.training.micro_batches import PART_TOKENS
+from distill.training.sampling import SimilarLengths
+from distill.training.tokens import tokenise
+from distill.training.trainer import ClassificationTrainer
 
 FP32 = {"bf16": False}
 DISTILLATION = {"loss": Loss(), "teacher_weights": (1.0,)}
@@ -96,7 +98,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
         trainer = DistillationTrainer if loss else ClassificationTrainer
         # Parts sum the gradients of lookup tables by row, the whole as torch does.
         by_row = Mock(side_effect=summed_by_row if part_tokens == 40 else contextlib.nullcontext)
-        monkeypatch.setattr("distill.trainers.summed_by_row", by_row)
+        monkeypatch.setattr("distill.training.trainer.summed_by_row", by_row)
         model, figures = run(RunFolder(tmp_path / f"{part_tokens}"), splits, tiny_bert, settings, trainer, **loss)
         models.append(model)
         padding.append(figures["padding_fraction"])
@@ -291,7 +293,7 @@ def test_steps_of_similar_length_are_drawn_anew_each_epoch_and_hardly_padded(tmp
             epochs.append((self.epoch, self.step_size))
             return super().__iter__()
 
-    monkeypatch.setattr("distill.trainers.SimilarLengths", Recorded)
+    monkeypatch.setattr("distill.training.trainer.SimilarLengths", Recorded)
     training = {
         "num_train_epochs": 3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
         "save_strategy": "no", "train_sampling_strategy": "group_by_length",
@@ -400,7 +402,7 @@ def test_reviews_of_the_tests_are_balanced(tmp_path):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_batches_for_a_gpu_are_made_beside_it(tmp_path, device, monkeypatch):
     """Where the recipe says nothing of it."""
-    monkeypatch.setattr("distill.training.training_precision", lambda *_: ({"bf16": False}, "as the test says"))
+    monkeypatch.setattr("distill.training.loop.training_precision", lambda *_: ({"bf16": False}, "as the test says"))
     workers = {}
     for name, given in (("default", {}), ("none", {"dataloader_num_workers": 0})):
         arguments, _ = training_arguments({"report_to": "none", **given}, RunFolder(tmp_path), device, stage="teacher")
@@ -409,8 +411,8 @@ def test_batches_for_a_gpu_are_made_beside_it(tmp_path, device, monkeypatch):
 
 
 def test_workers_without_room_for_their_batches_are_refused(recipe_path, monkeypatch, tmp_path):
-    monkeypatch.setattr("distill.training.shutil.disk_usage", lambda path: SimpleNamespace(free=2**16))
-    monkeypatch.setattr("distill.training.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("distill.training.loop.shutil.disk_usage", lambda path: SimpleNamespace(free=2**16))
+    monkeypatch.setattr("distill.training.loop.SHARED_MEMORY", tmp_path)
     setting = "teacher.training.dataloader_num_workers=2"
     expected = "teacher.training.dataloader_num_workers: 2 workers pass batches on through"
     check_refused(tmp_path, [expected], "teacher", recipe_path, "--set", setting)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from distill.training_log import early_stop, early_stop_in_words, warnings_of
+from distill.measuring.training_log import early_stop, early_stop_in_words, warnings_of
 
 
 def log(losses, evaluations=(), rate=1e-4):
@@ -92,12 +92,12 @@ def test_overfitting_names_the_epoch_that_was_best():
 
 
 def test_a_finished_run_says_it_and_keeps_it(recipe_path, tmp_path, caplog):
-    from distill import stages
+    from distill import commands
 
     still = ["teacher.training.learning_rate=1e-9", "teacher.training.logging_steps=1"]
-    recipe = stages.check(recipe_path, [*still, "teacher.early_stopping_patience=1"])
+    recipe = commands.check(recipe_path, [*still, "teacher.early_stopping_patience=1"])
     with caplog.at_level("INFO", logger="distill"):
-        folder = stages.teacher(recipe, tmp_path / "teacher")
+        folder = commands.teacher(recipe, tmp_path / "teacher")
     training = json.loads(folder.metrics.read_text())["training"]
     (said,) = training["warnings"]
     assert "hardly fell" in said or "did not fall" in said

@@ -22,9 +22,9 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from seeded_runs import distill, pooled_p_value
 
-from distill.files import atomic_path, read_json
-from distill.metrics import compare_paired, figures
-from distill.run_folder import RunFolder, read_predictions
+from distill.measuring.metrics import compare_paired, figures
+from distill.storage.files import atomic_path, read_json
+from distill.storage.run_folder import RunFolder, read_predictions
 
 FIGURES = ("accuracy", "ece", "brier", "validation", "seconds", "texts", "correct")  # of an arm, by seed
 

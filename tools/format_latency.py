@@ -29,13 +29,13 @@ from onnx import TensorProto, helper
 from torch.utils import mkldnn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.benchmark import call_at
-from distill.devices import describe_hardware
-from distill.fusion import executed
-from distill.models import ONNX_WEIGHTS, load_config
-from distill.provenance import versions
-from distill.sessions import OnnxSession, Session, TorchSession, load_torch, open_session
-from distill.timing import time_in_turn
+from distill.export.fusion import executed
+from distill.inference.sessions import OnnxSession, Session, TorchSession, load_torch, open_session
+from distill.machine.devices import describe_hardware
+from distill.machine.provenance import versions
+from distill.machine.timing import time_in_turn
+from distill.measuring.benchmark import call_at
+from distill.models.loading import ONNX_WEIGHTS, load_config
 
 SIDE = 2_048  # of the matrices of the large product
 PRODUCTS = {"fp32": ("MatMul", TensorProto.FLOAT, TensorProto.FLOAT),

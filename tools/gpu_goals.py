@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distill.files import read_json
+from distill.storage.files import read_json
 
 
 def best_teacher(parts: dict[str, Any]) -> dict[str, Any]:

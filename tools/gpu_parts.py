@@ -13,7 +13,7 @@ from typing import Any
 
 from gpu_steps import ROOT, TOOLS, Failed, Skipped, Step, Visit, gpu_memory
 
-from distill.files import read_json, write_json
+from distill.storage.files import read_json, write_json
 
 RESULT_SECONDS = 45.0  # kept for summing up the seeds
 # What cannot harm the process: for a second try, where a shape failed with all formats.
@@ -171,7 +171,7 @@ def training_flops(model: Path, tokens: int) -> int:
     """Return the operations of training the classifier in a folder on a text of so many tokens, as distill counts."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from distill.throughput import FORWARD_AND_BACKWARD, forward_flops
+    from distill.training.throughput import FORWARD_AND_BACKWARD, forward_flops
 
     classifier = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(model))
     counted = forward_flops(classifier, first_token=False)
@@ -329,8 +329,8 @@ PARTS: dict[str, Callable[[Visit], Iterator[Step]]] = {
 CONDITIONS = """
 import json, subprocess
 import onnxruntime, torch
-from distill.devices import describe_hardware
-from distill.provenance import now, versions
+from distill.machine.devices import describe_hardware
+from distill.machine.provenance import now, versions
 found = {"measured": now(), "versions": versions(), "hardware": describe_hardware(), "cuda": torch.version.cuda}
 found["versions"]["onnxruntime that runs"] = onnxruntime.__version__
 found["onnxruntime_providers"] = onnxruntime.get_available_providers()

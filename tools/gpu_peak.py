@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from distill.timing import time_in_turn
+from distill.machine.timing import time_in_turn
 
 # What is multiplied, and whether fp32 may be rounded to TF32 for it.
 PRODUCTS = {

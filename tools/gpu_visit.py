@@ -27,7 +27,7 @@ from gpu_goals import table
 from gpu_parts import CONDITIONS, PARTS, toy_texts
 from gpu_steps import GRACE_SECONDS, REAL, TOY, Step, Visit, attempt
 
-from distill.files import read_json, write_json
+from distill.storage.files import read_json, write_json
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from distill.devices import describe_hardware
-from distill.provenance import versions
+from distill.machine.devices import describe_hardware
+from distill.machine.provenance import versions
 
 HELD_OUT = 16  # texts that the finished model is judged on, for the run folder's sake
 

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from distill.benchmark import call_at
-from distill.export import Source
-from distill.onnx_graph import quiet
-from distill.outliers import RANGE_TEXTS
-from distill.predictors import Classifier, load
-from distill.provenance import versions
-from distill.quantisation import Int8Settings, quantise
-from distill.sessions import OnnxSession, TorchSession
-from distill.timing import time_in_turn
+from distill.export.formats import Source
+from distill.export.int8 import Int8Settings, quantise
+from distill.export.onnx_graph import quiet
+from distill.export.outliers import RANGE_TEXTS
+from distill.inference.classifier import Classifier, load
+from distill.inference.sessions import OnnxSession, TorchSession
+from distill.machine.provenance import versions
+from distill.machine.timing import time_in_turn
+from distill.measuring.benchmark import call_at
 
 SETTINGS = {
     "default": Int8Settings(),

@@ -22,12 +22,12 @@ from datasets import Dataset
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from distill.devices import describe_hardware
-from distill.embeddings import summed_by_row
-from distill.first_token import first_token_only, last_layer
-from distill.micro_batches import Collator, parts_of
-from distill.models import with_attention_dropout
-from distill.provenance import versions
+from distill.machine.devices import describe_hardware
+from distill.machine.provenance import versions
+from distill.models.first_token import first_token_only, last_layer
+from distill.models.loading import with_attention_dropout
+from distill.training.embeddings import summed_by_row
+from distill.training.micro_batches import Collator, parts_of
 
 SIZES = (1, 256, 512, 1_024, 2_048)  # tokens; with 1 each text is a part
 

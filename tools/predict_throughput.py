@@ -23,9 +23,9 @@ from pathlib import Path
 from datasets import Dataset
 
 import distill
-from distill.benchmark import timed_logits
-from distill.devices import describe_hardware
-from distill.provenance import versions
+from distill.machine.devices import describe_hardware
+from distill.machine.provenance import versions
+from distill.measuring.benchmark import timed_logits
 
 
 def main() -> None:

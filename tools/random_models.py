@@ -21,8 +21,8 @@ from transformers import (
     set_seed,
 )
 
-from distill.files import atomic_path
-from distill.models import load_tokenizer
+from distill.models.loading import load_tokenizer
+from distill.storage.files import atomic_path
 
 TOKENS = 512
 

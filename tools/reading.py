@@ -19,13 +19,13 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from distill.devices import describe_hardware
-from distill.provenance import versions
+from distill.machine.devices import describe_hardware
+from distill.machine.provenance import versions
 
 READERS = {
     "distill": """
-from distill.recipe import Data, Files
-from distill.sources import load_tables
+from distill.recipe.schema import Data, Files
+from distill.data.sources import load_tables
 files = Files(train=path, test=path)  # read once: the second time it is in the cache
 table = load_tables(Data(files=files, text_column=text, label_column=label))["train"].rows
 """,
@@ -39,7 +39,7 @@ table = load_dataset(kind, data_files={"train": path}, split="train", **options)
 AROUND = """
 import json, resource, sys, time
 path, text, label = sys.argv[1:]
-import datasets, distill.sources
+import datasets, distill.data.sources
 datasets.disable_progress_bars()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()

@@ -20,8 +20,8 @@ from xml.etree import ElementTree
 
 from tabulate import tabulate
 
-from distill.devices import describe_hardware
-from distill.provenance import now, versions
+from distill.machine.devices import describe_hardware
+from distill.machine.provenance import now, versions
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reliability.md"

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerBase
 
-from distill.devices import describe_hardware
-from distill.files import read_json
-from distill.provenance import versions
+from distill.machine.devices import describe_hardware
+from distill.machine.provenance import versions
+from distill.storage.files import read_json
 
 CHUNK = 10_000
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import permutation_test
 
-from distill.run_folder import RunFolder, read_predictions
+from distill.storage.run_folder import RunFolder, read_predictions
 
 
 def distill(*arguments: object) -> None:

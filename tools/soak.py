@@ -20,9 +20,9 @@ import time
 import psutil
 
 import distill
-from distill.devices import describe_hardware
-from distill.progress import progress_line
-from distill.provenance import versions
+from distill.machine.devices import describe_hardware
+from distill.machine.progress import progress_line
+from distill.machine.provenance import versions
 
 BATCH = 64
 POINTS = 60  # of the curve that is printed

@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from distill.files import read_json
-from distill.run_folder import RunFolder
+from distill.storage.files import read_json
+from distill.storage.run_folder import RunFolder
 
 
 def main() -> None:

@@ -18,11 +18,12 @@ from typing import Any
 from teacher_throughput import prepare
 from torch.profiler import ProfilerActivity, profile
 
-from distill import fitting, stages
-from distill.devices import describe_hardware
-from distill.files import read_json
-from distill.provenance import versions
-from distill.recipe_file import load_recipe
+from distill import commands
+from distill.machine.devices import describe_hardware
+from distill.machine.provenance import versions
+from distill.recipe.file import load_recipe
+from distill.storage.files import read_json
+from distill.training import run as fitting
 
 # The first whose word stands in an operation's name has it.
 PARTS = {
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], dest="sets")
     arguments = parser.parse_args()
     recipe = load_recipe(prepare(arguments), arguments.sets)
-    folder = stages.teacher(recipe, arguments.work / "plain", overwrite=True)
+    folder = commands.teacher(recipe, arguments.work / "plain", overwrite=True)
     figures = read_json(folder.metrics)["training"]
     shares = profiled(recipe, arguments.work / "profiled")
     utilisation, peak = figures["model_flop_utilisation"], figures["peak_flops_per_second"]
@@ -83,7 +84,7 @@ def profiled(recipe: Any, output: Path) -> dict[str, float]:
 
     fitting.train = under_profiler
     try:
-        stages.teacher(recipe, output, overwrite=True)
+        commands.teacher(recipe, output, overwrite=True)
     finally:
         fitting.train = train
     return found

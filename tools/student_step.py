@@ -22,16 +22,17 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from distill.micro_batches import Collator
-from distill.models import load_classifier, load_tokenizer
-from distill.provenance import versions
-from distill.recipe import Loss
-from distill.run_folder import RunFolder
-from distill.students import build_from_layers
-from distill.timing import time_in_turn
-from distill.tokens import tokenise
-from distill.trainers import ClassificationTrainer, DistillationTrainer
-from distill.training import training_arguments
+from distill.distillation.trainer import DistillationTrainer
+from distill.machine.provenance import versions
+from distill.machine.timing import time_in_turn
+from distill.models.loading import load_classifier, load_tokenizer
+from distill.models.students import build_from_layers
+from distill.recipe.schema import Loss
+from distill.storage.run_folder import RunFolder
+from distill.training.loop import training_arguments
+from distill.training.micro_batches import Collator
+from distill.training.tokens import tokenise
+from distill.training.trainer import ClassificationTrainer
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from distill.provenance import versions
+from distill.machine.provenance import versions
 
 
 def main() -> None:
@@ -48,8 +48,8 @@ def main() -> None:
 
 def measure(model: str, rows: int, classes: int) -> dict[str, float]:
     """Return the bytes on disk, the seconds and the growth of the peak memory of keeping and reading `rows` answers."""
-    from distill.models import class_names, load_config
-    from distill.teacher_logits import KeptLogits, identify_teacher, teacher_logits
+    from distill.distillation.teacher_logits import KeptLogits, identify_teacher, teacher_logits
+    from distill.models.loading import class_names, load_config
 
     class Instant:
         def logits(self, texts: list[str], progress: object) -> np.ndarray:

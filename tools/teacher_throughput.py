@@ -16,7 +16,7 @@ from typing import Any
 from in_turn import add_arguments, compare, peer_rate, sets_of, texts_of, write_recipe
 from seeded_runs import distill
 
-from distill.files import read_json
+from distill.storage.files import read_json
 
 
 def main() -> None:

@@ -20,9 +20,9 @@ import numpy as np
 from datasets import Dataset
 from seeded_runs import correct_texts, distill, pooled_p_value
 
-from distill.files import read_json
-from distill.provenance import versions
-from distill.run_folder import RunFolder
+from distill.machine.provenance import versions
+from distill.storage.files import read_json
+from distill.storage.run_folder import RunFolder
 
 HELD_OUT = 16  # texts as validation, which nothing is chosen on
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from distill.devices import describe_hardware
-from distill.files import read_json, write_json
-from distill.metrics import figures
-from distill.provenance import versions
-from distill.run_folder import RunFolder, read_predictions
+from distill.machine.devices import describe_hardware
+from distill.machine.provenance import versions
+from distill.measuring.metrics import figures
+from distill.storage.files import read_json, write_json
+from distill.storage.run_folder import RunFolder, read_predictions
 
 LAUNCHERS = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
 BATCH = 16

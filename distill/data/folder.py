@@ -1,0 +1,147 @@
+"""A local folder of data: which of its files make up each split, and what its card says of them.
+
+datasets itself never reads the folder: a card can send it to a server or to any file of the machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel
+from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern, sanitize_patterns
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData
+from yaml import YAMLError
+
+from distill.data.tables import READERS, packed_with
+from distill.errors import DataError, one_line
+from distill.storage.files import lies_in
+
+CARD = "README.md"
+NOT_DATA = ("dataset_infos.json", "dataset_dict.json", "dataset_info.json", "state.json")  # datasets' own notes
+FOLLOWED = {"data_files", "data_dir", "default", "version", "description", "features"}  # what a configuration may say
+# What a card's fields of the wrong kind make of datasets' readers of it.
+CARD_ERRORS = (YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """The files of each split, sorted by name, and the class names that the card gives to label columns."""
+
+    files: Mapping[str, tuple[Path, ...]]
+    class_names: Mapping[str, tuple[str, ...]]
+
+
+def read_folder(folder: Path, subset: str | None) -> DataFolder:
+    """Return the splits of a folder laid out as on the Hub: by its card, else by the names of its files and folders.
+
+    `subset` is one of the card's configurations. Raises `DataError` if the card cannot be read or names files that are
+    not in the folder, if a file is a link that leaves it, or if it cannot be told which files are the data.
+    """
+    for path in sorted(folder.rglob("*")):
+        if not lies_in(path, folder):
+            inside = path.relative_to(folder)
+            raise DataError(f"data.dataset: {folder}: {inside} is a link to a place outside it; give data.files")
+    card = _card(folder)
+    try:
+        configs, infos = MetadataConfigs.from_dataset_card_data(card), DatasetInfosDict.from_dataset_card_data(card)
+        name = subset or configs.get_default_config_name()
+    except CARD_ERRORS as error:
+        raise DataError(f"data.dataset: {folder / CARD}: {one_line(error)}; give data.files") from None
+    if subset and subset not in configs:
+        known = f"only {', '.join(configs)}" if configs else "and names no subsets"
+        raise DataError(f"data.subset: {folder / CARD} has no {subset!r}, {known}")
+    if configs and name is None:
+        raise DataError(
+            f"data.dataset: {folder / CARD} has several subsets; data.subset is one of {', '.join(configs)}"
+        )
+    if unknown := set(configs.get(name, {}) if name else ()) - FOLLOWED:
+        raise DataError(
+            f"data.dataset: {folder / CARD}: says {', '.join(sorted(unknown))} of its files, which distill does not "
+            "follow; save them as its formats are (docs/recipes.md), and give data.files"
+        )
+    files = _files(folder, _patterns(folder, configs.get(name, {}) if name else {}))
+    info = infos.get(name or "default") or (next(iter(infos.values())) if len(infos) == 1 else None)
+    features = (info.features if info else None) or {}
+    names = {key: tuple(feature.names) for key, feature in features.items() if isinstance(feature, ClassLabel)}
+    return DataFolder(files, names)
+
+
+def _card(folder: Path) -> Any:
+    if not (folder / CARD).is_file():
+        return DatasetCardData()
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8-sig", errors="replace")
+        return DatasetCard(text, ignore_metadata_errors=False).data
+    except CARD_ERRORS as error:
+        raise DataError(f"data.dataset: {folder / CARD}: {one_line(error)}; give data.files") from None
+
+
+def _patterns(folder: Path, config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Each split's patterns of names, relative to the folder."""
+    try:
+        if config.get("data_files"):
+            patterns = {str(split): list(map(str, found)) for split, found in
+                        sanitize_patterns(config["data_files"]).items()}  # fmt: skip
+        else:
+            inner = str(config.get("data_dir") or "")
+            _check_place(folder, inner)
+            found = get_data_patterns((folder / inner).resolve().as_posix())
+            patterns = {
+                str(split): [f"{inner}/{one}" if inner else one for one in ones] for split, ones in found.items()
+            }
+    except EmptyDatasetError:
+        raise DataError(f"data.dataset: {folder}: holds no files of data") from None
+    except CARD_ERRORS as error:
+        raise DataError(f"data.dataset: {folder / CARD}: {one_line(error)}; give data.files") from None
+    for one in (one for ones in patterns.values() for one in ones):
+        _check_place(folder, one)
+    return patterns
+
+
+def _check_place(folder: Path, place: str) -> None:
+    # A scheme may hold more than letters (git+ssh:), and fsspec takes "://" and "::" wherever they stand.
+    is_address = re.match(r"[/~\\]|[\w.+-]+:", place) or "://" in place or "::" in place
+    if is_address or ".." in re.split(r"[/\\]", place):
+        raise DataError(f"data.dataset: {folder}: its {CARD} names data outside it: {place}; give data.files")
+
+
+def _files(folder: Path, patterns: Mapping[str, Sequence[str]]) -> dict[str, tuple[Path, ...]]:
+    root, found = folder.resolve(), {}
+    for split, ones in patterns.items():
+        paths = {Path(path) for one in ones for path in _resolved(one, root)}
+        if outside := [path for path in paths if not lies_in(path, root)]:
+            raise DataError(f"data.dataset: {folder}: {min(outside)} is outside it; give data.files")
+        if packed := sorted(path for path in paths if path.is_file() and packed_with(path)):
+            inside = packed[0].relative_to(root)
+            raise DataError(
+                f"data.dataset: {folder}: {inside} is packed with {packed_with(packed[0])}; unpack it or take it away"
+            )
+        paths = {path for path in paths if path.suffix.lower() in READERS and not _is_note(path)}
+        if paths:
+            found[split] = tuple(folder / path.relative_to(root) for path in sorted(paths))
+    kinds = sorted({path.suffix.lower() for paths in found.values() for path in paths})
+    if len(kinds) > 1:
+        raise DataError(
+            f"data.dataset: {folder}: holds {' and '.join(kinds)} files; say which are the data: data.files"
+        )
+    if not found:
+        raise DataError(f"data.dataset: {folder}: holds no files of data ({', '.join(READERS)})")
+    return found
+
+
+def _is_note(path: Path) -> bool:
+    """Whether a file is one of datasets' own: a description, or what a `map` left beside the rows it was made of."""
+    return path.name in NOT_DATA or (path.suffix == ".arrow" and path.name.startswith(("cache-", "tmp")))
+
+
+def _resolved(pattern: str, root: Path) -> list[str]:
+    try:
+        return resolve_pattern(pattern, base_path=root.as_posix())
+    except FileNotFoundError:
+        return []

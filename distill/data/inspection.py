@@ -1,0 +1,283 @@
+"""What is in the data: examples, balance, lengths, and what looks wrong with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from tabulate import tabulate
+from transformers import PreTrainedTokenizerBase
+
+from distill.data.splits import SPLITS, Splits, text_keys
+from distill.recipe.labels import joined
+
+MEASURED_TEXTS = 10_000  # of a split, drawn at random: enough to tell a length's share to a percent
+SHOWN = 3  # rows of each kind of suspicion
+TOKENS_IN_A_LINE, TOKENS_ON_A_PAGE = 12, 60
+MOST_COLUMNS = 20
+EXCERPT = 100  # characters of a text that a concern quotes
+
+# What is seldom meant in a text that a person wrote.
+SUSPICIONS = {
+    "broken_encoding": ("letters that a wrong encoding spoilt", re.compile("[\x80-\x9f\ufffd]|Ã[\xa0-\xbf]|â€[™œ]")),
+    "control_characters": ("control characters", re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")),
+    "markup": ("HTML tags", re.compile(r"</?[a-zA-Z][^<>]{0,200}>")),
+    "no_letters": ("no letter", re.compile(r"\A[\W\d_]*\Z")),
+    "one_word": ("one word only", re.compile(r"\A\s*[!-\u024f]{1,40}\s*\Z")),
+}
+
+
+def inspect(
+    splits: Splits, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, rows: int, seed: int
+) -> dict[str, Any]:
+    """Return what is in the splits, as JSON: rows, balance, token lengths, duplicates, leaks, suspicious texts.
+
+    Also `rows` train texts drawn with `seed`, and the first of them as the model will see it. Lengths are of at most
+    `MEASURED_TEXTS` texts of each split, drawn with the same seed; everything else is of all texts.
+    """
+    parts = {name: part for name in SPLITS if (part := getattr(splits, name)) is not None}
+    examples = [
+        {"example_id": example["example_id"], "label": splits.label_names[example["label"]], "text": example["text"]}
+        for example in map(dict, _drawn(splits.train, rows, seed))
+    ]
+    return {
+        "max_tokens": max_tokens,
+        "label_names": list(splits.label_names),
+        "splits": {
+            name: {
+                "rows": len(part),
+                "labels": _balance(part, splits.label_names) if "label" in part.column_names else None,
+                "tokens": _lengths(_drawn(part, MEASURED_TEXTS, seed)["text"][:], tokenizer, max_tokens),
+            }
+            for name, part in parts.items()
+        },
+        "leaks_dropped": dict(splits.leaks),
+        "notes": list(splits.notes),
+        "unread_columns": list(splits.unread),
+        "joined_labels": joined(splits.label_names),
+        "examples": examples,
+        "tokenised": _tokenised(examples[0]["text"], tokenizer, max_tokens),
+        **_repeated(parts, splits.label_names),
+        "suspicious": list(_suspicious(parts)),
+    }
+
+
+NOTHING_WRONG = (
+    "Nothing looks wrong: no leaks, duplicates, contradictions, empty or odd texts; few tokens are lost or unknown."
+)
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """Return what `inspect` found for a terminal: tables, then what looks wrong, or that nothing does."""
+    names = found["label_names"]
+    head = tabulate(split_rows(found), headers="keys", tablefmt="simple", disable_numparse=True)
+    labels = {name: part["labels"] for name, part in found["splits"].items() if part["labels"]}
+    balance = [
+        {"label": _line(label, EXCERPT)}
+        | {name: f"{counts[label]} ({_share(counts[label], counts)})" for name, counts in labels.items()}
+        for label in names
+    ]
+    parts = [
+        head,
+        tabulate(balance, headers="keys", tablefmt="simple", disable_numparse=True),
+        "\n".join(
+            f"[{_line(example['label'], EXCERPT)}] {_line(example['text'], 160)}" for example in found["examples"]
+        ),
+        "as the model sees the first of them:\n"
+        + tabulate(token_rows(found["tokenised"], TOKENS_IN_A_LINE), tablefmt="plain", disable_numparse=True),
+        "\n".join(f"- {concern}" for concern in concerns(found)) or NOTHING_WRONG,
+        *([unread(found)] if found["unread_columns"] else []),
+    ]
+    return "\n\n".join(parts)
+
+
+def split_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return a row of figures for each split: texts, tokens of a text, and how many are cut at `max_tokens`."""
+    return [
+        {
+            "split": name,
+            "texts": f"{part['rows']}",
+            **{f"tokens {kind}": f"{part['tokens'][kind]}" for kind in ("median", "p95", "p99", "longest")},
+            f"cut at {found['max_tokens']}": f"{part['tokens']['cut']:.1%}",
+            "tokens lost": f"{part['tokens']['lost']:.1%}",
+        }
+        for name, part in found["splits"].items()
+    ]
+
+
+def token_rows(tokenised: Mapping[str, Any], most: int) -> list[list[str]]:
+    """Return the first `most` tokens of a text with their ids and mask, three rows."""
+    return [
+        [name, *(_line(str(value), EXCERPT) for value in tokenised[name][:most])]
+        for name in ("tokens", "input_ids", "attention_mask")
+    ]
+
+
+def concerns(found: Mapping[str, Any]) -> list[str]:
+    """Return in words what may spoil training or its figures."""
+    said = list(found["notes"])
+    if found["joined_labels"]:
+        names = _listed([repr(_line(name, EXCERPT)) for name in found["joined_labels"][:SHOWN]])
+        more = len(found["joined_labels"]) - SHOWN
+        said.append(
+            f"{names}{f' and {more} more classes' if more > 0 else ''} look like several labels in one: a text has "
+            "one class, so each combination is a class of its own"
+        )
+    if leaks := _counted(found["leaks_dropped"]):
+        said.append(f"{leaks} texts stand in validation or test too; training drops them")
+    if found["validation_in_test"]:
+        said.append(
+            f"{found['validation_in_test']} validation texts stand in test too: what is chosen on it flatters test"
+        )
+    if repeated := _counted(found["duplicates"]):
+        said.append(f"{repeated} texts repeat an earlier one of their split, but for case and white space")
+    if found["contradictions"]["count"]:
+        first = found["contradictions"]["shown"][0]
+        labels = " and ".join(_line(label, EXCERPT) for label in first["labels"])
+        said.append(
+            f"{found['contradictions']['count']} train texts have more than one label, such as {labels} for: "
+            f"{_line(first['text'], EXCERPT)}"
+        )
+    tokens = {name: part["tokens"] for name, part in found["splits"].items()}
+    if lost := _shares(tokens, "lost", 0.1):
+        said.append(f"{lost} tokens lie past max_tokens ({found['max_tokens']}) and are lost")
+    if unknown := _shares(tokens, "unknown", 0.05):
+        said.append(f"{unknown} tokens are unknown to the tokenizer")
+    balance = found["splits"]["train"]["labels"]
+    rarest, commonest = (pick(balance, key=lambda label: balance[label]) for pick in (min, max))
+    if balance[rarest] * 10 < balance[commonest]:
+        said.append(
+            f"{rarest!r} is rare ({balance[rarest]} train texts; {commonest!r} has {balance[commonest]}): read "
+            "macro-F1 beside accuracy"
+        )
+    for kind, (meaning, pattern) in SUSPICIONS.items():
+        if suspicions := [suspicion for suspicion in found["suspicious"] if suspicion["kind"] == kind]:
+            first = suspicions[0]["shown"][0]
+            counts = _counted({suspicion["split"]: suspicion["count"] for suspicion in suspicions})
+            said.append(
+                f"{meaning} in {counts} texts, such as {first['example_id']}: {_around(first['text'], pattern)}"
+            )
+    return said
+
+
+def unread(found: Mapping[str, Any]) -> str:
+    """Return which columns nothing was taken from, in words; empty if there are none."""
+    names = [_line(name, EXCERPT) for name in found["unread_columns"]]
+    more = len(names) - MOST_COLUMNS
+    shown = ", ".join([*names[:MOST_COLUMNS], *([f"and {more} more"] if more > 0 else [])])
+    return f"Columns that are not read: {shown}" if names else ""
+
+
+def _drawn(rows: Dataset, count: int, seed: int) -> Dataset:
+    return rows.shuffle(seed=seed).select(range(min(count, len(rows))))
+
+
+def _balance(rows: Dataset, label_names: Sequence[str]) -> dict[str, int]:
+    counts = np.bincount(np.asarray(rows["label"][:]), minlength=len(label_names))
+    return {name: int(count) for name, count in zip(label_names, counts, strict=True)}
+
+
+def _lengths(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> dict[str, Any]:
+    ids = tokenizer(list(texts), truncation=False, return_token_type_ids=False, return_attention_mask=False)[
+        "input_ids"
+    ]
+    lengths = np.array([len(row) for row in ids])
+    kept = np.minimum(lengths, max_tokens)
+    unknown = sum(row[:max_tokens].count(tokenizer.unk_token_id) for row in ids)
+    median, p95, p99 = (int(value) for value in np.percentile(lengths, [50, 95, 99]))
+    return {
+        "measured": len(lengths),
+        "median": median,
+        "p95": p95,
+        "p99": p99,
+        "longest": int(lengths.max()),
+        "cut": float((lengths > max_tokens).mean()),
+        "lost": float(1 - kept.sum() / lengths.sum()),
+        "unknown": float(unknown / kept.sum()),
+    }
+
+
+def _tokenised(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> dict[str, Any]:
+    encoded = tokenizer(text, truncation=True, max_length=max_tokens, return_token_type_ids=False)
+    return {
+        "text": text,
+        "tokens": tokenizer.convert_ids_to_tokens(encoded["input_ids"]),
+        "input_ids": encoded["input_ids"],
+        "attention_mask": encoded["attention_mask"],
+    }
+
+
+def _repeated(parts: Mapping[str, Dataset], label_names: Sequence[str]) -> dict[str, Any]:
+    """Texts that stand twice: within a split, in validation and test, and in train with two labels."""
+    keys = {name: list(text_keys(part)) for name, part in parts.items()}
+    labels: dict[bytes, set[int]] = {}
+    for key, label in zip(keys["train"], parts["train"]["label"][:], strict=True):
+        labels.setdefault(key, set()).add(label)
+    torn = [key for key, found in labels.items() if len(found) > 1]
+    shown = [
+        {
+            "text": parts["train"][keys["train"].index(key)]["text"],
+            "labels": [label_names[label] for label in sorted(labels[key])],
+        }
+        for key in torn[:SHOWN]
+    ]
+    return {
+        "duplicates": {name: len(found) - len(set(found)) for name, found in keys.items()},
+        "validation_in_test": len(set(keys["validation"]) & set(keys["test"])),
+        "contradictions": {"count": len(torn), "shown": shown},
+    }
+
+
+def _suspicious(parts: Mapping[str, Dataset]) -> Iterator[dict[str, Any]]:
+    for split, part in parts.items():
+        counts = dict.fromkeys(SUSPICIONS, 0)
+        shown: dict[str, list[dict[str, str]]] = {kind: [] for kind in SUSPICIONS}
+        for batch in part.iter(batch_size=1_000):
+            for example_id, text in zip(batch["example_id"], batch["text"], strict=True):
+                for kind, (_, pattern) in SUSPICIONS.items():
+                    if pattern.search(text):
+                        counts[kind] += 1
+                        if len(shown[kind]) < SHOWN:
+                            shown[kind].append({"example_id": example_id, "text": text})
+        for kind, count in counts.items():
+            if count:
+                yield {
+                    "split": split,
+                    "kind": kind,
+                    "meaning": SUSPICIONS[kind][0],
+                    "count": count,
+                    "shown": shown[kind],
+                }
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """ "29 train and 60 transfer"; empty where there is nothing to count."""
+    return _listed([f"{count} {name}" for name, count in counts.items() if count])
+
+
+def _shares(tokens: Mapping[str, Mapping[str, float]], name: str, most: float) -> str:
+    return _listed([f"{part[name]:.0%} of {split}'s" for split, part in tokens.items() if part[name] > most])
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
+
+
+def _around(text: str, pattern: re.Pattern[str]) -> str:
+    """The place in a text that a pattern found, on one line."""
+    found = pattern.search(text)
+    start = max(0, found.start() - EXCERPT // 2) if found else 0
+    return ("…" if start else "") + _line(text[start:], EXCERPT)
+
+
+def _share(count: int, counts: Mapping[str, int]) -> str:
+    return f"{count / max(1, sum(counts.values())):.1%}"
+
+
+def _line(text: str, width: int) -> str:
+    """A text on one line that a terminal can show: no line breaks, no control characters, cut at `width`."""
+    line = "".join(character if character.isprintable() else "\ufffd" for character in " ".join(text.split()))
+    return line if len(line) <= width else f"{line[: width - 1]}…"

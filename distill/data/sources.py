@@ -1,0 +1,263 @@
+"""Where texts come from, as tables: files, folders, the Hub; what is packed, damaged or leads elsewhere is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetsError
+from huggingface_hub import constants
+
+from distill.data.folder import read_folder
+from distill.data.tables import LINE, READERS, TableFile, check_columns, packed_with, text_lines
+from distill.errors import DataError, one_line
+from distill.recipe.schema import Data
+from distill.storage.files import PARTIAL, read_json, write_json
+from distill.storage.hub import ask_hub
+
+log = logging.getLogger("distill")
+
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of each file that is read, local ones too
+FORMAT = 1  # of what is kept of a file; a reader that reads otherwise counts on
+# A number, a date, a share, an amount or nothing: a column of nothing else holds no texts.
+WORDLESS = r"^[\d\s.,:/+%$€£()-]*(\de[+-]?\d+)?$|^\s*(nan|inf|none|null|n/a|na|true|false)\s*$"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A split as it was read: `rows` with the wanted columns under their own names, and `source`, as errors name it.
+
+    `column_names` are all columns of the source, `class_names` those of a label column whose type names its classes,
+    `notes` what may be wrong with rows that were read all the same.
+    """
+
+    source: str
+    rows: Dataset
+    column_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    def place(self, row: int) -> str:
+        """Return where a row stands, for errors: its line where the file is made of lines, else its number from 0."""
+        where = f"line {self.rows[row][LINE]}" if LINE in self.rows.column_names else f"row {row}"
+        return f"{self.source}: {where}"
+
+
+def load_tables(data: Data) -> dict[str, Table]:
+    """Return the table of each split; raises `DataError` if one cannot be read or lacks a column."""
+    if data.files is None:
+        return _load_dataset(data)
+    files = data.files.model_dump(exclude_none=True)
+    return {
+        split: _load_file(path, f"data.files.{split}: {path}", _wanted(data, split)) for split, path in files.items()
+    }
+
+
+def read_texts(path: str, text_column: str) -> Iterator[str]:
+    """Yield the texts of a file, one at a time: lines of .txt or of stdin ("-"), else the column `text_column`.
+
+    Holds a few thousand rows at once, whatever the size of the file, and leaves no copy. A blank line of .txt is a text
+    too, so that answers and lines stay in step. Raises `DataError` naming the file and the row if something is no text.
+    """
+    if path == "-":
+        if sys.stdin is None:
+            raise DataError("stdin: is closed, so there are no texts to read")
+        try:
+            yield from text_lines(sys.stdin.buffer, "stdin")
+        except OSError as error:
+            raise DataError(f"stdin: {error.strerror}") from None
+        return
+    if Path(path).suffix.lower() == ".txt":
+        try:
+            with open(path, "rb") as file:
+                yield from text_lines(file, path)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}") from None
+        return
+    _check_file(path, path)
+    table = TableFile(path, {text_column: "--text-column"}, path)
+    row = 0
+    for batch in table.batches():
+        texts = batch.column(text_column)
+        if row == 0 and (complaint := not_texts(texts)):
+            raise DataError(f"{path}: {text_column!r} {complaint}", hint="--text-column NAME names another")
+        for text in texts.to_pylist():
+            if text is None:
+                check_columns(table.wanted, list(table.column_names), path)
+                raise DataError(f"{path}: row {row}: {text_column} is missing; give it a text, if an empty one")
+            yield text
+            row += 1
+    for note in table.notes:
+        log.warning("%s", note)
+
+
+def not_texts(column: pa.Array | pa.ChunkedArray) -> str | None:
+    """Return in words what a column holds instead of texts, or None if it holds texts."""
+    if not is_string(column.type):
+        return f"holds {column.type}, not text"
+    if not len(column):
+        return None
+    wordless = pc.match_substring_regex(column, WORDLESS, ignore_case=True)
+    blank = pc.match_substring_regex(column, r"^\s*$")
+    if pc.all(wordless, skip_nulls=True).as_py() and not pc.all(blank, skip_nulls=True).as_py():
+        return "holds numbers, not texts"
+    return None
+
+
+def is_string(kind: pa.DataType) -> bool:
+    """Say whether a column of this type holds strings."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _wanted(data: Data, split: str) -> dict[str, str]:
+    labels = {} if split == "transfer" else {data.label_column: "data.label_column"}
+    return {data.text_column: "data.text_column"} | labels
+
+
+def _load_file(path: str, place: str, wanted: dict[str, str]) -> Table:
+    """The table in a file, kept on disk under what the file holds: its name and its date say nothing about that."""
+    _check_file(path, place)
+    file = TableFile(path, wanted, path)
+    digest = _digest(path)
+    depends = [FORMAT, path, digest, list(wanted)]  # the path, since notes name it
+    key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
+    kept = Path(datasets.config.HF_DATASETS_CACHE) / "distill" / key
+    if not kept.is_dir():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=kept.parent) as work:
+            (Path(work) / key).mkdir()
+            _keep(file, Path(work) / key)
+            if _digest(path) != digest:
+                raise DataError(f"{place}: has changed while it was read; the same command, once it is whole")
+            with contextlib.suppress(FileExistsError):  # who was faster read the same contents
+                _rename(Path(work) / key, kept)
+    found = read_json(kept / "table.json")
+    rows = Dataset.from_file(str(kept / "rows.arrow"))
+    rows._fingerprint = key  # what is made of it is kept under what it was made of, too
+    names = next((tuple(found["names"][name]) for name in wanted if name in found["names"]), None)
+    return Table(path, rows, tuple(found["column_names"]), names, tuple(found["notes"]))
+
+
+def _rename(made: Path, place: Path) -> None:
+    """Give a folder its name; raises `FileExistsError`, whatever this system calls it, if the name is taken."""
+    try:
+        made.rename(place)
+    except OSError as error:
+        if place.is_dir():
+            raise FileExistsError(str(place)) from error
+        raise
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _keep(file: TableFile, folder: Path) -> None:
+    batches = file.batches()
+    first = next(batches, None)
+    if first is None:
+        raise DataError(f"{file.place}: has no rows")
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
+        writer.write_batch(first)
+        for batch in batches:
+            writer.write_batch(batch)
+    found = {"column_names": list(file.column_names), "names": file.names, "notes": file.notes}
+    write_json(folder / "table.json", found)
+
+
+def _check_file(path: str, place: str) -> None:
+    """Raise `DataError` if a file is not there, is empty, is packed or is of a kind that is not read."""
+    suffix = Path(path).suffix.lower()
+    try:
+        if not Path(path).is_file():
+            raise DataError(f"{place}: no such file (relative paths start at the working directory)")
+        is_empty = Path(path).stat().st_size == 0
+        packed = packed_with(Path(path))
+    except (OSError, ValueError) as error:  # the second: a name with a null in it
+        cause = getattr(error, "strerror", None) or one_line(error)
+        raise DataError(f"{place}: cannot be read: {cause}") from None
+    if is_empty:
+        raise DataError(f"{place}: the file is empty")
+    if packed:
+        raise DataError(f"{place}: packed with {packed}; unpack it first")
+    if suffix not in READERS:
+        raise DataError(f"{place}: not one of {', '.join(READERS)}")
+
+
+def _load_folder(folder: Path, data: Data) -> dict[str, Table]:
+    found = read_folder(folder, data.subset)
+    tables = {}
+    for split, name in _split_names(data, found.files).items():
+        wanted = _wanted(data, split)
+        parts = [_load_file(str(path), f"data.dataset: {path}", wanted) for path in found.files[name]]
+        if len({part.class_names for part in parts}) > 1:
+            raise DataError(
+                f"data.dataset: {folder}: the files of {name} name their classes otherwise than each other, so their "
+                "labels mean different things; give data.files",
+            )
+        names = parts[0].class_names or next(
+            (found.class_names[one] for one in wanted if one in found.class_names), None
+        )
+        tables[split] = replace(parts[0], class_names=names) if len(parts) == 1 else _joined(parts, folder, name, names)
+    return tables
+
+
+def _joined(parts: list[Table], folder: Path, split: str, names: tuple[str, ...] | None) -> Table:
+    """The files of a split as one table; a line of one of them says nothing without its file, so rows are counted."""
+    try:
+        rows = concatenate_datasets([part.rows.select_columns([c for c in part.rows.column_names if c != LINE])
+                                     for part in parts])  # fmt: skip
+    except ValueError as error:  # columns of different types
+        raise DataError(f"data.dataset: {folder}: the files of {split} do not fit: {one_line(error)}") from None
+    columns = tuple(dict.fromkeys(name for part in parts for name in part.column_names))
+    return Table(f"{folder}[{split}]", rows, columns, names, tuple(note for part in parts for note in part.notes))
+
+
+def _load_dataset(data: Data) -> dict[str, Table]:
+    assert data.dataset is not None
+    if Path(data.dataset).is_dir():
+        return _load_folder(Path(data.dataset), data)
+    ask_hub()
+    if constants.is_offline_mode():
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        loaded = load_dataset(data.dataset, data.subset)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise DataError(
+            f"data.dataset: {data.dataset}: cannot be loaded: {one_line(error)}",
+            hint="--set data.files.train=FILE --set data.files.test=FILE uses local files instead",
+        ) from error
+    return {
+        split: _table_of(loaded[name], f"{data.dataset}[{name}]", _wanted(data, split))
+        for split, name in _split_names(data, loaded).items()
+    }
+
+
+def _split_names(data: Data, there: Collection[str]) -> dict[str, str]:
+    """Each of our splits that the data set has, under its own name; raises `DataError` if one is not there."""
+    names = data.splits.model_dump()
+    if names["validation"] is None and "validation" in there:
+        names["validation"] = "validation"
+    for split, name in names.items():
+        if name is not None and name not in there:
+            raise DataError(f"data.splits.{split}: {data.dataset} has no split {name!r}, only {', '.join(there)}")
+    return {split: name for split, name in names.items() if name is not None}
+
+
+def _table_of(rows: Dataset, source: str, wanted: dict[str, str]) -> Table:
+    check_columns(wanted, rows.column_names, source)
+    features = [rows.features[name] for name in wanted]
+    names = next((tuple(feature.names) for feature in features if isinstance(feature, ClassLabel)), None)
+    return Table(source, rows.select_columns(list(wanted)), tuple(rows.column_names), names)

@@ -1,0 +1,315 @@
+"""A recipe's data section to labelled splits, each row with a stable example id; splits to token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset
+
+from distill.data.sources import Table, is_string, load_tables, not_texts
+from distill.errors import DataError
+from distill.recipe.labels import WHOLE, LabelError, are_indices, classes_of, cleaned, joined, label_key, names_of
+from distill.recipe.schema import Data
+
+MOST = 2.0**53  # up to here whole numbers are themselves as floating-point ones
+MOST_CLASSES_OF_ONE_TEXT = 100
+FEW = 5  # rows that lack something and can go; more mean that something else is wrong
+SPLITS = ("train", "validation", "test", "transfer")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train, validation and test with columns example_id ("train/17"), text and label; class names in label order.
+
+    `transfer` has texts without labels, for the teacher to label. `leaks` counts what was dropped from train and
+    transfer because it stands in validation or test too. `notes` say what was read otherwise than it was written, and
+    `unread` are the columns that nothing was taken from.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    label_names: tuple[str, ...]
+    transfer: Dataset | None = None
+    leaks: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Return a SHA-256 of the texts (and labels) of each split, for manifests."""
+        labelled = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        prints = {name: _digest(rows, ["text", "label"]) for name, rows in labelled.items()}
+        return prints | ({"transfer": _digest(self.transfer, ["text"])} if self.transfer is not None else {})
+
+
+def load_splits(data: Data) -> Splits:
+    """Return the splits that `data` describes: loaded, checked, sampled, and validation carved out where it is missing.
+
+    A text that stands in validation or test too, but for case and white space, is dropped from train and transfer.
+    Samples are taken as shuffle with the seed, then the first N; the validation split is then carved out of the sampled
+    train rows, stratified by label, so `train_samples` is all the labelled text that a run may see besides test.
+    Raises `DataError` naming the file or split, the rule and the value.
+    """
+    tables = load_tables(data)
+    texts = {split: _texts(table, data) for split, table in tables.items()}
+    labels = {split: _labels(table, data, tables["train"]) for split, table in tables.items() if split != "transfer"}
+    label_names = _label_names(labels["train"], tables["train"], data)
+    if len(label_names) < 2:
+        raise DataError(
+            f"{tables['train'].source}: one class only ({', '.join(map(repr, label_names))}); a classifier needs two"
+        )
+    indices = are_indices(_distinct(labels["train"]), label_names)
+    notes = [note for table in tables.values() for note in table.notes]
+    splits: dict[str, Dataset] = {}
+    codes = {split: _encode(column, tables[split], label_names, indices, notes) for split, column in labels.items()}
+    for split, rows in texts.items():
+        if split in codes:
+            rows = rows.add_column("label", codes[split], feature=ClassLabel(names=list(label_names)))
+        splits[split] = rows.add_column("example_id", [f"{split}/{index}" for index in range(len(rows))])
+    for split in ("validation", "test"):
+        splits |= _sampled(splits, split, data)
+    leaks = _drop_leaks(splits, ("validation", "test"))
+    for split in ("train", "transfer"):
+        splits |= _sampled(splits, split, data)
+    _check_every_class_is_trained(splits["train"], label_names, tables["train"], codes["train"])
+    if "validation" not in splits:
+        splits |= _carve_validation(splits["train"], label_names, data, tables["train"])
+        for split, dropped in _drop_leaks(splits, ("validation",)).items():
+            leaks[split] += dropped
+    read = {data.text_column, data.label_column}
+    unread = dict.fromkeys(name for table in tables.values() for name in table.column_names if name not in read)
+    return Splits(**splits, label_names=label_names, leaks=leaks, notes=tuple(notes), unread=tuple(unread))
+
+
+def text_fingerprint(rows: Dataset) -> str:
+    """Return a SHA-256 of the texts and their example ids, in order."""
+    return _digest(rows, ["example_id", "text"])
+
+
+def _texts(table: Table, data: Data) -> Dataset:
+    """The text column alone, checked: text, no nulls, nothing blank."""
+    column = table.rows.data.column(data.text_column)
+    if len(table.rows) == 0:
+        raise DataError(f"{table.source}: has no rows")
+    if complaint := not_texts(column):
+        raise DataError(
+            f"{table.source}: data.text_column: {data.text_column!r} {complaint}",
+            hint="--set data.text_column=NAME names another",
+        )
+    blank = np.concatenate([_is_blank(chunk) for chunk in column.chunks])
+    if blank.any():
+        rows = np.flatnonzero(blank)
+        raise DataError(f"{table.place(int(rows[0]))}: the text is empty ({_such(rows, table, 'text')}")
+    texts = table.rows.select_columns([data.text_column])
+    return texts if data.text_column == "text" else texts.rename_column(data.text_column, "text")
+
+
+def _is_blank(chunk: pa.Array) -> np.ndarray:
+    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0)
+    return pc.fill_null(blank, True).to_numpy(zero_copy_only=False)
+
+
+def _such(rows: Sequence[int] | np.ndarray, table: Table, name: str) -> str:
+    """How many rows lack something, and the cure: a few can go, but many mean that something else is wrong."""
+    count = f"{len(rows)} such row{'s' * (len(rows) > 1)})"
+    if len(rows) > max(FEW, 0.01 * len(table.rows)):
+        return f"{count}; see that data.{name}_column names the right column"
+    return f"{count}; fill in what is missing, or leave {'that row' if len(rows) == 1 else 'those rows'} out"
+
+
+def _labels(table: Table, data: Data, train: Table) -> pa.ChunkedArray:
+    """The label column as text: none missing, and only of a type whose values can be labels.
+
+    An integer of a column whose type names its classes is the name that it stands for; what stands for none stays. If
+    only train's column names them, they are those of the other splits' integers too.
+    """
+    stored = table.class_names or train.class_names
+    column = table.rows.data.column(data.label_column)
+    kind = column.type
+    if pa.types.is_integer(kind) and stored:
+        names = data.label_names or stored
+        renames = not set(map(label_key, names)) & set(map(label_key, stored))  # else they are meant by name
+        known = pa.array(names if renames else stored, pa.string())
+        there = pc.index_in(column.cast(pa.int64(), safe=False), pa.array(range(len(known)), pa.int64()))
+        column = pc.coalesce(pc.take(known, there), column.cast(pa.string()))
+    elif pa.types.is_floating(kind):
+        column = pa.chunked_array([_float_texts(chunk) for chunk in column.chunks], pa.string())
+    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind) or is_string(kind) or pa.types.is_null(kind):
+        column = column.cast(pa.string())
+    else:
+        raise DataError(
+            f"{table.source}: data.label_column: {data.label_column!r} holds {kind}, not numbers or names",
+            hint="--set data.label_column=NAME names another",
+        )
+    nothing = [label for label in pc.unique(column).to_pylist() if label is None or not label_key(label)]
+    missing = pc.is_in(column, pa.array(nothing, pa.string()))
+    if pc.any(missing).as_py():
+        rows = np.flatnonzero(missing.to_numpy())
+        raise DataError(f"{table.place(int(rows[0]))}: the label is empty ({_such(rows, table, 'label')}")
+    return column
+
+
+def _float_texts(values: pa.Array) -> pa.Array:
+    """Floating-point labels as text, whole ones as whole numbers, which is what pandas had before a row was missing."""
+    values = pc.if_else(pc.is_nan(values), None, values.cast(pa.float64()))
+    whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), MOST))
+    texts = pc.if_else(whole, values, None).cast(pa.int64()).cast(pa.string())
+    return pc.coalesce(texts, values.cast(pa.string()))
+
+
+def _label_names(labels: pa.ChunkedArray, table: Table, data: Data) -> tuple[str, ...]:
+    """Class names: the recipe's, else the data set's own, else the distinct train labels in order."""
+    if data.label_names or table.class_names:
+        return data.label_names or table.class_names or ()
+    try:
+        return names_of(_distinct(labels))
+    except LabelError as error:
+        row = pc.index(labels, pa.scalar(error.label)).as_py()
+        hint = "--set data.label_names=[NAME, NAME] says which classes there are"
+        raise DataError(f"{table.place(row)}: {error}", hint=hint) from None
+
+
+def _distinct(labels: pa.ChunkedArray) -> list[str]:
+    return pc.unique(labels).to_pylist()
+
+
+def _encode(
+    labels: pa.ChunkedArray, table: Table, label_names: Sequence[str], indices: bool, notes: list[str]
+) -> np.ndarray:
+    """Class indices of labels; what a number means is for every split what it is in train.
+
+    A label that names no class is an error; one that is written otherwise than its class becomes a note.
+    """
+    distinct = _distinct(labels)
+    found = classes_of(distinct, label_names, indices=indices)
+    classes = np.array([-1 if found[label] is None else found[label] for label in distinct])
+    positions = pc.index_in(labels, pa.array(distinct, pa.string())).to_numpy()
+    codes = classes[positions].astype(np.int64)
+    if (codes < 0).any():
+        # If numbers and words name no class, a word is at fault: it alone keeps the numbers from being indices.
+        words = np.array([found[label] is None and not WHOLE.fullmatch(cleaned(label)) for label in distinct])
+        blamed = words[positions] if words.any() else codes < 0
+        row = int(np.flatnonzero(blamed)[0])
+        label = labels[row].as_py()
+        more = ", ..." if len(label_names) > 10 else ""
+        looks = (
+            "; it looks like several labels in one, and a text has one"
+            if label in joined([*label_names, label])
+            else ""
+        )
+        raise DataError(
+            f"{table.place(row)}: label {label!r} is not one of {len(label_names)} classes: "
+            f"{', '.join(label_names[:10])}{more}{looks}",
+            hint="data.label_names: the names in your files, or null to take them from there",
+        )
+    counts = np.bincount(positions, minlength=len(distinct))
+    otherwise = [
+        index for index, label in enumerate(distinct)
+        if not indices and label not in (name := label_names[classes[index]], f"{name}.0")
+    ]  # fmt: skip
+    if otherwise:
+        first = otherwise[0]
+        notes.append(
+            f"{table.source}: {counts[otherwise].sum()} labels are written otherwise than their class and were taken "
+            f"for it, such as {distinct[first]!r} for {label_names[classes[first]]!r}"
+        )
+    return codes
+
+
+def _drop_leaks(splits: dict[str, Dataset], held_out_splits: Sequence[str]) -> dict[str, int]:
+    """Drop what is held out too from train and transfer, in place; return how many rows each lost."""
+    held_out: set[bytes] = set()
+    for split in held_out_splits:
+        if split in splits:
+            held_out.update(text_keys(splits[split]))
+    leaks = {}
+    for split in ("train", "transfer"):
+        if split in splits:
+            kept = [row for row, key in enumerate(text_keys(splits[split])) if key not in held_out]
+            leaks[split] = len(splits[split]) - len(kept)
+            if not kept:
+                raise DataError(f"data: every {split} text stands in validation or test too; give texts of its own")
+            if leaks[split]:
+                splits[split] = splits[split].select(kept)
+    return leaks
+
+
+def text_keys(rows: Dataset) -> Iterator[bytes]:
+    """Yield a digest of each text without regard to case and white space: a set of them fits where texts do not."""
+    for batch in rows.select_columns(["text"]).iter(batch_size=1_000):
+        for text in batch["text"]:
+            yield hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()
+
+
+def _sampled(splits: dict[str, Dataset], split: str, data: Data) -> dict[str, Dataset]:
+    samples = getattr(data, f"{split}_samples")
+    return {split: _sample(splits[split], samples, data.seed)} if samples and split in splits else {}
+
+
+def _sample(rows: Dataset, samples: int, seed: int) -> Dataset:
+    return rows.shuffle(seed=seed).select(range(min(samples, len(rows))))
+
+
+def _check_every_class_is_trained(
+    train: Dataset, label_names: tuple[str, ...], table: Table, codes: np.ndarray
+) -> None:
+    """Raise `DataError` if a class has no text in `train`, which is what is left of the rows of `codes`."""
+    counts, source = Counter(train["label"][:]), table.source
+    if len(label_names) == len(train) > MOST_CLASSES_OF_ONE_TEXT:
+        raise DataError(
+            f"{source}: {len(label_names)} classes of one text each: data.label_column is probably not that of labels",
+            hint="--set data.label_column=NAME names another",
+        )
+    if len(counts) == 1:
+        raise DataError(f"{source}: one class only ({label_names[next(iter(counts))]!r}); a classifier needs two")
+    absent = [name for index, name in enumerate(label_names) if not counts[index]]
+    read = np.flatnonzero(codes == label_names.index(absent[0])) if absent else np.empty(0)
+    if len(read):
+        raise DataError(
+            f"{table.place(int(read[0]))}: no training text of class {absent[0]!r} is left: what there is stands in "
+            "validation or test too, or was not sampled; correct the label, or give more texts of it"
+        )
+    if absent:
+        raise DataError(
+            f"{source}: no training text of class {', '.join(map(repr, absent))}; take more rows or drop it from "
+            "data.label_names"
+        )
+
+
+def _carve_validation(train: Dataset, label_names: tuple[str, ...], data: Data, table: Table) -> dict[str, Dataset]:
+    size = round(len(train) * data.validation_fraction)
+    codes = np.asarray(train["label"][:])
+    counts = np.bincount(codes, minlength=len(label_names))
+    if counts.min() < 2:
+        label = int(counts.argmin())
+        row = int(train[int(np.flatnonzero(codes == label)[0])]["example_id"].partition("/")[2])
+        raise DataError(
+            f"{table.place(row)}: the only text of class {label_names[label]!r}, and validation needs one too; correct "
+            "the label, add texts of its class, or give data.files.validation"
+        )
+    if size < len(label_names):
+        raise DataError(
+            f"data.validation_fraction: {data.validation_fraction} of {len(train)} train rows is too little for a "
+            f"stratified validation split of {len(label_names)} classes; take more rows, or give data.files.validation"
+        )
+    parts = train.train_test_split(test_size=size, seed=data.seed, stratify_by_column="label")
+    validation = parts["test"]
+    if data.validation_samples:
+        validation = _sample(validation, data.validation_samples, data.seed)
+    return {"train": parts["train"], "validation": validation}
+
+
+def _digest(rows: Dataset, columns: list[str]) -> str:
+    digest = hashlib.sha256()
+    for batch in rows.select_columns(columns).iter(batch_size=10_000):
+        digest.update(json.dumps([batch[name] for name in columns]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,193 @@
+"""A teacher that runs beside its student: how far the student's hidden states and attention relations are from its."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from distill.distillation.losses import attention_relation_loss, hidden_cosine_loss, hidden_mse_loss
+from distill.errors import RecipeError
+from distill.models.loading import layer_count, normalized_config
+
+PROJECTIONS = "distill_projections"
+RECORDING = "distill_recording"
+DISTANCES = {"cosine": hidden_cosine_loss, "mse": hidden_mse_loss}
+
+
+class States(NamedTuple):
+    """What one forward pass leaves: logits (batch, classes), the layers' outputs and the last layer's attention.
+
+    `hidden` is one (batch, tokens, width) per layer, `heads` the last layer's queries, keys and values (batch, heads,
+    tokens, size); each is empty where it was not asked for.
+    """
+
+    logits: torch.Tensor
+    hidden: tuple[torch.Tensor, ...] = ()
+    heads: tuple[torch.Tensor, ...] = ()
+
+
+class OnlineTeacher:
+    """The teacher's hidden states and attention relations for each batch, and the student's distance from them.
+
+    Widths that differ are joined by one linear projection per layer, kept as a submodule of the student while it
+    trains, so that optimiser, checkpoints and DDP know it; `close` takes it away. Both must read the same tokens.
+    Raises `RecipeError` for layers or relation heads that do not fit the two models.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        student: PreTrainedModel,
+        *,
+        distance: Literal["cosine", "mse"] | None,
+        teacher_layers: Sequence[int] | None = None,
+        relations: bool = False,
+        heads: int | None = None,
+    ):
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.student = student
+        self.distance = DISTANCES[distance] if distance else None
+        self.relations = relations
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        widths = [normalized_config(model.config).hidden_size for model in (teacher, student)]
+        self.heads = relation_heads(teacher.config, student.config, heads) if relations else 0
+        self.layers: tuple[int, ...] = ()
+        if distance:
+            self.layers = map_layers(layer_count(teacher.config), layer_count(student.config), teacher_layers)
+        self.projects = distance is not None and widths[0] != widths[1]
+        if self.projects:
+            projections = nn.ModuleList(nn.Linear(widths[1], widths[0]) for _ in self.layers)
+            student.add_module(PROJECTIONS, projections)
+        self._attention = student.config._attn_implementation
+        if relations:
+            _record_attention(self.teacher)
+            _record_attention(student)
+
+    def student_states(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> States:
+        """Return the student's states; `model` is the student, or what DDP or autocast made of it."""
+        return _forward(model, self.student, inputs, hidden=self.distance is not None, heads=self.relations)
+
+    @torch.no_grad()
+    def teacher_states(self, inputs: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> States:
+        """Return the teacher's states for the same tokens, computed in `dtype` (autocast)."""
+        self.teacher.to(inputs["input_ids"].device)  # where Trainer has put the student since
+        device = self.teacher.device.type
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None), self._timed(device):
+            return _forward(self.teacher, self.teacher, inputs, hidden=self.distance is not None, heads=self.relations)
+
+    def seconds(self) -> float:
+        """Return how long the teacher has run so far, in seconds."""
+        if self._events:
+            torch.cuda.synchronize()
+        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1e3
+
+    @contextlib.contextmanager
+    def _timed(self, device: str) -> Iterator[None]:
+        if device == "cuda":  # events: waiting for the GPU at each step only to time it would slow the run
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._events.append((start, end))
+        else:
+            begin = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - begin
+
+    def hidden_loss(self, student: States, teacher: States, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the mean distance of the mapped layers' outputs, shape (batch,)."""
+        assert self.distance is not None
+        hidden: Sequence[torch.Tensor] = student.hidden
+        projections = getattr(self.student, PROJECTIONS, None)
+        if projections is not None:
+            hidden = [project(states) for project, states in zip(projections, hidden, strict=True)]
+        distances = [
+            self.distance(states, teacher.hidden[layer], attention_mask)
+            for states, layer in zip(hidden, self.layers, strict=True)
+        ]
+        return torch.stack(distances).mean(dim=0)
+
+    def relation_loss(self, student: States, teacher: States, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the divergence of the last layers' query, key and value relations, summed, shape (batch,)."""
+        pairs = zip(student.heads, teacher.heads, strict=True)
+        losses = [attention_relation_loss(own, its, attention_mask, self.heads) for own, its in pairs]
+        return torch.stack(losses).sum(dim=0)
+
+    def close(self) -> None:
+        """Leave the student as it was: no projections, transformers' own attention."""
+        if hasattr(self.student, PROJECTIONS):
+            delattr(self.student, PROJECTIONS)
+        if self.relations:
+            self.student.set_attn_implementation(self._attention)
+
+
+def map_layers(teacher_layers: int, student_layers: int, given: Sequence[int] | None) -> tuple[int, ...]:
+    """Return for each student layer the teacher layer it learns from: those given, or evenly spread, last to last.
+
+    The spread is TinyBERT's (Jiao et al. 2020, section 3.1). Raises `RecipeError` where the two do not fit.
+    """
+    key = "student.loss.hidden_states.teacher_layers"
+    if given is None:
+        if student_layers > teacher_layers:
+            raise RecipeError(f"{key}: missing, and the student has more layers than the teacher's {teacher_layers}")
+        return tuple(math.ceil((layer + 1) * teacher_layers / student_layers) - 1 for layer in range(student_layers))
+    if len(given) != student_layers:
+        raise RecipeError(f"{key}: wants one for each of the student's {student_layers} layers, got {list(given)}")
+    if max(given) >= teacher_layers:
+        raise RecipeError(f"{key}: the teacher has {teacher_layers} layers (0-{teacher_layers - 1}), got {max(given)}")
+    return tuple(given)
+
+
+def relation_heads(teacher: PretrainedConfig, student: PretrainedConfig, given: int | None) -> int:
+    """Return the number of relation heads: the one given, or the teacher's attention heads.
+
+    Raises `RecipeError` where the widths of the two do not divide by it.
+    """
+    sizes = [normalized_config(config) for config in (teacher, student)]
+    heads = given or sizes[0].num_attention_heads
+    if any(size.hidden_size % heads for size in sizes):
+        raise RecipeError(
+            f"student.loss.attention_relations.heads: {heads} does not divide the hidden sizes of teacher and student, "
+            f"{sizes[0].hidden_size} and {sizes[1].hidden_size}"
+        )
+    return heads
+
+
+def _forward(
+    model: nn.Module, modules: PreTrainedModel, inputs: Mapping[str, torch.Tensor], *, hidden: bool, heads: bool
+) -> States:
+    output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=hidden)
+    recorded = ()
+    if heads:  # modules come in the order of the layers, so the last one stays
+        for module in modules.modules():
+            recorded = module.__dict__.pop("recorded_heads", recorded)
+    return States(output.logits, tuple(output.hidden_states[1:]) if hidden else (), recorded)
+
+
+def _record_attention(model: PreTrainedModel) -> None:
+    """Let each attention module keep its queries, keys and values, through transformers' own extension point."""
+    AttentionInterface.register(RECORDING, _recording_attention)
+    AttentionMaskInterface.register(RECORDING, sdpa_mask)
+    model.set_attn_implementation(RECORDING)
+    if model.config._attn_implementation != RECORDING:  # transformers only logs it
+        raise RecipeError(
+            f"student.loss.attention_relations: {model.config.model_type} does not run its attention through "
+            "transformers' AttentionInterface, where queries, keys and values could be read; leave it out"
+        )
+
+
+def _recording_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    module.__dict__["recorded_heads"] = (query, key, value)  # past nn.Module's own bookkeeping of tensors
+    return sdpa_attention_forward(module, query, key, value, *args, **kwargs)

@@ -1,0 +1,249 @@
+"""A teacher's logits on a split: computed once, kept in shards under what they depend on, read memory-mapped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, concatenate_datasets
+from huggingface_hub.constants import HF_HOME
+
+from distill.data.splits import text_fingerprint
+from distill.errors import FolderError, ModelError
+from distill.inference.classifier import Classifier, identify
+from distill.machine.progress import progress_line
+from distill.models.loading import align_labels, class_names, config_fingerprint, weights_fingerprint
+from distill.storage.files import atomic_path, read_json, write_json
+from distill.storage.run_folder import RunFolder
+from distill.training.tokens import tokenizer_fingerprint
+
+log = logging.getLogger("distill")
+
+SHARD_ROWS = 4_096  # what an interrupted pass may lose; enough texts to sort by length within
+COLUMN = "teacher_logits"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A classifier and all that its logits depend on besides the texts: fingerprints of what it is made of, and order.
+
+    `columns` puts its classes in the order of `label_names`. It reads `max_tokens` of a text, as it was made to.
+    """
+
+    name: str
+    weights: str
+    config: str
+    tokenizer: str
+    max_tokens: int
+    label_names: tuple[str, ...]
+    columns: tuple[int, ...]
+
+    @property
+    def cache(self) -> Path:
+        """Where its logits are kept: in its folder, and for one from the Hub in HF_HOME."""
+        folder = Path(self.name)
+        return RunFolder(folder).teacher_logits if folder.is_dir() else Path(HF_HOME) / "distill" / "teacher_logits"
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that its answers depend on, wherever its folder lies."""
+        own = [self.weights, self.config, self.tokenizer, self.max_tokens, self.label_names, self.columns]
+        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+
+
+def check_unchanged(teacher: Teacher) -> None:
+    """Raise `ModelError` if the classifier is no longer the one that was identified: what was loaded may be another."""
+    if identify_teacher(teacher.name, teacher.label_names) != teacher:
+        raise ModelError(
+            f"{teacher.name}: has changed while it was read; nothing of it was kept",
+            hint="the same command, once nothing else writes there",
+        )
+
+
+def identify_teacher(name: str, label_names: Sequence[str]) -> Teacher:
+    """Return the classifier in a folder or on the Hub as a `Teacher` of `label_names`, without loading its weights.
+
+    Raises `ModelError` where it is no classifier, has no weights, or its classes are not these.
+    """
+    config, tokenizer, max_tokens = identify(name)
+    return Teacher(
+        name=name,
+        weights=weights_fingerprint(name),
+        config=config_fingerprint(name),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        max_tokens=max_tokens,
+        label_names=tuple(label_names),
+        columns=tuple(align_labels(class_names(config, name), label_names, teacher=name)),
+    )
+
+
+class KeptLogits:
+    """A teacher's logits on `rows` (columns example_id and text) in the folder `cache` (default: the teacher's).
+
+    `dtype` is what `load_teacher` computes in. Kept in shards of `SHARD_ROWS` rows, each named by its first row, which
+    any process that sees the folder can answer.
+    Raises `FolderError` where the folder is of something else.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        rows: Dataset,
+        load_teacher: Callable[[], Classifier],
+        *,
+        dtype: str = "float32",
+        cache: Path | None = None,
+        title: str = "teacher logits",
+    ):
+        self.teacher, self.rows, self.load_teacher, self.title = teacher, rows, load_teacher, title
+        self.origin = {
+            "teacher_weights": teacher.weights,
+            "config": teacher.config,
+            "tokenizer": teacher.tokenizer,
+            "texts": text_fingerprint(rows),
+            "max_tokens": teacher.max_tokens,
+            "dtype": dtype,
+            "label_names": list(teacher.label_names),
+        }
+        key = hashlib.sha256(json.dumps(self.origin).encode()).hexdigest()[:16]
+        self.folder = (cache or teacher.cache) / key
+        _check_origin(self.folder, self.origin)
+        self.starts = range(0, len(rows), SHARD_ROWS)
+        self.found: dict[int, Dataset] = {}
+
+    def missing(self) -> list[int]:
+        """Return the shards that are not there or damaged."""
+        for start in self.starts:
+            if start not in self.found and (shard := _whole_shard(self.folder, start)) is not None:
+                self.found[start] = shard
+        return [start for start in self.starts if start not in self.found]
+
+    def answer(self, starts: Sequence[int]) -> None:
+        """Answer these shards and write them, one by one.
+
+        Raises `ModelError` where a logit is not finite, and `FolderError` where the folder cannot be written.
+        """
+        with _writing(self.folder):
+            write_json(self.folder / "origin.json", self.origin)
+        classifier = self.load_teacher()
+        check_unchanged(self.teacher)  # answers are kept under what was identified, so that must be what was loaded
+        parts = [self._rows(start) for start in starts]
+        with progress_line(self.title, sum(map(len, parts)), "text") as bar:
+            for start, part in zip(starts, parts, strict=True):
+                logits = classifier.logits(part["text"][:], progress=bar.update)[:, list(self.teacher.columns)]
+                ids = part["example_id"][:]
+                if not np.isfinite(logits).all():
+                    row = ids[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
+                    problem = f"its logits on row {row} are not finite; nothing can be learned from them"
+                    raise ModelError(f"teacher: {problem}")
+                with _writing(self.folder):
+                    _write_shard(self.folder, start, ids, logits)
+
+    def read(self) -> Dataset:
+        """Return columns example_id and teacher_logits, float32 (rows, classes), in the rows' order; memory-mapped.
+
+        The classes are in the order of the teacher's `label_names`. Raises `FolderError` where a shard is missing.
+        """
+        missing = self.missing()
+        if missing:
+            problem = f"{self.folder}: shard {missing[0] // SHARD_ROWS} was answered and is not there"
+            raise FolderError(problem, hint="several ranks need one disk that all of them see")
+        for start in self.starts:
+            if self.found[start]["example_id"][:] != self._rows(start)["example_id"][:]:
+                raise FolderError(
+                    f"{self.folder}: shard {start // SHARD_ROWS} is of other rows", hint="delete the folder"
+                )
+        return concatenate_datasets([self.found[start] for start in self.starts])
+
+    def _rows(self, start: int) -> Dataset:
+        return self.rows.select(range(start, min(start + SHARD_ROWS, len(self.rows))))
+
+
+def teacher_logits(kept: KeptLogits) -> Dataset:
+    """Return the kept logits (see `KeptLogits.read`), having answered what was missing; several ranks split the work.
+
+    Where nothing is missing the teacher is not loaded.
+    """
+    state = PartialState(cpu=not torch.cuda.is_available())
+    # What the first rank misses, before any rank writes: workers of a cluster may be writing at this very time.
+    (missing,) = broadcast_object_list([kept.missing()])
+    if not missing:
+        log.info("%s: %d texts were answered before (%s)", kept.title, len(kept.rows), kept.folder)
+        return kept.read()
+    total = len(kept.starts)
+    if len(missing) < total:
+        there = total - len(missing)
+        log.info("%s: goes on, %d of %d shards are there (%s)", kept.title, there, total, kept.folder)
+    if own := missing[state.process_index :: state.num_processes]:
+        kept.answer(own)
+    state.wait_for_everyone()
+    return kept.read()
+
+
+def with_teacher_logits(tokenised: Dataset, teachers: Sequence[Dataset]) -> Dataset:
+    """Return `tokenised` with a column teacher_logits_K for each of `teachers`, row by row, still memory-mapped."""
+    columns = [
+        logits.select_columns([COLUMN]).rename_column(COLUMN, f"{COLUMN}_{index}")
+        for index, logits in enumerate(teachers)
+    ]
+    return concatenate_datasets([tokenised, *columns], axis=1)
+
+
+def _check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
+    path = folder / "origin.json"
+    if not path.is_file():
+        return
+    found = read_json(path)
+    wrong = [name for name in origin if not isinstance(found, dict) or found.get(name) != origin[name]]
+    if wrong:
+        raise FolderError(
+            f"{folder}: these teacher logits were made with another {', '.join(wrong)}", hint=f"delete {folder}"
+        )
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"{folder}: cannot be written: {error.strerror or error}"
+        raise FolderError(problem, hint="--teacher-logits DIR keeps them elsewhere") from None
+
+
+def _write_shard(folder: Path, start: int, ids: list[str], logits: np.ndarray) -> None:
+    values = pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel(), pa.float32()), logits.shape[1])
+    table = pa.table({"example_id": pa.array(ids, pa.string()), COLUMN: values})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue().to_pybytes()
+    with atomic_path(folder / f"{_shard_name(start)}-{_checksum(content)}.arrow") as partial:
+        partial.write_bytes(content)
+
+
+def _whole_shard(folder: Path, start: int) -> Dataset | None:
+    """The shard from row `start`, memory-mapped; None where it is missing or its bytes are not those once written."""
+    for path in filter(Path.is_file, folder.glob(f"{_shard_name(start)}-*.arrow")):
+        if path.stem.rpartition("-")[2] == _checksum(path.read_bytes()):
+            return Dataset.from_file(str(path))
+        log.warning("%s: damaged, so its texts are answered again", path)
+    return None
+
+
+def _shard_name(start: int) -> str:
+    return f"shard-{start // SHARD_ROWS:06d}"
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""transformers' Trainer as a student learns from its teachers: a recipe's losses on their logits and hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from distill.distillation.hidden_states import OnlineTeacher
+from distill.distillation.losses import (
+    decoupled_loss,
+    distillation_loss,
+    logit_mse_loss,
+    mean_of_teachers,
+    soft_target_loss,
+)
+from distill.recipe.schema import Loss
+from distill.training.tokens import UNLABELLED
+from distill.training.trainer import ClassificationTrainer
+
+
+class DistillationTrainer(ClassificationTrainer):
+    """The loss of a recipe's `loss` section: soft targets from `teacher_logits` in each batch, labels, hidden states.
+
+    `teacher_logits` (batch, teachers, classes) are computed beforehand, in eval mode and without gradients, so each
+    model sees its own tokens. Only hidden states and attention relations need `online`, the teacher itself.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        loss: Loss,
+        teacher_weights: Sequence[float],
+        online: OnlineTeacher | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.teacher_weights = teacher_weights
+        self.learn_by(loss, online)
+
+    def learn_by(self, loss: Loss, online: OnlineTeacher | None) -> None:
+        """Take `loss` from now on, with the teacher that it runs beside the student, if it runs one."""
+        self.loss = loss
+        self.loss_is_scheduled = loss.is_scheduled
+        self.online = online
+        self.reads_all_tokens = online is not None
+
+    def training_losses(
+        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits (batch, classes) and the distillation loss of each example, shape (batch,)."""
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        if self.online is None:
+            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            return logits, self.logit_losses(logits, inputs, progress)
+        student_states = self.online.student_states(model, inputs)
+        teacher_states = self.online.teacher_states(inputs, self._autocast_dtype())
+        losses = self.logit_losses(student_states.logits, inputs, progress)
+        mask = inputs["attention_mask"]
+        if self.loss.hidden_states:
+            weight = self.loss.hidden_states.weight.at(progress)
+            losses = losses + weight * self.online.hidden_loss(student_states, teacher_states, mask)
+        if self.loss.attention_relations:
+            weight = self.loss.attention_relations.weight.at(progress)
+            losses = losses + weight * self.online.relation_loss(student_states, teacher_states, mask)
+        return student_states.logits, losses
+
+    def logit_losses(
+        self, student_logits: torch.Tensor, inputs: Mapping[str, torch.Tensor], progress: float
+    ) -> torch.Tensor:
+        """Return the soft loss and cross-entropy, weighted, shape (batch,), once `progress` (0 to 1) is done."""
+        teacher_logits = mean_of_teachers(inputs["teacher_logits"], self.teacher_weights)
+        labelled, temperature = inputs["labels"] != UNLABELLED, self.loss.temperature.at(progress)
+        # Only the teacher has a class for an unlabelled text.
+        gold_labels = torch.where(labelled, inputs["labels"], teacher_logits.argmax(dim=-1))
+        if self.loss.soft == "logit_mse":
+            soft = logit_mse_loss(student_logits, teacher_logits)
+        elif self.loss.soft == "decoupled":
+            weights = self.loss.decoupled.model_dump()
+            soft = decoupled_loss(student_logits, teacher_logits, gold_labels, temperature, **weights)
+        else:
+            soft = soft_target_loss(student_logits, teacher_logits, temperature)
+        return distillation_loss(
+            student_logits,
+            soft,
+            gold_labels,
+            labelled,
+            soft_weight=self.loss.soft_weight.at(progress),
+            label_smoothing=self.args.label_smoothing_factor,
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Take away what training alone needed; return how long the teacher ran beside the student."""
+        if self.online is None:
+            return {}
+        self.online.close()
+        return {"teacher_seconds": self.online.seconds()}
+
+    def _autocast_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None

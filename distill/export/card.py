@@ -1,0 +1,28 @@
+"""The card of an export: which format of which model it is, and what its proof found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from huggingface_hub import ModelCardData
+
+from distill.export.proofs import Proof
+from distill.report.page import as_code, render
+
+
+def export_card(model: str, proof: Proof, *, label_names: Sequence[str], calibrated: bool) -> str:
+    """Return a README.md in the Hub's format for a format of `model` that passed its proof."""
+    library = "transformers" if proof.format.startswith("torch-") else proof.format.split("-")[0]
+    metadata = ModelCardData(
+        library_name=library, pipeline_tag="text-classification", tags=["distill", proof.format], model_name=model
+    )
+    return render(
+        "export_card.md",
+        metadata=metadata.to_yaml(),
+        model=as_code(model),
+        format=proof.format,
+        proof=proof,
+        examples=sum(int(found["examples"] or 0) for found in proof.per_class.values()),
+        label_names=[as_code(name) for name in label_names],
+        calibrated=calibrated,
+    )

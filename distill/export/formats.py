@@ -1,0 +1,312 @@
+"""A trained classifier to faster formats, each proved against torch on real texts before it may stay."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.errors import FolderError, ModelError
+from distill.export import fusion
+from distill.export.int8 import (
+    CALIBRATION_TEXTS,
+    Int8Settings,
+    import_nncf,
+    int8_settings,
+    quantise,
+    quantise_openvino,
+)
+from distill.export.onnx_graph import check_architecture, quiet, trace
+from distill.export.outliers import RANGE_TEXTS, widest
+from distill.export.proofs import Bounds, Proof, flips, prove
+from distill.inference.classifier import Classifier, pad, weights_bytes
+from distill.inference.sessions import FOR_CPUS, Session, TorchSession, import_openvino, onnx_runs_on_cuda, open_session
+from distill.machine.devices import Device, has_fast_bf16
+from distill.measuring.benchmark import timed_logits
+from distill.models.calibration import CONFIG_KEY
+from distill.models.loading import ONNX_WEIGHTS, OPENVINO_WEIGHTS, load_config
+from distill.recipe.schema import FORMATS
+from distill.storage.checksums import SEAL, seal
+from distill.storage.files import PARTIAL, read_json, room_for, take_place, write_json, write_text
+from distill.storage.run_folder import EXPORT_PROOFS, FLIPPED, PROOF, RunFolder, hold, read_proofs
+
+
+@dataclass
+class Source:
+    """What formats are made from: the fp32 model, its tokenizer, texts to calibrate on; `work` is a folder to use."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    texts: Sequence[str]
+    max_tokens: int
+    work: Path
+
+    @cached_property
+    def graph(self) -> Path:
+        """The fp32 ONNX graph, traced when it is first wanted."""
+        path = self.work / "traced" / ONNX_WEIGHTS
+        path.parent.mkdir()
+        trace(self.model, path)
+        return path
+
+    @cached_property
+    def batches(self) -> list[dict[str, np.ndarray]]:
+        """The first texts, as tokens to calibrate on: one text a batch, since padding would widen the ranges."""
+        texts = list(self.texts[:CALIBRATION_TEXTS])
+        ids = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
+        padded = (pad([row], self.tokenizer.pad_token_id) for row in ids)
+        return [{"input_ids": input_ids, "attention_mask": mask} for input_ids, mask in padded]
+
+    @cached_property
+    def largest(self) -> dict[str, np.ndarray]:
+        """How wide the graph's feed-forward inputs become, channel by channel."""
+        return widest(self.graph, self.batches[:RANGE_TEXTS])
+
+
+def check_formats(formats: Sequence[str], model_type: str) -> None:
+    """Raise `ModelError` or `DeviceError` if a model of this type cannot be written in one of `formats` here."""
+    if any(not name.startswith("torch-") for name in formats):
+        check_architecture(model_type)
+    if any(name.startswith("openvino-") for name in formats):
+        import_openvino()
+    if "openvino-int8" in formats:
+        import_nncf()
+
+
+def export_formats(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    label_names: Sequence[str],
+    texts: Sequence[str],
+    gold_labels: np.ndarray,
+    folder: Path,
+    formats: Sequence[str],
+    *,
+    max_tokens: int,
+    bounds: Bounds,
+    device: Device,
+    card: Callable[[Proof], str],
+    progress: Callable[[str], None] = lambda step: None,
+) -> Generator[Proof, None, None]:
+    """Write each of `formats` of the fp32 `model` to its own folder in `folder`; yield its proof, made on `texts`.
+
+    The reference is `model` itself. A format that breaks a bound (accuracy, agreement, logits that are not finite,
+    nodes not fused) leaves no folder, and takes away the one an earlier export left; int8 tries its next settings
+    first. Until a format is proved, the one that an earlier export left stays and answers. A format's folder holds
+    its model card and its proof, and the texts whose label changed, for a person to read; those of one that failed are
+    in flipped-FORMAT.jsonl beside it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        work_folder = tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder)
+    except OSError as error:
+        raise FolderError(f"{folder}: cannot be written to: {error.strerror}", hint="--output DIR") from error
+
+    def classify(session: Session) -> tuple[np.ndarray, float]:
+        return timed_logits(Classifier(session, tokenizer, label_names, max_tokens), texts)
+
+    def attempt(name: str, settings: Int8Settings | None) -> tuple[Proof, np.ndarray]:
+        made = source.work / name
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        with quiet(), room_for(folder):
+            WRITERS[name](source, made, settings)
+        _write_rest(source, made, name)
+        receipt: dict[str, Any] = {}
+        if name.startswith("onnx-"):
+            receipt = fusion.receipt(made / ONNX_WEIGHTS, model.config, _device(name, device))
+        unfused = fusion.shortfall(receipt)
+        if name == "onnx-int8" and not receipt["int8_products"]:
+            unfused = "; ".join(filter(None, (unfused, "no product runs on int8 weights")))
+        logits, rate = _answers(name, made, model, device, classify, reference)
+        return prove(
+            name, logits, reference, gold_labels, label_names, bounds,
+            size_bytes=weights_bytes(made), device=_device(name, device), texts_per_second=rate,
+            fusion=receipt, unfused=unfused, settings=asdict(settings) if settings else {},
+        ), logits  # fmt: skip
+
+    with work_folder as work:
+        progress("torch-fp32, the reference")
+        reference, _ = classify(TorchSession(model, device))
+        if not np.isfinite(reference).all():
+            raise ModelError(f"{model.name_or_path}: its own logits are not finite on the validation texts")
+        source = Source(model, tokenizer, texts, max_tokens, Path(work))
+        for name in formats:
+            progress(name)
+            first, *others = int8_settings() if name == "onnx-int8" else (None,)
+            proof, logits = attempt(name, first)
+            tried: list[dict[str, Any]] = []
+            for settings in others:
+                if proof.passed or fusion.shortfall(proof.fusion):  # which other settings do not mend
+                    break
+                progress(f"{name} once more, with other settings: {proof.reason}")
+                tried.append({"settings": proof.settings, "reason": proof.reason, "agreement": proof.agreement})
+                proof, logits = attempt(name, settings)
+            proof = replace(proof, tried=tried)
+            changed = flips(texts, logits, reference, gold_labels, label_names)
+            beside = folder / f"flipped-{name}.jsonl"
+            if proof.passed:
+                made = source.work / name
+                _keep_flips(made / FLIPPED, changed)
+                write_text(RunFolder(made).card, card(proof))
+                write_json(made / PROOF, proof.as_json())
+                seal(made)
+                take_place(made, folder / name)
+                beside.unlink(missing_ok=True)
+            else:
+                _keep_flips(beside, changed)
+                if (folder / name).exists():  # in one step: what is half deleted would look whole
+                    os.replace(folder / name, source.work / f"{name}-failed")
+            yield proof
+
+
+def keep_proofs(proofs: Generator[Proof, None, None], folder: Path, formats: Sequence[str]) -> list[Proof]:
+    """Write the proofs of `formats` (see `export_formats`) to export.json as they come, beside those of others."""
+    path = folder / EXPORT_PROOFS
+    made = []
+    with hold(folder), contextlib.closing(proofs):
+        (folder / SEAL).unlink(missing_ok=True)  # of an earlier version, which sealed export.json
+        entries = read_proofs(folder) if path.is_file() else {}
+        for _ in formats:
+            proof = next(proofs)
+            made.append(proof)
+            entries |= {proof.format: proof.as_json()}
+            write_json(path, {name: entries[name] for name in FORMATS if name in entries})
+    return made
+
+
+def _write_rest(source: Source, folder: Path, name: str) -> None:
+    """Config and tokenizer; a graph divides by the calibration temperature, and whoever read it would divide again."""
+    if not name.startswith("torch-"):
+        config = copy.deepcopy(source.model.config)
+        vars(config).pop(CONFIG_KEY, None)
+        config.save_pretrained(folder)
+    source.tokenizer.save_pretrained(folder)
+    # transformers 5 names a tokenizer without a class of its own as 4, which Optimum needs, does not know it.
+    saved = folder / "tokenizer_config.json"
+    settings = read_json(saved)
+    if settings["tokenizer_class"] == "TokenizersBackend":
+        write_json(saved, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _answers(
+    name: str,
+    folder: Path,
+    model: PreTrainedModel,
+    device: Device,
+    classify: Callable[[Session], tuple[np.ndarray, float]],
+    reference: np.ndarray,
+) -> tuple[np.ndarray, float | None]:
+    """What the format answers, and texts per second; where this machine computes it in fp32, what rounding makes of it.
+
+    A CPU runs fp16 graphs in fp32, and one without bf16 runs OpenVINO's bf16 so: an overflow, or a label that rounding
+    turns, would first show on the user's machine. Of the two answers to a text, the one further from the reference.
+    A rate of fp16 on a CPU would be one of what it is not meant for, and is left out.
+    """
+    session = open_session(str(folder), load_config(str(folder)), _device(name, device))
+    if name == "torch-fp16" and device == "cpu":
+        assert isinstance(session, TorchSession)
+        return classify(TorchSession(_rounding(session.model, torch.float16), "cpu"))[0], None
+    logits, rate = classify(session)
+    if name == "onnx-fp16" and _device(name, device) == "cpu":
+        return _further(reference, logits, classify(TorchSession(_rounding(model, torch.float16), "cpu"))[0]), None
+    if name == "openvino-bf16" and not has_fast_bf16("cpu"):
+        return _further(reference, logits, classify(TorchSession(_rounding(model, torch.bfloat16), "cpu"))[0]), rate
+    return logits, rate
+
+
+def _further(reference: np.ndarray, *answers: np.ndarray) -> np.ndarray:
+    """Of each row, the answer further from the reference; one that is not finite is furthest."""
+    distances = [np.nan_to_num(np.abs(answer - reference).max(axis=1), nan=np.inf) for answer in answers]
+    return np.stack(answers)[np.argmax(distances, axis=0), np.arange(len(reference))]
+
+
+def _device(name: str, device: Device) -> Device:
+    if name.startswith("torch-"):
+        return device
+    return device if name not in FOR_CPUS and onnx_runs_on_cuda() else "cpu"
+
+
+def _keep_flips(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    if lines:
+        write_text(path, "".join(lines))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_torch_fp16(source: Source, folder: Path, _: Any) -> None:
+    copy.deepcopy(source.model).half().save_pretrained(folder)
+
+
+def _write_onnx_fp32(source: Source, folder: Path, _: Any) -> None:
+    shutil.copytree(source.graph.parent, folder, dirs_exist_ok=True)  # with its data, where that is a file of its own
+
+
+def _write_onnx_fp16(source: Source, folder: Path, _: Any) -> None:
+    """The graph of a half-precision model whose LayerNorms stay fp32: sums of squares can pass 65,504, fp16's largest.
+
+    Traced anew instead of converted: onnxruntime's converter writes an invalid graph where two layers share a constant.
+    """
+    half = copy.deepcopy(source.model).half()
+    for module in half.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.float()
+            module.register_forward_pre_hook(lambda _, inputs: tuple(tensor.float() for tensor in inputs))
+            module.register_forward_hook(lambda _, __, output: output.half())
+    trace(half, folder / ONNX_WEIGHTS)
+
+
+def _write_onnx_int8(source: Source, folder: Path, settings: Int8Settings) -> None:
+    quantise(source.graph, folder / ONNX_WEIGHTS, settings, source.largest)
+
+
+def _write_openvino_bf16(source: Source, folder: Path, _: Any) -> None:
+    openvino = import_openvino()
+    # fp16 holds every bit that bf16 keeps of an ordinary weight, in as many bytes; the session decides what computes.
+    openvino.save_model(openvino.Core().read_model(source.graph), folder / OPENVINO_WEIGHTS, compress_to_fp16=True)
+
+
+def _write_openvino_int8(source: Source, folder: Path, _: Any) -> None:
+    quantise_openvino(source.graph, folder, source.batches)
+
+
+WRITERS: dict[str, Callable[[Source, Path, Any], None]] = {
+    "torch-fp16": _write_torch_fp16,
+    "onnx-fp32": _write_onnx_fp32,
+    "onnx-fp16": _write_onnx_fp16,
+    "onnx-int8": _write_onnx_int8,
+    "openvino-bf16": _write_openvino_bf16,
+    "openvino-int8": _write_openvino_int8,
+}
+
+
+def _rounding(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a copy that rounds weights and each module's output to `dtype`: what hardware with fp32 sums computes.
+
+    Residual sums, no module's output, are rounded where they enter a LayerNorm. Values past fp16's range become
+    infinite, as they would there. The CPU's own fp16 is many times slower.
+    """
+
+    def rounded(_: torch.nn.Module, __: Any, output: Any) -> Any:
+        return output.to(dtype).float() if isinstance(output, torch.Tensor) else output
+
+    emulation = copy.deepcopy(model).to(dtype).float()
+    for module in emulation.modules():
+        if not any(module.children()):
+            module.register_forward_hook(rounded)
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_pre_hook(lambda _, inputs: tuple(tensor.to(dtype).float() for tensor in inputs))
+    return emulation

@@ -1,0 +1,110 @@
+"""What a runtime makes of a graph: the nodes that it runs, counted against those that the model should have."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+from transformers import PretrainedConfig
+
+from distill.export.onnx_graph import FUSED_ATTENTION
+from distill.export.outliers import OWN_ACTIVATION
+from distill.inference.sessions import onnx_providers
+from distill.machine.devices import Device
+from distill.models.loading import layer_count
+
+LAYER_NORM = ("LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization")
+GELU = ("Gelu", "BiasGelu", "FastGelu", "QuickGelu")
+INT8_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
+FLOATS = ("float", "float16", "bfloat16")  # as ONNX Runtime's profile names them
+
+
+def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, Any]:
+    """Return how many attentions, LayerNorms and Gelus ONNX Runtime runs as one node, and how many the model has.
+
+    They are counted in a run of the graph on `device`, in the profile that ONNX Runtime writes of it: not what the file
+    says, but what is executed. `int8_products` counts the matrix products on int8 weights, `stray_casts` conversions to
+    a floating type, `on_cpu` the nodes of a CUDA session that compute floats on the CPU (shapes it works out there on
+    purpose). Isolated channels have a Gelu of their own. A graph in fp16 has casts that are meant, around its fp32
+    LayerNorms; on a CPU, which converts all of it, its nodes are counted in the file.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    is_fp16 = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
+    ran = list(executed(path, device, np.ones((2, 8), np.int64)))
+    in_file = (node.op_type for node in graph.node)
+    kinds = Counter(in_file if is_fp16 and device == "cpu" else (node.kind for node in ran))
+    layers = layer_count(config)
+    found: dict[str, Any] = {
+        "attention": {"fused": kinds[FUSED_ATTENTION], "expected": layers},
+        "layer_norm": {"fused": sum(kinds[kind] for kind in LAYER_NORM), "expected": 2 * layers + 1},
+    }
+    activation = getattr(config, "hidden_act", getattr(config, "activation", None))
+    if activation == "gelu":  # others are several nodes in torch too
+        isolated = sum(node.name.endswith(OWN_ACTIVATION) for node in graph.node)
+        found["gelu"] = {"fused": sum(kinds[kind] for kind in GELU), "expected": layers + isolated}
+    if not is_fp16:
+        found["int8_products"] = sum(kinds[kind] for kind in INT8_PRODUCTS)
+        found["stray_casts"] = sum(node.kind == "Cast" and node.makes in FLOATS for node in ran)
+    if device == "cuda":
+        found["on_cpu"] = sum(node.provider == "CPUExecutionProvider" and node.makes in FLOATS for node in ran)
+    return found
+
+
+def shortfall(found: Mapping[str, Any]) -> str | None:
+    """Return what a receipt says is not as it should be, in words; None where nothing is missing."""
+    words = {
+        "attention": "attention",
+        "layer_norm": "LayerNorm",
+        "gelu": "Gelu",
+    }
+    short = [
+        f"{said} is one node in {found[name]['fused']} of {found[name]['expected']} places"
+        for name, said in words.items()
+        if name in found and found[name]["fused"] < found[name]["expected"]
+    ]
+    if found.get("stray_casts"):
+        short.append(f"{found['stray_casts']} stray casts")
+    if found.get("on_cpu"):
+        short.append(f"{found['on_cpu']} of the CUDA session's nodes run on the CPU")
+    return "; ".join(short) or None
+
+
+class Executed(NamedTuple):
+    """A node that was run: its kind, the provider that ran it, the type of its first output, and how long it took."""
+
+    kind: str
+    provider: str
+    makes: str
+    microseconds: int
+
+
+def executed(path: Path, device: Device, ids: np.ndarray, *, threads: int = 0, runs: int = 1) -> Iterator[Executed]:
+    """Yield each node that the last of `runs` runs on `ids`, int64 (batch, tokens), executes on `threads` (0: all).
+
+    The runs before it are warm-up.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
+        feed = {item.name: np.zeros_like(ids) for item in session.get_inputs()}  # graphs of others take token types too
+        feed |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        for _ in range(runs):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    started = [event["ts"] for event in events if event["name"] == "model_run"][-1]
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= started:
+            made = event["args"]["output_type_shape"]
+            makes = next(iter(made[0]), "") if made else ""
+            yield Executed(event["args"]["op_name"], event["args"]["provider"], makes, event["dur"])

@@ -1,0 +1,125 @@
+"""Weights to int8: for ONNX Runtime with activations quantised as they come, for OpenVINO calibrated on texts."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from distill.errors import DeviceError
+from distill.export.outliers import feed_forward, isolate
+from distill.inference.sessions import OPENVINO_EXTRA, import_openvino
+from distill.models.loading import OPENVINO_WEIGHTS
+
+CALIBRATION_TEXTS = 300  # NNCF's own default for a calibration set
+
+
+@dataclass(frozen=True)
+class Int8Settings:
+    """How ONNX Runtime's weights become int8.
+
+    `signed` or unsigned weights, one scale `per_channel` or per tensor, 7 of the 8 bits with `reduce_range`; wide input
+    channels isolated with `outliers` (see outliers.isolate); in fp32 stay the products of `fp32_products`
+    ("feed_forward" outputs, "head" and pooler) and, where False, the `embeddings`.
+    """
+
+    signed: bool = True
+    per_channel: bool = True
+    reduce_range: bool = False
+    outliers: bool = True
+    embeddings: bool = True
+    fp32_products: tuple[str, ...] = ()
+
+
+def int8_settings() -> tuple[Int8Settings, ...]:
+    """Return the settings worth trying on this CPU, smallest and fastest first.
+
+    Without VNNI, x86 adds two products of int8 in 16 bits and saturates, so a bit is left free, or the weights are
+    unsigned, for which it takes a slower way. Most of what int8 loses it loses in the feed-forward part, so its outputs
+    are the first to stay in fp32; tools/int8_settings.py measures what each setting is worth.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    vnni = capabilities.get("avx512_vnni", False) or capabilities.get("avx_vnni", False)
+    saturates = platform.machine().lower() in ("x86_64", "amd64") and not vnni
+    smallest = Int8Settings(reduce_range=saturates)
+    return (
+        smallest,
+        *((Int8Settings(signed=False),) if saturates else ()),
+        replace(smallest, outliers=False),  # moving width into weights is no gain where they have none to spare
+        replace(smallest, fp32_products=("feed_forward",)),
+        replace(smallest, fp32_products=("feed_forward", "head"), embeddings=False),
+    )
+
+
+def quantise(graph: Path, target: Path, settings: Int8Settings, largest: dict[str, np.ndarray]) -> None:
+    """Write the fp32 `graph` with int8 weights of matrix products and, where `settings` say so, embedding tables.
+
+    `largest` is what `outliers.widest` says of the graph.
+    """
+    fp32 = _products(graph, settings.fp32_products)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        if settings.outliers:
+            isolated = Path(work) / graph.name
+            fp32 = [*fp32, *isolate(graph, isolated, largest, leave=fp32)]
+            graph = isolated
+        quantize_dynamic(
+            graph,
+            target,
+            # The tables are most of a small model's bytes.
+            op_types_to_quantize=["MatMul", "Gemm", *(["Gather"] if settings.embeddings else [])],
+            per_channel=settings.per_channel,
+            weight_type=QuantType.QInt8 if settings.signed else QuantType.QUInt8,
+            reduce_range=settings.reduce_range,
+            nodes_to_exclude=fp32,
+            use_external_data_format=graph.with_name(f"{graph.name}.data").is_file(),
+            # onnx cannot infer the type behind the attention node, a com.microsoft one.
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
+        )
+
+
+def quantise_openvino(graph: Path, target: Path, batches: Sequence[dict[str, np.ndarray]]) -> None:
+    """Write the fp32 `graph` with int8 weights and activations, whose ranges are taken from `batches` of tokens.
+
+    Raises `DeviceError` where the extra is not installed.
+    """
+    openvino, nncf = import_openvino(), import_nncf()
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bars go to stdout, which is for data
+        model = nncf.quantize(
+            openvino.Core().read_model(graph),
+            nncf.Dataset(batches),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(batches),
+        )
+    openvino.save_model(model, target / OPENVINO_WEIGHTS)
+
+
+def import_nncf() -> Any:
+    """Return the module nncf; raises `DeviceError` where the extra is not installed."""
+    import_openvino()  # with it, NNCF reports nothing to its makers
+    try:
+        import nncf
+    except ImportError as error:
+        raise DeviceError("NNCF, which openvino-int8 needs, is not installed", hint=OPENVINO_EXTRA) from error
+    return nncf
+
+
+def _products(graph: Path, kinds: Sequence[str]) -> list[str]:
+    """Return the names of the matrix products of these kinds."""
+    model = onnx.load(graph, load_external_data=False)
+    chosen: list[str] = []
+    if "feed_forward" in kinds:
+        chosen += [node.name for node, (inputs, outputs) in feed_forward(model) if inputs > outputs]
+    if "head" in kinds:  # of the first token alone, so of two dimensions, and so a Gemm
+        heads = [node.name for node in model.graph.node if node.op_type == "Gemm"]
+        chosen += [*heads, *(f"{name}_MatMul" for name in heads)]  # the quantiser takes it apart before it looks
+    return chosen

@@ -1,0 +1,144 @@
+"""A classifier as an ONNX graph whose attention is one node by construction, not left to an optimiser to find."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+import torch
+from optimum.utils import DummyTextInputGenerator
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from distill.errors import ModelError
+from distill.inference.sessions import calibration_temperature
+from distill.models.first_token import PARTS, first_token_only, last_layer
+from distill.models.loading import normalized_config
+
+OPSET = 20  # the first with Gelu as one node; from 23 attention is one too, which onnxruntime's quantiser breaks
+FUSED_ATTENTION = "MultiHeadAttention"
+LARGEST_FILE = 2_000_000_000  # bytes; protobuf refuses a message of 2 GiB, so larger weights go to a file beside it
+
+
+def check_architecture(model_type: str) -> None:
+    """Raise `ModelError` unless `trace` knows how models of this type mask: others have windows, or are causal."""
+    if model_type not in PARTS:
+        raise ModelError(
+            f"{model_type}: not an architecture that distill exports to ONNX or OpenVINO ({', '.join(sorted(PARTS))})",
+            hint="--set export.formats=[torch-fp16] leaves those formats out; a student of another model can have them",
+        )
+
+
+def trace(model: PreTrainedModel, path: Path) -> None:
+    """Write the graph of a classifier: int64 input_ids and attention_mask in, calibrated fp32 logits out, any shape.
+
+    Attention becomes ONNX Runtime's MultiHeadAttention node through the two libraries' extension points, since on
+    transformers 5 no optimiser finds its pattern afterwards (0 of 6 layers fused, in silence). Residual sums stay apart
+    from the LayerNorm after them: on a CPU, one SkipLayerNormalization takes twice as long as the three nodes.
+    """
+    check_architecture(model.config.model_type)
+    generator = DummyTextInputGenerator(
+        "text-classification", normalized_config(model.config), batch_size=2, sequence_length=16
+    )
+    example = {name: generator.generate(name, framework="pt") for name in ("input_ids", "attention_mask")}
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    traced = copy.deepcopy(model).cpu().eval()
+    AttentionInterface.register("distill_onnx", _attention_node)
+    AttentionMaskInterface.register("distill_onnx", _padding_mask)
+    traced.set_attn_implementation("distill_onnx")
+    with quiet(), first_token_only(last_layer(traced)):
+        program = torch.onnx.export(
+            _LogitsOnly(traced).eval(),
+            kwargs=example,
+            input_names=list(example),
+            output_names=["logits"],
+            dynamic_shapes=dict.fromkeys(example, free),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        graph = program.model
+        # Types and shapes noted inside the graph go stale with later rewrites, and onnxruntime's quantiser trusts them.
+        inner = (value for node in graph.graph for value in node.outputs if value not in graph.graph.outputs)
+        for value in (*inner, *graph.graph.initializers.values()):
+            value.shape = value.type = None
+        _forget_where_it_was_traced(graph)
+        large = sum(weight.const_value.nbytes for weight in graph.graph.initializers.values()) > LARGEST_FILE
+        onnx_ir.save(graph, path, external_data=f"{path.name}.data" if large else None)
+
+
+def _forget_where_it_was_traced(model: onnx_ir.Model) -> None:
+    """Drop the notes that torch leaves on every node, with its stack and so the paths of this machine."""
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in graph.inputs:
+            value.metadata_props.clear()
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+class _LogitsOnly(torch.nn.Module):
+    """The classifier as a function of ids and mask; token types are constant zeros, and so folded into the graph.
+
+    Its logits are calibrated, in fp32 as in TorchSession, so that the graph says what distill says.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self.temperature = calibration_temperature(model.config)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float() / self.temperature
+
+
+def _attention_node(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as one com.microsoft node; tensors are (batch, heads, tokens, size), the mask (batch, tokens)."""
+    batch, heads, tokens, size = query.shape
+    inputs = [tensor.transpose(1, 2).reshape(batch, tensor.shape[2], heads * size) for tensor in (query, key, value)]
+    output = torch.onnx.ops.symbolic(
+        f"com.microsoft::{FUSED_ATTENTION}",
+        [*inputs, None, attention_mask],
+        {"num_heads": heads, "scale": scaling or size**-0.5},
+        dtype=query.dtype,
+        shape=inputs[0].shape,
+        version=1,
+    )
+    return output.reshape(batch, tokens, heads, size), None
+
+
+def _padding_mask(*_: Any, attention_mask: torch.Tensor, **__: Any) -> torch.Tensor:
+    """The mask as the node wants it: int32, 1 for a token and 0 for padding, shape (batch, tokens)."""
+    return attention_mask.to(torch.int32)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence exporters that report their own progress and deprecations as warnings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

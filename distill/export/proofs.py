@@ -1,0 +1,173 @@
+"""What an exported format costs against the model it came from, on real texts, and whether that is within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from distill.machine.devices import Device
+from distill.measuring.metrics import agreement
+from distill.models.calibration import expected_calibration_error
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much accuracy a format may lose and on what share of the texts it must agree, both as fractions."""
+
+    max_accuracy_drop: float
+    min_agreement: float
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A format's figures on the validation texts; None where its logits were not finite.
+
+    `per_class` has of each class the examples and, on them, the accuracy and the agreement. `settings` are those that
+    the format was written with, `tried` those that were given up for them, with the reason; `flipped` counts the texts
+    whose label changed. `texts_per_second` is how fast it answered on `device`, None where that is not what it is for.
+    """
+
+    format: str
+    passed: bool
+    reason: str | None
+    size_bytes: int
+    device: Device
+    texts_per_second: float | None = None
+    accuracy: float | None = None
+    accuracy_drop: float | None = None
+    agreement: float | None = None
+    flipped: int | None = None
+    max_logit_diff: float | None = None
+    mean_logit_diff: float | None = None
+    ece: float | None = None
+    per_class: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
+    fusion: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry of export.json."""
+        return {name: value for name, value in asdict(self).items() if name != "format"}
+
+
+def prove(
+    format: str,
+    logits: np.ndarray,
+    reference: np.ndarray,
+    gold_labels: np.ndarray,
+    label_names: Sequence[str],
+    bounds: Bounds,
+    *,
+    size_bytes: int,
+    device: Device,
+    texts_per_second: float | None = None,
+    fusion: Mapping[str, Any] | None = None,
+    unfused: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Proof:
+    """Return the proof of a format that gave `logits` where the model gave `reference`, both (texts, classes).
+
+    `fusion` is the receipt of its graph and `unfused` what that lacks, a failure in itself (see fusion.shortfall).
+    """
+    shared: dict[str, Any] = {
+        "format": format, "size_bytes": size_bytes, "device": device, "texts_per_second": texts_per_second,
+        "fusion": dict(fusion or {}), "settings": dict(settings or {}),
+    }  # fmt: skip
+    broken = ~np.isfinite(logits).all(axis=1)
+    if broken.any():
+        reason = f"logits of {broken.sum()} of {len(logits)} texts are not finite"
+        return Proof(passed=False, reason=reason, **shared)
+    labels, wanted = logits.argmax(axis=1), reference.argmax(axis=1)
+    accuracy = float((labels == gold_labels).mean())
+    drop = float((wanted == gold_labels).mean()) - accuracy
+    agreed, found = agreement(logits, reference), np.unique(labels)
+    reasons = [unfused] if unfused else []
+    is_constant = len(found) == 1 and len(np.unique(wanted)) > 1
+    if is_constant:
+        reasons.append(f"answers {label_names[found[0]]} for every one of {len(labels)} texts")
+    if drop > bounds.max_accuracy_drop + 1e-9:  # whatever the subtraction rounds to, the bound itself is allowed
+        reasons.append(
+            f"validation accuracy falls by {drop:.4f}, more than export.max_accuracy_drop {bounds.max_accuracy_drop}"
+        )
+    if agreed < bounds.min_agreement - 1e-9:
+        reasons.append(
+            f"agrees with the model on {agreed:.4f} of the validation texts, less than export.min_agreement "
+            f"{bounds.min_agreement}"
+        )
+    if not is_constant:  # which says the same of every other class
+        reasons.extend(_lost_classes(labels, wanted, gold_labels, label_names))
+    return Proof(
+        passed=not reasons,
+        reason="; ".join(reasons) or None,
+        accuracy=accuracy,
+        accuracy_drop=drop,
+        agreement=agreed,
+        flipped=int((labels != wanted).sum()),
+        max_logit_diff=float(np.abs(logits - reference).max()),
+        mean_logit_diff=float(np.abs(logits - reference).mean()),
+        ece=expected_calibration_error(softmax(logits, axis=1), gold_labels),
+        per_class=dict(_per_class(labels, wanted, gold_labels, label_names)),
+        **shared,
+    )
+
+
+def flips(
+    texts: Sequence[str],
+    logits: np.ndarray,
+    reference: np.ndarray,
+    gold_labels: np.ndarray,
+    label_names: Sequence[str],
+) -> Iterator[dict[str, Any]]:
+    """Yield each text whose label changed, the surest change first: its gold label, both labels, both probabilities.
+
+    Texts whose logits are not finite have no label, and are left out.
+    """
+    finite = np.isfinite(logits).all(axis=1, keepdims=True)
+    before, after = softmax(reference, axis=1), softmax(np.where(finite, logits, reference), axis=1)
+    changed = np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1))
+    for row in sorted(changed, key=lambda row: -np.abs(after[row] - before[row]).max()):
+        yield {
+            "text": texts[row],
+            "gold": label_names[gold_labels[row]],
+            "model": label_names[before[row].argmax()],
+            "format": label_names[after[row].argmax()],
+            "model_probabilities": _named(before[row], label_names),
+            "format_probabilities": _named(after[row], label_names),
+        }
+
+
+def _lost_classes(
+    labels: np.ndarray, wanted: np.ndarray, gold_labels: np.ndarray, label_names: Sequence[str]
+) -> Iterator[str]:
+    """Yield what is wrong for each class of which the model had texts right and the format has none.
+
+    A rare class can be lost whole while accuracy and agreement stay within their bounds.
+    """
+    for index, name in enumerate(label_names):
+        rows = gold_labels == index
+        had = int((wanted[rows] == index).sum())
+        if had and not (labels[rows] == index).any():
+            yield f"has none of {rows.sum()} texts of class {name} right, of which the model has {had}"
+
+
+def _per_class(
+    labels: np.ndarray, wanted: np.ndarray, gold_labels: np.ndarray, label_names: Sequence[str]
+) -> Iterator[tuple[str, dict[str, float | int | None]]]:
+    for index, name in enumerate(label_names):
+        rows = gold_labels == index
+        yield (
+            name,
+            {
+                "examples": int(rows.sum()),
+                "accuracy": float((labels[rows] == index).mean()) if rows.any() else None,
+                "agreement": float((labels[rows] == wanted[rows]).mean()) if rows.any() else None,
+            },
+        )
+
+
+def _named(probabilities: np.ndarray, label_names: Sequence[str]) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in zip(label_names, probabilities, strict=True)}

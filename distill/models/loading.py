@@ -1,0 +1,521 @@
+"""Models and tokenizers: loaded and identified, with every misfit named."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from optimum.utils import NormalizedConfig, NormalizedConfigManager
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+
+from distill.errors import STEERING, ModelError, one_line
+from distill.models.calibration import CONFIG_KEY
+from distill.models.strangers import (
+    check_settings,
+    check_tokenizer_settings,
+    machine,
+    read_settings,
+    weights_in,
+    within,
+)
+from distill.storage.checksums import ANSWERING, check_whole
+from distill.storage.hub import ask_hub
+
+# These number positions from pad_token_id + 1 (fairseq's habit), so the rows of the position table before are unused.
+POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
+# BERT's embeddings (word + token type + position before the first LayerNorm), layers and reading of the first token.
+BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+NO_LIMIT = 2**31 - 1  # tokens: what the tokenizers' own library takes for none; some folders say 1e30
+ONNX_WEIGHTS = "model.onnx"
+OPENVINO_WEIGHTS = "openvino_model.xml"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+ADAPTER = "adapter_config.json"
+PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+INPUTS = ("input_ids", "attention_mask")  # what every model is fed; token types are all 0, as they are without any
+
+
+class AwayError(ModelError):
+    """A model cannot be had: it is not on this disk, and no hub gives it. See `named_by`."""
+
+    def __init__(self, *problems: str):
+        super().__init__(*problems, hint="a folder that holds the model, or a hub that answers (distill doctor)")
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Return the fast tokenizer of a Hub name or local folder; raises `ModelError` where there is none."""
+    _require_reachable(name)
+    folder = Path(name)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise ModelError(f"{name}: has no tokenizer ({', '.join(TOKENIZER_FILES)})")
+    check_whole(folder, ("tokenizer*", "special_tokens_map.json", "added_tokens.json", *TOKENIZER_FILES))
+    with _reading(name, "no tokenizer can be loaded"):
+        if found := cached_file(name, TOKENIZER_CONFIG, _raise_exceptions_for_missing_entries=False):
+            check_tokenizer_settings(read_settings(Path(found)), name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    # Where the files are missing, transformers 5 makes a tokenizer that knows its special tokens and nothing else.
+    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(f"{name}: has no fast tokenizer (tokenizer.json or a vocabulary)")
+    _check_tokenizer(tokenizer, name)
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise `ModelError` if a setting of the tokenizer cannot be used; put right what cannot change an answer."""
+    limit, least = tokenizer.model_max_length, tokenizer.num_special_tokens_to_add() + 1
+    is_whole = type(limit) is int or (isinstance(limit, float) and (limit.is_integer() or limit == math.inf))
+    if not is_whole or limit < least:
+        raise ModelError(
+            f"{name}: tokenizer_config.json: model_max_length: wants a whole number of tokens, at least {least} (one "
+            f"and the special ones), got {limit!r:.50}"
+        )
+    tokenizer.model_max_length = int(min(limit, NO_LIMIT))
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"{name}: its tokenizer has no padding token, so texts of different lengths cannot be put together",
+                hint="tokenizer_config.json: pad_token: one of its tokens; the attention mask hides it",
+            )
+        tokenizer.pad_token = tokenizer.eos_token  # the attention mask hides it, whichever token it is
+    if not set(INPUTS) <= set(tokenizer.model_input_names):
+        tokenizer.model_input_names = list(INPUTS)
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """Return the configuration of a Hub name or local folder; raises `ModelError` where there is none."""
+    _require_reachable(name)
+    check_whole(Path(name), (CONFIG_NAME,))
+    if (Path(name) / ADAPTER).is_file():  # with peft installed, transformers would load the model that it names
+        raise ModelError(f"{name}: {ADAPTER}: an adapter of another model; merge the two into one and name that")
+    with _reading(name, "no model configuration can be loaded"):
+        # Before anything is made of it: some configurations make lists as long as their numbers say.
+        check_settings(read_settings(Path(cached_file(name, CONFIG_NAME))), name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    _check_config(config, name)
+    return config
+
+
+def _check_config(config: PretrainedConfig, name: str) -> None:
+    """Raise `ModelError` if a value that no library looks at cannot be used; put right what cannot change an answer."""
+    classes: Any = config.architectures
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(one, str) for one in classes)):
+        raise ModelError(f"{name}: config.json: architectures: wants a list of names of classes, got {classes!r:.80}")
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers < 1:
+        raise ModelError(f"{name}: config.json: num_hidden_layers: wants a number above 0, got {layers}")
+    if config.model_type in POSITIONS_AFTER_PADDING and config.pad_token_id is None:
+        kind = config.model_type
+        raise ModelError(f"{name}: config.json: pad_token_id: missing, and {kind} counts positions from it")
+    # These say how an answer is handed over and in how many pieces it is computed, not what it is.
+    config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
+    if hasattr(config, "chunk_size_feed_forward"):
+        config.chunk_size_feed_forward = 0
+
+
+def share_padding(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell a model that knows no padding which token its tokenizer pads with: decoders find a text's end by it."""
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def load_classifier(
+    name: str,
+    label_names: Sequence[str],
+    *,
+    seed: int,
+    max_tokens: int,
+    vocabulary: int,
+    pretrained: bool = True,
+    attention_dropout: float = 0.0,
+) -> PreTrainedModel:
+    """Return a sequence classifier over `label_names`, fp32: pretrained weights, or random ones from the configuration.
+
+    A head that knows the same names in another order is put in this one; what the weights lack (usually the head) is
+    drawn with `seed`. `attention_dropout` replaces the model's own. Weights come from safetensors only, and no code
+    that lies beside them is run. Raises `ModelError` where the model cannot be had, is no encoder that takes a head,
+    has another number of classes, knows fewer than `vocabulary` tokens, or takes fewer than `max_tokens`.
+    """
+    config = load_config(name)
+    had: list[str] = []
+    if is_classifier(config):
+        if pretrained:  # else its head is not kept
+            check_single_label(config, name)
+        had = list(class_names(config, name))
+        if len(had) != len(label_names):
+            raise ModelError(
+                f"{name}: classifies into {len(had)} classes, the data has {len(label_names)}: {', '.join(label_names)}"
+            )
+    name_classes(config, label_names)
+    vars(config).pop(CONFIG_KEY, None)  # of the logits before this training
+    check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary)
+    config = with_attention_dropout(config, attention_dropout)
+    set_seed(seed)
+    if not pretrained:
+        skeleton(name, config)
+        with _reading(name, "no classifier can be made"):
+            return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model, missing = load_weights(name, config, torch.float32)
+    # A head and a pooler may be new; an encoder of random weights would train, badly, and nobody would know.
+    prefix = f"{model.base_model_prefix}."
+    random = [key for key in missing if key.startswith(prefix) and ".pooler." not in key]
+    if random:
+        raise ModelError(f"{name}: the weights lack {len(random)} tensors of the encoder, first {min(random)}")
+    if had != list(label_names) and set(had) == set(label_names):  # the same classes in another order
+        return reorder_classes(model, [had.index(label) for label in label_names], label_names)
+    return model
+
+
+def check_base(name: str, label_names: Sequence[str] | None, *, pretrained: bool = True) -> None:
+    """Raise what `load_classifier` would of the model `name`, as far as its configuration and the names of files tell.
+
+    `label_names` are the recipe's, None if the data is to name its classes. Nothing is fetched.
+    """
+    config = load_config(name)
+    if is_classifier(config):
+        if pretrained:
+            check_single_label(config, name)
+        had = class_names(config, name)
+        if label_names and len(had) != len(label_names):
+            raise ModelError(
+                f"{name}: classifies into {len(had)} classes, the data has {len(label_names)}: {', '.join(label_names)}"
+            )
+    if pretrained and Path(name).is_dir() and weight_files(name)[0].suffix != ".safetensors":
+        raise ModelError(f"{name}: an export, which is for answering; name the model that it came from")
+
+
+def load_weights(
+    name: str, config: PretrainedConfig, dtype: torch.dtype | str
+) -> tuple[PreTrainedModel, Sequence[str]]:
+    """Return the classifier `name` with the weights of its safetensors files, and the names of those that they lack.
+
+    Raises `ModelError` where there are no such files (a pickle can run code, and is not read), where they are damaged,
+    or where one has another shape than the configuration says.
+    """
+    check_whole(Path(name), ANSWERING)
+    files = weight_files(name)
+    if files[0].suffix != ".safetensors":
+        raise ModelError(f"{name}: an export, which is for answering; name the model that it came from")
+    with _reading(name, "its weights cannot be loaded"), within(weights_in(files), name):
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    prefix = f"{model.base_model_prefix}."
+    for key, found, wanted in sorted(report["mismatched_keys"]):
+        if key.startswith(prefix):
+            raise ModelError(
+                f"{name}: its weights do not fit its config.json: {key} is {list(found)}, not {list(wanted)}"
+            )
+        if is_classifier(config) and wanted[0] == config.num_labels:
+            check_outputs(found[0], wanted[0], name)
+    # A head of another shape is another task's: as good as none.
+    return model, sorted({*report["missing_keys"], *(key for key, _, _ in report["mismatched_keys"])})
+
+
+@contextlib.contextmanager
+def _reading(name: str, problem: str) -> Iterator[None]:
+    """Where a library gives up on what a stranger wrote, say so in one line, whatever it raises."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except SafetensorError as error:
+        raise ModelError(
+            f"{name}: {problem}: damaged or half downloaded: {one_line(error)}", hint="fetch it again"
+        ) from error
+    except Exception as error:  # from a KeyError to tokenizers' bare Exception
+        kind = ModelError if Path(name).is_dir() else AwayError
+        raise kind(f"{name}: {problem}: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def named_by(key: str, hint: str | None = None) -> Iterator[None]:
+    """Within the block, a model that cannot be had is an error that says which `key` of the recipe named it.
+
+    `hint` is the cure, if it is not another value of that key.
+    """
+    try:
+        yield
+    except AwayError as error:
+        another = f"a folder that holds the model (--set {key}=DIR), or a hub that answers (distill doctor)"
+        raise ModelError(*(f"{key}: {problem}" for problem in error.problems), hint=hint or another) from error
+
+
+def with_attention_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
+    """Return the configuration with this dropout of attention probabilities, whatever the architecture calls it.
+
+    Raises `ModelError` where it is above 0 and the architecture has none.
+    """
+    names = [name for name in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, name)]
+    if not names and dropout:
+        raise ModelError(f"attention_dropout: {config.model_type} has no such setting; leave it out")
+    if not names:
+        return config
+    config = copy.deepcopy(config)
+    setattr(config, names[0], dropout)
+    return config
+
+
+def check_fit(config: PretrainedConfig, name: str, *, max_tokens: int, vocabulary: int) -> None:
+    """Raise `ModelError` where the model takes fewer tokens than `max_tokens` or knows fewer than `vocabulary`."""
+    limit = token_limit(config)
+    if limit is not None and max_tokens > limit:
+        raise ModelError(f"{name}: takes at most {limit} tokens, but data.max_tokens is {max_tokens}")
+    size = getattr(config, "vocab_size", None)
+    if size is not None and vocabulary > size:
+        raise ModelError(f"{name}: embeds {size} tokens, but the tokenizer knows {vocabulary}: they are not a pair")
+
+
+def token_limit(config: PretrainedConfig) -> int | None:
+    """Return how many tokens the position table takes, or None where the architecture has none (relative positions)."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not positions or positions < 0:
+        return None
+    return positions - config.pad_token_id - 1 if config.model_type in POSITIONS_AFTER_PADDING else positions
+
+
+def is_classifier(config: PretrainedConfig) -> bool:
+    """Say whether the configuration belongs to a model that already has a classification head."""
+    return any("ForSequenceClassification" in name for name in config.architectures or ())
+
+
+def check_single_label(config: PretrainedConfig, name: str) -> None:
+    """Raise `ModelError` if a classifier's configuration is of several labels a text, or of a number (regression)."""
+    if config.problem_type == "multi_label_classification":
+        kind = "gives a text any number of labels (problem_type: multi_label_classification)"
+    elif config.problem_type == "regression" or config.num_labels == 1:
+        kind = "gives a text a number (regression: problem_type, or a single output)"
+    else:
+        return
+    raise ModelError(f"{name}: config.json: {kind}, which distill cannot do yet: it wants one class of several a text")
+
+
+def class_names(config: PretrainedConfig, name: str) -> tuple[str, ...]:
+    """Return the class names of the configuration of the model `name`, in the order of its outputs.
+
+    Raises `ModelError` if an output has no name, or two classes share one.
+    """
+    found = config.id2label
+    if sorted(found) != list(range(len(found))):
+        raise ModelError(
+            f"{name}: config.json: id2label: wants a name for each of 0 to {len(found) - 1}, got names for "
+            f"{', '.join(map(str, sorted(found)))}"
+        )
+    names = tuple(str(found[index]) for index in range(len(found)))
+    if len(set(names)) < len(names):
+        raise ModelError(f"{name}: config.json: id2label: the same name stands in it twice")
+    return names
+
+
+def name_classes(config: PretrainedConfig, label_names: Sequence[str]) -> None:
+    """Write into the configuration that its model gives one of these classes a text."""
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {label: index for index, label in enumerate(label_names)}
+    config.problem_type = "single_label_classification"  # by which others (transformers' pipeline) take a softmax
+
+
+def check_outputs(outputs: int, classes: int, name: str) -> None:
+    """Raise `ModelError` if the model `name` has another number of `outputs` than its config.json names `classes`."""
+    if outputs != classes:
+        raise ModelError(f"{name}: has {outputs} outputs, but its config.json (id2label) names {classes} classes")
+
+
+def layer_count(config: PretrainedConfig) -> int:
+    """Return the number of transformer layers, whatever the architecture calls it (`n_layers` in DistilBERT)."""
+    return normalized_config(config).num_layers
+
+
+def align_labels(teacher_labels: Sequence[str], label_names: Sequence[str], *, teacher: str) -> list[int]:
+    """Return for each of `label_names` the teacher's column of that name.
+
+    A teacher that was never told its names ("LABEL_0", "LABEL_1", ...) is taken to use the data's order. Raises
+    `ModelError` where the names or their number differ.
+    """
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in teacher_labels)
+    if unnamed and len(teacher_labels) == len(label_names):
+        return list(range(len(label_names)))
+    if set(teacher_labels) != set(label_names):
+        raise ModelError(
+            f"{teacher}: its classes ({', '.join(teacher_labels)}) are not the data's ({', '.join(label_names)})"
+        )
+    return [list(teacher_labels).index(name) for name in label_names]
+
+
+def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names: Sequence[str]) -> PreTrainedModel:
+    """Make class i of `model` what its class `columns[i]` was, name them `label_names`, and return it."""
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    if head.out_features != len(columns):
+        raise ModelError(f"{type(model).__name__}: its last linear layer is not its classification head")
+    with torch.no_grad():
+        head.weight.copy_(head.weight[list(columns)])
+        if head.bias is not None:
+            head.bias.copy_(head.bias[list(columns)])
+    name_classes(model.config, label_names)
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameters_of(name: str) -> int:
+    """Return the number of parameters of a model folder or Hub name, from its configuration alone.
+
+    Raises `ModelError` where that is not the configuration of a classifier or an encoder.
+    """
+    return parameter_count(skeleton(name, load_config(name)))
+
+
+def skeleton(name: str, config: PretrainedConfig) -> PreTrainedModel:
+    """Return the classifier that a configuration makes, on torch's device "meta": shapes, and no weights.
+
+    Raises `ModelError`, which calls it `name`, if it is not the configuration of a classifier or an encoder, or if the
+    model would not fit into this machine.
+    """
+    with _reading(name, "no classifier can be made of it"), within(machine(), name), torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+
+
+def weights_fingerprint(name: str) -> str:
+    """Return the SHA-256, in hex, of the weight files of a Hub name or local folder, without loading the model.
+
+    It covers names and bytes of `weight_files`, and nothing else beside them: what `sha256sum FILES | sha256sum` prints
+    in the folder. Raises `ModelError` where there are no weights.
+    """
+    digest = hashlib.sha256()
+    for path in weight_files(name):
+        with open(path, "rb") as file:
+            digest.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode())
+    return digest.hexdigest()
+
+
+def config_fingerprint(name: str) -> str:
+    """Return the SHA-256, in hex, of the config.json of a Hub name or local folder."""
+    load_config(name)  # names what is wrong where there is none
+    return hashlib.sha256(Path(cached_file(name, CONFIG_NAME)).read_bytes()).hexdigest()
+
+
+def weight_files(name: str) -> list[Path]:
+    """Return the weight files of a Hub name (fetched if need be) or local folder, sorted by name.
+
+    They are model.onnx and its data, or openvino_model.xml and .bin, where a local folder has them, else
+    model.safetensors or its shards. Raises `ModelError` where there are none.
+    """
+    _require_reachable(name)
+    folder = Path(name)
+    if folder.is_dir():
+        graph = next((graph for graph in (ONNX_WEIGHTS, OPENVINO_WEIGHTS) if (folder / graph).is_file()), None)
+        patterns = {ONNX_WEIGHTS: f"{ONNX_WEIGHTS}*", OPENVINO_WEIGHTS: "openvino_model.*"}
+        pattern = patterns[graph] if graph else "model*.safetensors"
+        files = [path for path in folder.glob(pattern) if path.is_file()]
+        if not graph and (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+            files = list({*files, *shards_of(folder / SAFE_WEIGHTS_INDEX_NAME)})
+    else:
+        files = _hub_weights(name)
+    if not files and folder.is_dir() and any(any(folder.glob(pattern)) for pattern in PICKLES):
+        raise ModelError(
+            f"{name}: its weights are a pickle, which can run code when it is read; only safetensors are loaded",
+            hint=f"distill convert {name} --output DIR",
+        )
+    if not files and not folder.is_dir():
+        raise ModelError(
+            f"{name}: holds no weights in safetensors, the only kind that is loaded",
+            hint=f"where it has pickles: hf download {name} --local-dir DIR, then distill convert DIR --output NEW",
+        )
+    if not files:
+        raise ModelError(f"{name}: holds no weights ({SAFE_WEIGHTS_NAME}, {ONNX_WEIGHTS} or {OPENVINO_WEIGHTS})")
+    return sorted(files, key=lambda path: path.name)
+
+
+def shards_of(index: Path) -> list[Path]:
+    """Return the files that an index of weights names; raises `ModelError` where one is not in its folder."""
+    shards = _shard_names(index)
+    for shard in shards:
+        if not (index.parent / shard).is_file():
+            raise ModelError(f"{index}: {shard} is not there; half downloaded?")
+    return [index.parent / shard for shard in shards]
+
+
+def _shard_names(index: Path) -> list[str]:
+    try:
+        shards = sorted(set(map(str, json.loads(index.read_bytes())["weight_map"].values())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index}: not an index of weights: {one_line(error)}") from error
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise ModelError(f"{index}: names weights outside its folder: {shard}")
+    return shards
+
+
+def _hub_weights(name: str) -> list[Path]:
+    try:
+        return [Path(cached_file(name, SAFE_WEIGHTS_NAME))]
+    except OSError:  # in shards, or not there
+        try:
+            index = Path(cached_file(name, SAFE_WEIGHTS_INDEX_NAME))
+            return [Path(cached_file(name, shard)) for shard in _shard_names(index)]
+        except OSError:
+            return []
+
+
+def layer_list(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of the transformer layers: the one ModuleList as long as the configuration says."""
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and name.split(".")[-1] in ("layer", "layers")
+    ]
+    if len(lists) != 1:
+        raise ModelError(
+            f"student.layers: cannot tell which modules of {type(model).__name__} are its layers; give student.model"
+        )
+    return lists[0]
+
+
+def normalized_config(config: PretrainedConfig) -> NormalizedConfig:
+    """Return optimum's view of the configuration, which knows each architecture's own names for its sizes."""
+    try:
+        return NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+    except KeyError:
+        raise ModelError(f"{config.model_type}: not an architecture that optimum knows the sizes of") from None
+
+
+def is_path(name: str) -> bool:
+    """Say whether the name of a model can only be that of a folder: no name on the Hub looks like it."""
+    return name.startswith((".", "/", "~")) or Path(name).is_absolute() or name.count("/") > 1
+
+
+def _require_reachable(name: str) -> None:
+    """A path that is not there would be looked for on the Hub, with an answer that names the wrong fault."""
+    path = Path(name)
+    if not name.strip():
+        raise ModelError("a model is named by a folder or by its name on the Hub, got nothing")
+    if STEERING.search(name):
+        raise ModelError(f"{name}: holds control characters, or bytes that are not UTF-8, by which no model is found")
+    if not path.is_dir() and (is_path(name) or path.is_symlink()):
+        raise AwayError(f"{name}: no such folder")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(f"{name}: not a model folder: it has no config.json")
+    if not path.is_dir():
+        ask_hub()

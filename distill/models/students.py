@@ -1,0 +1,149 @@
+"""Students made from a teacher: some of its layers, or its shape with other sizes."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, set_seed
+
+from distill.errors import ModelError, one_line
+from distill.models.calibration import CONFIG_KEY
+from distill.models.loading import BERT_LIKE, layer_count, layer_list, normalized_config
+
+# Keys of a configuration that say what classes, vocabulary or architecture a model has, or what form it answers in.
+NOT_SIZES = {
+    "vocab_size", "num_labels", "id2label", "label2id", "problem_type", "model_type", "architectures", "auto_map",
+    "is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_word_embeddings", "dtype", "torch_dtype",
+    "return_dict", "output_attentions", "output_hidden_states", "transformers_version", "_name_or_path",
+    CONFIG_KEY,
+}  # fmt: skip
+# What configurations and models raise for sizes that do not go together, and for what is no size at all.
+SIZE_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError)
+
+
+def choose_layers(count: int, layers: int | Sequence[int]) -> tuple[int, ...]:
+    """Return which of a teacher's `count` layers a student keeps, counted from 0.
+
+    A number means that many, evenly spread from the first to the last: 6 of 12 are 0, 2, 4, 7, 9, 11, which DistilBERT
+    kept (transformers, research_projects/distillation/scripts/extract_distilbert.py). One layer is the first: later
+    ones expect what earlier ones put out. Layers given one by one are checked and kept as they are. Raises
+    `ModelError` for layers the teacher lacks, and for none at all.
+    """
+    number = layers if isinstance(layers, int) else len(layers)
+    if number < 1:
+        raise ModelError(f"student.layers: wants one layer or more, got {number}")
+    if isinstance(layers, int):
+        if layers > count:
+            raise ModelError(f"student.layers: the teacher has {count} layers, got {layers}")
+        return tuple(int(layer) for layer in np.linspace(0, count - 1, layers).round())
+    beyond = [layer for layer in layers if not 0 <= layer < count]
+    if beyond:
+        raise ModelError(f"student.layers: the teacher has {count} layers (0-{count - 1}), got {beyond[0]}")
+    return tuple(layers)
+
+
+def check_layers(skeleton: PreTrainedModel, layers: int | Sequence[int]) -> PretrainedConfig:
+    """Return the configuration of a student of `layers`; raises what `build_from_layers` would, without any weights.
+
+    `skeleton` is the teacher without weights (see models.skeleton).
+    """
+    with torch.device("meta"):
+        return build_from_layers(skeleton, layers).config
+
+
+def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> PreTrainedModel:
+    """Return a student of the teacher's architecture with copies of `layers`, of its embeddings, pooler and head.
+
+    With every layer chosen it computes what the teacher computes. `layers` as in `choose_layers`; starting from the
+    teacher's own is DistilBERT's initialisation (Sanh et al. 2019, section 2). As a text is always of token type 0, the
+    embedding of that type is added to each word's and the table of types is zeros; it keeps its size, since exporters
+    that know nothing of the student feed it all types. A temperature that calibrates the teacher's logits is not
+    carried over. Raises `ModelError` for layers the teacher lacks.
+    """
+    count = layer_count(teacher.config)
+    layers = choose_layers(count, layers)
+    config = copy.deepcopy(teacher.config)
+    setattr(config, normalized_config(config).NUM_LAYERS, len(layers))
+    if getattr(config, "layer_types", None):  # one name per layer (ModernBERT)
+        config.layer_types = [config.layer_types[layer] for layer in layers]
+    vars(config).pop(CONFIG_KEY, None)
+    kept = teacher.state_dict()
+    if config.model_type in BERT_LIKE:
+        embeddings = f"{teacher.base_model_prefix}.embeddings"
+        types = kept[f"{embeddings}.token_type_embeddings.weight"]
+        # The padding row is shifted as well: padding is masked, and padding_idx only keeps gradients from its row.
+        kept[f"{embeddings}.word_embeddings.weight"] = kept[f"{embeddings}.word_embeddings.weight"].float() + types[0]
+        kept[f"{embeddings}.token_type_embeddings.weight"] = torch.zeros_like(types)
+    student = type(teacher)(config)
+    source, target = layer_list(teacher, count), layer_list(student, len(layers))
+    kept = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{source[0]}.")}
+    for position, layer in enumerate(layers):
+        for name, tensor in source[1][layer].state_dict().items():
+            kept[f"{target[0]}.{position}.{name}"] = tensor
+    student.load_state_dict(kept, strict=True)
+    return student
+
+
+def build_from_config(teacher_config: PretrainedConfig, sizes: Mapping[str, Any], *, seed: int) -> PreTrainedModel:
+    """Return a student of the teacher's architecture, classes and vocabulary with other `sizes` and random weights.
+
+    `sizes` are keys of the teacher's configuration ({"hidden_size": 192, "num_hidden_layers": 3}); what they leave out
+    is as in the teacher. The weights are fp32, drawn with `seed`. Raises `ModelError` with one line for each key that
+    is unknown, is no size but a matter of classes, vocabulary or architecture, or has a value of another type than the
+    teacher's, and where the model cannot be built or run with these sizes together.
+    """
+    config = copy.deepcopy(teacher_config)
+    vars(config).pop(CONFIG_KEY, None)
+    problems = [problem for key, value in sizes.items() if (problem := _set_size(config, key, value))]
+    if problems:
+        raise ModelError(*problems)
+    settings = config.to_dict()
+    if "layer_types" not in sizes:  # one name per layer (ModernBERT): the configuration makes them for its own number
+        settings.pop("layer_types", None)
+    try:
+        config = type(config).from_dict(settings)
+        set_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[0, 1]]))  # sizes that do not fit each other may be built and not run
+    except SIZE_ERRORS as error:
+        raise ModelError(f"student.config: no {config.model_type} model has these sizes: {_reason(error)}") from error
+    return model
+
+
+def _set_size(config: PretrainedConfig, key: str, value: Any) -> str | None:
+    """Set `key` to `value`, or say in one line why that cannot be."""
+    place = f"student.config.{key}"
+    if key in NOT_SIZES or key.endswith("_token_id"):
+        return f"{place}: is the teacher's: classes, vocabulary and architecture stay as they are"
+    known = [name for name in (*config.to_dict(), *config.attribute_map) if name not in NOT_SIZES]
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{place}: {config.model_type} has no such key{hint}"
+    there = getattr(config, key)
+    number = isinstance(there, int | float) and not isinstance(there, bool)  # which of the two is the class's to say
+    same = type(value) in (int, float) if number else there is None or isinstance(value, type(there))
+    if not same:
+        return f"{place}: wants {type(there).__name__}, as the teacher's {there!r}, got {value!r}"
+    if type(there) is int and there > 0 and value <= 0:
+        return f"{place}: wants a number above 0, got {value!r}"
+    try:
+        setattr(config, key, value)
+    except SIZE_ERRORS as error:
+        return f"{place}: {_reason(error)}"
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """The one line that says why: the last of a strict configuration, which begins with where, else the first."""
+    if isinstance(error, StrictDataclassError):
+        return re.sub(r"^\w+: ", "", str(error).strip().splitlines()[-1].strip())
+    return one_line(error)

@@ -1,0 +1,124 @@
+"""What a sweep searches over: keys of one stage of a recipe, each with the values that a trial may take."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_serializer, model_validator
+
+from distill.recipe.section import Line, Positive, Section
+from distill.recipe.training_fields import SWEEPABLE
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
+        raise ValueError(f"wants a number, got {value!r}")
+    return value
+
+
+Number = Annotated[Any, BeforeValidator(_number)]
+
+
+class Space(Section):
+    """What a trial may take: one of `values`, written as a list, or a number from `low` to `high`.
+
+    Whole ends give whole numbers; `log` draws as many between 1e-5 and 1e-4 as between 1e-4 and 1e-3.
+    """
+
+    values: tuple[Any, ...] | None = None
+    low: Number = None
+    high: Number = None
+    log: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        if not isinstance(value, list | dict):
+            raise ValueError(f"wants a list of values, or {{low: ..., high: ...}}, got {value!r}")
+        return {"values": tuple(value)} if isinstance(value, list) else value  # see recipe.Student._rising
+
+    @model_validator(mode="after")
+    def _chooses(self) -> Space:
+        if self.values is not None:
+            if len(self.values) < 2 or any(one == other for one, other in itertools.combinations(self.values, 2)):
+                raise ValueError(f"wants two values or more, each once, got {list(self.values)}")
+            if {"low", "high", "log"} & self.model_fields_set:
+                raise ValueError("wants a list of values, or low and high, one of the two")
+        elif self.low is None or self.high is None:
+            raise ValueError("wants a list of values, or both low and high")
+        elif self.low >= self.high:
+            raise ValueError(f"wants low below high, got {self.low} and {self.high}")
+        elif self.log and self.low <= 0:
+            raise ValueError(f"wants low above 0 where log is true, got {self.low}")
+        elif self.is_whole and self.high - self.low == 1:
+            low, high = self.low, self.high
+            raise ValueError(f"wants [{low}, {high}] for the two, or {low}.0 and {high}.0 for what is between")
+        return self
+
+    @model_serializer
+    def _shown(self) -> Any:
+        if self.values is not None:
+            return list(self.values)
+        return {"low": self.low, "high": self.high} | ({"log": True} if self.log else {})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether numbers from `low` to `high` are whole ones."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def candidates(self) -> dict[str | int, Any]:
+        """Return what must be right for every trial to be: each value under its index, or both ends by name."""
+        return {"low": self.low, "high": self.high} if self.values is None else dict(enumerate(self.values))
+
+
+def _can_be_swept(key: str) -> str:
+    stage, _, rest = key.partition(".")
+    section, _, name = rest.partition(".")
+    if stage in ("teacher", "student") and section == "training" and name:
+        if name not in SWEEPABLE:
+            close = difflib.get_close_matches(name, SWEEPABLE, n=1)
+            meant = f"; did you mean {close[0]}?" if close else f"; of training: {', '.join(SWEEPABLE)}"
+            raise ValueError(f"cannot be swept{meant}")
+    elif not re.fullmatch(r"(teacher|student)\.attention_dropout|student\.loss\..+", key):
+        raise ValueError(
+            "cannot be swept: trials share the data, the model and the teacher's answers; what can: "
+            "STAGE.training.FIELD, STAGE.attention_dropout, student.loss.KEY"
+        )
+    return key
+
+
+class Sweep(Section):
+    """What `distill sweep` searches over: dotted `keys` of one stage, each with its space, in so many `trials`."""
+
+    keys: Annotated[dict[Annotated[str, AfterValidator(_can_be_swept)], Space], Field(min_length=1)]
+    trials: Positive = 20
+    output: Line = "./sweep"
+
+    @model_validator(mode="after")
+    def _none_within_another(self) -> Sweep:
+        for outer, inner in itertools.permutations(self.keys, 2):
+            if inner.startswith(f"{outer}."):
+                raise ValueError(f"wants keys that do not hold each other, got {outer} and {inner}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_stage(self) -> Sweep:
+        if len({key.partition(".")[0] for key in self.keys}) > 1:
+            raise ValueError(f"wants keys of one stage, teacher or student, got {', '.join(self.keys)}")
+        return self
+
+    @property
+    def stage(self) -> Literal["teacher", "student"]:
+        """The stage that all keys are of."""
+        return "teacher" if next(iter(self.keys)).startswith("teacher.") else "student"
+
+    def combinations(self) -> list[dict[str, Any]] | None:
+        """Return every choice of values there is, where they are no more than the trials; None where they are more."""
+        values = [space.values for space in self.keys.values() if space.values is not None]
+        if len(values) < len(self.keys) or math.prod(map(len, values)) > self.trials:
+            return None
+        return [dict(zip(self.keys, chosen, strict=True)) for chosen in itertools.product(*values)]

@@ -1,0 +1,75 @@
+"""The card of a run folder: what the model is, how good, made from what, and what it is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from distill.recipe.file import dump_recipe
+from distill.recipe.schema import Recipe, with_last_names
+from distill.report.page import as_code, render
+
+
+def card(
+    name: str,
+    role: str,
+    recipe: Recipe,
+    metrics: Mapping[str, Any],
+    *,
+    architecture: str,
+    parameters: int,
+    label_names: Sequence[str],
+    sizes: Mapping[str, int],
+    parents: Mapping[str, Any],
+) -> str:
+    """Return a README.md in the Hub's format; `metrics` are those of metrics.json, `sizes` texts per split.
+
+    It is made to be published: of paths it has the last name alone.
+    """
+    public = with_last_names(recipe)
+    data = public.data.dataset or ", ".join(public.data.files.model_dump(exclude_none=True).values())
+    on_hub = recipe.data.dataset is not None and recipe.data.dataset == public.data.dataset
+    base = parents.get("model")
+    is_base = base and not Path(base).exists() and (role != "teacher" or recipe.teacher.pretrained)
+    text = dump_recipe(public)
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["distill", role],
+        base_model=base if is_base else None,
+        datasets=[recipe.data.dataset] if on_hub else None,
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="text-classification", dataset_type="text", dataset_name=data, metric_type=metric,
+                metric_value=metrics["test"][metric],
+            )
+            for metric in ("accuracy", "macro_f1")
+        ],
+    )  # fmt: skip
+    return render(
+        "card.md",
+        metadata=metadata.to_yaml(),
+        name=as_code(name),
+        role=role,
+        architecture=architecture,
+        parameters=parameters,
+        label_names=[as_code(name) for name in label_names],
+        teachers=[
+            as_code(Path(teacher).name if Path(teacher).is_absolute() else teacher)
+            for teacher in parents.get("teachers", ())
+        ],
+        test=metrics["test"],
+        calibrated=metrics.get("calibration", {}).get("temperature", 1.0) != 1,
+        faults=metrics["warnings"],
+        data=as_code(data),
+        sizes=", ".join(f"{count} {split}" for split, count in sizes.items()),
+        max_tokens=recipe.data.max_tokens,
+        warnings=metrics["training"]["warnings"],
+        recipe=text,
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0)),
+    )

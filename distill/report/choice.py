@@ -1,0 +1,270 @@
+"""Which of the measured models to ship, if any is fit to be, and why: within a budget, or the fastest student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill.errors import BudgetError
+from distill.machine.timing import Speedup, speedup
+
+Row = Mapping[str, Any]  # an entry of report.json's measurements, or of its controls
+LEAST_BLOCKS = 3  # of calls: with fewer, a speed-up has no spread to be told with
+SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a user can afford: median latency in ms at the first shape, and test accuracy lost against the teacher."""
+
+    max_latency_ms: float | None = None
+    max_drop: float | None = None
+
+    def check(self, roles: Iterable[str]) -> None:
+        """Raise `BudgetError` where models of these roles do not tell what is within it."""
+        if self.max_drop is not None and "teacher" not in roles:
+            raise BudgetError(
+                "--max-drop: counts from the teacher, which is not among these models", hint="name it too"
+            )
+
+    def excess(self, row: Row, shape: str, teacher: Row | None) -> float:
+        """Return how far a model is over the budget, 0 within it: the larger overrun, as a share of its limit."""
+        overruns = [0.0]
+        if self.max_latency_ms is not None:
+            overruns.append(row["latency_ms"][shape]["p50"] / self.max_latency_ms - 1)
+        if self.max_drop is not None and teacher is not None:
+            over = round(teacher["accuracy"] - row["accuracy"] - self.max_drop, 9)  # 0.9 - 0.87 is more than 0.03
+            overruns.append(over / (self.max_drop or 0.01))  # a limit of 0 has no share, so a point is as bad as one
+        return max(overruns)
+
+
+def choose(
+    measurements: Sequence[Row],
+    shape: str | None,
+    budget: Budget | None = None,
+    *,
+    commonest_share: float,
+    comparisons: Sequence[Row] = (),
+) -> dict[str, Any]:
+    """Return the model to ship, how it stands against the teacher's fastest torch, and the reason in words.
+
+    `measurements` are entries of report.json, `shape` the one that decides, `commonest_share` the share of the
+    commonest class among the test texts, `comparisons` students against their controls (see metrics.compare_paired),
+    each with the folders of its `student` and `control`.
+
+    Some models are never chosen, and not `nearest` either: a teacher or student that gives one answer for every test
+    text or is not above `commonest_share`, a student significantly below its control, and every export of these. They
+    are in `unfit`, each with `role`, `model`, `folder`, `why` and `cure`, and `reason` begins with them.
+
+    Of the others, without a budget, it is the student that is fastest at `shape`: its formats passed their proof on
+    validation, so test accuracy chooses nothing. With one, test accuracy is held against the limit: of the teachers and
+    students within it the fastest, or, if accuracy is not limited, the most accurate. If none is, `model` is None and
+    `nearest` the one least over it.
+
+    The speed-up has its range over blocks of calls beside it (see timing.speedup). Raises `BudgetError` if accuracy is
+    limited and no teacher was measured.
+    """
+    unfit = _unfit(measurements, commonest_share, comparisons)
+    faulty = {found["folder"] for found in unfit}
+    fit = [row for row in measurements if row["folder"] not in faulty and row["model"] not in faulty]
+    found = _choose(measurements, fit, shape, budget)
+    sentences = [*(_verdict(one, measurements) for one in unfit), *filter(None, [found["reason"]])]
+    # The first in lower case and the last without its full stop, since whoever prints the reason adds to both.
+    reason = ". ".join([sentences[0], *(sentence[0].upper() + sentence[1:] for sentence in sentences[1:])])
+    return found | {"reason": reason, "unfit": unfit}
+
+
+def _choose(
+    measurements: Sequence[Row], fit: Sequence[Row], shape: str | None, budget: Budget | None
+) -> dict[str, Any]:
+    """The choice among the rows that are `fit`; its reason is empty if what is said of the others is all there is."""
+    torch_teachers = [row for row in measurements if row["role"] == "teacher" and row["format"].startswith("torch")]
+    students = [row for row in measurements if row["role"] == "student"]
+    if not shape:
+        return {"model": None, "reason": "no shape fits every model"}
+    teacher = min(torch_teachers, key=lambda row: _p50(row, shape), default=None)
+    if budget is None:
+        if not students:
+            return {"model": None, "reason": "no student was measured"}
+        able = [row for row in students if row in fit]
+        if not able:
+            return {"model": None, "reason": ""}
+        best = min(able, key=lambda row: _p50(row, shape))
+        found = _described(best, shape, teacher, measurements, fit)
+        reason = f"the fastest student at {shape} among the formats that passed their proof"
+        return found | {"reason": f"{reason}: {_facts(best, found, teacher)}"}
+    budget.check("teacher" for _ in torch_teachers)
+    roles = ("teacher", "student")
+    if not any(row["role"] in roles for row in measurements):
+        return {"model": None, "reason": "no teacher and no student was measured"}
+    affordable = [row for row in fit if row["role"] in roles]
+    if not affordable:
+        return {"model": None, "reason": ""}
+    within = [row for row in affordable if budget.excess(row, shape, teacher) <= 0]
+    if not within:
+        nearest = min(affordable, key=lambda row: budget.excess(row, shape, teacher))
+        found = _described(nearest, shape, teacher, measurements, fit)
+        return {
+            "model": None,
+            "nearest": found,
+            "reason": f"no model is within {_limits(budget, shape)}; the nearest is "
+            + f"the {nearest['role']} as {_facts(nearest, found, teacher)}",
+        }
+    if budget.max_drop is not None:
+        best, most = min(within, key=lambda row: _p50(row, shape)), "fastest"
+    else:
+        best, most = max(within, key=lambda row: (row["accuracy"], -_p50(row, shape))), "most accurate"
+    reason = f"the {most} model within {_limits(budget, shape)} is the {best['role']}"
+    found = _described(best, shape, teacher, measurements, fit)
+    return found | {"reason": f"{reason} as {_facts(best, found, teacher)}"}
+
+
+def _unfit(measurements: Sequence[Row], commonest_share: float, comparisons: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each model that is not fit to ship, and each export that is not though its model is; see `choose`."""
+    below = {found["student"]: found for found in comparisons if found["gain"] < 0 and found["p_value"] < SIGNIFICANT}
+    rows = [row for row in measurements if row["role"] in ("teacher", "student")]
+    unfit: dict[str, dict[str, Any]] = {}
+    # Models before their exports: what is wrong with a model is wrong with all its exports, and said once.
+    for row in sorted(rows, key=lambda row: (row["role"] == "student", row["folder"] != row["model"])):
+        if row["model"] in unfit or row["folder"] in unfit:
+            continue
+        control = below.get(row["model"]) if row["role"] == "student" else None
+        whys = [*_faults(row, commonest_share), *([_loss(control)] if control else [])]
+        if whys:
+            found = {"role": row["role"], "model": row["model"], "folder": row["model"] if control else row["folder"]}
+            cure = _cure(
+                row,
+                control["control"] if control and _is_fit(control["control"], measurements, commonest_share) else None,
+                is_export=found["folder"] != row["model"],
+                teacher_is_unfit=any(other["role"] == "teacher" for other in unfit.values()),
+            )
+            unfit[found["folder"]] = found | {"why": " and ".join(whys), "cure": cure}
+    return list(unfit.values())
+
+
+def _is_fit(model: str, measurements: Sequence[Row], commonest_share: float) -> bool:
+    return not any(_faults(row, commonest_share) for row in measurements if row["model"] == model)
+
+
+def _faults(row: Row, commonest_share: float) -> list[str]:
+    if commonest_share == 1:  # texts of one class say nothing of the others
+        return []
+    figures = f"{row['accuracy']:.2%} of the test texts right; the commonest class alone gives {commonest_share:.2%}"
+    if row["classes_answered"] == 1:
+        return [f"it gives one answer for every test text ({figures})"]
+    if row["accuracy"] <= commonest_share:
+        return [f"it is no better than always giving the commonest answer ({figures})"]
+    return []
+
+
+def _loss(control: Row) -> str:
+    return (
+        f"it is {-100 * control['gain']:.1f} points below its control, the same model trained on labels alone "
+        f"({shown_p(control['p_value'])})"
+    )
+
+
+def _cure(row: Row, control: str | None, *, is_export: bool, teacher_is_unfit: bool) -> str:
+    """What to do about a model that is not fit; `control` is the folder of a control that is better, and fit."""
+    if row["role"] == "teacher":
+        return "train it longer, at another learning rate or on more texts, then distil again"
+    if is_export:
+        return "ship another format of it, or export it again"
+    take = f"take the control instead (distill export {control}), or " if control else ""
+    if teacher_is_unfit:
+        return f"{take}mend its teacher first, then distil again"
+    if control:
+        return f"{take}distil with a lower student.loss.soft_weight or from a better teacher"
+    return "distil it longer, at another learning rate or with more layers"
+
+
+def _verdict(found: Row, measurements: Sequence[Row]) -> str:
+    several = len({row["model"] for row in measurements if row["role"] == found["role"]}) > 1
+    place = f" in {found['folder']}" if several or found["folder"] != found["model"] else ""
+    return f"the {found['role']}{place} is not fit to ship: {found['why']}; what to do: {found['cure']}"
+
+
+def pareto_front(measurements: Sequence[Row], shape: str) -> list[Row]:
+    """Return the models that no other beats in both median latency at `shape` and accuracy, fastest first."""
+    front: list[Row] = []
+    for row in sorted(measurements, key=lambda row: (_p50(row, shape), -row["accuracy"])):
+        if not front or row["accuracy"] > front[-1]["accuracy"]:
+            front.append(row)
+    return front
+
+
+def _described(
+    row: Row, shape: str, teacher: Row | None, measurements: Sequence[Row], fit: Sequence[Row]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {name: row[name] for name in ("role", "model", "folder", "format", "device")}
+    found["shape"] = shape
+    if teacher is not None:
+        if teacher in fit:  # a share of the accuracy of a teacher that learned nothing is no praise
+            found["accuracy_of_teacher"] = row["accuracy"] / teacher["accuracy"]
+        found |= _named("speedup_over_teacher", speedup(_raw(teacher, shape), _raw(row, shape)))
+        like_teacher = {name: row[name] for name in ("role", "model")} | {n: teacher[n] for n in ("format", "device")}
+        same = next((one for one in measurements if all(one[n] == value for n, value in like_teacher.items())), None)
+        if row["role"] == "student" and same is not None and same is not row:
+            # The rest is the runtime's and the format's, which the teacher could have had too.
+            found |= _named("speedup_of_the_student_itself", speedup(_raw(teacher, shape), _raw(same, shape)))
+    return found
+
+
+def _named(name: str, found: Speedup) -> dict[str, Any]:
+    return {name: found.median, f"{name}_range": [found.low, found.high], "speedup_blocks": found.blocks}
+
+
+def speedup_in(choice: Row, name: str = "speedup_over_teacher") -> Speedup:
+    """Return a speed-up that `choose` wrote into its choice, as a `Speedup`."""
+    return Speedup(choice[name], *choice[f"{name}_range"], choice["speedup_blocks"])
+
+
+def shown_speedup(found: Speedup) -> str:
+    """Return a speed-up as a figure with its range ("5.1 x (4.8 to 5.6)"), or the range alone if blocks scatter."""
+    spread = f"{found.low:.1f} to {found.high:.1f}"
+    return f"{spread} x" if found.is_scattered else f"{found.median:.1f} x ({spread})"
+
+
+def _facts(row: Row, found: Row, teacher: Row | None) -> str:
+    shape = found["shape"]
+    text = f"{row['format']} on {row['device']}: {row['accuracy']:.2%} accuracy, {row['size_bytes'] / 1e6:.1f} MB, "
+    text += f"{_p50(row, shape):.1f} ms at {shape}, {row['texts_per_second']:.0f} texts/s"
+    if teacher is None or row is teacher:
+        return text
+    over, is_measure = speedup_in(found), "accuracy_of_teacher" in found
+    if is_measure:
+        text += f"; {found['accuracy_of_teacher']:.1%} of the teacher's accuracy ({teacher['accuracy']:.2%}) and "
+    if over.blocks < LEAST_BLOCKS:
+        return f"{text.removesuffix(' and ')}; benchmark.rounds: 15 or more would tell how many times as fast it is"
+    text += f"{shown_speedup(over)} its speed" if is_measure else f"; {shown_speedup(over)} the teacher's speed"
+    text += f" over {over.blocks} block{'s' if over.blocks > 1 else ''} of calls"
+    text += f" ({teacher['format']} on {teacher['device']})"
+    if over.is_scattered:
+        return f"{text}, blocks that scatter too much for one figure: measure again on a quiet machine"
+    if "speedup_of_the_student_itself" in found:
+        itself = shown_speedup(speedup_in(found, "speedup_of_the_student_itself"))
+        text += f", of which {itself} is the smaller model, the rest its export"
+    return text
+
+
+def _limits(budget: Budget, shape: str) -> str:
+    limits = []
+    if budget.max_latency_ms is not None:
+        limits.append(f"{budget.max_latency_ms:g} ms at {shape}")
+    if budget.max_drop is not None:
+        limits.append(f"{100 * budget.max_drop:g} points of the teacher's accuracy")
+    return " and ".join(limits)
+
+
+def shown_p(value: float) -> str:
+    """Return a p-value as it stands in a sentence."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
+
+
+def _raw(row: Row, shape: str) -> Sequence[float]:
+    return row["latency_ms"][shape]["raw"]
+
+
+def _p50(row: Row, shape: str) -> float:
+    return row["latency_ms"][shape]["p50"]

@@ -1,0 +1,310 @@
+"""Measurements to report.json, and to Markdown and a page that say the same; never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from distill.machine.timing import SCATTERED
+from distill.report import plots
+from distill.report.choice import (
+    LEAST_BLOCKS,
+    SIGNIFICANT,
+    Budget,
+    choose,
+    pareto_front,
+    shown_p,
+    shown_speedup,
+    speedup_in,
+)
+from distill.report.page import render, shown
+from distill.storage.files import together, write_json, write_text
+
+REPORT_JSON = "report.json"
+REPORT_MD = "report.md"
+REPORT_HTML = "report.html"
+PICTURE = "accuracy_latency.png"
+MOST_DIAGRAMS = 4  # reliability diagrams side by side that can still be read
+
+IDENTITY = ("role", "model", "format", "device")
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_report(
+    folder: Path,
+    measurements: Rows,
+    environment: Mapping[str, Any],
+    shapes: Sequence[str],
+    notes: Sequence[str],
+    *,
+    label_names: Sequence[str] = (),
+    budget: Budget | None = None,
+    comparisons: Rows = (),
+    trainings: Rows = (),
+    cascade: Mapping[str, Any] | None = None,
+    flipped: Rows = (),
+    sweeps: Rows = (),
+    recipe: str = "",
+) -> dict[str, Any]:
+    """Write report.json, report.md, report.html and the picture into `folder`; return the contents of report.json.
+
+    `measurements` are entries of report.json, `environment` the conditions, with the number of `test_examples` and the
+    `commonest_class_share` among them, `shapes` the shapes measured (the first is the one that decides), `notes`
+    what a reader must know of rows that are missing, `comparisons` students against their controls (see
+    metrics.compare_paired), each with the folder of its `student`, `trainings` what training_log makes of logs,
+    `cascade` a cascade.cascade_curve with its `student` and `teacher`, `flipped` the texts that each format answers
+    otherwise, `sweeps` what searches found (see sweep.sweep), `recipe` its text. Every figure in the other files is one
+    of report.json's.
+    """
+    decisive = next((shape for shape in shapes if all(shape in row["latency_ms"] for row in measurements)), None)
+    moved = (
+        [f"The budget is held against {decisive}: not every model takes {shapes[0]}."] if decisive != shapes[0] else []
+    )
+    report = {
+        "environment": dict(environment),
+        "label_names": list(label_names),
+        "shapes": list(shapes),
+        "measurements": list(measurements),
+        "choice": choose(
+            measurements,
+            decisive,
+            budget,
+            commonest_share=environment["commonest_class_share"],
+            comparisons=comparisons,
+        ),
+        "controls": [{**comparison, "sentence": control_sentence(comparison)} for comparison in comparisons],
+        "cascade": None,
+        "trainings": list(trainings),
+        "flipped": list(flipped),
+        "sweeps": list(sweeps),
+        "notes": [*notes, *(moved if budget and decisive else []), *_disturbed(measurements, decisive)],
+        "recipe": recipe,
+    }
+    if cascade and not report["choice"]["unfit"]:  # what is not fit to ship is no stage of one either
+        report["cascade"] = dict(cascade)
+    with together(folder) as made:
+        if decisive:
+            front = pareto_front(measurements, decisive)
+            plots.save_png(plots.accuracy_against_latency(measurements, front, decisive), made / PICTURE)
+        write_text(made / REPORT_MD, _markdown(report, shapes, picture=decisive is not None))
+        write_text(made / REPORT_HTML, _html(report, decisive))
+        write_json(made / REPORT_JSON, report)
+    return report
+
+
+def _disturbed(measurements: Rows, shape: str | None) -> list[str]:
+    """A note where latencies scatter as they do beside other work; empty where they do not."""
+    ratios = {(row["role"], row["format"]): row["latency_ms"][shape] for row in measurements if shape}
+    worst = max(ratios, key=lambda name: ratios[name]["p95"] / ratios[name]["p50"], default=None)
+    if worst is None or (ratio := ratios[worst]["p95"] / ratios[worst]["p50"]) < SCATTERED:
+        return []
+    return [
+        f"Something else ran while latencies were taken (p95 is {ratio:.1f} times p50 for {worst[0]} {worst[1]} at "
+        f"{shape}): measure again on a quiet machine before you rely on them."
+    ]
+
+
+def cascade_sentence(cascade: Mapping[str, Any]) -> str:
+    """Return in words what passing the student's least sure texts on to the teacher wins, if anything."""
+    curve = cascade["curve"]
+    alone, teacher = curve[0], curve[-1]
+    pair = f"{cascade['student']} as student, {cascade['teacher']} as teacher"
+    if alone["accuracy"] >= teacher["accuracy"]:
+        return f"Nothing is won by it here ({pair}): the student alone is as accurate as the teacher."
+    enough = next(point for point in curve if point["accuracy"] >= teacher["accuracy"])
+    if enough["latency_ms"] >= cascade["teacher_ms"]:
+        return f"It does not pay here ({pair}): by the time it is as accurate, the teacher alone is faster."
+    below = (
+        "every text goes"
+        if enough["below"] is None
+        else (f"the {enough['escalated']:.0%} of texts answered with a probability below {enough['below']:.4g} go")
+    )
+    return (
+        f"Where {below} to the teacher, accuracy is {enough['accuracy']:.2%}, no less than the teacher's "
+        f"{teacher['accuracy']:.2%}, at {enough['latency_ms']:.1f} ms a text on average instead of "
+        f"{cascade['teacher_ms']:.1f} ({pair}). That probability was read off these very "
+        "texts, which flatters it a little."
+    )
+
+
+def control_sentence(comparison: Mapping[str, Any]) -> str:
+    """Return what distilling gained over training the same student on labels alone, or that it gained nothing.
+
+    The interval has the sign of what is said: points lost where points were lost, else points above the control.
+    """
+    points, (low, high) = 100 * comparison["gain"], (100 * bound for bound in comparison["gain_ci95"])
+    p_value = comparison["p_value"]
+    control = "the same student trained on labels alone"
+    if p_value < SIGNIFICANT and points < 0:
+        points, low, high = -points, -high, -low
+        found = f"Distilling lost {points:.1f} points of test accuracy against {control}"
+    elif p_value < SIGNIFICANT:
+        found = f"Distilling gained {points:.1f} points of test accuracy over {control}"
+    else:
+        side = f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
+        side = "level with" if f"{abs(points):.1f}" == "0.0" else side
+        found = f"No gain was found: the distilled student is {side} {control}"
+    return f"{found} (95 % interval {low:z.1f} to {high:z.1f}), {shown_p(p_value)}."
+
+
+def control_sentences(report: Mapping[str, Any]) -> list[str]:
+    """Return the sentence of each control in report.json, with the student's folder where there are several."""
+    several = len(report["controls"]) > 1
+    return [
+        f"{found['student']}: {found['sentence']}" if several else found["sentence"] for found in report["controls"]
+    ]
+
+
+def table(measurements: Rows, shapes: Sequence[str], *, style: str) -> str:
+    """Return the measurements as a table in tabulate's `style` ("github", "simple")."""
+    rows = [_cells(row, shapes, percentiles=("p50",)) for row in measurements]
+    return tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True)
+
+
+def sweep_table(found: Mapping[str, Any], *, style: str) -> str:
+    """Return the trials of a search (see sweep.sweep), best first, as a table in tabulate's `style`."""
+    return tabulate(_trials(found), headers="keys", tablefmt=style, disable_numparse=True)
+
+
+def sweep_sentence(found: Mapping[str, Any]) -> str:
+    """Return which trial of a search was best, and what its figure is worth."""
+    count, metric = len(found["trials"]), found["metric"]
+    if found["best"] is None:
+        return f"None of {count} trials came to anything."
+    best = found["trials"][found["best"] - 1]
+    level = sum(trial["objective"] == best["objective"] for trial in found["trials"]) - 1
+    shared = f", level with {level} more, of which it was the first" if level else ""
+    return (
+        f"Trial {best['number']} of {count} was best, with a validation {metric} of {best['objective']:.4f}{shared}. "
+        f"These very texts chose it, so the best of {count} looks better than it is; what it is worth is said by the "
+        f"test figures of a {found['stage']} trained with its values."
+    )
+
+
+def shown_value(value: Any) -> str:
+    """Return a recipe's value as a person would write it, numbers to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _trials(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row of cells for each trial, best first, those that failed last."""
+    sign = -1 if found["direction"] == "maximize" else 1
+    trials = sorted(found["trials"], key=lambda t: (t["error"] is not None, sign * (t["objective"] or 0), t["number"]))
+    figure = f"validation {found['metric']}"
+    return [
+        {
+            "trial": str(trial["number"]),
+            **{key.partition(".")[2]: shown_value(value) for key, value in trial["values"].items()},
+            figure: "failed" if trial["error"] else f"{trial['objective']:.4f}",
+            "epoch": "-" if trial["error"] else f"{trial['epoch']:g}",
+            "seconds": f"{trial['seconds']:.1f}",
+            "": trial["error"] or ("best" if trial["number"] == found["best"] else ""),
+        }
+        for trial in trials
+    ]
+
+
+def _cells(row: Mapping[str, Any], shapes: Sequence[str], percentiles: Sequence[str]) -> dict[str, str]:
+    return {
+        "role": row["role"],
+        "format": row["format"],
+        "device": row["device"],
+        "accuracy": f"{row['accuracy']:.4f}",
+        "95 % interval": "{:.3f}-{:.3f}".format(*row["accuracy_ci95"]),
+        "macro-F1": f"{row['macro_f1']:.4f}",
+        "ECE": f"{row['ece']:.3f}",
+        "Brier": f"{row['brier']:.3f}",
+        "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
+        **{f"{shape} {' / '.join(percentiles)} ms": _latencies(row, shape, percentiles) for shape in shapes},
+        "texts/s": f"{row['texts_per_second']:.1f}",
+        "MB": f"{row['size_bytes'] / 1e6:.1f}",
+        "load s": f"{row['load_seconds']:.2f}",
+    }
+
+
+def _markdown(report: Mapping[str, Any], shapes: Sequence[str], *, picture: bool) -> str:
+    environment = report["environment"]
+    parts = [
+        "# Accuracy against latency",
+        report["choice"]["reason"][0].upper() + report["choice"]["reason"][1:] + ".",
+        "\n\n".join(control_sentences(report)),
+        f"![accuracy against latency]({PICTURE})" if picture else "",
+        table(report["measurements"], shapes, style="github"),
+        "Accuracy with its Wilson 95 % interval, macro-F1, calibration error (ECE, 15 bins) and Brier score (squared "
+        f"distance of the probabilities from the truth, 0 best, 2 worst) on {environment['test_examples']} test texts. "
+        "Agreement: with the same model in torch fp32. Latency: the model alone, batch x tokens, median. texts/s: end "
+        "to end on the test texts, tokenising included.",
+        "\n".join(f"- {note}" for note in report["notes"]),
+        *(
+            part
+            for found in report["sweeps"]
+            for part in (f"## Search: {found['folder']}", sweep_sentence(found), sweep_table(found, style="github"))
+        ),
+        "## Conditions",
+        "\n".join(f"- {name}: {shown(value)}" for name, value in environment.items()),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _html(report: Mapping[str, Any], decisive: str | None) -> str:
+    """The page: one file that asks for nothing else. What users wrote is escaped, above all the texts."""
+    from markupsafe import Markup
+
+    measurements, choice = report["measurements"], report["choice"]
+    chosen = [row for row in measurements if choice["model"] and all(row[k] == choice[k] for k in IDENTITY)]
+    front = pareto_front(measurements, decisive) if decisive else []
+    drawn = {
+        "accuracy": decisive and plots.accuracy_against_latency(measurements, front, decisive),
+        "shapes": len(report["shapes"]) > 1 and plots.latency_by_shape(measurements, report["shapes"]),
+        "learning": report["trainings"] and plots.learning_curves(report["trainings"]),
+        "cascade": report["cascade"] and plots.cascade(report["cascade"]["curve"]),
+    }
+    detailed = [row for row in (*_whole_models(measurements), *chosen) if row.get("reliability")]
+    detailed = [row for index, row in enumerate(detailed) if row not in detailed[:index]][:MOST_DIAGRAMS]
+    drawn["reliability"] = detailed and plots.reliability_diagrams(detailed)
+    cells = [_cells(row, report["shapes"], percentiles=("p50", "p95", "p99")) for row in measurements]
+    rows = [
+        {"cells": list(row.values()), "role": measured["role"], "is_chosen": measured in chosen}
+        for row, measured in zip(cells, measurements, strict=True)
+    ]
+    return render(
+        "report.html",
+        title=f"{_headline(choice)} - distill report",
+        report=report,
+        headline=_headline(choice),
+        sentences=control_sentences(report),
+        chosen=chosen[0] if chosen else None,
+        speed=shown_speedup(speedup_in(choice)) if choice.get("speedup_blocks", 0) >= LEAST_BLOCKS else None,
+        has_front=len(front) > 1,
+        columns=list(cells[0]) if cells else [],
+        rows=rows,
+        pictures={name: Markup(plots.as_svg(figure, name)) if figure else None for name, figure in drawn.items()},
+        cascade_sentence=report["cascade"] and cascade_sentence(report["cascade"]),
+        searches=[
+            {"folder": found["folder"], "sentence": sweep_sentence(found), "rows": _trials(found)}
+            for found in report["sweeps"]
+        ],
+        confusions=[row for row in detailed if row.get("confusion")],
+    )
+
+
+def _headline(choice: Mapping[str, Any]) -> str:
+    if choice["model"]:
+        return f"Ship {choice['format']}" + (" of the teacher" if choice["role"] == "teacher" else "")
+    if "nearest" in choice:
+        return "No model fits"
+    return "No model is fit to ship" if choice["unfit"] else "Nothing to choose"
+
+
+def _whole_models(measurements: Rows) -> Rows:
+    """Teachers, students and controls as they were trained: in torch fp32."""
+    return [row for row in measurements if row["format"] == "torch-fp32"]
+
+
+def _latencies(row: Mapping[str, Any], shape: str, percentiles: Sequence[str]) -> str:
+    found = row["latency_ms"].get(shape)
+    return " / ".join(f"{found[name]:.1f}" for name in percentiles) if found else "-"

@@ -1,0 +1,381 @@
+"""A search for better values of recipe keys: Trainer's own, with Optuna, all trials on the same rows and answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from distill.data.splits import Splits
+from distill.distillation.hidden_states import OnlineTeacher
+from distill.distillation.student import (
+    answered_rows,
+    answers_of,
+    architectures,
+    base_of,
+    check_spares,
+    check_student,
+    fingerprints_of,
+    manifest_of,
+    new_student,
+    online_teacher,
+    weights_of,
+)
+from distill.distillation.teacher_logits import Teacher, check_unchanged, identify_teacher
+from distill.distillation.trainer import DistillationTrainer
+from distill.errors import FolderError, RecipeError, TrainingError, UserError, one_line
+from distill.machine.devices import Device, resolve_device
+from distill.machine.packages import SWEEP_EXTRA
+from distill.machine.provenance import now, versions
+from distill.models.first_token import last_layer
+from distill.models.loading import load_classifier, load_config, load_tokenizer, named_by, share_padding
+from distill.recipe.file import with_values
+from distill.recipe.schema import Recipe, Stage, with_absolute_paths
+from distill.recipe.search_space import Space
+from distill.recipe.training_fields import LOWER_IS_BETTER
+from distill.report.document import shown_value
+from distill.storage.files import room_for, write_json
+from distill.storage.run_folder import SweepFolder, hold
+from distill.training.loop import (
+    in_fp32,
+    make_trainer,
+    narrowed,
+    settle_precision,
+    throughput_of,
+    training_arguments,
+    watch,
+)
+from distill.training.run import base_fingerprint, origin_of, read_splits, tokenised
+from distill.training.trainer import ClassificationTrainer
+
+log = logging.getLogger("distill")
+
+STUDY = "sweep"  # the name of the study in its storage
+
+# Settings of a stage to its model before training and the teacher that its loss runs beside it, if it runs one.
+Make = Callable[[Any], tuple[PreTrainedModel, OnlineTeacher | None]]
+
+
+def sweep(
+    recipe: Recipe,
+    teachers: Sequence[str],
+    folder: SweepFolder,
+    *,
+    cache: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Try the values of the recipe's `sweep` on validation; leave the trials and the best one's recipe in `folder`.
+
+    Returns what sweep.json holds: stage, metric, direction ("maximize" or "minimize"), which evaluation of a trial
+    counts, the keys with their spaces, and the trials with number, values, objective, epoch, seconds and error. The
+    values of a trial depend on the recipe and on what the trials before found alone, so a search that was interrupted
+    goes on as if it had not been, as far as training repeats itself; the trial that was interrupted is made anew. A
+    trial that comes to nothing is kept with its error; raises `TrainingError` where all do. Of the test split nothing
+    is looked at but its texts, which are dropped from train.
+    """
+    assert recipe.sweep is not None
+    optuna = import_optuna()
+    stage = recipe.sweep.stage
+    resolved = resolve_device(device)
+    recipe = with_absolute_paths(recipe)
+    settings = getattr(recipe, stage)
+    weights = weights_of(settings, teachers) if stage == "student" else ()
+    check_spares(folder, teachers)
+    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
+    recipe = folder.as_begun(recipe) if resume else recipe
+    models = architectures(settings, teachers[0]) if stage == "student" else [load_config(settings.model).model_type]
+    recipe = in_fp32(recipe, stage, *models)
+    parent = manifest_of(teachers[0]) if teachers else None
+    recipe, precision = settle_precision(recipe, stage, folder, resolved, parent)
+    settings = getattr(recipe, stage)
+    assert recipe.sweep is not None
+    arguments, _ = _arguments(settings, folder, resolved, stage)
+    for key, space in recipe.sweep.keys.items():  # what transformers refuses is said before the work
+        for value in space.candidates().values():
+            changed = with_values(recipe, {key: value})
+            _arguments(getattr(changed, stage), folder, resolved, stage)
+            if stage == "student":
+                check_student(changed, teachers[0], device)
+    splits = read_splits(recipe)
+    known = [identify_teacher(name, splits.label_names) for name in teachers]
+    if stage == "student":
+        make, model, tokenizer = _students(recipe, teachers, known, splits, arguments.seed)
+        origin = origin_of(splits, resolved, **fingerprints_of(known), **base_of(settings, tokenizer))
+    else:
+        make, model, tokenizer = _teachers(recipe, splits, arguments.seed)
+        base = base_fingerprint(settings.model, tokenizer, pretrained=settings.pretrained)
+        origin = origin_of(splits, resolved, **{"teacher.model": base})
+    if resume:
+        folder.check_origin(origin)
+    if stage == "student":
+        answers = answers_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
+        rows = answered_rows(answers, splits, tokenizer, recipe.data.max_tokens)
+    else:
+        rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
+    validation_rows = tokenised("validation", splits.validation, tokenizer, recipe.data.max_tokens)
+    log.info(
+        "sweep: trials of the %s on %s; %s; %d training and %d validation texts",
+        stage, resolved, precision, len(rows), len(validation_rows),
+    )  # fmt: skip
+    with hold(folder.place), room_for(folder.path):
+        folder.start(recipe, origin, resume=resume, overwrite=overwrite)
+        search = _Search(optuna, recipe, folder, make, model, resolved, arguments)
+        loss = {"loss": settings.loss, "teacher_weights": weights} if stage == "student" else {}
+        search.trainer = make_trainer(
+            DistillationTrainer if stage == "student" else ClassificationTrainer, tokenizer, rows, validation_rows,
+            arguments, folder, padding=recipe.data.padding, max_tokens=recipe.data.max_tokens, title=stage,
+            model_init=search.begin, **loss,
+        )  # fmt: skip
+        found = search.run()
+        if found["best"] is None:
+            last = found["trials"][-1]["error"]
+            raise TrainingError(
+                f"sweep: none of {len(found['trials'])} trials came to anything; the last: {last}",
+                hint=f"other keys or spaces; every trial is in {folder.results}",
+            )
+        values = found["trials"][found["best"] - 1]["values"]
+        folder.finish_sweep(with_values(recipe, values))
+    return found
+
+
+def import_optuna() -> Any:
+    """Return the module optuna, its own log silent; raises `UserError` where the extra is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("Optuna, which distill sweep needs, is not installed", hint=SWEEP_EXTRA) from error
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what it logs is said in our own lines
+    return optuna
+
+
+class _Search:
+    """One Trainer for all trials: what a trial changes is its arguments, its loss and a fresh model."""
+
+    trainer: ClassificationTrainer
+
+    def __init__(
+        self,
+        optuna: Any,
+        recipe: Recipe,
+        folder: SweepFolder,
+        make: Make,
+        model: PreTrainedModel,
+        device: Device,
+        arguments: TrainingArguments,
+    ):
+        assert recipe.sweep is not None
+        self.optuna, self.recipe, self.folder, self.make, self.device = optuna, recipe, folder, make, device
+        self.wanted, self.stage, self.seed = recipe.sweep, recipe.sweep.stage, arguments.seed
+        self.first_model: PreTrainedModel | None = model
+        training = getattr(recipe, self.stage).training
+        self.metric = str(training.get("metric_for_best_model", "accuracy")).removeprefix("eval_")
+        self.direction = "minimize" if self.metric in LOWER_IS_BETTER else "maximize"
+        # As the run that follows would choose: the best checkpoint, or the last state where none is loaded at the end.
+        self.counts = "best" if training.get("load_best_model_at_end") else "last"
+        self.storage = _storage(optuna, folder)
+        self.study = optuna.create_study(**self._study())
+        self.objective: float | None = None
+        self.trial: Any = None
+        self.title = ""
+        self.within = contextlib.ExitStack()
+
+    def run(self) -> dict[str, Any]:
+        """Make the trials that are still to make; return all of them."""
+        states = self.optuna.trial.TrialState
+        for killed in self.study.get_trials(states=(states.RUNNING,)):
+            self.study.tell(killed.number, state=states.FAIL)
+        found = self._found()
+        if found["trials"]:
+            more = len(self._left(found["trials"]))
+            log.info("sweep: %d trials were made before, %d are left", len(found["trials"]), more)
+        while left := self._left(found["trials"]):
+            if left[0] is not None and not self.study.get_trials(states=(states.WAITING,)):
+                self.study.enqueue_trial({key: json.dumps(value) for key, value in left[0].items()})
+            made = len(found["trials"])
+            self._try(made + 1, made + len(left))
+            found = self._found()
+            write_json(self.folder.results, found)
+            log.info("%s: %s", self.title, _sentence(found["trials"][-1], self.metric))
+        write_json(self.folder.results, found)
+        return found
+
+    def _left(self, trials: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, Any] | None]:
+        """The trials still to make: of what, where there are few enough choices to make each, or None."""
+        every = self.wanted.combinations()
+        if every is None:
+            return [None] * (self.wanted.trials - len(trials))
+        made = [trial["values"] for trial in trials]
+        return [values for values in every if values not in made]
+
+    def _try(self, number: int, total: int) -> None:
+        """One trial, through Trainer; the sampler begins anew, so that an interrupted search draws as a whole one."""
+        self.title = f"trial {number} of {total}"
+        watching: list[Any] = [watch(self.trainer, self.title)]
+        if patience := getattr(self.recipe, self.stage).early_stopping_patience:
+            watching.append(EarlyStoppingCallback(patience))
+            self.trainer.add_callback(watching[-1])
+        sampler = self.optuna.samplers.TPESampler(seed=(self.recipe.data.seed + number) % 2**32)
+        try:
+            with contextlib.ExitStack() as self.within:
+                self.trainer.hyperparameter_search(
+                    hp_space=lambda _: {}, compute_objective=self.judge, n_trials=1, backend="optuna",
+                    sampler=sampler, pruner=self.optuna.pruners.NopPruner(), **self._study(),
+                )  # fmt: skip
+        except (TrainingError, RecipeError) as error:  # it diverged, or its values do not go together
+            self._fail(str(error.problems[0]).partition("; ")[0])
+        except (RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+            self._fail("out of memory")
+        finally:
+            watching[0].close()
+            for callback in watching:
+                self.trainer.remove_callback(callback)
+
+    def _fail(self, reason: str) -> None:
+        self.study.set_user_attr(f"error of {self.trial.number}", reason)
+
+    def begin(self, trial: Any = None) -> PreTrainedModel:
+        """Return the model of a trial, once its values are drawn and in the Trainer: Trainer's `model_init`.
+
+        They are not left to `hp_space`: Trainer would cast each to the type of the one before (0.1 warm-up steps to 0).
+        """
+        if trial is None:  # Trainer wants to see one before there is a trial
+            model, self.first_model = self.first_model, None
+            assert model is not None
+            return model
+        self.trial, self.objective = trial, None
+        values = {key: _suggested(trial, key, space) for key, space in self.wanted.keys.items()}
+        log.info("%s: %s", self.title, ", ".join(f"{key} {shown_value(value)}" for key, value in values.items()))
+        settings = getattr(with_values(self.recipe, values), self.stage)
+        arguments, _ = _arguments(settings, self.folder, self.device, self.stage)
+        for name in (key.split(".")[2] for key in values if ".training." in key):
+            setattr(self.trainer.args, name, getattr(arguments, name))
+        model, online = self.make(settings)
+        if isinstance(self.trainer, DistillationTrainer):
+            self.trainer.learn_by(settings.loss, online)
+        self.trainer.throughput = throughput_of(model, self.trainer, self.device)
+        self.within.enter_context(narrowed(self.trainer, last_layer(model)))
+        set_seed(self.seed)  # as Trainer does where it is given a model: a run of the recipe repeats the trial
+        return model
+
+    def judge(self, metrics: Mapping[str, float]) -> float:
+        """Return what the trial is worth so far, after an evaluation: Trainer's `compute_objective`."""
+        value = float(metrics[f"eval_{self.metric}"])
+        sign = 1 if self.direction == "maximize" else -1
+        if self.objective is None or self.counts == "last" or sign * value > sign * self.objective:
+            self.objective = value
+            self.trial.set_user_attr("epoch", self.trainer.state.epoch)
+        return self.objective
+
+    def _study(self) -> dict[str, Any]:
+        return {
+            "study_name": STUDY, "storage": self.storage, "direction": self.direction, "load_if_exists": True,
+        }  # fmt: skip
+
+    def _found(self) -> dict[str, Any]:
+        """What sweep.json holds. A trial that failed without an error was interrupted, and counts as not made."""
+        errors = {name.rpartition(" ")[2]: text for name, text in self.study.user_attrs.items()}
+        trials = []
+        for trial in self.study.get_trials():
+            error = errors.get(str(trial.number))
+            if trial.state == self.optuna.trial.TrialState.COMPLETE or error:
+                values = {key: _decoded(trial.params[key], space) for key, space in self.wanted.keys.items()}
+                trials.append(
+                    {
+                        "number": len(trials) + 1,
+                        "values": values,
+                        "objective": None if error else trial.value,
+                        "epoch": trial.user_attrs.get("epoch"),
+                        "seconds": trial.duration.total_seconds(),
+                        "error": error,
+                    }
+                )
+        sign = -1 if self.direction == "maximize" else 1
+        good = [trial for trial in trials if not trial["error"]]
+        best = min(good, key=lambda trial: (sign * trial["objective"], trial["number"]), default=None)
+        return {
+            "stage": self.stage,
+            "metric": self.metric,
+            "direction": self.direction,
+            "counts": self.counts,
+            "keys": self.wanted.model_dump(mode="json")["keys"],
+            "trials": trials,
+            "best": best and best["number"],
+            "device": self.device,
+            "written": now(),
+            "versions": {**versions(), "optuna": self.optuna.__version__},
+        }
+
+
+def _students(
+    recipe: Recipe, teachers: Sequence[str], known: Sequence[Teacher], splits: Splits, seed: int
+) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:
+    """What makes a student before training, the recipe's own one, and its tokenizer."""
+
+    def make(settings: Any) -> tuple[PreTrainedModel, OnlineTeacher | None]:
+        model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=seed)
+        for teacher in known:
+            check_unchanged(teacher)
+        return model, online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
+
+    return make, *new_student(recipe.student, recipe, teachers[0], splits.label_names, seed=seed)
+
+
+def _teachers(recipe: Recipe, splits: Splits, seed: int) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:
+    """What makes a teacher before training, the recipe's own one, and its tokenizer."""
+    assert recipe.teacher is not None
+    with named_by("teacher.model"):
+        tokenizer = load_tokenizer(recipe.teacher.model)
+
+    def make(settings: Any) -> tuple[PreTrainedModel, OnlineTeacher | None]:
+        model = load_classifier(
+            settings.model, splits.label_names, seed=seed, max_tokens=recipe.data.max_tokens,
+            vocabulary=len(tokenizer), pretrained=settings.pretrained, attention_dropout=settings.attention_dropout,
+        )  # fmt: skip
+        share_padding(model.config, tokenizer)
+        return model, None
+
+    return make, make(recipe.teacher)[0], tokenizer
+
+
+def _arguments(settings: Stage, folder: SweepFolder, device: Device, stage: str) -> tuple[TrainingArguments, str]:
+    """Transformers' arguments for a trial, which keeps no checkpoints and tells no tracker."""
+    kept_out = {"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"}
+    return training_arguments({**settings.training, **kept_out}, folder, device, stage=stage)
+
+
+def _storage(optuna: Any, folder: SweepFolder) -> Any:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return optuna.storages.RDBStorage(f"sqlite:///{folder.study.absolute()}")
+    except (SQLAlchemyError, RuntimeError) as error:  # the second: of another version of Optuna
+        raise FolderError(f"{folder.study}: cannot be read: {one_line(error)}", hint="--overwrite to restart") from None
+
+
+def _suggested(trial: Any, key: str, space: Space) -> Any:
+    """A trial's value of a key. One of a list is known to Optuna as JSON: it takes no lists or mappings."""
+    if space.values is not None:
+        return json.loads(trial.suggest_categorical(key, [json.dumps(value) for value in space.values]))
+    draw = trial.suggest_int if space.is_whole else trial.suggest_float
+    return draw(key, space.low, space.high, log=space.log)
+
+
+def _decoded(value: Any, space: Space) -> Any:
+    return value if space.values is None else json.loads(value)
+
+
+def _sentence(trial: Mapping[str, Any], metric: str) -> str:
+    if trial["error"]:
+        return f"failed: {trial['error']}"
+    return f"validation {metric} {trial['objective']:.4f} at epoch {trial['epoch']:g}, in {trial['seconds']:.1f} s"

@@ -1,0 +1,666 @@
+"""A run folder: every file name stated once, writes that are whole or absent, the manifest last."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from distill.errors import FolderError, one_line
+from distill.machine.provenance import cpu_name
+from distill.machine.ranks import rank
+from distill.recipe.file import dump_recipe, load_recipe
+from distill.recipe.schema import FORMATS, Recipe, as_settled, differences
+from distill.storage.checksums import ANSWERING, SEAL, check_whole, damage_of, seal
+from distill.storage.files import (
+    PARTIAL,
+    as_json,
+    atomic_path,
+    clear_away,
+    read_json,
+    take_places,
+    write_json,
+    write_text,
+)
+
+EXPORT_PROOFS = "export.json"  # in a folder of exports: of each format that was tried, the proof, for others to read
+PROOF = "proof.json"  # in a format's own folder, and sealed with it
+FLIPPED = "flipped.jsonl"  # there too: the texts whose label the format changed
+RUN = "run.json"  # in a checkpoint: the run that it belongs to
+# What transformers may write of a model: of a sharded one, or one with another tokenizer, the next writes other files.
+MODEL_FILES = (
+    "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+)  # fmt: skip
+LOCK = ".lock"  # what it holds is nothing, the lock is the system's
+NEXT = ".next"  # in the folder of a finished run: the run that takes its place once it has finished too
+
+MOST_LOGITS = 10**8  # in a file of predictions: a small file can say that it holds any number
+LONGEST_ID = 1_000  # characters; ours are a split's name and a number
+
+log = logging.getLogger("distill")
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Manifest(TypedDict):
+    """What is read of a manifest.json; there is more in it, for people."""
+
+    role: Literal["teacher", "student", "control"]
+    weights: NotRequired[str]
+    parents: dict[str, Any]
+    hardware: NotRequired[dict[str, Any]]
+    training_arguments: NotRequired[dict[str, Any]]
+
+
+class _Started(TypedDict):
+    """What started.json holds: the run's own name, the processors it ran on, and what it depends on."""
+
+    run: str
+    processors: list[str]
+    origin: dict[str, str]
+
+
+class _Training(TypedDict):
+    best_checkpoint: NotRequired[Annotated[str, Field(pattern=r"-[0-9]+$")] | None]
+    planned_steps: NotRequired[int]
+    steps_per_epoch: NotRequired[Number | None]
+
+
+class _Metrics(TypedDict):
+    training: _Training
+
+
+class _Logged(TypedDict):
+    """An entry of metrics.jsonl."""
+
+    step: int
+    epoch: Number
+    loss: NotRequired[Number]
+    eval_log_loss: NotRequired[Number]
+    eval_accuracy: NotRequired[Number]
+
+
+class _Trial(TypedDict):
+    number: int
+    values: dict[str, Any]
+    objective: Number | None
+    epoch: Number | None
+    seconds: Number
+    error: str | None
+
+
+class _Trials(TypedDict):
+    stage: str
+    metric: str
+    direction: str
+    best: int | None
+    trials: list[_Trial]
+
+
+class _Proof(TypedDict):
+    passed: bool
+    reason: str | None
+    device: str
+    texts_per_second: Number | None
+
+
+def checked(kind: Any, value: Any, place: str) -> Any:
+    """Return `value`, read at `place`, if it has the keys and types of `kind`; else raise `FolderError`."""
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        at = "".join(f"{key}: " for key in fault["loc"])
+        rule = fault["msg"][0].lower() + fault["msg"][1:]
+        raise FolderError(f"{place}: not as distill writes it: {at}{rule}, got {fault['input']!r:.80}") from None
+    return value
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What `distill teacher` and `distill student` leave; the folder loads with transformers' from_pretrained."""
+
+    path: Path
+    grows_by: ClassVar[tuple[str, ...]] = ()  # recipe keys by which a run, also a finished one, may be made longer
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def started(self) -> Path:
+        """What the run depends on, written when it starts: whatever of that differs later cannot go on with it."""
+        return self.path / "started.json"
+
+    @property
+    def metrics_log(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def learning_curve(self) -> Path:
+        return self.path / "learning_curve.png"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.parquet"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "README.md"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def teacher_logits(self) -> Path:
+        """What the model in this folder answered as a teacher."""
+        return self.path / "teacher_logits"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def next(self) -> Self:
+        """The run that is to replace the finished one in this folder, which stays and answers until then."""
+        return type(self)(self.path / NEXT)
+
+    @property
+    def place(self) -> Path:
+        """Where the run is found once it has finished: this folder, or the one that it is the next of."""
+        return self.path.parent if self.path.name == NEXT else self.path
+
+    @property
+    def is_being_replaced(self) -> bool:
+        """Whether the finished run here is to be replaced by one that has not finished, or not begun."""
+        return self.is_finished and self.next.recipe.is_file()
+
+    @property
+    def owns_card(self) -> bool:
+        """Whether a card may be written: none is there, or one of ours."""
+        card = type(self)(self.place).card
+        return not card.is_file() or "made with distill" in card.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def is_finished(self) -> bool:
+        return self.manifest.is_file()
+
+    def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Self:
+        """Return the folder that a run of `recipe` works in: this one, or the `next` of a finished run to be replaced.
+
+        Raises `FolderError` where the run would lose something, and touches nothing: a finished run, a started one
+        (unless `resume` or `overwrite` says what to do with it), or files of somebody else.
+        """
+        self.settle()
+        is_next = self.is_being_replaced if resume else self.is_finished and overwrite
+        if is_next:
+            self._check_links()
+        work = self.next if is_next else self
+        work._check(recipe, resume=resume, overwrite=overwrite)
+        return work
+
+    def settle(self) -> None:
+        """End what a kill cut in two; raises `FolderError` if another run is at work here."""
+        if rank() == 0 and (self.path / LOCK).is_file():
+            with hold(self.path):
+                if self.next.is_finished:
+                    self.next._take_place()
+
+    def redo(self, recipe: Recipe) -> None:
+        """Note that the finished run here, if there is one, is to be replaced, which `resume` then begins or ends."""
+        if self.is_finished and rank() == 0:
+            with hold(self.path):
+                self.next._clear()
+                write_text(self.next.recipe, dump_recipe(recipe))
+
+    def _check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        if resume and overwrite:
+            raise FolderError("--resume and --overwrite exclude each other")
+        if self.path.exists() and not self.path.is_dir():
+            raise FolderError(f"{self.path}: a file, not a folder", hint="--output DIR")
+        if self.path.is_symlink() and not self.path.exists():
+            raise FolderError(f"{self.path}: a link that leads to nothing", hint="--output DIR")
+        if not self.path.exists() or all(path.name.startswith((LOCK, PARTIAL)) for path in self.path.iterdir()):
+            return
+        if overwrite and self.path != self.place:  # of which a kill may have left anything
+            return
+        # A run writes the recipe under a lock, first of all; checkpoints may be deleted once it has finished.
+        marks = (self.checkpoints, self.manifest, self.place / LOCK)
+        if not (self.recipe.is_file() and any(mark.exists() for mark in marks)):
+            raise FolderError(f"{self.path}: not empty and not a run folder; nothing was touched", hint="--output DIR")
+        if overwrite:
+            self._check_links()
+            return
+        if self.is_being_replaced:
+            problem = f"{self.path}: holds a finished run, and an unfinished one that is to replace it"
+            hint = f"--resume to go on, --overwrite to restart, or delete {self.next.path} to keep what is there"
+            raise FolderError(problem, hint=hint)
+        if self.is_finished and not (resume and self.grows_by):
+            raise FolderError(f"{self.path}: holds a finished run", hint="--overwrite, or --output for another folder")
+        if not resume:
+            raise FolderError(f"{self.path}: holds an unfinished run", hint="--resume to go on, --overwrite to restart")
+        begun = load_recipe(self.recipe)
+        # What was only noted (see redo) is not settled yet.
+        differing = differences(as_settled(recipe, begun), as_settled(begun, recipe))
+        differing = {key: values for key, values in differing.items() if key not in self.grows_by}
+        if differing:
+            kept = f", or delete {self.path} to keep the finished run" if self.path != self.place else ""
+            problem = f"{self.path}: was started with another recipe, so it cannot be resumed"
+            raise FolderError(
+                *(f"{problem}: {key}: {values}" for key, values in differing.items()),
+                hint=f"--overwrite to restart, or --output for another folder{kept}",
+            )
+
+    def _check_links(self) -> None:
+        for place in self._made_folders:
+            if place.is_symlink():
+                problem = f"{place}: a link, and what it leads to is not distill's to delete"
+                raise FolderError(problem, hint="remove the link, or --output DIR")
+
+    def as_begun(self, recipe: Recipe) -> Recipe:
+        """Return `recipe` with what it leaves open settled as when the run in this folder began, if there is one."""
+        return as_settled(recipe, load_recipe(self.recipe)) if self.recipe.is_file() else recipe
+
+    def check_origin(self, origin: Mapping[str, str]) -> None:
+        """Raise `FolderError`, one line for each, for what the started run in this folder depends on otherwise.
+
+        `origin` is what depends (data, teacher, torch) to what it is now: a version, a number or a fingerprint.
+        """
+        if not self.started.is_file():
+            if self._has_work:
+                problem = f"{self.path}: cannot be resumed: it does not say what it depends on (no {self.started.name})"
+                raise FolderError(problem, hint="--overwrite to restart, or --output for another folder")
+            return
+        begun = self._begun()["origin"]
+        differing = [name for name in {**origin, **begun} if origin.get(name) != begun.get(name)]
+        if differing:
+            problem = f"{self.path}: cannot be resumed: {{}} differs: {{:.20}} now, {{:.20}} when it began"
+            raise FolderError(
+                *(problem.format(name, origin.get(name, "none"), begun.get(name, "none")) for name in differing),
+                hint="put it back as it was, --overwrite to restart, or --output for another folder",
+            )
+
+    def start(self, recipe: Recipe, origin: Mapping[str, str], *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, which is held, that of a run of `recipe`; what was free to use may have changed since.
+
+        `origin` is what the run depends on, see `check_origin`.
+        """
+        self._check(recipe, resume=resume, overwrite=overwrite)
+        if overwrite:
+            if self.is_finished and self.path == self.place:  # it was not, when it was looked at
+                raise FolderError(f"{self.path}: holds a run that has finished meanwhile", hint="try again")
+            self._clear()
+        if resume:
+            self.check_origin(origin)
+        try:
+            (self.path / SEAL).unlink(missing_ok=True)
+            write_text(self.recipe, dump_recipe(recipe))
+            begun = self._begun() if resume and self.started.is_file() else {"run": uuid.uuid4().hex, "processors": []}
+            processors = dict.fromkeys([*begun["processors"], cpu_name()])
+            write_json(self.started, {**begun, "processors": list(processors), "origin": dict(origin)})
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FolderError(f"{self.path}: cannot be written: {error.strerror}", hint="--output DIR") from None
+
+    @property
+    def processors(self) -> list[str]:
+        """The kinds of processor that the run in this folder was started and resumed on."""
+        return self._begun()["processors"] if self.started.is_file() else []
+
+    @property
+    def _run(self) -> str | None:
+        return self._begun()["run"] if self.started.is_file() else None
+
+    def _begun(self) -> dict[str, Any]:
+        """What started.json holds; raises `FolderError` if that is not what a run writes there."""
+        return checked(_Started, read_json(self.started), str(self.started))
+
+    @property
+    def _has_work(self) -> bool:
+        """Whether there is anything that a resumed run would go on from."""
+        return any(self.checkpoints.glob("checkpoint-*"))
+
+    def seal_checkpoint(self, path: Path) -> None:
+        """Seal a checkpoint that is written to its end, as one of this run."""
+        write_json(path / RUN, {"run": self._run})
+        seal(path)
+
+    def put_away_checkpoints(self, *, beyond: int) -> None:
+        """Delete the checkpoints that are damaged and past the step `beyond`, and rename those of another run.
+
+        Training is about to make others of these steps, and counts what is there when it deletes old ones.
+        """
+        for path in self._checkpoints():
+            damage = damage_of(path)
+            if damage and _step(path) > beyond:
+                remove(path)
+            elif not damage and (_step(path) > beyond or not self._is_own(path)):
+                path.rename(path.with_name(f"unused-{path.name}-{uuid.uuid4().hex[:8]}"))
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Seal what the folder holds and write its manifest; then the run takes its place, if it is the next of one."""
+        text = as_json(manifest)
+        figures = (self.metrics.name, self.metrics_log.name, self.predictions.name)
+        seal(self.path, (*ANSWERING, *figures), coming={self.manifest.name: text})
+        write_text(self.manifest, text)
+        self._take_place()
+
+    def _take_place(self) -> None:
+        if self.path != self.place:
+            old = [path for path in type(self)(self.place)._made if path != self.path]
+            take_places(self.path, self.place, old)
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Return what the finished run left to identify it; raises `FolderError` where that is damaged."""
+        check_whole(self.path, (self.manifest.name,))
+        return checked(_Manifest, read_json(self.manifest), str(self.manifest))
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Return the final figures; raises `FolderError` where they are missing or damaged."""
+        check_whole(self.path, (self.metrics.name,))
+        return checked(_Metrics, read_json(self.metrics), str(self.metrics))
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """Return the training log, an entry for each time that Trainer logged; raises `FolderError` if it is none."""
+        check_whole(self.path, (self.metrics_log.name,))
+        return read_lines(self.metrics_log, _Logged)
+
+    def last_checkpoint(self) -> Path | None:
+        """Return the last checkpoint that is whole, and whose best one is; None where there is none."""
+        for path in reversed(self._checkpoints()):
+            damage = damage_of(path)
+            if damage is None and not self._is_own(path):
+                damage = "is of another run"
+            if damage is None:
+                try:
+                    best = self.best_checkpoint(path)
+                    damage = best and self._fault_of_best(best)
+                except FolderError as error:
+                    damage = str(error)
+            if damage is None:
+                return path
+            log.warning("%s: %s; an earlier one is looked for", path, damage)
+        return None
+
+    def best_checkpoint(self, checkpoint: Path) -> Path | None:
+        """Return the best checkpoint that a checkpoint of this run knows, which lies beside it, None if it knows none.
+
+        Raises `FolderError` if what it names is no checkpoint.
+        """
+        state = read_json(checkpoint / "trainer_state.json")
+        best = state.get("best_model_checkpoint") if isinstance(state, dict) else state
+        if best is None:
+            return None
+        name = Path(best).name if isinstance(best, str) else ""
+        if not re.fullmatch(r"checkpoint-\d+", name):
+            raise FolderError(f"{checkpoint}: trainer_state.json: best_model_checkpoint: no checkpoint: {best!r:.100}")
+        return self.checkpoints / name
+
+    def _checkpoints(self) -> list[Path]:
+        found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.split("-", 1)[1].isdigit()]
+        return sorted(found, key=_step)
+
+    def _fault_of_best(self, best: Path) -> str | None:
+        """What keeps training from ending with the weights of its best checkpoint."""
+        damage = damage_of(best)
+        return damage if damage or self._is_own(best) else f"its best checkpoint, {best.name}, is of another run"
+
+    def _is_own(self, checkpoint: Path) -> bool:
+        run = self._run
+        return run is None or ((checkpoint / RUN).is_file() and read_json(checkpoint / RUN) == {"run": run})
+
+    @property
+    def _made_folders(self) -> tuple[Path, ...]:
+        return (self.checkpoints, self.tensorboard, self.export, self.teacher_logits, self.next.path)
+
+    @property
+    def _made(self) -> Iterator[Path]:
+        """What a run wrote, the manifest first, so that no kill leaves a folder that looks finished.
+
+        Nothing else: a user may keep files of his own here.
+        """
+        yield self.manifest
+        yield from (self.metrics, self.metrics_log, self.predictions, self.learning_curve, self.started)
+        yield self.path / SEAL
+        for pattern in MODEL_FILES:
+            yield from self.path.glob(pattern)
+        if self.owns_card:
+            yield self.card
+        yield from self._made_folders
+
+    def _clear(self) -> None:
+        if self.path != self.place:  # it holds nothing else
+            remove(self.path)
+            return
+        for path in list(self._made):
+            if path.is_dir():
+                remove(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class SweepFolder(RunFolder):
+    """What `distill sweep` leaves: its trials, and a recipe with the values of the best."""
+
+    grows_by: ClassVar[tuple[str, ...]] = ("sweep.trials",)
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe of the search itself."""
+        return self.path / "sweep.yaml"
+
+    @property
+    def study(self) -> Path:
+        """Optuna's storage: a database, in which a kill leaves whole trials."""
+        return self.path / "trials.db"
+
+    @property
+    def results(self) -> Path:
+        """Every trial, for reports and for reading."""
+        return self.path / "sweep.json"
+
+    @property
+    def best(self) -> Path:
+        """The recipe with the values of the best trial, written last."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.best.is_file() and self.recipe.is_file()
+
+    @property
+    def _has_work(self) -> bool:
+        return self.study.is_file()
+
+    def start(self, recipe: Recipe, origin: Mapping[str, str], *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, which is held, that of a search of `recipe`; see RunFolder.start."""
+        super().start(recipe, origin, resume=resume, overwrite=overwrite)
+        self.best.unlink(missing_ok=True)  # what was best may not stay it
+
+    def finish_sweep(self, best: Recipe) -> None:
+        """Seal the trials and write the recipe of the best, last of all."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)  # Trainer's folder, in which trials keep nothing
+        seal(self.path, (self.results.name,))
+        write_text(self.best, dump_recipe(best))
+        self._take_place()
+
+    def read_results(self) -> dict[str, Any]:
+        """Return the trials (see sweep.sweep); raises `FolderError` where they are damaged."""
+        check_whole(self.path, (self.results.name,))
+        return checked(_Trials, read_json(self.results), str(self.results))
+
+    @property
+    def _made(self) -> Iterator[Path]:
+        yield from (self.best, self.results, self.started, self.path / SEAL)
+        yield from self.path.glob(f"{self.study.name}*")
+        yield from (self.checkpoints, self.next.path)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-", 1)[1])
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, if it is there; raises `FolderError` if that fails, since what is left could pass for new."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise FolderError(f"{error.filename or folder}: cannot be removed: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process, whose death lets go of it, and clear away what killed ones left half-written.
+
+    Raises `FolderError` where another process has it, or where it cannot be written.
+    """
+    if (folder / LOCK).is_symlink():  # taking the lock would empty what it leads to
+        raise FolderError(f"{folder / LOCK}: a link; remove it")
+    held = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=0)
+    except Timeout:
+        raise FolderError(f"{folder}: another run is at work in it", hint="wait, or --output DIR") from None
+    except (OSError, NotImplementedError) as error:  # the second: a file system that knows no locks
+        raise FolderError(f"{folder}: cannot be written: {one_line(error)}", hint="--output DIR") from None
+    try:
+        for left in (*folder.glob(f"{PARTIAL}*"), *(folder / NEXT).glob(f"{PARTIAL}*")):
+            clear_away(left)
+        yield
+    finally:
+        held.release()
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `FolderError` if what is there of a folder's path is no folder or may not be written; touch nothing."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    reason = f"{there} is no folder" if not there.is_dir() else os.strerror(errno.EACCES)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise FolderError(f"{folder}: cannot be written: {reason}", hint="--output DIR")
+
+
+def read_proofs(exports: Path) -> dict[str, dict[str, Any]]:
+    """Return the proof of each format in a folder of exports; raises `FolderError` if one is damaged.
+
+    The proof of a format that is there lies in its folder, sealed with it, so an export that was interrupted spoils
+    none of the others. Those that failed have no folder, and are told by export.json.
+    """
+    said = checked(dict[str, _Proof], read_json(exports / EXPORT_PROOFS), str(exports / EXPORT_PROOFS))
+    proofs = {}
+    for name in FORMATS:
+        if (exports / name / PROOF).is_file():
+            check_whole(exports / name, (PROOF,))
+            proofs[name] = checked(_Proof, read_json(exports / name / PROOF), str(exports / name / PROOF))
+        elif name in said and not said[name]["passed"]:
+            proofs[name] = said[name]
+    return proofs
+
+
+def read_lines(path: Path, kind: Any) -> list[dict[str, Any]]:
+    """Return the values in a file of JSON lines, each of `kind`; raises `FolderError`, with the line, if one is not."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FolderError(f"{path}: cannot be read: {one_line(error)}") from None
+    values = []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise FolderError(f"{path}: line {number}: not JSON ({one_line(error)})") from None
+        values.append(checked(kind, value, f"{path}: line {number}"))
+    return values
+
+
+def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarray, logits: np.ndarray) -> None:
+    """Write one row per test example: its id, its gold class and its logits (classes)."""
+    table = pa.table(
+        {
+            "example_id": pa.array(example_ids, pa.string()),
+            "gold_label": pa.array(gold_labels, pa.int64()),
+            "logits": pa.FixedSizeListArray.from_arrays(
+                pa.array(logits.astype(np.float32).ravel()), list_size=logits.shape[1]
+            ),
+        }
+    )
+    with atomic_path(path) as partial:
+        pq.write_table(table, partial)
+
+
+def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return example ids, gold classes and logits (examples, classes).
+
+    Raises `FolderError` where they are missing or damaged.
+    """
+    check_whole(path.parent, (path.name,))
+    if not path.is_file():
+        raise FolderError(f"{path}: not there, or no regular file")
+    try:
+        # Each id once, however often it stands there.
+        with pq.ParquetFile(path, read_dictionary=["example_id"]) as file:
+            fault = _fault_of_predictions(file)
+            table = None if fault else file.read(["example_id", "gold_label", "logits"])
+    except KeyError:  # there is no column to keep so
+        table, fault = None, "no column example_id"
+    except (OSError, pa.ArrowException) as error:
+        raise FolderError(f"{path}: cannot be read: {one_line(error)}") from None
+    ids = table["example_id"].chunks if table is not None else []
+    if max((pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in ids), default=0) > LONGEST_ID:
+        fault = "an example_id that is too long"
+    elif table is not None and any(table[name].null_count for name in table.column_names):
+        fault = "an empty value"
+    if table is None or fault:
+        raise FolderError(f"{path}: not as distill writes it: {fault}")
+    logits = np.stack(table["logits"].to_numpy()) if len(table) else np.zeros((0, 1), np.float32)
+    return table["example_id"].to_pylist(), table["gold_label"].to_numpy(), logits
+
+
+def _fault_of_predictions(file: pq.ParquetFile) -> str | None:
+    """What is not as `write_predictions` leaves it, as far as it can be told before the rows are read."""
+    schema = file.schema_arrow
+    for name, is_right in (
+        ("example_id", lambda kind: pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)),
+        ("gold_label", pa.types.is_int64),
+        ("logits", lambda kind: pa.types.is_fixed_size_list(kind) and pa.types.is_float32(kind.value_type)),
+    ):
+        if schema.get_field_index(name) < 0 or not is_right(schema.field(name).type):
+            return f"no column {name} of its type"
+    rows, classes = file.metadata.num_rows, schema.field("logits").type.list_size
+    return f"{rows} rows of {classes} logits" if rows * classes > MOST_LOGITS else None

@@ -1,0 +1,237 @@
+"""What watches a training from outside: its line on the screen, its log on disk, and the signals that stop it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NoReturn
+
+import torch
+from accelerate import PartialState
+from torch import distributed
+from torch.distributed.tensor import DTensor
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from distill.errors import Interrupted, TrainingError
+from distill.machine.progress import progress_line
+from distill.storage.files import write_text
+from distill.storage.run_folder import RunFolder
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
+
+
+class ProgressLine(TrainerCallback):
+    """One line on stderr: steps, rate, time left, loss and `figures`; above it a table with a row for each evaluation.
+
+    `figures` is asked when a loss is logged, not at every step: reading a counter on a GPU waits for it.
+    """
+
+    def __init__(self, title: str, figures: Callable[[], Mapping[str, str]] = dict):
+        self.title = title
+        self.figures = figures
+        self.line: tqdm[Any] | None = None
+        self.losses: list[float] = []
+        self.is_begun = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Open the line."""
+        if state.is_world_process_zero:
+            self.line = progress_line(self.title, state.max_steps, "step", initial=state.global_step, keep=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move on by a step."""
+        if self.line is not None:
+            self.line.update(state.global_step - self.line.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Show the loss, or what an evaluation found."""
+        if self.line is None:
+            return
+        if "loss" in logs:
+            self.losses.append(float(logs["loss"]))
+            self.line.set_postfix({"loss": f"{self.losses[-1]:.4f}", **self.figures()}, refresh=False)
+        if "eval_accuracy" in logs:
+            if not self.is_begun:
+                self._write_row(TABLE)
+            found = [f"{logs[f'eval_{name}']:.4f}" for name in ("log_loss", "accuracy", "macro_f1")]
+            loss = f"{mean(self.losses):.4f}" if self.losses else "-"  # since the evaluation before
+            self._write_row([f"{logs['epoch']:.2f}", str(state.global_step), loss, *found])
+            self.is_begun, self.losses = True, []
+
+    def close(self) -> None:
+        """Leave the line as it is, however training ended; what is said next stands on a line of its own."""
+        if self.line is not None:
+            self.line.close()
+
+    def _write_row(self, cells: Sequence[str]) -> None:
+        assert self.line is not None
+        row = "  ".join(cell.rjust(len(name)) for cell, name in zip(cells, TABLE, strict=True))
+        self.line.write(f"{self.title}:  {row}", file=sys.stderr)
+
+
+class StopOnDivergence(TrainerCallback):
+    """Stops a training whose loss or weights are no longer numbers: nothing comes of it but broken checkpoints."""
+
+    def __init__(self, folder: RunFolder, title: str):
+        self.folder = folder
+        self.title = title
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Look at the training loss, which is the mean since the log before."""
+        if "loss" in logs and not math.isfinite(logs["loss"]):
+            self.stop(f"the training loss is {logs['loss']}", args, state)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """Look at the weights of the checkpoint, before it is sealed as whole."""
+        if not all(map(_is_finite, model.parameters())):
+            self.stop("weights are not finite", args, state)
+
+    on_train_end = on_save  # where nothing was logged, evaluated or saved since
+
+    def stop(self, problem: str, args: TrainingArguments, state: TrainerState) -> NoReturn:
+        """Raise `TrainingError`, with the step, the last good checkpoint and what to change."""
+        last = self.folder.last_checkpoint()
+        kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise TrainingError(
+            f"training diverged: {problem} at step {state.global_step}; {kept}",
+            hint=f"--output ANOTHER --set {self.title}.training.learning_rate=LOWER (it is {args.learning_rate:g}); "
+            "more warmup_steps or a smaller max_grad_norm help too",
+        )
+
+
+def _is_finite(parameter: torch.nn.Parameter) -> bool:
+    found = parameter.isfinite().all()
+    # Of a shard the answer is this rank's own, and the others must stop with it.
+    return bool(found.full_tensor() if isinstance(found, DTensor) else found)
+
+
+class LogFile(TrainerCallback):
+    """Keeps metrics.jsonl equal to the Trainer's own log, which survives a resume."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Rewrite the file: a few hundred lines at most, and never half of one."""
+        if state.is_world_process_zero:
+            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+
+
+class SealCheckpoints(TrainerCallback):
+    """Seals each checkpoint once it is written, and only then deletes the ones that are beyond `limit`.
+
+    Trainer itself deletes before: killed in between, a run would have lost the old one and not got the new one. Which
+    are the old ones is told by their steps: a clock may be set back.
+    """
+
+    def __init__(self, limit: int | None, folder: RunFolder, resumed: Path | None = None):
+        self.limit = limit
+        self.folder = folder
+        self.resumed = resumed
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Put away what this training does not go on from, and find the best checkpoint in this folder.
+
+        Trainer drops the best one if the run was moved since it was written.
+        """
+        if state.is_world_process_zero:
+            self.folder.put_away_checkpoints(beyond=state.global_step)
+        best = self.folder.best_checkpoint(self.resumed) if self.resumed else None
+        if best:
+            state.best_model_checkpoint = str(Path(args.output_dir or ".") / best.name)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seal the checkpoint that Trainer has just written."""
+        PartialState().wait_for_everyone()  # each rank writes its own random state
+        if state.is_world_process_zero:
+            self.folder.seal_checkpoint(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}")
+            # The folder as Trainer names it: the best one is known from the others by its whole path.
+            rotate_checkpoints(args.output_dir or ".", self.limit, state.best_model_checkpoint)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Of one checkpoint to keep, that is the best, where training went on from it to others."""
+        if state.is_world_process_zero and self.limit == 1 and state.best_model_checkpoint:
+            for path in Path(args.output_dir or ".").glob("checkpoint-*"):
+                if path != Path(state.best_model_checkpoint):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+class StopOnSignal(TrainerCallback):
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a checkpoint after the step and `Interrupted`; a second stops it.
+
+    Several ranks, which a signal reaches at different steps or one of them alone, stop at the same step, one later.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.signal_number: int | None = None
+        self.agreed: int | None = None
+        self.is_alone = trainer.args.world_size == 1
+        # Its own group, over gloo: an answer on a GPU could not be read without waiting for the step that runs there.
+        self.group = None if self.is_alone else distributed.new_group(backend="gloo")
+        self.asked: tuple[distributed.Work | None, torch.Tensor] | None = None
+        self.previous: dict[int, Any] = {}
+        trainer.add_callback(self)
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
+            # Who is told to ignore one (nohup) goes on ignoring it.
+            wanted = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+            self.previous = {number: signal.signal(number, self._note) for number in wanted}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        if kind is None and self.signal_number is not None:  # after the last checkpoint
+            raise Interrupted(self.signal_number, "stopped when training had ended; --resume goes on from there")
+
+    def _note(self, number: int, _: Any) -> None:
+        self.signal_number = number
+        if self.is_alone:
+            self.agreed = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for a checkpoint once a signal has come; at the end of an epoch its evaluation comes first."""
+        self._agree()
+        if self.agreed is not None and not float(state.epoch or 0).is_integer():
+            control.should_save = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for the checkpoint that waited for the epoch's evaluation."""
+        if self.agreed is not None:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stop, now that the checkpoint is there."""
+        if self.agreed is not None:
+            PartialState().wait_for_everyone()  # a launcher ends all ranks with the first, and one is still writing
+            raise Interrupted(self.agreed, f"stopped at step {state.global_step}; --resume goes on from there")
+
+    def _agree(self) -> None:
+        """Learn which signal any rank had got by the step before; that answer is there, so nobody waits for it."""
+        if self.is_alone:
+            return
+        if self.asked is not None:
+            work, answer = self.asked
+            if work is not None:
+                work.wait()
+            self.agreed = int(answer) or None
+        number = torch.tensor(self.signal_number or 0)
+        self.asked = distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self.group, async_op=True), number

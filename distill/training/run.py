@@ -1,0 +1,378 @@
+"""A model and its rows to a finished run folder: trained, calibrated on validation, judged on test once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from distill.data.splits import SPLITS, Splits, load_splits
+from distill.errors import FolderError
+from distill.inference.classifier import Classifier
+from distill.inference.sessions import TorchSession
+from distill.machine.devices import Device, describe_hardware
+from distill.machine.progress import progress_line
+from distill.machine.provenance import TRAINED_WITH, now, versions
+from distill.machine.timing import Clock
+from distill.measuring.metrics import faults_of_answers, figures
+from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
+from distill.models.calibration import CONFIG_KEY, calibrate
+from distill.models.loading import config_fingerprint, parameter_count, weights_fingerprint
+from distill.recipe.file import load_recipe
+from distill.recipe.schema import Recipe, Stage, as_settled, differences, with_absolute_paths
+from distill.report import plots
+from distill.report.card import card
+from distill.storage.checksums import ANSWERING, check_whole
+from distill.storage.files import write_json, write_text
+from distill.storage.run_folder import RunFolder, hold, write_predictions
+from distill.training.loop import check_shared_memory, check_steps, train
+from distill.training.shards import name_units, whole
+from distill.training.tokens import check_tokenised, tokenise, tokenizer_fingerprint
+from distill.training.trainer import ClassificationTrainer
+
+log = logging.getLogger("distill")
+
+NOT_ON_A_GPU = "not to the byte: some GPU kernels add in an order that changes from run to run"
+
+
+def shared_splits(recipe: Recipe) -> Splits:
+    """Return `read_splits` to every rank; on each machine the first reads first, and the others find its cache."""
+    with PartialState().local_main_process_first():
+        return read_splits(recipe)
+
+
+def read_splits(recipe: Recipe) -> Splits:
+    """Return the recipe's splits, having said what is read and which texts were dropped as leaks."""
+    files = recipe.data.files
+    names = [Path(path).name for path in files.model_dump(exclude_none=True).values()] if files else []
+    log.info("data: reading %s", recipe.data.dataset or ", ".join(names))
+    splits = load_splits(recipe.data)
+    for note in splits.notes:
+        log.warning("data: %s", note)
+    for split, dropped in splits.leaks.items():
+        if dropped:
+            log.info("data: %d %s texts dropped: they stand in validation or test too", dropped, split)
+    return splits
+
+
+def tokenised(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
+    """Return `rows` tokenised (see data.tokenise) and checked, with a progress line."""
+    with PartialState().local_main_process_first(), progress_line(f"tokenising {split}", len(rows), "text") as bar:
+        result = tokenise(rows, tokenizer, max_tokens, progress=bar.update)
+        bar.update(len(rows) - bar.n)  # all at once where the cache had it
+    check_tokenised(rows, result, tokenizer, max_tokens)
+    return result
+
+
+def origin_of(splits: Splits, device: Device, **models: str) -> dict[str, str]:
+    """Return what a run depends on besides its recipe, each as a version, a number or a fingerprint.
+
+    `models` are fingerprints of what it learns from or begins with, by role.
+    """
+    known = versions()
+    threads = {"threads": str(torch.get_num_threads())} if device == "cpu" else {}  # a GPU's sums know none
+    return {
+        **models,
+        **{f"data.{split}": digest for split, digest in splits.fingerprints.items()},
+        **{name: known[name] for name in TRAINED_WITH},
+        "device": device,
+        "processes": str(PartialState().num_processes),
+        **threads,
+    }
+
+
+def base_fingerprint(name: str, tokenizer: PreTrainedTokenizerBase, *, pretrained: bool = True) -> str:
+    """Return a SHA-256 of the model that a run begins with: configuration, tokenizer and, if `pretrained`, weights."""
+    parts = [config_fingerprint(name), tokenizer_fingerprint(tokenizer)]
+    parts += [weights_fingerprint(name)] if pretrained else []
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def repeatable(device: Device, processors: Sequence[str]) -> str:
+    """Return in words whether the run's recipe.yaml gives the same bytes again, and under which conditions."""
+    if device == "cuda":
+        return NOT_ON_A_GPU
+    if len(processors) > 1:
+        return f"not to the byte: it was trained on more than one kind of CPU ({', '.join(processors)})"
+    return (
+        "the same bytes from recipe.yaml, which says the precision, on the same versions, kind of CPU and numbers of "
+        "threads and processes"
+    )
+
+
+def fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Dataset,
+    splits: Splits,
+    recipe: Recipe,
+    settings: Stage,
+    folder: RunFolder,
+    arguments: TrainingArguments,
+    precision: str,
+    clock: Clock,
+    *,
+    origin: Mapping[str, str],
+    resume: bool,
+    overwrite: bool,
+    device: Device,
+    role: str,
+    parents: dict[str, Any],
+    trainer_class: type[ClassificationTrainer] = ClassificationTrainer,
+    **loss_settings: Any,
+) -> RunFolder:
+    """Train `model` on the tokenised `train_rows` and write the run folder, the manifest last.
+
+    Checkpoint and temperature are chosen on validation. Of several ranks all train and answer, each its share, and the
+    first writes; they return together, once the folder is whole. `precision` is the reason for what the arguments train
+    in, `clock` has timed what came before, `origin` is what the run depends on (see `origin_of`), `loss_settings` are
+    what `trainer_class` wants beside Trainer's own.
+    """
+    max_tokens = recipe.data.max_tokens
+    check_steps(arguments, len(train_rows), "teacher" if role == "teacher" else "student")
+    transfer = f" and {len(train_rows) - len(splits.train)} transfer" if len(train_rows) > len(splits.train) else ""
+    log.info(
+        "%s: %.1f M parameters on %s; %s; %d train%s, %d validation, %d test texts",
+        role, parameter_count(model) / 1e6, device, precision, len(splits.train), transfer, len(splits.validation),
+        len(splits.test),
+    )  # fmt: skip
+    stage = "teacher" if role == "teacher" else "student"
+    name_units(model, arguments, stage)
+    check_shared_memory(arguments, max_tokens, stage)
+    with clock("tokenising"):
+        validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
+    state = PartialState()
+    place = RunFolder(folder.place)
+    with hold(place.path) if state.is_main_process else contextlib.nullcontext():
+        with state.main_process_first():
+            if state.is_main_process:
+                # Only now that nothing of the user's can be wrong.
+                folder.start(recipe, origin, resume=resume, overwrite=overwrite)
+                if folder != place:
+                    log.info("%s: the finished run in %s stays until this one has finished", role, place.path)
+        checkpoint = _to_go_on_from(folder, role) if resume else None
+        training = train(
+            trainer_class,
+            model,
+            tokenizer,
+            train_rows,
+            validation_rows,
+            arguments,
+            folder,
+            padding=recipe.data.padding,
+            max_tokens=max_tokens,
+            device=device,
+            early_stopping_patience=settings.early_stopping_patience,
+            checkpoint=checkpoint,
+            title=role,
+            **loss_settings,
+        )
+        model = whole(model)
+        for warning in training["warnings"]:
+            log.warning("%s: %s", role, warning)
+        if training["stopped_early"]:
+            log.info("%s: %s", role, early_stop_in_words(training))
+        if "teacher_seconds" in training:
+            log.info(
+                "%s: the teacher took %.0f %% of the time",
+                role,
+                100 * training["teacher_seconds"] / training["seconds"],
+            )
+        tokenizer.model_max_length = max_tokens  # whoever loads the folder cuts texts where training did
+        classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
+        calibration = None
+        if settings.calibrate:
+            with clock("calibration"):
+                calibration = _calibrate(classifier, model, splits.validation, role)
+        with clock("test"):
+            test_logits = _logits(classifier, splits.test, f"{role}: test")
+        gold_labels = np.asarray(splits.test["label"][:])
+        test = figures(test_logits, gold_labels)
+        faults = faults_of_answers(test_logits, gold_labels, splits.label_names)
+        if not state.is_main_process:
+            state.wait_for_everyone()
+            return place
+        model.save_pretrained(folder.path)
+        tokenizer.save_pretrained(folder.path)
+        write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits)
+        metrics = {
+            "test": test,
+            "warnings": faults,
+            "training": {**training, **clock.as_figures()},
+            **({"calibration": calibration} if calibration else {}),
+        }
+        write_json(folder.metrics, metrics)
+        curve = training_curve(role, folder.read_log(), selected_step(training))
+        plots.save_png(plots.learning_curves([curve]), folder.learning_curve)
+        sizes = {name: len(rows) for name in SPLITS if (rows := getattr(splits, name)) is not None}
+        if folder.owns_card:
+            write_text(
+                folder.card,
+                card(
+                    place.path.absolute().name, role, recipe, metrics, architecture=type(model).__name__,
+                    parameters=parameter_count(model), label_names=splits.label_names, sizes=sizes, parents=parents,
+                ),
+            )  # fmt: skip
+        folder.finish(
+            {
+                "role": role,
+                "finished": now(),
+                "versions": versions(),
+                "hardware": describe_hardware(),
+                "device": device,
+                "precision": precision,
+                "repeatable": repeatable(device, folder.processors),
+                "threads": torch.get_num_threads(),
+                "processes": state.num_processes,
+                "sharded": bool(arguments.fsdp),
+                "seed": arguments.seed,
+                "labels": list(splits.label_names),
+                "data": splits.fingerprints,
+                "leaks_dropped": dict(splits.leaks),
+                "weights": weights_fingerprint(str(folder.path)),
+                "parents": parents,
+                "training_arguments": {
+                    **{k: v for k, v in arguments.to_sanitized_dict().items() if "token" not in k},
+                    "output_dir": str(place.checkpoints.absolute()),
+                },
+            },
+        )
+        log.info(
+            "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
+            role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], place.path,
+        )  # fmt: skip
+        for fault in faults:  # last, so that they are not overlooked
+            log.warning("%s: %s", role, fault)
+        state.wait_for_everyone()
+        return place
+
+
+def _to_go_on_from(folder: RunFolder, role: str) -> Path | None:
+    """The checkpoint that all ranks go on from; the first looks for it, since disks may differ in what they show."""
+    found: list[Any] = [None]
+    if PartialState().is_main_process:
+        checkpoint = folder.last_checkpoint()
+        found = [checkpoint.name if checkpoint else None]
+        if checkpoint:
+            log.info("%s: goes on from %s", role, checkpoint.name)
+        elif any(folder.checkpoints.glob("checkpoint-*")):
+            log.warning("%s: no checkpoint is whole, so training starts from the beginning", role)
+    (name,) = broadcast_object_list(found)
+    return folder.checkpoints / name if name else None
+
+
+def _logits(classifier: Classifier, rows: Dataset, title: str) -> np.ndarray:
+    """The classifier's logits on `rows`, (texts, classes); several ranks share the work, and each has the whole."""
+    state = PartialState()
+    own = rows["text"][state.process_index :: state.num_processes]
+    with progress_line(title, len(own), "text") as bar:
+        answers = classifier.logits(own, progress=bar.update)
+    logits = np.empty((len(rows), answers.shape[1]), np.float32)
+    for rank, part in enumerate(gather_object([answers]) if state.num_processes > 1 else [answers]):
+        logits[rank :: state.num_processes] = part
+    return logits
+
+
+def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Dataset, role: str) -> dict[str, Any]:
+    """Keep the temperature in the model's configuration; return the `calibration` section of metrics.json."""
+    logits = _logits(classifier, validation, f"{role}: calibration")
+    found = calibrate(logits, np.asarray(validation["label"][:]))
+    setattr(model.config, CONFIG_KEY, found.temperature)
+    if found.refused:
+        log.warning("%s: not calibrated: a temperature of %.2f is not applied: %s", role, found.fitted, found.refused)
+    else:
+        log.info(
+            "%s: temperature %.2f (on validation texts that it was not fitted on: log loss %.4f -> %.4f; calibration "
+            "error %.3f -> %.3f)",
+            role, found.temperature, found.log_loss_before, found.log_loss, found.ece_before, found.ece,
+        )  # fmt: skip
+    return {
+        "temperature": found.temperature,
+        "fitted_temperature": found.fitted,
+        "refused": found.refused,
+        "validation_ece_before": found.ece_before,
+        "validation_ece": found.ece,
+        "validation_log_loss_before": found.log_loss_before,
+        "validation_log_loss": found.log_loss,
+    }
+
+
+def already_finished(
+    folder: RunFolder, recipe: Recipe, role: str, teachers: Sequence[str] = (), *, student: RunFolder | None = None
+) -> bool:
+    """Say whether the run to resume in `folder` has finished, with this recipe, these teachers and these texts.
+
+    Raises `FolderError`, which names what differs, if it finished with others, or as another `role` than this one.
+    `student` is whom a control belongs to.
+    """
+    if folder.next.is_finished:
+        folder.settle()
+    if not folder.is_finished or folder.is_being_replaced:
+        return False
+    manifest = folder.read_manifest()
+    if manifest["role"] != role:
+        raise FolderError(f"{folder.path}: holds a finished {manifest['role']}, not a {role}", hint="--output DIR")
+    finished_with(folder, recipe, teachers, lambda: shared_splits(recipe).fingerprints, student=student)
+    log.info("%s: has finished with this recipe, so there is nothing to resume (%s)", role, folder.path)
+    return True
+
+
+def finished_with(
+    folder: RunFolder,
+    recipe: Recipe,
+    teachers: Sequence[str],
+    data: Callable[[], Mapping[str, str]],
+    *,
+    student: RunFolder | None = None,
+) -> bool:
+    """Say that a finished run had the same data, stages and teachers; raise if not, rather than mix two runs.
+
+    `data` gives the fingerprints of the recipe's splits as they are now. `student` is whom a control belongs to, by
+    default the run beside it.
+    """
+    found, manifest = load_recipe(folder.recipe), folder.read_manifest()
+    wanted = as_settled(with_absolute_paths(recipe), found)
+    role, parents = manifest["role"], manifest["parents"]
+    for path in (folder.path, *map(Path, teachers if role == "student" else ())):
+        check_whole(path, ANSWERING)
+    for section in ("data", "teacher") if role == "teacher" else ("data", "student"):
+        differing = differences(*(_what_matters(getattr(one, section)) for one in (wanted, found)))
+        if differing:
+            problem = f"{folder.path}: finished with another recipe"
+            raise FolderError(
+                *(f"{problem}: {section}.{key}: {values}" for key, values in differing.items()),
+                hint="--overwrite to redo it, or --output for another folder",
+            )
+    there = manifest["data"]
+    changed = [split for split, digest in data().items() if there.get(split) != digest]
+    if changed:
+        raise FolderError(
+            *(f"{folder.path}: finished with other data: texts or labels of {split} have changed" for split in changed),
+            hint="--overwrite to redo it, or --output for another folder",
+        )
+    if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:
+        raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
+    if role == "control" and parents["student_weights"] != _weights_in(
+        student.path if student else folder.path.parent / "student"
+    ):
+        raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
+    return True
+
+
+def _what_matters(section: Any) -> Any:
+    """A section without what changes nothing in the run itself: where it went, and whether a control follows it."""
+    return section.model_copy(update={"output": "", "control": False}) if isinstance(section, Stage) else section
+
+
+def _weights_in(folder: Path) -> str:
+    return RunFolder(folder).read_manifest()["weights"]

@@ -1,0 +1,155 @@
+"""transformers' Trainer as a classifier is trained on its labels."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import Trainer
+
+from distill.training.embeddings import summed_by_row
+from distill.training.micro_batches import PARTS, parts_of
+from distill.training.sampling import SimilarLengths
+from distill.training.shards import settle
+from distill.training.throughput import Throughput
+
+
+class ClassificationTrainer(Trainer):
+    """Cross-entropy on gold labels, averaged over the examples of a step however they are cut into batches."""
+
+    loss_is_scheduled = False
+    reads_all_tokens = False  # of the last layer's output; the classification head reads the first
+    throughput: Throughput  # which `train` makes, once it is known what a text costs
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # Tells Trainer to count the examples of all accumulated batches, and not to divide the loss once more.
+        self.model_accepts_loss_kwargs = True
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the Accelerator as Trainer does, one that shards wherever the arguments say so."""
+        super().create_accelerator_and_postprocess()
+        settle(self)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as Trainer does; with shards too, whose first file comes later, into a folder that is there."""
+        # Trainer looks for it right after, and misses the best checkpoint where it is not.
+        if self.is_fsdp_enabled and output_dir:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+        super().save_model(output_dir, _internal_call)
+
+    def finish(self) -> dict[str, Any]:
+        """Take away what training alone needed; return figures of its own for metrics.json."""
+        return {}
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
+        """Return Trainer's loader, drawing its workers' seeds from a generator of its own."""
+        return _with_own_generator(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader[Any]:
+        """Return Trainer's loader, drawing its workers' seeds from a generator of its own."""
+        return _with_own_generator(super().get_eval_dataloader(eval_dataset))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        ranks, accumulated = self.args.world_size, self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SimilarLengths(rows["length"][:], self.args.train_batch_size * accumulated * ranks, seed)
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Compute loss and gradients of a batch part by part; return the loss."""
+        *others, last = parts_of(inputs)
+        losses = []
+        with self._lookups(inputs):
+            for part in others:
+                with self.accelerator.no_sync(model):  # ranks cut differently, and meet once
+                    losses.append(super().training_step(model, part, num_items_in_batch))
+            return torch.stack([*losses, super().training_step(model, last, num_items_in_batch)]).sum()
+
+    def _lookups(self, inputs: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+        # On a GPU a table is written in microseconds; what cannot be cut (see `_part_tokens`) may not bear this either.
+        if self.args.device.type == "cpu" and PARTS in inputs and not self.args.torch_compile:
+            return summed_by_row(self.model)
+        return contextlib.nullcontext()
+
+    def training_losses(
+        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits (batch, classes) and the training loss of each example, shape (batch,)."""
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return logits, functional.cross_entropy(
+            logits.float(), inputs["labels"], reduction="none", label_smoothing=self.args.label_smoothing_factor
+        )
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean loss of the step's examples; in evaluation the plain cross-entropy, which students share."""
+        if model.training:
+            self.throughput.add(inputs["attention_mask"])
+            logits, losses = self.training_losses(model, inputs)
+        else:
+            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            losses = functional.cross_entropy(logits.float(), inputs["labels"], reduction="none")
+        if num_items_in_batch is None or not model.training:
+            loss = losses.mean()
+        else:
+            loss = losses.sum() / num_items_in_batch
+            if self.args.average_tokens_across_devices:  # the count is of all ranks, and DDP averages over them
+                loss = loss * self.accelerator.num_processes
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as Trainer does, on a clock of its own."""
+        with self.throughput.evaluating():
+            return super().evaluate(*args, **kwargs)
+
+
+def _with_own_generator(loader: Any) -> Any:
+    """A loader draws when its workers start, in a resumed run at another time: what dropout draws must not move."""
+    for one in (loader, getattr(loader, "base_dataloader", loader)):  # accelerate's is a shell around torch's
+        one.generator = torch.Generator().manual_seed(0)
+        if one.num_workers and not isinstance(one.worker_init_fn, _Unsignalled):
+            one.worker_init_fn = _Unsignalled(one.worker_init_fn)
+    return loader
+
+
+class _Unsignalled:
+    """What a worker of a loader does first: it leaves the signals of its process group to the process that trains.
+
+    Who stops a run sends them to all of its processes; a worker that died of one would take the step with it, and the
+    checkpoint.
+    """
+
+    def __init__(self, then: Callable[[int], object] | None):
+        self.then = then
+
+    def __call__(self, number: int) -> None:
+        if self.then:
+            self.then(number)
+        for name in ("SIGINT", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        if hasattr(signal, "sigwaitinfo"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_end_for_parent, daemon=True).start()
+
+
+def _end_for_parent() -> None:
+    # The process that trains ends its workers with the same signal, if an error has left it no other way.
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
+            os._exit(0)
