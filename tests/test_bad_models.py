@@ -619,6 +619,11 @@ def sealed_link(folder):
     linked_out(WEIGHTS)(folder)
 
 
+def linked_shard(folder):
+    indexed(**dict.fromkeys(load_file(folder / WEIGHTS), "a.safetensors"))(folder)
+    (folder / "a.safetensors").symlink_to(folder.parent / "elsewhere.safetensors")
+
+
 def outside_weights(location):
     """A graph whose weights lie in the file `location`."""
 
@@ -690,6 +695,7 @@ STRANGERS = {
     "other tokenizers elsewhere": (
         harmful_code(tokenizer_config={"fast_tokenizer_files": ["../tokenizer.4.0.json"]}), "_tokenizer_files: names",
     ),
+    "a shard that is a link": (linked_shard, "a.safetensors is a link to a file outside its folder"),
     "a graph with weights elsewhere": (outside_weights("../secret"), "ONNX Runtime cannot load it"),
     "a graph with weights behind a link": (outside_weights("link"), "ONNX Runtime cannot load it"),
     "a graph with a device for weights": (outside_weights("/dev/zero"), "ONNX Runtime cannot load it"),

@@ -176,6 +176,18 @@ REFUSED = {
     "quotes that swallow one row": (
         lambda t, c, i: f"{chr(34) * (i == 10)}{t}{chr(34) * (i == 11)},{c}", None, {}, "line 12: a quote opens",
     ),
+    "quotes that swallow a row whose label is written otherwise": (
+        lambda t, c, i: f"{chr(34) * (i == 10)}{t}{chr(34) * (i == 11)},{c.title() if i == 10 else c}", None, {},
+        "line 12: a quote opens",
+    ),
+    "quotes that swallow a row before an empty column": (
+        lambda t, c, i: f"{chr(34) * (i == 10)}{t}{chr(34) * (i == 11)},{c},", None, {"head": "text,label,note"},
+        "line 12: a quote opens",
+    ),
+    "quotes that swallow a row before a column without two alike": (
+        lambda t, c, i: f"{chr(34) * (i == 10)}{t}{chr(34) * (i == 11)},{c},id{i}", None, {"head": "text,label,id"},
+        "line 12: a quote opens",
+    ),
     "quotes that swallow rows of all widths": (
         lambda t, c, i: f"{chr(34) * (i == 10)}{t}{chr(34) * (i == 20)},{c}{',' * (i == 13)}{chr(10) * (i == 15)}",
         None, {}, "line 12: a quote opens a field here that runs on for 12 lines",

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distill.errors import DataError, one_line
+from distill.recipe.labels import WHOLE, label_key
 
 ROWS_AT_ONCE = 1_000
 FEW_ROWS = 16  # if each may be as long as the one before, and take a few bytes in the file
@@ -137,37 +138,39 @@ def _csv_rows(file: IO[str], table: TableFile) -> Iterator[Row]:
 class _Swallowed:
     """Watches for rows that a stray quote has swallowed: one opens a field, and another closes it some rows below.
 
-    Such a field's lines are rows, so they end with a value of the last column (or, if the texts stand there, begin with
-    one of the first) that other rows have too: with a label, mostly. The lines of a text do not.
+    Such a field's lines are rows, so behind the text (or, if it stands last, before it) they have a value that other
+    rows have in that column: a label, mostly. The lines of a text do not.
     """
 
     def __init__(self, table: TableFile, text: int, width: int):
         self.table, self.text = table, text
-        self.edge = None if width == 1 else 0 if text == width - 1 else width - 1
-        self.known: set[str] = set()
-        self.suspects: list[tuple[int, int, list[str]]] = []
+        self.is_last = text == width - 1
+        self.others = range(text) if self.is_last else range(text + 1, width)
+        self.known: dict[int, set[str]] = {column: set() for column in self.others}
+        self.written: dict[int, set[str]] = {column: set() for column in self.others}
+        self.suspects: list[tuple[int, int, list[list[tuple[int, str]]]]] = []
         self.long, self.first_long = 0, 0
 
     def see(self, row: Sequence[str], line: int, lines: int) -> None:
         """Look at a row that runs over so many lines."""
         if lines > MANY_LINES:
             self.long, self.first_long = self.long + 1, self.first_long or line
-        if self.edge is None:
-            return
         if lines == 1:
-            if len(self.known) < MOST_KNOWN:
-                self.known.add(row[self.edge])
+            for column, written in self.written.items():
+                if row[column] not in written and len(written) < MOST_KNOWN:
+                    written.add(row[column])
+                    self.known[column].add(_alike(row[column]))
             return
         inner = row[self.text].splitlines()
-        inner = inner[1:] if self.edge == 0 else inner[:-1]
-        edges = [self._edge_of(one) for one in inner if one.strip()]
-        if edges:
-            self.suspects.append((line, lines, edges))
+        inner = inner[1:] if self.is_last else inner[:-1]
+        values = [self._values_of(one) for one in inner if one.strip()]
+        if values:
+            self.suspects.append((line, lines, values))
 
     def end(self) -> None:
         """Raise `DataError` for the first field that holds rows, and note fields that run over many lines."""
-        for line, lines, edges in self.suspects:
-            if 2 * sum(edge in self.known for edge in edges) >= len(edges):
+        for line, lines, values in self.suspects:
+            if 2 * sum(map(self._is_row, values)) >= len(values):
                 raise DataError(
                     f"{self.table.place}: line {line}: a quote opens a field here that runs on for {lines} lines and "
                     'swallows the rows below; put the text in quotes and write each quote within it twice ("")'
@@ -178,13 +181,28 @@ class _Swallowed:
                 f"{self.first_long}; see whether a stray quote opens a field there and swallows the rows below"
             )
 
-    def _edge_of(self, line: str) -> str:
-        separator = self.table.separator
-        if self.edge == 0:
-            edge, found, _ = line.partition(separator)
-        else:
-            _, found, edge = line.rstrip(separator + " ").rpartition(separator)
-        return edge.strip('"')[:LONGEST_EDGE] if found else ""
+    def _values_of(self, line: str) -> list[tuple[int, str]]:
+        """What a line would hold in the other columns, if it were a row; also without separators at its end."""
+        separator, count, found = self.table.separator, len(self.others), []
+        for one in {line, line.rstrip(separator + " ")}:
+            parts = one.split(separator)
+            if len(parts) > count:
+                found += zip(self.others, parts[:count] if self.is_last else parts[-count:], strict=True)
+        return [(column, part.strip('"')) for column, part in found]
+
+    def _is_row(self, values: Sequence[tuple[int, str]]) -> bool:
+        # In prose a space follows a comma, so a value with one is a value only if others are written with it too.
+        return any(
+            value.strip() and (value in self.written[column] if value[0].isspace() else _alike(value) in known)
+            for column, value in values
+            if (known := self.known[column])
+        )
+
+
+def _alike(value: str) -> str:
+    """What two values share that are one label (see labels), or begin alike if they are long."""
+    key = label_key(value[:LONGEST_EDGE])
+    return found[1] if (found := WHOLE.fullmatch(key)) else key
 
 
 def _csv_records(reader: Any, table: TableFile) -> Iterator[tuple[int, list[str]]]:

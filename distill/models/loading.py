@@ -39,6 +39,7 @@ from distill.models.strangers import (
     within,
 )
 from distill.storage.checksums import ANSWERING, check_whole
+from distill.storage.files import lies_in
 from distill.storage.hub import ask_hub
 
 # These number positions from pad_token_id + 1 (fairseq's habit), so the rows of the position table before are unused.
@@ -453,8 +454,16 @@ def shards_of(index: Path) -> list[Path]:
     shards = _shard_names(index)
     for shard in shards:
         if not (index.parent / shard).is_file():
-            raise ModelError(f"{index}: {shard} is not there; half downloaded?")
+            raise ModelError(f"{index}: {shard} is not there, or no regular file; half downloaded?")
+        if not _is_in(index.parent / shard, index.parent):
+            raise ModelError(f"{index}: {shard} is a link to a file outside its folder")
     return [index.parent / shard for shard in shards]
+
+
+def _is_in(file: Path, folder: Path) -> bool:
+    # A hub's cache keeps the files of all revisions in one place, and of a revision links to them.
+    blobs = folder.parent.parent / "blobs"
+    return lies_in(file, folder) or (folder.parent.name == "snapshots" and lies_in(file, blobs))
 
 
 def _shard_names(index: Path) -> list[str]:
