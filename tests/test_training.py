@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import re
 import signal
@@ -185,6 +186,15 @@ class Stop(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
+TIMES = ("runtime", "per_second")
+
+
+def log_of(folder):
+    """What a run has logged, without what a clock has said."""
+    entries = [json.loads(line) for line in folder.metrics_log.read_text().splitlines()]
+    return [{name: value for name, value in one.items() if not name.endswith(TIMES)} for one in entries]
+
+
 @pytest.mark.parametrize(
     ("step", "number", "sampling"),
     [(13, signal.SIGINT, "random"), (9, signal.SIGTERM, "random"), (13, signal.SIGTERM, "group_by_length")],
@@ -199,10 +209,10 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, splits,
     training = {
         "num_train_epochs": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 16, "eval_strategy": "epoch",
         "save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy",
-        "train_sampling_strategy": sampling,
+        "train_sampling_strategy": sampling, "logging_steps": 2,
     }  # fmt: skip
     torch.manual_seed(0)
-    whole, _ = run(RunFolder(tmp_path / "whole"), splits, model_folder, training, model=fresh())
+    whole, figures = run(RunFolder(tmp_path / "whole"), splits, model_folder, training, model=fresh())
 
     folder = RunFolder(tmp_path / "stopped")
 
@@ -219,10 +229,32 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, splits,
     assert not folder.is_finished
     checkpoint = folder.checkpoints / f"checkpoint-{step}"
     assert checkpoint.is_dir()
-    resumed, _ = run(folder, splits, model_folder, training, model=fresh(), checkpoint=checkpoint)
+    resumed, found = run(folder, splits, model_folder, training, model=fresh(), checkpoint=checkpoint)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert folder.metrics_log.read_text().count("eval_accuracy") == 3
+    assert log_of(folder) == log_of(RunFolder(tmp_path / "whole"))
+    assert found["padding_fraction"] == figures["padding_fraction"] and found["steps"] == figures["steps"]
+    assert found["seconds"] > found["evaluation_seconds"] > 0
+
+
+@pytest.mark.parametrize("ends_by", ["max_steps", "early stopping"])
+def test_a_run_that_goes_on_from_its_last_checkpoint_trains_no_further(ends_by, tmp_path, splits, tiny_bert):
+    """Killed while its best weights were read, or after: in the middle of an epoch, or where patience had run out."""
+    training = {
+        "learning_rate": 0.0 if ends_by == "early stopping" else 3e-3, "per_device_train_batch_size": 16,
+        "lr_scheduler_type": "constant", "eval_strategy": "steps", "eval_steps": 4, "save_steps": 4,
+        "logging_steps": 3, "metric_for_best_model": "accuracy",
+    }  # fmt: skip
+    patience = 2 if ends_by == "early stopping" else None
+    training |= {"load_best_model_at_end": bool(patience), "max_steps": 100 if patience else 12}
+    folder = RunFolder(tmp_path)
+    model, figures = run(folder, splits, tiny_bert, training, patience=patience)
+    log, last = log_of(folder), folder.checkpoints / f"checkpoint-{figures['steps']}"
+    resumed, found = run(folder, splits, tiny_bert, training, patience=patience, checkpoint=last)
+    assert found["steps"] == figures["steps"] == 12 and log_of(folder) == log
+    assert all(map(torch.equal, model.state_dict().values(), resumed.state_dict().values()))
+    assert found["samples_per_second"] > 0 and found["stopped_early"] == figures["stopped_early"]
 
 
 def test_a_signal_after_the_last_checkpoint_is_not_lost(tmp_path, splits, tiny_bert):

@@ -37,6 +37,7 @@ class DistillationTrainer(ClassificationTrainer):
     ):
         super().__init__(*args, **kwargs)
         self.teacher_weights = teacher_weights
+        self.earlier_teacher_seconds = 0.0
         self.learn_by(loss, online)
 
     def learn_by(self, loss: Loss, online: OnlineTeacher | None) -> None:
@@ -95,7 +96,19 @@ class DistillationTrainer(ClassificationTrainer):
         if self.online is None:
             return {}
         self.online.close()
-        return {"teacher_seconds": self.online.seconds()}
+        return {"teacher_seconds": self._teacher_seconds()}
+
+    def totals(self) -> dict[str, float]:
+        """Return also how long the teacher has run."""
+        return {**super().totals(), "teacher_seconds": self._teacher_seconds()}
+
+    def go_on_from(self, totals: Mapping[str, float]) -> None:
+        """Count the teacher's seconds from a checkpoint too."""
+        super().go_on_from(totals)
+        self.earlier_teacher_seconds = totals["teacher_seconds"]
+
+    def _teacher_seconds(self) -> float:
+        return self.earlier_teacher_seconds + (self.online.seconds() if self.online else 0.0)
 
     def _autocast_dtype(self) -> torch.dtype | None:
         return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None

@@ -454,7 +454,7 @@ def shards_of(index: Path) -> list[Path]:
     shards = _shard_names(index)
     for shard in shards:
         if not (index.parent / shard).is_file():
-            raise ModelError(f"{index}: {shard} is not there, or no regular file; half downloaded?")
+            raise ModelError(f"{index}: {shard} is not there; half downloaded?")
         if not _is_in(index.parent / shard, index.parent):
             raise ModelError(f"{index}: {shard} is a link to a file outside its folder")
     return [index.parent / shard for shard in shards]

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import distributed
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
@@ -23,10 +24,12 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from distill.errors import Interrupted, TrainingError
 from distill.machine.progress import progress_line
-from distill.storage.files import write_text
-from distill.storage.run_folder import RunFolder
+from distill.storage.files import read_json, write_json, write_text
+from distill.storage.run_folder import RunFolder, checked
+from distill.training.trainer import ClassificationTrainer
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+TOTALS = "totals.json"  # in a checkpoint
 TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
 
 
@@ -129,8 +132,38 @@ class LogFile(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Rewrite the file: a few hundred lines at most, and never half of one."""
+        if state.is_world_process_zero:  # sorted, as entries come back from a checkpoint
+            write_text(self.path, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in state.log_history))
+
+
+class KeepTotals(TrainerCallback):
+    """Keeps in each checkpoint what Trainer's lacks (see ClassificationTrainer.totals), of every rank.
+
+    A run that goes on from one ends with the log and the figures of the run that nobody stopped. If the checkpoint was
+    that of the last step, nothing is trained on.
+    """
+
+    def __init__(self, resumed: Path | None):
+        self.resumed = resumed
+        self.trainer: ClassificationTrainer | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Go on from the totals of the checkpoint."""
+        if self.resumed is None or self.trainer is None:
+            return
+        kept = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+        control.should_training_stop = bool(kept.get("should_training_stop"))
+        if (self.resumed / TOTALS).is_file():
+            totals = checked(list[dict[str, float]], read_json(self.resumed / TOTALS), str(self.resumed / TOTALS))
+            self.trainer.go_on_from(totals[PartialState().process_index])
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write the totals into the checkpoint that Trainer has just written."""
+        if self.trainer is None:
+            return
+        totals = gather_object([self.trainer.totals()])
         if state.is_world_process_zero:
-            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+            write_json(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / TOTALS, totals)
 
 
 class SealCheckpoints(TrainerCallback):

@@ -34,7 +34,7 @@ from transformers.integrations.integration_utils import (
 from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
-from distill.errors import FolderError, Interrupted, RecipeError
+from distill.errors import FolderError, Interrupted, RecipeError, TrainingError, one_line
 from distill.machine.devices import (
     Device,
     GpuWatch,
@@ -52,7 +52,14 @@ from distill.models.first_token import LastLayer, first_token_only, last_layer
 from distill.recipe.schema import PRECISION, Recipe, with_precision
 from distill.storage.files import room_for
 from distill.storage.run_folder import RunFolder
-from distill.training.callbacks import LogFile, ProgressLine, SealCheckpoints, StopOnDivergence, StopOnSignal
+from distill.training.callbacks import (
+    KeepTotals,
+    LogFile,
+    ProgressLine,
+    SealCheckpoints,
+    StopOnDivergence,
+    StopOnSignal,
+)
 from distill.training.micro_batches import PART_TOKENS, Collator
 from distill.training.shards import check_launch
 from distill.training.throughput import Throughput, forward_flops, peak_flops
@@ -326,12 +333,13 @@ def train(
     """Train `model` in place, ending with the checkpoint that did best on validation; return the training figures.
 
     Rows are tokenised (see data.tokenise). Checkpoints and the log go to `folder`; `checkpoint` is one to go on
-    from, and then the figures count from there. Raises `Interrupted` on SIGINT or SIGTERM, after the running
+    from, whose times and counts are added to. Raises `Interrupted` on SIGINT or SIGTERM, after the running
     step and a checkpoint, and `TrainingError` where the loss diverges.
     """
     callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log)]
     kept, arguments.save_total_limit = arguments.save_total_limit, None
-    callbacks.append(SealCheckpoints(kept, folder, checkpoint))
+    totals = KeepTotals(checkpoint)
+    callbacks += [totals, SealCheckpoints(kept, folder, checkpoint)]
     layer = last_layer(model)
     if layer is not None and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # these architectures use them all; looking costs time
@@ -348,14 +356,21 @@ def train(
         max_tokens=max_tokens, title=title, callbacks=callbacks, model=model, **loss_settings,
     )  # fmt: skip
     trainer.throughput = throughput_of(model, trainer, device)
+    totals.trainer = trainer
     line = watch(trainer, title)
     gpu, stop = GpuWatch(device), StopOnSignal(trainer)
     try:
         with stop, narrowed(trainer, layer), room_for(folder.path), gpu:
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except RuntimeError as error:  # a worker that was just being started had no time to leave the signal to us
-        if stop.signal_number is None or "DataLoader worker" not in str(error):
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
             raise
+        if stop.signal_number is None:
+            problem = f"at step {trainer.state.global_step} a worker of the loader was killed: {one_line(error)}"
+            stage = "teacher" if title == "teacher" else "student"
+            hint = f"is there enough memory? --resume --set {stage}.training.dataloader_num_workers=0"
+            raise TrainingError(problem, hint=hint) from None
+        # A worker that was just being started had no time to leave the signal to us.
         where = f"stopped at step {trainer.state.global_step}, and the loader's workers with it"
         raise Interrupted(stop.signal_number, f"{where}; --resume goes on from the last checkpoint") from None
     except pickle.UnpicklingError as error:  # torch reads optimizer and random state as tensors alone
@@ -366,7 +381,7 @@ def train(
     finally:
         line.close()
     arguments.save_total_limit = kept
-    seconds = result.metrics["train_runtime"]
+    seconds = trainer.throughput.earlier + result.metrics["train_runtime"]
     if seconds > LONG_SECONDS:
         trainer.throughput.peak = max(trainer.throughput.peak, _peak(trainer, device))
     counts = torch.tensor(trainer.throughput.counts(), device=arguments.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,6 +21,7 @@ log = logging.getLogger("distill")
 PEAK_SIZE: dict[Device, int] = {"cpu": 1_024, "cuda": 8_192}  # wide enough for the peak, and done in a moment
 PEAK_CALLS = 12
 CHECKED_TOKENS = 32  # where what was counted must still hold
+COUNTED = ("texts", "positions", "tokens", "squares")
 FORWARD_AND_BACKWARD = 3  # a product's gradients are two more of its size
 
 
@@ -88,6 +89,20 @@ class Throughput:
         self.squares: torch.Tensor | int = 0
         self.started: float | None = None
         self.evaluation_seconds = 0.0
+        self.earlier = 0.0  # seconds before the checkpoint that training went on from
+
+    def totals(self) -> dict[str, float]:
+        """Return what was trained on so far, and in how long, for a checkpoint; see `go_on_from`."""
+        counts = dict(zip(COUNTED, self.counts(), strict=True))
+        return {**counts, "seconds": self._seconds(), "evaluation_seconds": self.evaluation_seconds}
+
+    def go_on_from(self, totals: Mapping[str, float]) -> None:
+        """Count from the `totals` of a checkpoint."""
+        self.texts, self.positions, self.tokens, self.squares = (int(totals[name]) for name in COUNTED)
+        self.earlier, self.evaluation_seconds = totals["seconds"], totals["evaluation_seconds"]
+
+    def _seconds(self) -> float:
+        return self.earlier + (time.perf_counter() - self.started if self.started is not None else 0.0)
 
     def add(self, attention_mask: torch.Tensor) -> None:
         """Count a batch, by its mask of shape (batch, tokens)."""
@@ -145,7 +160,7 @@ class Throughput:
         """Return the figures of this rank so far, for a line on the screen."""
         if self.started is None:
             return {}
-        seconds = time.perf_counter() - self.started
+        seconds = self._seconds()
         found = self.figures(seconds, self.counts(), ranks=1)
         trained = seconds - self.evaluation_seconds
         memory = peak_memory_bytes(self.device)

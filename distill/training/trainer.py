@@ -49,6 +49,32 @@ class ClassificationTrainer(Trainer):
         """Take away what training alone needed; return figures of its own for metrics.json."""
         return {}
 
+    def totals(self) -> dict[str, float]:
+        """Return what Trainer's checkpoints lack: sums of losses, what was trained on so far, and in how long."""
+        losses = {"unlogged_loss": float(self._tr_loss), "logged_loss": self._total_loss_scalar}
+        return {**losses, "logged_at": self._globalstep_last_logged, **self.throughput.totals()}
+
+    def go_on_from(self, totals: Mapping[str, float]) -> None:
+        """Count from the `totals` of a checkpoint, so that log and figures are those of the whole run."""
+        self._tr_loss += totals["unlogged_loss"]
+        self._total_loss_scalar, self._globalstep_last_logged = totals["logged_loss"], int(totals["logged_at"])
+        self.throughput.go_on_from(totals)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as Trainer does; at the end of a run that went on from a checkpoint, what the whole of it was."""
+        earlier, step = self.throughput.earlier, self.state.global_step
+        if "train_loss" in logs and earlier:
+            seconds = earlier + logs["train_runtime"]
+            texts = self.throughput.texts * self.args.world_size
+            rates = {"train_steps_per_second": step / seconds, "train_samples_per_second": texts / seconds}
+            logs = {**logs, **rates, "train_runtime": seconds, "train_loss": self._total_loss_scalar / step}
+        super().log(logs, start_time)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer looks whether training is over after a step, also where the checkpoint was that of the last one.
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
         """Return Trainer's loader, drawing its workers' seeds from a generator of its own."""
         return _with_own_generator(super().get_train_dataloader())
