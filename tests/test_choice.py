@@ -112,6 +112,9 @@ UNFIT = {
     "a student at the commonest class": (
         like("student", accuracy=0.5), (), None, None, "student", "it is no better than always giving", "distil it lon",
     ),
+    "a student that may answer by chance": (
+        like("student", chance_p_value=0.31), (), None, None, "student", "it may answer by chance (", "distil it lon",
+    ),
     "an export that luck put above": (
         like("student", "torch-fp32", accuracy=0.48), (), None, None, "student", NO_BETTER, "distil it longer",
     ),

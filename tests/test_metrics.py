@@ -9,6 +9,7 @@ from distill.measuring.metrics import (
     accuracy_interval,
     agreement,
     brier_score,
+    chance_p_value,
     commonest_share,
     compare_paired,
     faults_of_answers,
@@ -137,7 +138,7 @@ def test_agreement_looks_at_labels_not_at_logits():
 
 # Of each: gold labels, answers, and what is said of them.
 FAULTS = {
-    "a good classifier": ([0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 1, 1], []),
+    "a good classifier": ([0, 1, 2] * 5, [0, 1, 2] * 4 + [0, 1, 1], []),
     "one answer": ([0, 1, 2, 0, 1, 2], [1] * 6, ["answers b for every one of 6 test texts"]),
     "one answer, the commonest": ([0] * 5 + [1], [0] * 6, ["answers a for every one of 6 test texts"]),
     "no better than the commonest class": (
@@ -155,8 +156,11 @@ FAULTS = {
             "never answers c (of 1 test texts)",
         ],
     ),
-    "a class never answered": ([0, 1, 2, 2, 0, 1], [0, 1, 1, 0, 0, 1], ["never answers c (of 2 test texts)"]),
-    "a class without test texts": ([0, 1, 0, 1], [0, 1, 0, 1], []),
+    "a class never answered": ([0, 1, 2, 0, 1] * 3, [0, 1, 1, 0, 1] * 3, ["never answers c (of 3 test texts)"]),
+    "a class without test texts": ([0, 1] * 4, [0, 1] * 4, []),
+    "too few to tell": (
+        [0, 1, 0, 1], [0, 1, 0, 1], ["may answer by chance: nothing that 4 test texts can tell (p = 0.33)"],
+    ),
 }  # fmt: skip
 
 
@@ -174,6 +178,17 @@ def test_of_many_classes_that_are_never_answered_the_commonest_are_named():
         "never answers class 2 (of 9 test texts), class 3 (of 8 test texts), class 4 (of 7 test texts), class 5 (of 6 "
         "test texts), class 6 (of 5 test texts) and 3 classes more"
     ]
+
+
+def test_what_chance_answers_is_told_from_what_learned_a_rare_class():
+    rng = np.random.default_rng(0)
+    gold = (rng.random(1_000) < 0.02).astype(int)  # the commonest class alone has 98 %
+    learned = np.where(rng.random(1_000) < 0.01, 1 - gold, gold)
+    assert chance_p_value(learned, gold) < 1e-6
+    balanced = rng.integers(0, 3, 900)
+    values = [chance_p_value(rng.permutation(balanced), balanced) for _ in range(200)]
+    assert 0.01 <= np.mean(np.array(values) < 0.05) <= 0.1  # as a p-value is where nothing was learned
+    assert chance_p_value(balanced * 0, balanced) == chance_p_value(balanced, balanced * 0) == 1.0
 
 
 def test_the_commonest_class_has_its_share():

@@ -20,7 +20,7 @@ from distill.machine.devices import Device
 from distill.machine.progress import progress_line
 from distill.machine.timing import PAUSE_SECONDS, summarise, time_in_turn
 from distill.measuring.cascade import cascade_curve
-from distill.measuring.metrics import agreement, confusion, figures
+from distill.measuring.metrics import agreement, chance_p_value, confusion, figures
 from distill.models.calibration import reliability
 from distill.models.loading import align_labels, load_config, token_limit
 from distill.storage.checksums import ANSWERING, check_whole
@@ -45,6 +45,7 @@ class Measurement:
     """What was measured of one candidate; the fields are those of report.json.
 
     `classes_answered` is how many of the classes it gave as an answer: with 1, it answers the same whatever the text.
+    `chance_p_value` is that of its answers having nothing to do with the labels (see metrics.chance_p_value).
     """
 
     role: str
@@ -56,6 +57,7 @@ class Measurement:
     accuracy: float
     accuracy_ci95: list[float]
     classes_answered: int
+    chance_p_value: float
     macro_f1: float
     ece: float
     brier: float
@@ -139,6 +141,7 @@ def measure(
                 accuracy=found["accuracy"],
                 accuracy_ci95=found["accuracy_ci95"],
                 classes_answered=len(np.unique(logits[candidate].argmax(axis=1))),
+                chance_p_value=chance_p_value(logits[candidate].argmax(axis=1), gold_labels),
                 macro_f1=found["macro_f1"],
                 ece=found["ece"],
                 brier=found["brier"],

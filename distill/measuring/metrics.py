@@ -9,10 +9,11 @@ import datasets
 import evaluate
 import numpy as np
 from scipy.special import softmax
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, chi2_contingency, fisher_exact
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, roc_auc_score
 
 from distill.models.calibration import expected_calibration_error
+from distill.report.choice import SIGNIFICANT
 
 CLASSES_NAMED = 5  # in a sentence
 RESAMPLES = 10_000
@@ -129,6 +130,20 @@ def compare_paired(correct: np.ndarray, control_correct: np.ndarray, *, seed: in
     }
 
 
+def chance_p_value(answers: np.ndarray, gold_labels: np.ndarray) -> float:
+    """Return the p-value of `answers` having nothing to do with `gold_labels`, both classes of shape (examples,).
+
+    For two classes by Fisher's exact test, for more by the chi-squared test of independence; both by scipy. Unlike
+    accuracy it tells a model that learned a rare class from one that learned nothing. 1 if one class is all there is.
+    """
+    table = np.zeros((answers.max() + 1, gold_labels.max() + 1), int)
+    np.add.at(table, (answers, gold_labels), 1)
+    table = table[table.any(axis=1)][:, table.any(axis=0)]
+    if min(table.shape) < 2:
+        return 1.0
+    return float((fisher_exact if table.shape == (2, 2) else chi2_contingency)(table).pvalue)
+
+
 def commonest_share(gold_labels: np.ndarray) -> float:
     """Return the share of the commonest class among `gold_labels` (examples,): what answering it always would get."""
     return float(np.bincount(gold_labels).max() / len(gold_labels))
@@ -138,7 +153,8 @@ def faults_of_answers(logits: np.ndarray, gold_labels: np.ndarray, label_names: 
     """Return in words what is wrong with a classifier's answers as a whole; empty if nothing is.
 
     `logits` is (examples, classes), `gold_labels` (examples,). Said are: one answer for every text; an accuracy not
-    above the commonest class's share; classes that are never answered though test texts have them.
+    above the commonest class's share; answers that may be chance (p not below 0.05); classes that are never answered
+    though test texts have them.
     """
     answers, sizes = logits.argmax(axis=1), np.bincount(gold_labels, minlength=len(label_names))
     accuracy, commonest = float((answers == gold_labels).mean()), commonest_share(gold_labels)
@@ -152,6 +168,8 @@ def faults_of_answers(logits: np.ndarray, gold_labels: np.ndarray, label_names: 
             f"is no better than always answering the commonest class: test accuracy {accuracy:.4f}, which "
             f"{label_names[sizes.argmax()]} alone would give {commonest:.4f}"
         )
+    elif (p_value := chance_p_value(answers, gold_labels)) >= SIGNIFICANT:
+        said.append(f"may answer by chance: nothing that {len(answers)} test texts can tell (p = {p_value:.2f})")
     answered = np.bincount(answers, minlength=len(label_names))
     never = sorted(np.flatnonzero((answered == 0) & (sizes > 0)), key=lambda index: -sizes[index])
     if never:

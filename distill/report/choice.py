@@ -54,7 +54,8 @@ def choose(
     each with the folders of its `student` and `control`.
 
     Some models are never chosen, and not `nearest` either: a teacher or student that gives one answer for every test
-    text or is not above `commonest_share`, a student significantly below its control, and every export of these. They
+    text, is not above `commonest_share` or may answer by chance, a student significantly below its control, and every
+    export of these. They
     are in `unfit`, each with `role`, `model`, `folder`, `why` and `cure`, and `reason` begins with them.
 
     Of the others, without a budget, it is the student that is fastest at `shape`: its formats passed their proof on
@@ -83,7 +84,10 @@ def _choose(
     students = [row for row in measurements if row["role"] == "student"]
     if not shape:
         return {"model": None, "reason": "no shape fits every model"}
-    teacher = min(torch_teachers, key=lambda row: _p50(row, shape), default=None)
+    # The fastest that still is the teacher: in half precision a model can come apart.
+    best_bound = max((row["accuracy_ci95"][0] for row in torch_teachers), default=0.0)
+    able_teachers = [row for row in torch_teachers if row["accuracy_ci95"][1] >= best_bound]
+    teacher = min(able_teachers, key=lambda row: _p50(row, shape), default=None)
     if budget is None:
         if not students:
             return {"model": None, "reason": "no student was measured"}
@@ -155,6 +159,8 @@ def _faults(row: Row, commonest_share: float) -> list[str]:
         return [f"it gives one answer for every test text ({figures})"]
     if row["accuracy"] <= commonest_share:
         return [f"it is no better than always giving the commonest answer ({figures})"]
+    if row["chance_p_value"] >= SIGNIFICANT:
+        return [f"it may answer by chance ({figures}; {shown_p(row['chance_p_value'])})"]
     return []
 
 
