@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill.inference.classifier import Classifier, load
 
 __all__ = ["Classifier", "load"]
+
+# ONNX Runtime reports to its makers by default, from threads of its own, and asks when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

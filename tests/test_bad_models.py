@@ -13,7 +13,7 @@ from conftest import LABELS, check_refused, run, write_reviews
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 
-from distill.storage.checksums import seal
+from distill.storage.checksums import SEAL, seal
 
 WEIGHTS = "model.safetensors"
 
@@ -604,8 +604,14 @@ def linked_out(name):
 
 
 def sealed(**names):
-    """A checksums.json that says these digests of these names."""
-    return content("checksums.json", json.dumps(names).encode())
+    """A checksums.json that says these digests of these names, besides those of the files that are there."""
+
+    def change(folder):
+        seal(folder)
+        found = json.loads((folder / SEAL).read_text())
+        (folder / SEAL).write_text(json.dumps(names | found))
+
+    return change
 
 
 def sealed_pipe(folder):
@@ -615,7 +621,7 @@ def sealed_pipe(folder):
 
 
 def sealed_link(folder):
-    seal(folder, ("config.json", WEIGHTS))
+    seal(folder)
     linked_out(WEIGHTS)(folder)
 
 
@@ -661,6 +667,11 @@ STRANGERS = {
     "an inner layer wider than its weights": (config(intermediate_size=10**9), TOO_LARGE),
     "more positions than weights": (config(max_position_embeddings=10**12), TOO_LARGE),
     "more types than weights": (config(type_vocab_size=10**10), TOO_LARGE),
+    "fewer layers than weights": (config(num_hidden_layers=1), "hold layers that its config.json leaves out"),
+    "weights beside those that are vouched for": (
+        lambda folder: (seal(folder), content("model.onnx", b"x")(folder)), "model.onnx is not in checksums.json",
+    ),
+    "checksums of nothing": (content("checksums.json", b"{}"), "config.json is not in checksums.json: it came later"),
     "no types at all": (config(type_vocab_size=0), "its config.json makes a layer (Embedding) whose weight is empty"),
     "layers without a width": (config(intermediate_size=0), "makes a layer (Linear) whose weight is empty"),
     "more classes than can be named": (

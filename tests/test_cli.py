@@ -176,6 +176,22 @@ def test_a_finished_run_that_is_resumed_says_so_and_is_done(finished, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_a_finished_run_whose_base_has_changed_since_is_not_taken_for_done(finished, tmp_path, tiny_bert):
+    base = shutil.copytree(tiny_bert, tmp_path / "base")
+    command = ("teacher", finished[0] / "recipe.yaml", "--output", tmp_path / "teacher", "--resume")
+    command += ("--set", f"teacher.model={base}", "--set", "teacher.training.max_steps=2")
+    assert run(*command)[0] == 0
+    assert run(*command)[0] == 0
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(settings | {"hidden_dropout_prob": 0.3}))
+    code, _, err = run(*command)
+    assert code == 2 and f"began with another teacher.model: {base} has changed since" in err
+    shutil.rmtree(base)
+    (tmp_path / "teacher" / "predictions.parquet").unlink()
+    code, _, err = run(*command)
+    assert code == 2 and "predictions.parquet cannot be read" in err
+
+
 def test_a_finished_run_whose_texts_have_changed_since_is_not_taken_for_done(finished, tmp_path):
     folder, _, _ = finished
     manifest = folder / "out" / "teacher" / "manifest.json"

@@ -4,11 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import data_section
 
-pytestmark = pytest.mark.slow  # processes of their own, and retries
 TOKEN = "hf_thisIsNoTokenOfAnybody"
 # Every way of Python's to another machine, noted and refused. OpenVINO's and NNCF's telemetry go through it too.
 WATCHED = """
@@ -39,6 +39,16 @@ def watched(*arguments, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to count threads")
+def test_onnx_runtime_reports_to_nobody():
+    """Not seen in Python's sockets: it would report from a thread of its own, which is there or not."""
+    count = "import onnxruntime, os, time; time.sleep(0.5); print(len(os.listdir('/proc/self/task')))"
+    kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    silenced = subprocess.check_output([sys.executable, "-c", count], env=kept | {"ORT_DISABLE_TELEMETRY": "1"})
+    assert subprocess.check_output([sys.executable, "-c", f"import distill; {count}"], env=kept) == silenced
+
+
+@pytest.mark.slow  # processes of their own, and retries
 def test_a_run_on_local_files_reaches_out_to_nobody_and_leaves_no_token(tmp_path, data, tiny_bert, record_property):
     """Also where the hub is not forbidden: models and data that lie here need nobody."""
     training = {"num_train_epochs": 1, "per_device_train_batch_size": 32, "report_to": "tensorboard"}
@@ -70,6 +80,7 @@ def test_a_run_on_local_files_reaches_out_to_nobody_and_leaves_no_token(tmp_path
     record_property("commands watched, none reached out", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["--set=teacher.model=nobody/nothing", "--set=data.dataset=nobody/nothing"])
 def test_offline_means_that_the_hub_is_not_asked(name, recipe_path, tmp_path):
     done = watched("teacher", recipe_path, name, "--output", tmp_path / "out", HF_HUB_OFFLINE="1")
@@ -78,6 +89,7 @@ def test_offline_means_that_the_hub_is_not_asked(name, recipe_path, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_one_line_without_the_token(recipe_path, tmp_path):
     done = watched("teacher", recipe_path, "--set", "teacher.model=nobody/nothing", "--output", tmp_path / "out")
     assert done.returncode == 2 and "Traceback" not in done.stderr and TOKEN not in done.stderr

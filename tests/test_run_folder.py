@@ -178,6 +178,24 @@ def test_what_a_run_depends_on_is_compared_by_name(name, tmp_path, recipe_path):
         folder.start(load_recipe(recipe_path), {**ORIGIN, name: "other"}, resume=True, overwrite=False)
 
 
+def test_a_checkpoint_of_another_step_than_its_name_says_is_passed_over(tmp_path, recipe_path):
+    folder = started(tmp_path, recipe_path, ORIGIN)
+    for step, name in ((20, 20), (10, 35)):
+        path = checkpoint(folder, name, sealed=False)
+        (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        folder.seal_checkpoint(path)
+    assert folder.last_checkpoint() == folder.checkpoints / "checkpoint-20"
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+def test_a_start_that_cannot_be_read_says_what_to_do(content, tmp_path, recipe_path):
+    folder = started(tmp_path, recipe_path, ORIGIN)
+    folder.started.write_text(content)
+    with pytest.raises(FolderError, match=r"started\.json: ") as caught:
+        folder.check_origin(ORIGIN)
+    assert "--overwrite" in caught.value.hint
+
+
 def test_a_run_that_does_not_say_what_it_depends_on_is_not_resumed(tmp_path, recipe_path):
     folder = started(tmp_path, recipe_path, ORIGIN)
     folder.started.unlink()

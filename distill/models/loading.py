@@ -47,6 +47,7 @@ POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 # BERT's embeddings (word + token type + position before the first LayerNorm), layers and reading of the first token.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 NO_LIMIT = 2**31 - 1  # tokens: what the tokenizers' own library takes for none; some folders say 1e30
+LAYER = re.compile(r"^(?!.*decoder).*(layers?|layer_groups|blocks?|\bh)\.\d+\.")  # weights of an encoder's layers
 ONNX_WEIGHTS = "model.onnx"
 OPENVINO_WEIGHTS = "openvino_model.xml"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt")
@@ -221,6 +222,10 @@ def load_weights(
             name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
+    if unused := sorted(key for key in report["unexpected_keys"] if LAYER.search(key)):
+        raise ModelError(
+            f"{name}: its weights hold layers that its config.json leaves out: {len(unused)} weights, first {unused[0]}"
+        )
     prefix = f"{model.base_model_prefix}."
     for key, found, wanted in sorted(report["mismatched_keys"]):
         if key.startswith(prefix):

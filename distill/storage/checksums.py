@@ -66,6 +66,11 @@ def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:
             return f"{name} cannot be read ({error.strerror})"
         if found != digest:
             return f"{name} is damaged (its checksum has changed)"
+    # A file that came later would answer in the place of those that are vouched for.
+    for path in sorted(folder.iterdir()):
+        is_wanted = all(any(fnmatch(path.name, one) for one in patterns) for patterns in (ANSWERING, names))
+        if is_wanted and path.name not in sealed and path.is_file():
+            return f"{path.name} is not in {SEAL}: it came later"
     return None
 
 

@@ -336,6 +336,11 @@ class RunFolder:
             raise FolderError(f"{self.path}: cannot be written: {error.strerror}", hint="--output DIR") from None
 
     @property
+    def origin(self) -> dict[str, str]:
+        """What the run in this folder depended on when it began (see `check_origin`); empty if nothing says it."""
+        return self._begun()["origin"] if self.started.is_file() else {}
+
+    @property
     def processors(self) -> list[str]:
         """The kinds of processor that the run in this folder was started and resumed on."""
         return self._begun()["processors"] if self.started.is_file() else []
@@ -346,7 +351,10 @@ class RunFolder:
 
     def _begun(self) -> dict[str, Any]:
         """What started.json holds; raises `FolderError` if that is not what a run writes there."""
-        return checked(_Started, read_json(self.started), str(self.started))
+        try:
+            return checked(_Started, read_json(self.started), str(self.started))
+        except FolderError as error:
+            raise FolderError(*error.problems, hint="--overwrite to restart, or --output for another folder") from None
 
     @property
     def _has_work(self) -> bool:
@@ -373,8 +381,7 @@ class RunFolder:
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Seal what the folder holds and write its manifest; then the run takes its place, if it is the next of one."""
         text = as_json(manifest)
-        figures = (self.metrics.name, self.metrics_log.name, self.predictions.name)
-        seal(self.path, (*ANSWERING, *figures), coming={self.manifest.name: text})
+        seal(self.path, self.sealed, coming={self.manifest.name: text})
         write_text(self.manifest, text)
         self._take_place()
 
@@ -382,6 +389,11 @@ class RunFolder:
         if self.path != self.place:
             old = [path for path in type(self)(self.place)._made if path != self.path]
             take_places(self.path, self.place, old)
+
+    @property
+    def sealed(self) -> tuple[str, ...]:
+        """Patterns of the files that are sealed when the run has finished."""
+        return (*ANSWERING, self.metrics.name, self.metrics_log.name, self.predictions.name)
 
     def read_manifest(self) -> dict[str, Any]:
         """Return what the finished run left to identify it; raises `FolderError` where that is damaged."""
@@ -418,10 +430,12 @@ class RunFolder:
     def best_checkpoint(self, checkpoint: Path) -> Path | None:
         """Return the best checkpoint that a checkpoint of this run knows, which lies beside it, None if it knows none.
 
-        Raises `FolderError` if what it names is no checkpoint.
+        Raises `FolderError` if what it names is no checkpoint, or if the state is of another step.
         """
         state = read_json(checkpoint / "trainer_state.json")
         best = state.get("best_model_checkpoint") if isinstance(state, dict) else state
+        if isinstance(state, dict) and state.get("global_step", _step(checkpoint)) != _step(checkpoint):
+            raise FolderError(f"{checkpoint}: trainer_state.json: is of step {state['global_step']!r:.20}")
         if best is None:
             return None
         name = Path(best).name if isinstance(best, str) else ""

@@ -27,7 +27,7 @@ from distill.machine.timing import Clock
 from distill.measuring.metrics import faults_of_answers, figures
 from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
 from distill.models.calibration import CONFIG_KEY, calibrate
-from distill.models.loading import config_fingerprint, parameter_count, weights_fingerprint
+from distill.models.loading import config_fingerprint, load_tokenizer, parameter_count, weights_fingerprint
 from distill.recipe.file import load_recipe
 from distill.recipe.schema import Recipe, Stage, as_settled, differences, with_absolute_paths
 from distill.report import plots
@@ -343,7 +343,8 @@ def finished_with(
     found, manifest = load_recipe(folder.recipe), folder.read_manifest()
     wanted = as_settled(with_absolute_paths(recipe), found)
     role, parents = manifest["role"], manifest["parents"]
-    for path in (folder.path, *map(Path, teachers if role == "student" else ())):
+    check_whole(folder.path, folder.sealed)
+    for path in map(Path, teachers if role == "student" else ()):
         check_whole(path, ANSWERING)
     for section in ("data", "teacher") if role == "teacher" else ("data", "student"):
         differing = differences(*(_what_matters(getattr(one, section)) for one in (wanted, found)))
@@ -360,6 +361,15 @@ def finished_with(
             *(f"{folder.path}: finished with other data: texts or labels of {split} have changed" for split in changed),
             hint="--overwrite to redo it, or --output for another folder",
         )
+    stage = "teacher" if role == "teacher" else "student"
+    if (key := f"{stage}.model") in folder.origin:
+        settings = getattr(wanted, stage)
+        # A finished run does without it; if it is gone, or on the Hub, it is not asked for.
+        if Path(base := settings.model).is_dir():
+            pretrained = getattr(settings, "pretrained", True)  # a student's always is
+            if base_fingerprint(base, load_tokenizer(base), pretrained=pretrained) != folder.origin[key]:
+                problem = f"{folder.path}: began with another {key}: {base} has changed since"
+                raise FolderError(problem, hint="--overwrite to redo it")
     if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:
         raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
     if role == "control" and parents["student_weights"] != _weights_in(
