@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -91,7 +92,7 @@ def run(name: str, fuzz: str) -> dict[str, object]:
         log = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"tests/{name}.py", f"--junitxml={log}"]
         command += [f"--hypothesis-profile={fuzz}"] if name == "test_fuzz" else []
-        subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
+        subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False, env=os.environ | {"DISTILL_KILLS": "30"})
         tree = ElementTree.parse(log)
     suite = tree.find(".//testsuite")
     assert suite is not None
