@@ -58,8 +58,8 @@ from distill.storage.checksums import damage_of
 from distill.storage.files import read_json, write_json, write_text
 from distill.storage.hub import check_can_push, push
 from distill.storage.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, check_writable, hold, read_proofs
-from distill.training.loop import check_trackers as check_stage_trackers
-from distill.training.loop import in_fp32, settle_precision, training_arguments
+from distill.training.arguments import check_trackers as check_stage_trackers
+from distill.training.arguments import in_fp32, settle_precision, training_arguments
 from distill.training.run import (
     already_finished,
     base_fingerprint,

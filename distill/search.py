@@ -42,15 +42,8 @@ from distill.recipe.training_fields import LOWER_IS_BETTER
 from distill.report.document import shown_value
 from distill.storage.files import room_for, write_json
 from distill.storage.run_folder import SweepFolder, hold
-from distill.training.loop import (
-    in_fp32,
-    make_trainer,
-    narrowed,
-    settle_precision,
-    throughput_of,
-    training_arguments,
-    watch,
-)
+from distill.training.arguments import in_fp32, settle_precision, training_arguments
+from distill.training.loop import make_trainer, narrowed, throughput_of, watch
 from distill.training.run import base_fingerprint, origin_of, read_splits, tokenised
 from distill.training.trainer import ClassificationTrainer
 

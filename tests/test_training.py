@@ -24,9 +24,9 @@ from distill.models.loading import load_tokenizer
 from distill.recipe.file import load_recipe
 from distill.recipe.schema import Data, Files, Loss
 from distill.storage.run_folder import RunFolder
-from distill.training import loop as training
+from distill.training.arguments import in_fp32, settle_precision, training_arguments
 from distill.training.embeddings import summed_by_row
-from distill.training.loop import in_fp32, settle_precision, train, training_arguments
+from distill.training.loop import train
 from distill.training.micro_batches import PART_TOKENS
 from distill.training.sampling import SimilarLengths
 from distill.training.tokens import tokenise
@@ -417,8 +417,8 @@ def test_fp16_on_a_cpu_is_refused_before_anything_is_done(recipe_path, tmp_path,
     ],
 )
 def test_bf16_on_a_cpu_that_is_slow_in_it_is_said_and_done(recipe_path, monkeypatch, caplog, rate, said):
-    for module in (devices, training):
-        monkeypatch.setattr(module, "bf16_rate", lambda: rate)
+    for module in ("machine.devices", "training.arguments"):
+        monkeypatch.setattr(f"distill.{module}.bf16_rate", lambda: rate)
     with caplog.at_level("WARNING", logger="distill"):
         recipe, _ = settle_precision(
             load_recipe(recipe_path, ["teacher.training.bf16=true"]), "teacher", RunFolder(recipe_path.parent), "cpu"
@@ -434,7 +434,9 @@ def test_reviews_of_the_tests_are_balanced(tmp_path):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_batches_for_a_gpu_are_made_beside_it(tmp_path, device, monkeypatch):
     """Where the recipe says nothing of it."""
-    monkeypatch.setattr("distill.training.loop.training_precision", lambda *_: ({"bf16": False}, "as the test says"))
+    monkeypatch.setattr(
+        "distill.training.arguments.training_precision", lambda *_: ({"bf16": False}, "as the test says")
+    )
     workers = {}
     for name, given in (("default", {}), ("none", {"dataloader_num_workers": 0})):
         arguments, _ = training_arguments({"report_to": "none", **given}, RunFolder(tmp_path), device, stage="teacher")
@@ -443,8 +445,8 @@ def test_batches_for_a_gpu_are_made_beside_it(tmp_path, device, monkeypatch):
 
 
 def test_workers_without_room_for_their_batches_are_refused(recipe_path, monkeypatch, tmp_path):
-    monkeypatch.setattr("distill.training.loop.shutil.disk_usage", lambda path: SimpleNamespace(free=2**16))
-    monkeypatch.setattr("distill.training.loop.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("distill.training.arguments.shutil.disk_usage", lambda path: SimpleNamespace(free=2**16))
+    monkeypatch.setattr("distill.training.arguments.SHARED_MEMORY", tmp_path)
     setting = "teacher.training.dataloader_num_workers=2"
     expected = "teacher.training.dataloader_num_workers: 2 workers pass batches on through"
     check_refused(tmp_path, [expected], "teacher", recipe_path, "--set", setting)

@@ -29,7 +29,7 @@ from distill.models.loading import load_classifier, load_tokenizer
 from distill.models.students import build_from_layers
 from distill.recipe.schema import Loss
 from distill.storage.run_folder import RunFolder
-from distill.training.loop import training_arguments
+from distill.training.arguments import training_arguments
 from distill.training.micro_batches import Collator
 from distill.training.tokens import tokenise
 from distill.training.trainer import ClassificationTrainer

@@ -56,7 +56,7 @@ from distill.models.loading import (
 from distill.models.students import build_from_config, build_from_layers, check_layers, choose_layers
 from distill.recipe.schema import PRECISION, Loss, Recipe, Schedule, Student, with_absolute_paths
 from distill.storage.run_folder import RunFolder, checked, read_predictions
-from distill.training.loop import check_training, in_fp32, settle_precision, training_arguments
+from distill.training.arguments import check_training, in_fp32, settle_precision, training_arguments
 from distill.training.run import base_fingerprint, fit, origin_of, shared_splits, tokenised
 from distill.training.tokens import tokenizer_fingerprint
 

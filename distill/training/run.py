@@ -35,7 +35,8 @@ from distill.report.card import card
 from distill.storage.checksums import ANSWERING, check_whole
 from distill.storage.files import write_json, write_text
 from distill.storage.run_folder import RunFolder, hold, write_predictions
-from distill.training.loop import check_shared_memory, check_steps, train
+from distill.training.arguments import check_shared_memory, check_steps
+from distill.training.loop import train
 from distill.training.shards import name_units, whole
 from distill.training.tokens import check_tokenised, tokenise, tokenizer_fingerprint
 from distill.training.trainer import ClassificationTrainer
