@@ -34,7 +34,6 @@ from distill.machine.devices import Device, describe_hardware, resolve_device
 from distill.machine.progress import progress_line
 from distill.machine.provenance import now, versions
 from distill.machine.ranks import leave, rank
-from distill.machine.timing import Clock
 from distill.measuring.benchmark import cascade_of, measure
 from distill.measuring.candidates import candidates_of, flipped_texts, learning_curves, models_in, sweeps_in
 from distill.measuring.metrics import commonest_share
@@ -59,15 +58,15 @@ from distill.storage.files import read_json, write_json, write_text
 from distill.storage.hub import check_can_push, push
 from distill.storage.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, check_writable, hold, read_proofs
 from distill.training.arguments import check_trackers as check_stage_trackers
-from distill.training.arguments import in_fp32, settle_precision, training_arguments
+from distill.training.arguments import settle_precision
 from distill.training.run import (
     already_finished,
     base_fingerprint,
     finished_with,
     fit,
+    open_training,
     origin_of,
     read_splits,
-    shared_splits,
     tokenised,
 )
 
@@ -123,25 +122,20 @@ def teacher(
             push(folder.path, push_to_hub)
         return folder
     check_models(recipe, device)  # a student that cannot be made of this teacher is refused before hours go into it
-    resolved = resolve_device(device)
-    recipe = with_absolute_paths(recipe)
-    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
-    recipe = folder.as_begun(recipe) if resume else recipe
     with named_by("teacher.model"):
-        recipe = in_fp32(recipe, "teacher", load_config(settings.model).model_type)
-    recipe, precision = settle_precision(recipe, "teacher", folder, resolved)
+        architecture = load_config(settings.model).model_type
+    training = open_training(
+        recipe, "teacher", folder, [architecture], resume=resume, overwrite=overwrite, device=device
+    )
+    recipe, splits = training.recipe, training.splits
+    assert recipe.teacher is not None
     settings = recipe.teacher
-    assert settings is not None
-    arguments, _ = training_arguments(settings.training, folder, resolved, stage="teacher")
-    clock = Clock()
-    with clock("data"):
-        splits = shared_splits(recipe)
     with named_by("teacher.model"):
         tokenizer = load_tokenizer(settings.model)
     model = load_classifier(
         settings.model,
         splits.label_names,
-        seed=arguments.seed,
+        seed=training.arguments.seed,
         max_tokens=recipe.data.max_tokens,
         vocabulary=len(tokenizer),
         pretrained=settings.pretrained,
@@ -149,13 +143,10 @@ def teacher(
     )
     share_padding(model.config, tokenizer)
     base = base_fingerprint(settings.model, tokenizer, pretrained=settings.pretrained)
-    with clock("tokenising"):
+    with training.clock("tokenising"):
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
-    folder = fit(
-        model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock,
-        origin=origin_of(splits, resolved, **{"teacher.model": base}),
-        resume=resume, overwrite=overwrite, device=resolved, role="teacher", parents={"model": settings.model},
-    )  # fmt: skip
+    origin = origin_of(splits, training.device, **{"teacher.model": base})
+    folder = fit(training, model, tokenizer, rows, origin=origin, parents={"model": settings.model})
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -30,25 +31,26 @@ from distill.distillation.student import (
 from distill.distillation.teacher_logits import Teacher, check_unchanged, identify_teacher
 from distill.distillation.trainer import DistillationTrainer
 from distill.errors import FolderError, RecipeError, TrainingError, UserError, one_line
-from distill.machine.devices import Device, resolve_device
+from distill.machine.devices import Device
 from distill.machine.packages import SWEEP_EXTRA
 from distill.machine.provenance import now, versions
 from distill.models.first_token import last_layer
 from distill.models.loading import load_classifier, load_config, load_tokenizer, named_by, share_padding
 from distill.recipe.file import with_values
-from distill.recipe.schema import Recipe, Stage, with_absolute_paths
+from distill.recipe.schema import Recipe, Stage
 from distill.recipe.search_space import Space
 from distill.recipe.training_fields import LOWER_IS_BETTER
 from distill.report.document import shown_value
 from distill.storage.files import room_for, write_json
 from distill.storage.run_folder import SweepFolder, hold
-from distill.training.arguments import in_fp32, settle_precision, training_arguments
+from distill.training.arguments import training_arguments
 from distill.training.loop import make_trainer, narrowed, throughput_of, watch
-from distill.training.run import base_fingerprint, origin_of, read_splits, tokenised
+from distill.training.run import base_fingerprint, open_training, origin_of, tokenised
 from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")
 
+KEPT_OUT = {"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"}  # of a trial
 STUDY = "sweep"  # the name of the study in its storage
 
 # Settings of a stage to its model before training and the teacher that its loss runs beside it, if it runs one.
@@ -78,27 +80,24 @@ def sweep(
     assert recipe.sweep is not None
     optuna = import_optuna()
     stage = recipe.sweep.stage
-    resolved = resolve_device(device)
-    recipe = with_absolute_paths(recipe)
     settings = getattr(recipe, stage)
     weights = weights_of(settings, teachers) if stage == "student" else ()
     check_spares(folder, teachers)
-    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
-    recipe = folder.as_begun(recipe) if resume else recipe
     models = architectures(settings, teachers[0]) if stage == "student" else [load_config(settings.model).model_type]
-    recipe = in_fp32(recipe, stage, *models)
-    parent = manifest_of(teachers[0]) if teachers else None
-    recipe, precision = settle_precision(recipe, stage, folder, resolved, parent)
-    settings = getattr(recipe, stage)
+    training = open_training(
+        recipe, stage, folder, models, parent=manifest_of(teachers[0]) if teachers else None,
+        changed=lambda section: {**section, **KEPT_OUT}, resume=resume, overwrite=overwrite, device=device,
+    )  # fmt: skip
+    folder = SweepFolder(training.folder.path)
+    recipe, arguments, splits = training.recipe, training.arguments, training.splits
+    resolved, settings = training.device, training.settings
     assert recipe.sweep is not None
-    arguments, _ = _arguments(settings, folder, resolved, stage)
     for key, space in recipe.sweep.keys.items():  # what transformers refuses is said before the work
         for value in space.candidates().values():
             changed = with_values(recipe, {key: value})
             _arguments(getattr(changed, stage), folder, resolved, stage)
             if stage == "student":
                 check_student(changed, teachers[0], device)
-    splits = read_splits(recipe)
     known = [identify_teacher(name, splits.label_names) for name in teachers]
     if stage == "student":
         make, model, tokenizer = _students(recipe, teachers, known, splits, arguments.seed)
@@ -117,16 +116,17 @@ def sweep(
     validation_rows = tokenised("validation", splits.validation, tokenizer, recipe.data.max_tokens)
     log.info(
         "sweep: trials of the %s on %s; %s; %d training and %d validation texts",
-        stage, resolved, precision, len(rows), len(validation_rows),
+        stage, resolved, training.precision, len(rows), len(validation_rows),
     )  # fmt: skip
     with hold(folder.place), room_for(folder.path):
         folder.start(recipe, origin, resume=resume, overwrite=overwrite)
         search = _Search(optuna, recipe, folder, make, model, resolved, arguments)
-        loss = {"loss": settings.loss, "teacher_weights": weights} if stage == "student" else {}
+        kind: Callable[..., ClassificationTrainer] = ClassificationTrainer
+        if stage == "student":
+            kind = functools.partial(DistillationTrainer, loss=settings.loss, teacher_weights=weights)
         search.trainer = make_trainer(
-            DistillationTrainer if stage == "student" else ClassificationTrainer, tokenizer, rows, validation_rows,
-            arguments, folder, padding=recipe.data.padding, max_tokens=recipe.data.max_tokens, title=stage,
-            model_init=search.begin, **loss,
+            kind, tokenizer, rows, validation_rows, arguments, folder, padding=recipe.data.padding,
+            max_tokens=recipe.data.max_tokens, title=stage, model_init=search.begin,
         )  # fmt: skip
         found = search.run()
         if found["best"] is None:
@@ -343,8 +343,7 @@ def _teachers(recipe: Recipe, splits: Splits, seed: int) -> tuple[Make, PreTrain
 
 def _arguments(settings: Stage, folder: SweepFolder, device: Device, stage: str) -> tuple[TrainingArguments, str]:
     """Transformers' arguments for a trial, which keeps no checkpoints and tells no tracker."""
-    kept_out = {"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"}
-    return training_arguments({**settings.training, **kept_out}, folder, device, stage=stage)
+    return training_arguments({**settings.training, **KEPT_OUT}, folder, device, stage=stage)
 
 
 def _storage(optuna: Any, folder: SweepFolder) -> Any:

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import json
 import os
 import re
@@ -58,21 +59,25 @@ def run(folder, splits, model_folder, training, trainer=ClassificationTrainer, c
     tokenizer = load_tokenizer(str(model_folder))
     arguments, _ = training_arguments({"report_to": "none", **FP32, **training}, folder, "cpu", stage="teacher")
     model = settings.pop("model", None) or without_dropout(model_folder)
+    padding, rows, patience = (
+        settings.pop("padding", "longest"),
+        settings.pop("rows", None),
+        settings.pop("patience", None),
+    )
     figures = train(
-        trainer,
+        functools.partial(trainer, **settings),
         model,
         tokenizer,
-        rows_with_teacher(splits.train.select(range(settings.pop("rows", len(splits.train)))), tokenizer),
+        rows_with_teacher(splits.train.select(range(rows or len(splits.train))), tokenizer),
         tokenise(splits.validation, tokenizer, 32),
         arguments,
         folder,
-        padding=settings.pop("padding", "longest"),
+        padding=padding,
         max_tokens=32,
         device="cpu",
-        early_stopping_patience=settings.pop("patience", None),
+        early_stopping_patience=patience,
         checkpoint=checkpoint,
         title="test",
-        **settings,
     )
     return model, figures
 
@@ -146,10 +151,10 @@ def test_the_student_follows_the_teacher_at_soft_weight_one_and_the_labels_at_ze
         arguments, _ = training_arguments({"report_to": "none", **training}, folder, "cpu", stage="student")
         model = without_dropout(tiny_bert)
         train(
-            DistillationTrainer, model, tokenizer, tokenised.add_column("teacher_logits_0", contrary),
+            functools.partial(DistillationTrainer, loss=Loss(soft_weight=weight), teacher_weights=(1.0,)),
+            model, tokenizer, tokenised.add_column("teacher_logits_0", contrary),
             tokenise(splits.validation, tokenizer, 32), arguments, folder, padding="longest", max_tokens=32,
             device="cpu", early_stopping_patience=None, checkpoint=None, title="test",
-            loss=Loss(soft_weight=weight), teacher_weights=(1.0,),
         )  # fmt: skip
         classifier = Classifier(TorchSession(model, "cpu"), tokenizer, LABELS, 32)
         predicted = classifier.logits(splits.test["text"]).argmax(1)

@@ -31,7 +31,6 @@ from distill.inference.classifier import Classifier, load
 from distill.inference.sessions import load_torch
 from distill.machine.devices import resolve_device
 from distill.machine.ranks import world_size
-from distill.machine.timing import Clock
 from distill.measuring.metrics import commonest_share, compare_paired
 from distill.models.loading import (
     align_labels,
@@ -54,10 +53,10 @@ from distill.models.loading import (
     with_attention_dropout,
 )
 from distill.models.students import build_from_config, build_from_layers, check_layers, choose_layers
-from distill.recipe.schema import PRECISION, Loss, Recipe, Schedule, Student, with_absolute_paths
+from distill.recipe.schema import PRECISION, Loss, Recipe, Schedule, Student
 from distill.storage.run_folder import RunFolder, checked, read_predictions
-from distill.training.arguments import check_training, in_fp32, settle_precision, training_arguments
-from distill.training.run import base_fingerprint, fit, origin_of, shared_splits, tokenised
+from distill.training.arguments import check_training, training_arguments
+from distill.training.run import base_fingerprint, fit, open_training, origin_of, tokenised
 from distill.training.tokens import tokenizer_fingerprint
 
 log = logging.getLogger("distill")
@@ -124,33 +123,23 @@ def distil(
     teacher logits are kept (default: in each teacher's folder). A student of layers is made of the first teacher's.
     """
     settings = _student_of(recipe)
-    resolved = resolve_device(device)
-    recipe = with_absolute_paths(recipe)
     weights = weights_of(settings, teachers)
     check_spares(folder, teachers)
     with named_by("--teacher", TEACHER_HINT):
         check_student(recipe, teachers[0], device)
-    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
-    recipe = folder.as_begun(recipe) if resume else recipe
-    recipe = in_fp32(recipe, "student", *architectures(settings, teachers[0]))
-    recipe, precision = settle_precision(recipe, "student", folder, resolved, manifest_of(teachers[0]))
+    training = open_training(
+        recipe, "student", folder, architectures(settings, teachers[0]), parent=manifest_of(teachers[0]),
+        resume=resume, overwrite=overwrite, device=device,
+    )  # fmt: skip
+    recipe, splits, arguments, clock = training.recipe, training.splits, training.arguments, training.clock
     settings = _student_of(recipe)
-    arguments, _ = training_arguments(settings.training, folder, resolved, stage="student")
-    clock = Clock()
-    with clock("data"):
-        splits = shared_splits(recipe)
     with clock("teacher_logits"):
         known = [identify_teacher(name, splits.label_names) for name in teachers]
     model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
     log.info("student: %s; learns by %s", _origin(settings, teachers[0]), loss_in_words(settings.loss))
-    origin = origin_of(
-        splits,
-        resolved,
-        **fingerprints_of(known),
-        **base_of(settings, tokenizer),
-    )
+    origin = origin_of(splits, training.device, **fingerprints_of(known), **base_of(settings, tokenizer))
     if resume:
-        folder.check_origin(origin)  # before hours go into a teacher's answers
+        training.folder.check_origin(origin)  # before hours go into a teacher's answers
     online = online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # projections work outside forward, where DDP does not see them
@@ -165,10 +154,10 @@ def distil(
         for teacher in known
     }
     return fit(
-        model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock, origin=origin,
-        resume=resume, overwrite=overwrite, device=resolved, role="student",
-        parents={"teachers": parents, "model": settings.model}, trainer_class=DistillationTrainer,
-        loss=settings.loss, teacher_weights=weights, online=online,
+        training, model, tokenizer, rows, origin=origin, parents={"teachers": parents, "model": settings.model},
+        trainer=functools.partial(
+            DistillationTrainer, loss=settings.loss, teacher_weights=weights, online=online
+        ),
     )  # fmt: skip
 
 
@@ -187,25 +176,20 @@ def control(
     `student` is the finished run to compare with. It is evaluated as often, so its checkpoint is chosen among as many.
     """
     settings = _student_of(recipe)
-    resolved = resolve_device(device)
-    recipe = with_absolute_paths(recipe)
-    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
-    recipe = folder.as_begun(recipe) if resume else recipe
     manifest = student.read_manifest()
-    recipe = in_fp32(recipe, "student", *architectures(settings, teacher))
-    recipe, precision = settle_precision(recipe, "student", folder, resolved, manifest)
-    settings = _student_of(recipe)
     taught_by = list(manifest["parents"]["teachers"].values())
     if settings.model is None and weights_fingerprint(teacher) != taught_by[0]:
         raise FolderError(
             f"{teacher}: is not the teacher that {student.path} was made from, so its control cannot be made from it"
         )
     figures = student.read_metrics()["training"]
-    training = _for_as_many_steps(settings.training, figures["planned_steps"], figures["steps_per_epoch"])
-    arguments, _ = training_arguments(training, folder, resolved, stage="student")
-    clock = Clock()
-    with clock("data"):
-        splits = shared_splits(recipe)
+    training = open_training(
+        recipe, "control", folder, architectures(settings, teacher), parent=manifest,
+        changed=lambda section: _for_as_many_steps(section, figures["planned_steps"], figures["steps_per_epoch"]),
+        resume=resume, overwrite=overwrite, device=device,
+    )  # fmt: skip
+    recipe, splits = training.recipe, training.splits
+    settings = _student_of(recipe)
     changed = [split for split, digest in splits.fingerprints.items() if manifest["data"].get(split) != digest]
     if changed:
         raise FolderError(
@@ -213,17 +197,13 @@ def control(
             "so its control cannot be compared with it",
             hint="put them back, or distil anew",
         )
-    model, tokenizer = new_student(settings, recipe, teacher, splits.label_names, seed=arguments.seed)
+    model, tokenizer = new_student(settings, recipe, teacher, splits.label_names, seed=training.arguments.seed)
     log.info("control: %s; learns by the labels alone", _origin(settings, teacher))
-    with clock("tokenising"):
+    with training.clock("tokenising"):
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
-    return fit(
-        model, tokenizer, rows, splits, recipe, settings, folder, arguments, precision, clock,
-        origin=origin_of(splits, resolved, student=manifest["weights"], **base_of(settings, tokenizer)),
-        resume=resume, overwrite=overwrite, device=resolved, role="control",
-        parents={"student": str(student.path.absolute()), "student_weights": manifest["weights"],
-                 "model": settings.model},
-    )  # fmt: skip
+    origin = origin_of(splits, training.device, student=manifest["weights"], **base_of(settings, tokenizer))
+    parents = {"student": str(student.path.absolute()), "student_weights": manifest["weights"]}
+    return fit(training, model, tokenizer, rows, origin=origin, parents={**parents, "model": settings.model})
 
 
 def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict[str, Any]]:

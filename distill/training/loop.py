@@ -7,7 +7,7 @@ import functools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -49,12 +49,13 @@ from distill.training.micro_batches import PART_TOKENS, Collator
 from distill.training.throughput import Throughput, forward_flops, peak_flops
 from distill.training.trainer import ClassificationTrainer
 
+Made = TypeVar("Made", bound=ClassificationTrainer)
 LONG_SECONDS = 10.0  # of training, before whose end other work on the machine may have come or gone
 _peak_once = functools.cache(peak_flops)  # a search begins many trainings
 
 
 def make_trainer(
-    trainer_class: type[ClassificationTrainer],
+    trainer_class: Callable[..., Made],
     tokenizer: PreTrainedTokenizerBase,
     train_rows: Dataset,
     validation_rows: Dataset,
@@ -65,11 +66,12 @@ def make_trainer(
     max_tokens: int,
     title: str,
     callbacks: Sequence[TrainerCallback] = (),
-    **settings: Any,
-) -> ClassificationTrainer:
+    model: PreTrainedModel | None = None,
+    model_init: Callable[[Any], PreTrainedModel] | None = None,
+) -> Made:
     """Return a Trainer that is judged on validation and stops where losses, logits or weights are not numbers.
 
-    `settings` are its model, or what makes one, and what `trainer_class` wants beside Trainer's own.
+    It trains `model`, or what `model_init` makes of a trial.
     """
     divergence = StopOnDivergence(folder, title)
 
@@ -89,7 +91,8 @@ def make_trainer(
         ),
         compute_metrics=validation_figures,
         callbacks=[divergence, *callbacks],
-        **settings,
+        model=model,
+        model_init=model_init,
     )
     trainer.remove_callback(PrinterCallback)  # prints dictionaries to stdout
     return trainer
@@ -138,7 +141,7 @@ def _narrows(trainer: ClassificationTrainer) -> bool:
 
 
 def train(
-    trainer_class: type[ClassificationTrainer],
+    trainer_class: Callable[..., ClassificationTrainer],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train_rows: Dataset,
@@ -152,7 +155,6 @@ def train(
     early_stopping_patience: int | None,
     checkpoint: Path | None,
     title: str,
-    **loss_settings: Any,
 ) -> dict[str, Any]:
     """Train `model` in place, ending with the checkpoint that did best on validation; return the training figures.
 
@@ -177,7 +179,7 @@ def train(
         callbacks.append(EarlyStoppingCallback(early_stopping_patience))
     trainer = make_trainer(
         trainer_class, tokenizer, train_rows, validation_rows, arguments, folder, padding=padding,
-        max_tokens=max_tokens, title=title, callbacks=callbacks, model=model, **loss_settings,
+        max_tokens=max_tokens, title=title, callbacks=callbacks, model=model,
     )  # fmt: skip
     trainer.throughput = throughput_of(model, trainer, device)
     totals.trainer = trainer

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from distill.data.splits import SPLITS, Splits, load_splits
 from distill.errors import FolderError
 from distill.inference.classifier import Classifier
 from distill.inference.sessions import TorchSession
-from distill.machine.devices import Device, describe_hardware
+from distill.machine.devices import Device, describe_hardware, resolve_device
 from distill.machine.progress import progress_line
 from distill.machine.provenance import TRAINED_WITH, now, versions
 from distill.machine.timing import Clock
@@ -35,7 +36,13 @@ from distill.report.card import card
 from distill.storage.checksums import ANSWERING, check_whole
 from distill.storage.files import write_json, write_text
 from distill.storage.run_folder import RunFolder, hold, write_predictions
-from distill.training.arguments import check_shared_memory, check_steps
+from distill.training.arguments import (
+    check_shared_memory,
+    check_steps,
+    in_fp32,
+    settle_precision,
+    training_arguments,
+)
 from distill.training.loop import train
 from distill.training.shards import name_units, whole
 from distill.training.tokens import check_tokenised, tokenise, tokenizer_fingerprint
@@ -43,6 +50,7 @@ from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")
 
+Role = Literal["teacher", "student", "control"]
 NOT_ON_A_GPU = "not to the byte: some GPU kernels add in an order that changes from run to run"
 
 
@@ -111,45 +119,96 @@ def repeatable(device: Device, processors: Sequence[str]) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Training:
+    """A training as it is settled before there is a model: made by `open_training`, and ended by `fit`."""
+
+    recipe: Recipe  # with absolute paths and its precision settled
+    role: Role
+    folder: RunFolder  # in which it works
+    arguments: TrainingArguments
+    precision: str  # what the arguments train in, and why
+    device: Device
+    resume: bool
+    overwrite: bool
+    splits: Splits
+    clock: Clock  # which times its parts
+
+    @property
+    def stage(self) -> Literal["teacher", "student"]:
+        """The section of the recipe that it is made by: a control is a student."""
+        return stage_of(self.role)
+
+    @property
+    def settings(self) -> Stage:
+        """That section."""
+        return getattr(self.recipe, self.stage)
+
+
+def stage_of(role: Role) -> Literal["teacher", "student"]:
+    """Return the section of a recipe that a run is made by."""
+    return "teacher" if role == "teacher" else "student"
+
+
+def open_training(
+    recipe: Recipe,
+    role: Role,
+    folder: RunFolder,
+    architectures: Sequence[str],
+    *,
+    parent: Mapping[str, Any] | None = None,
+    changed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda training: training,
+    resume: bool,
+    overwrite: bool,
+    device: str,
+) -> Training:
+    """Settle how a run of `recipe` in `folder` trains, and read its texts; nothing is written.
+
+    `architectures` are those of the models that it runs, `parent` is the manifest of the run that it learns from or is
+    compared with, and `changed` what becomes of the recipe's `training` section. Raises `FolderError` if the run would
+    lose something, and `RecipeError` if its settings do not go together.
+    """
+    resolved, stage = resolve_device(device), stage_of(role)
+    recipe = with_absolute_paths(recipe)
+    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
+    recipe = folder.as_begun(recipe) if resume else recipe
+    recipe, precision = settle_precision(in_fp32(recipe, stage, *architectures), stage, folder, resolved, parent)
+    arguments, _ = training_arguments(changed(getattr(recipe, stage).training), folder, resolved, stage=stage)
+    clock = Clock()
+    with clock("data"):
+        splits = shared_splits(recipe)
+    return Training(recipe, role, folder, arguments, precision, resolved, resume, overwrite, splits, clock)
+
+
 def fit(
+    training: Training,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train_rows: Dataset,
-    splits: Splits,
-    recipe: Recipe,
-    settings: Stage,
-    folder: RunFolder,
-    arguments: TrainingArguments,
-    precision: str,
-    clock: Clock,
     *,
     origin: Mapping[str, str],
-    resume: bool,
-    overwrite: bool,
-    device: Device,
-    role: str,
     parents: dict[str, Any],
-    trainer_class: type[ClassificationTrainer] = ClassificationTrainer,
-    **loss_settings: Any,
+    trainer: Callable[..., ClassificationTrainer] = ClassificationTrainer,
 ) -> RunFolder:
-    """Train `model` on the tokenised `train_rows` and write the run folder, the manifest last.
+    """Train `model` on the tokenised `train_rows` and write the run folder, the manifest last; return it.
 
     Checkpoint and temperature are chosen on validation. Of several ranks all train and answer, each its share, and the
-    first writes; they return together, once the folder is whole. `precision` is the reason for what the arguments train
-    in, `clock` has timed what came before, `origin` is what the run depends on (see `origin_of`), `loss_settings` are
-    what `trainer_class` wants beside Trainer's own.
+    first writes; they return together, once the folder is whole. `origin` is what the run depends on (see
+    `origin_of`), `parents` what it was made from, and `trainer` makes a Trainer from Trainer's own settings.
     """
-    max_tokens = recipe.data.max_tokens
-    check_steps(arguments, len(train_rows), "teacher" if role == "teacher" else "student")
+    recipe, role, folder, splits, arguments = (
+        training.recipe, training.role, training.folder, training.splits, training.arguments,
+    )  # fmt: skip
+    max_tokens, settings, device, clock = recipe.data.max_tokens, training.settings, training.device, training.clock
+    check_steps(arguments, len(train_rows), training.stage)
     transfer = f" and {len(train_rows) - len(splits.train)} transfer" if len(train_rows) > len(splits.train) else ""
     log.info(
         "%s: %.1f M parameters on %s; %s; %d train%s, %d validation, %d test texts",
-        role, parameter_count(model) / 1e6, device, precision, len(splits.train), transfer, len(splits.validation),
-        len(splits.test),
+        role, parameter_count(model) / 1e6, device, training.precision, len(splits.train), transfer,
+        len(splits.validation), len(splits.test),
     )  # fmt: skip
-    stage = "teacher" if role == "teacher" else "student"
-    name_units(model, arguments, stage)
-    check_shared_memory(arguments, max_tokens, stage)
+    name_units(model, arguments, training.stage)
+    check_shared_memory(arguments, max_tokens, training.stage)
     with clock("tokenising"):
         validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
     state = PartialState()
@@ -158,12 +217,12 @@ def fit(
         with state.main_process_first():
             if state.is_main_process:
                 # Only now that nothing of the user's can be wrong.
-                folder.start(recipe, origin, resume=resume, overwrite=overwrite)
+                folder.start(recipe, origin, resume=training.resume, overwrite=training.overwrite)
                 if folder != place:
                     log.info("%s: the finished run in %s stays until this one has finished", role, place.path)
-        checkpoint = _to_go_on_from(folder, role) if resume else None
-        training = train(
-            trainer_class,
+        checkpoint = _to_go_on_from(folder, role) if training.resume else None
+        trained = train(
+            trainer,
             model,
             tokenizer,
             train_rows,
@@ -176,19 +235,15 @@ def fit(
             early_stopping_patience=settings.early_stopping_patience,
             checkpoint=checkpoint,
             title=role,
-            **loss_settings,
         )
         model = whole(model)
-        for warning in training["warnings"]:
+        for warning in trained["warnings"]:
             log.warning("%s: %s", role, warning)
-        if training["stopped_early"]:
-            log.info("%s: %s", role, early_stop_in_words(training))
-        if "teacher_seconds" in training:
-            log.info(
-                "%s: the teacher took %.0f %% of the time",
-                role,
-                100 * training["teacher_seconds"] / training["seconds"],
-            )
+        if trained["stopped_early"]:
+            log.info("%s: %s", role, early_stop_in_words(trained))
+        if "teacher_seconds" in trained:
+            share = 100 * trained["teacher_seconds"] / trained["seconds"]
+            log.info("%s: the teacher took %.0f %% of the time", role, share)
         tokenizer.model_max_length = max_tokens  # whoever loads the folder cuts texts where training did
         classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
         calibration = None
@@ -209,11 +264,11 @@ def fit(
         metrics = {
             "test": test,
             "warnings": faults,
-            "training": {**training, **clock.as_figures()},
+            "training": {**trained, **clock.as_figures()},
             **({"calibration": calibration} if calibration else {}),
         }
         write_json(folder.metrics, metrics)
-        curve = training_curve(role, folder.read_log(), selected_step(training))
+        curve = training_curve(role, folder.read_log(), selected_step(trained))
         plots.save_png(plots.learning_curves([curve]), folder.learning_curve)
         sizes = {name: len(rows) for name in SPLITS if (rows := getattr(splits, name)) is not None}
         if folder.owns_card:
@@ -231,7 +286,7 @@ def fit(
                 "versions": versions(),
                 "hardware": describe_hardware(),
                 "device": device,
-                "precision": precision,
+                "precision": training.precision,
                 "repeatable": repeatable(device, folder.processors),
                 "threads": torch.get_num_threads(),
                 "processes": state.num_processes,
@@ -309,7 +364,7 @@ def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Datas
 
 
 def already_finished(
-    folder: RunFolder, recipe: Recipe, role: str, teachers: Sequence[str] = (), *, student: RunFolder | None = None
+    folder: RunFolder, recipe: Recipe, role: Role, teachers: Sequence[str] = (), *, student: RunFolder | None = None
 ) -> bool:
     """Say whether the run to resume in `folder` has finished, with this recipe, these teachers and these texts.
 
