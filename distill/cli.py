@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,21 +31,32 @@ from distill.machine.terminal import Guarded, NotWritten, give_up_stdout, guarde
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def _utf8(path: Path | None) -> Path | None:
+def _path(text: str) -> Path:
     """A path that can be written in every file that names it; raises `UserError` before hours of work if it cannot."""
     try:
-        str(path).encode()
+        _name(text).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{path}: bytes that are not UTF-8, in which files are named here", hint="rename it") from None
-    return path
+        raise UserError(f"{text}: bytes that are not UTF-8, in which files are named here", hint="rename it") from None
+    if "\0" in text:
+        raise typer.BadParameter("holds a null byte")
+    return Path(text)
 
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).", show_default=False)]
+def _name(text: str) -> str:
+    """A name; as a path, none would be the working directory, and elsewhere it would do nothing."""
+    if not text:
+        raise typer.BadParameter("wants a name, got nothing")
+    return text
+
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).", show_default=False, parser=_path)
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key: dotted, repeatable, a YAML value."),
 ]
-OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Where to write.", callback=_utf8)]
+OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Where to write.", parser=_path)]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Redo what is already there.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Distil from a teacher that has nothing to teach.")]
@@ -54,17 +66,20 @@ TeacherLogitsOption = Annotated[
         "--teacher-logits",
         metavar="DIR",
         help="Where the teachers' answers are kept (default: TEACHER).",
-        callback=_utf8,
+        parser=_path,
     ),
 ]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line of stdout is the whole result.")]
 PushOption = Annotated[
     str | None,
-    typer.Option("--push-to-hub", metavar="NAME", help="Upload the model to this repository, private if it is new."),
+    typer.Option(
+        "--push-to-hub", metavar="NAME", help="Upload the model to this repository, private if it is new.", parser=_name
+    ),
 ]
 RecipeOption = Annotated[
-    Path | None, typer.Option("--recipe", metavar="RECIPE", help="For models that carry no recipe.yaml of their own.")
+    Path | None,
+    typer.Option("--recipe", metavar="RECIPE", help="For models that carry no recipe.yaml of their own.", parser=_path),
 ]
 
 
@@ -139,6 +154,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"distill {metadata.version('distill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Validate a recipe, and its student against the models on this disk; print it with every default filled in."""
@@ -207,7 +237,7 @@ def student(
         list[str], typer.Option("--teacher", metavar="DIR", help="A teacher's folder; several answer together.")
     ],
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file; default: the teacher's own.")
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file; default: the teacher's own.", parser=_path)
     ] = None,
     set_: SetOption = None,
     output: OutputOption = None,
@@ -299,7 +329,8 @@ def export(
 @app.command()
 def report(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="[DIR ...]", help="Model folders, or the output of `distill run`.")
+        list[Path] | None,
+        typer.Argument(metavar="[DIR ...]", help="Model folders, or the output of `distill run`.", parser=_path),
     ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
@@ -349,14 +380,22 @@ def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, export or model folder.", show_default=False)],
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT ...]", show_default=False)] = None,
     file: Annotated[
-        str | None, typer.Option("--file", metavar="F", help="Texts from .txt, .csv, .jsonl or .parquet; - is stdin.")
+        str | None,
+        typer.Option(
+            "--file", metavar="F", help="Texts from .txt, .csv, .jsonl or .parquet; - is stdin.", parser=_name
+        ),
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option("--text-column", metavar="NAME", help="The column of --file (default: the recipe's).")
+        str | None,
+        typer.Option(
+            "--text-column", metavar="NAME", help="The column of --file (default: the recipe's).", parser=_name
+        ),
     ] = None,
     escalate: Annotated[
         str | None,
-        typer.Option("--escalate", metavar="TEACHER", help="A classifier for the texts that MODEL is not sure of."),
+        typer.Option(
+            "--escalate", metavar="TEACHER", help="A classifier for the texts that MODEL is not sure of.", parser=_name
+        ),
     ] = None,
     below: Annotated[
         float | None, typer.Option("--below", metavar="P", help="With --escalate: not sure is a probability below P.")
@@ -393,9 +432,9 @@ def predict(
 
 @app.command()
 def convert(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False, parser=_path)],
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Where to write.", show_default=False, callback=_utf8)
+        Path, typer.Option("--output", metavar="DIR", help="Where to write.", show_default=False, parser=_path)
     ],
 ) -> None:
     """Write a model whose weights are a pickle as safetensors, without running what the pickle may hold."""
@@ -405,7 +444,9 @@ def convert(
 
 @app.command()
 def doctor(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Also what this recipe needs.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Also what this recipe needs.", parser=_path)
+    ] = None,
     set_: SetOption = None,
     output: OutputOption = None,
     device: DeviceOption = "auto",

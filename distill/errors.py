@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 
 # Control characters, halves of surrogate pairs, and what breaks lines or turns the direction of writing.
 STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -18,7 +19,10 @@ REFUSALS = {
 }  # fmt: skip
 
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: of a file, as `ulimit -f` sets it
+
+
+OF_DIGITS = "use sys.set_int_max_str_digits() to increase the limit"  # which nobody can from here
 
 
 class UserError(Exception):
@@ -77,7 +81,7 @@ def refusal_of(error: BaseException) -> str | None:
     """Return what the machine refused (room, a right, a place for a file) where that is behind an error, else None."""
     seen: BaseException | None = error
     while seen is not None:
-        # Behind another error only a full disk: what else was caught there was, perhaps, dealt with.
+        # Behind another error only want of room: what else was caught there was, perhaps, dealt with.
         counted = REFUSALS if seen is error else NO_ROOM
         if isinstance(seen, OSError) and seen.errno in counted:
             return f"{seen.filename}: {seen.strerror}" if seen.filename else seen.strerror
@@ -94,6 +98,11 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of a library's error, or its kind where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Return the first line of a library's error, with the next if that says why, or its kind where it says nothing."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # of each file that was to be copied
+        (_, place, cause), *others = error.args[0]
+        return f"{place}: {cause}" + (f" (and of {len(others)} more files)" if others else "")
+    if OF_DIGITS in str(error):
+        return "a number of thousands of digits"
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first

@@ -35,7 +35,14 @@ from distill.machine.devices import Device
 from distill.machine.packages import SWEEP_EXTRA
 from distill.machine.provenance import now, versions
 from distill.models.first_token import last_layer
-from distill.models.loading import load_classifier, load_config, load_tokenizer, named_by, share_padding
+from distill.models.loading import (
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    named_by,
+    share_padding,
+    vocabulary_of,
+)
 from distill.recipe.file import with_values
 from distill.recipe.schema import Recipe, Stage
 from distill.recipe.search_space import Space
@@ -333,7 +340,8 @@ def _teachers(recipe: Recipe, splits: Splits, seed: int) -> tuple[Make, PreTrain
     def make(settings: Any) -> tuple[PreTrainedModel, OnlineTeacher | None]:
         model = load_classifier(
             settings.model, splits.label_names, seed=seed, max_tokens=recipe.data.max_tokens,
-            vocabulary=len(tokenizer), pretrained=settings.pretrained, attention_dropout=settings.attention_dropout,
+            vocabulary=vocabulary_of(tokenizer), pretrained=settings.pretrained,
+            attention_dropout=settings.attention_dropout,
         )  # fmt: skip
         share_padding(model.config, tokenizer)
         return model, None

@@ -1,13 +1,15 @@
 """Command lines that cannot work: each is refused in one line, before anything is written."""
 
 import os
+import shutil
 import sys
 
 import pytest
 from conftest import check_refused, run
+from safetensors import SafetensorError
 
 from distill.data.sources import read_texts
-from distill.errors import DataError
+from distill.errors import DataError, refusal_of
 
 CASES = {
     "no recipe": (["check", "nowhere.yaml"], "nowhere.yaml: No such file"),
@@ -90,11 +92,43 @@ CASES = {
         ["predict", "{model}", "a", "--escalate", "./none", "--below", "0.5"], "./none: no such folder",
     ),
     "texts twice over": (["predict", "{model}", "a", "--file", "x.txt"], "wants texts on the command line or --file"),
-    "a folder of texts": (["predict", "{model}", "--file", "{data}"], "no such file"),
+    "a folder of texts": (["predict", "{model}", "--file", "{data}"], ": a folder, not a file"),
+    "a device of texts": (["predict", "{model}", "--file", "/dev/null"], "/dev/null: a device or a pipe, not a file"),
+    "texts of no name": (["predict", "{model}", "--file", ""], "'--file': wants a name, got nothing"),
+    "a column of no name": (
+        ["predict", "{model}", "--file", "{data}/train.csv", "--text-column", ""], "'--text-column': wants a name",
+    ),
+    "a second model of no name": (
+        ["predict", "{model}", "a", "--escalate", "", "--below", "0.5"], "'--escalate': wants a name, got nothing",
+    ),
+    "a recipe of no name": (["check", ""], "'RECIPE': wants a name, got nothing"),
+    "a repository of no name": (["teacher", "{recipe}", "--push-to-hub", ""], "'--push-to-hub': wants a name, got"),
+    "answers of no name": (
+        ["student", "{recipe}", "--teacher", "{model}", "--teacher-logits", ""], "'--teacher-logits': wants a name",
+    ),
+    **{
+        f"{arguments[0]} into no name": ([*arguments, "--output", ""], "'--output': wants a name, got nothing")
+        for arguments in (
+            ["inspect", "{recipe}"], ["teacher", "{recipe}"], ["student", "{recipe}", "--teacher", "{model}"],
+            ["sweep", "{recipe}"], ["export", "{model}"], ["report", "{model}"], ["run", "{recipe}"],
+            ["convert", "{model}"], ["doctor"],
+        )
+    },
+    "an export of no formats": (
+        ["export", "{model}", "--recipe", "{recipe}", "--set", "export.formats=[]"],
+        "export.formats: wants one or more, got none",
+    ),
+    "processes that talk alone": (
+        ["teacher", "{recipe}", "--set", "teacher.training.ddp_backend=gloo"],
+        "teacher.training.ddp_backend: is how several processes talk, and this is one",
+    ),
     "no such column": (
         ["predict", "{model}", "--file", "{data}/train.csv", "--text-column", "x"], "--text-column: no column 'x'",
     ),
-    "an unknown kind of file": (["predict", "{model}", "--file", "{recipe}"], "recipe.yaml: not one of .csv"),
+    "an unknown kind of file": (
+        ["predict", "{model}", "--file", "{recipe}"],
+        "recipe.yaml: not one of .csv, .tsv, .json, .jsonl, .parquet, .arrow, .txt, - (stdin)",
+    ),
     "an export of nothing": (["export", "./none"], "none: no such folder"),
     "an export of a file": (["export", "{data}/train.csv"], "train.csv: no such folder"),
     "a name that no hub has": (
@@ -215,6 +249,29 @@ def test_a_launcher_that_talks_nonsense_is_one_line(
     monkeypatch.setattr("distill.cli.time.sleep", lambda seconds: None)  # a rank but the first lets that one speak
     check_refused(tmp_path, [said], "teacher", recipe_path)
     record_property("bad command lines", 1)
+
+
+SAFETENSORS = "Error while serializing: I/O error: File too large (os error 27)"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (SafetensorError(SAFETENSORS), f"File too large: {SAFETENSORS}"),
+        (
+            shutil.Error([("a", "b/x", "[Errno 28] No space left on device"), ("c", "b/y", "[Errno 28] No space")]),
+            "No space left on device: b/x: [Errno 28] No space left on device (and of 1 more files)",
+        ),
+        (ValueError("whatever"), None),
+    ],
+)
+def test_what_a_disk_refuses_is_one_line_whoever_says_it(error, said):
+    assert refusal_of(error) == said
+
+
+def test_the_version_is_told_without_torch(monkeypatch):
+    monkeypatch.setattr("distill.cli._commands", None)
+    assert run("--version")[:2] == (0, "distill 0.1.0\n")
 
 
 def test_no_stdin_and_no_working_directory_are_one_line(tiny_bert, tmp_path, monkeypatch, record_property):

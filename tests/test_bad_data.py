@@ -63,10 +63,10 @@ PLAIN = csv_of([(f"text {index}", index % 2) for index in range(40)])
 # Of each: what makes the train file, the settings beside it, and what the one line says.
 CASES = {
     "no such file": (lambda folder: folder / "none.csv", {}, "data.files.train: {train}: no such file (relative"),
-    "a folder": (lambda folder: folder, {}, "no such file"),
+    "a folder": (lambda folder: folder, {}, ": a folder, not a file"),
     "a null in its name": (lambda folder: f"{folder}/a\0b.csv", {}, "no such file"),
     "a name too long": (lambda folder: folder / ("x" * 300 + ".csv"), {}, "cannot be read: File name too long"),
-    "a device": (lambda folder: "/dev/zero", {}, "/dev/zero: no such file"),
+    "a device": (lambda folder: "/dev/zero", {}, "/dev/zero: a device or a pipe, not a file"),
     "an address": (lambda folder: "https://example.org/train.csv", {}, "no such file"),
     "a pattern": (lambda folder: folder / "*.csv", {}, "no such file"),
     "an unknown kind": (content("train.xlsx", "x"), {}, "train.xlsx: not one of .csv, .tsv"),
@@ -100,6 +100,10 @@ CASES = {
     "numbers for texts": (rows(*((n, n % 2) for n in range(40))), {}, "holds numbers, not texts"),
     "lists for texts": (
         jsonl({"text": ["a", "b"], "label": n % 2} for n in range(40)), {}, "line 1: 'text' holds a list, not text",
+    ),
+    "a number of thousands of digits": (
+        content("train.jsonl", f'{{"text": "a", "label": {"9" * 5000}}}\n'), {},
+        "train.jsonl: line 1: a number of thousands of digits",
     ),
     "objects for texts": (jsonl({"text": {"a": 1}, "label": n % 2} for n in range(40)), {}, "'text' holds an object"),
     "texts of several types": (

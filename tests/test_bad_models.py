@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import resource
 import shutil
 import time
@@ -31,6 +32,17 @@ def config(name="config.json", **changes):
 
 def tokenizer_config(**changes):
     return config("tokenizer_config.json", **changes)
+
+
+def token_id(**ids):
+    """The folder with other ids for these tokens."""
+
+    def change(folder):
+        values = json.loads((folder / "tokenizer.json").read_text())
+        values["model"]["vocab"].update(ids)
+        (folder / "tokenizer.json").write_text(json.dumps(values))
+
+    return change
 
 
 def content(name, data):
@@ -90,6 +102,21 @@ def as_pickle(folder):
     (folder / WEIGHTS).unlink()
 
 
+def pickled(**tensors):
+    """The folder with a pickle of these tensors for weights."""
+
+    def change(folder):
+        torch.save(tensors, folder / "pytorch_model.bin")
+        (folder / WEIGHTS).unlink()
+
+    return change
+
+
+def raw_pickle(folder):
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Harm(folder.parent / "harmed")}))
+    (folder / WEIGHTS).unlink()
+
+
 def harmful_pickle(folder):
     torch.save({"weight": Harm(folder.parent / "harmed")}, folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
@@ -146,7 +173,11 @@ CASES = {
     "weights of other sizes": (config(intermediate_size=32), BOTH, "its weights do not fit its config.json: bert.enc"),
     "too few positions for its weights": (config(max_position_embeddings=32), BOTH, "do not fit its config.json"),
     "fewer positions than max_tokens": (config(max_position_embeddings=8), ("teacher",), "takes at most 8 tokens, but"),
-    "fewer embeddings than tokens": (config(vocab_size=5), BOTH, "embeds 5 tokens, but the tokenizer knows 29"),
+    "fewer embeddings than tokens": (config(vocab_size=5), BOTH, "embeds 5 tokens, but the tokenizer's ids go up to"),
+    "an id above the embeddings": (
+        token_id(good=1_000_000), ("predict", "student", "report", "export"),
+        "embeds 29 tokens, but the tokenizer's ids go up to 1000000: they are not a pair",
+    ),
     "another number of classes": (
         config(id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 0, "b": 1, "c": 2}), ("teacher",),
         "classifies into 3 classes, the data has 2: negative, positive",
@@ -169,6 +200,19 @@ CASES = {
     "positions from no padding": (
         lambda folder: (config(model_type="roberta")(folder), pad_id_null(folder)), ("predict",), "positions from it",
     ),
+    "a pair of tokenizers": (tokenizer_config(tokenizer_class="RagTokenizer"), BOTH, "no fast tokenizer"),
+    "numbers of a module": (config(dtype="os"), BOTH, "dtype: wants a kind of numbers such as float32, got 'os'"),
+    "whole numbers": (config(torch_dtype="int8"), ("predict",), "torch_dtype: wants a kind of numbers such as float32"),
+    "numbers of a part": (config(dtype={"": "__class__"}), ("predict",), "such as float32, got '__class__'"),
+    "an activation of nobody": (config(hidden_act="foo"), BOTH, "config.json: hidden_act: 'foo' is not known"),
+    "an activation that is a number": (config(hidden_act=5), ("predict",), "Field 'hidden_act' expected str, got int"),
+    **{
+        f"a class named {name!r}": (
+            config(id2label={"0": "negative", "1": name}), ("predict", "student"),
+            f"config.json: id2label: wants text for the name of class 1, got {name!r}",
+        )
+        for name in (None, "", 1.5, ["a"], True)
+    },
     "no padding": (tokenizer_config(pad_token=None), BOTH, "{model}: its tokenizer has no padding token"),
     **{
         f"a longest text of {value!r} tokens": (
@@ -301,13 +345,36 @@ def test_a_pickle_is_converted_only_when_asked_and_answers_as_before(tmp_path, t
         (lambda folder: (without(WEIGHTS)(folder), content("pytorch_model.bin", b"x")(folder)), "pytorch_model.bin: "),
         (lambda folder: torch.save([1], folder / "pytorch_model.bin"), "not a table of named tensors"),
         (lambda folder: None, "there is nothing to convert"),
+        (raw_pickle, "damaged or half downloaded, or a pickle that torch.save did not write"),
+        (pickled(big=torch.zeros(1).expand(2**40)), "repeat themselves to weights of 4398046511104 bytes"),
+        (pickled(weight=torch.eye(3).to_sparse()), "weight: sparse, quantised or otherwise no plain numbers"),
+        (pickled(weight=torch.eye(3).to_sparse_csr()), "weight: sparse, quantised or otherwise no plain numbers"),
+        (pickled(weight=torch.empty(3, device="meta")), "weight: sparse, quantised or otherwise no plain numbers"),
+        (pickled(weight=torch.zeros(3, dtype=torch.complex128)), "weight: sparse, quantised or otherwise no plain num"),
+        (pickled(**{"\ud800": torch.zeros(3)}), "wants names of letters and digits for its tensors, got '\\ud800'"),
+        (lambda folder: torch.save({5: torch.zeros(3)}, folder / "pytorch_model.bin"), "for its tensors, got 5"),
         (
             content("pytorch_model.bin.index.json", b'{"weight_map": {"a": "../x.bin"}}'),
             "names weights outside",
         ),
         (shutil.rmtree, "no such folder"),
     ],
-    ids=["harm", "no pickle", "a list", "nothing to convert", "outside the folder", "no folder"],
+    ids=[
+        "harm",
+        "no pickle",
+        "a list",
+        "nothing to convert",
+        "a raw pickle",
+        "endless",
+        "sparse",
+        "sparse rows",
+        "no data",
+        "complex",
+        "half a character",
+        "a number for a name",
+        "outside the folder",
+        "no folder",
+    ],
 )
 def test_what_cannot_be_converted_is_one_line_and_not_run(change, expected, tmp_path, tiny_bert, record_property):
     model = tmp_path / "model"

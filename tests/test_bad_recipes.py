@@ -9,6 +9,10 @@ CASES = {
         GOOD + "  training: {metric_for_best_model: f1}\n",
         ["7: student.training.metric_for_best_model: got 'f1'; one of accuracy, macro_f1"],
     ),
+    "the best of none": (
+        GOOD + "  training: {eval_strategy: no, save_strategy: best}\n",
+        ["7: student.training.save_strategy: got 'best', which evaluations tell, but eval_strategy is no"],
+    ),
     "steps apart": (
         GOOD + "  training: {eval_strategy: steps, eval_steps: 100, save_steps: 500}\n",
         ["7: student.training.save_steps: got 500, but evaluates every 100"],
@@ -116,7 +120,7 @@ CASES = {
         " activation_checkpointing: true, state_dict_type: LOCAL, transformer_layer_cls_to_wrap: BertLayer}}\n",
         [
             "7: student.training.fsdp_config.version: wants one of 2, got 1",
-            "7: student.training.fsdp_config.reshard_after_forwards: not a key of FSDP2 here; did you mean reshard_af",
+            "7: student.training.fsdp_config.reshard_after_forwards: not a key here; did you mean reshard_af",
             "7: student.training.fsdp_config.activation_checkpointing: draws other dropout",
             '7: student.training.fsdp_config.state_dict_type: wants one of "FULL_STATE_DICT", "SHARDED',
             "7: student.training.fsdp_config.transformer_layer_cls_to_wrap: wants a list of names of classes, got",
@@ -156,6 +160,20 @@ CASES = {
     "a list for a section": (GOOD + "export: [onnx-int8]\n", ["7: export: "]),
     "an empty name": (GOOD.replace("google-bert/bert-base-uncased", '""'), ["4: teacher.model: "]),
     "a number for a name": (GOOD.replace("google-bert/bert-base-uncased", "17"), ["4: teacher.model: "]),
+    "no formats": (GOOD + "export: {formats: []}\n", ["7: export.formats: wants one or more, got none"]),
+    "no teacher's weight": (GOOD + "  teacher_weights: []\n", ["7: student.teacher_weights: wants one or more"]),
+    "no layers to match": (
+        GOOD + "  loss: {hidden_states: {teacher_layers: []}}\n",
+        ["7: student.loss.hidden_states.teacher_layers: wants one or more"],
+    ),
+    "thousands of digits": (
+        GOOD + f"  training: {{seed: {'9' * 5000}}}\n",
+        ["a number of thousands of digits"],
+    ),
+    "a number beyond fractions": (
+        GOOD + f"  loss: {{temperature: {10**400}}}\n",
+        ["7: student.loss.temperature: wants a number"],
+    ),
     "no shapes": (GOOD + "benchmark: {shapes: []}\n", ["7: benchmark.shapes: "]),
     "few rounds": (GOOD + "benchmark: {rounds: 2}\n", ["7: benchmark.rounds: input should be greater than or equal"]),
     "no threads": (GOOD + "benchmark: {threads: 0}\n", ["7: benchmark.threads: "]),
@@ -281,6 +299,64 @@ TRAINING = {
     "logging_steps: 0": "wants a number above 0",
     "save_total_limit: -1": "wants 0 or more",
     "logging_nan_inf_filter: true": "set by distill",
+    "eval_do_concat_batches: false": "set by distill",
+    "restore_callback_states_from_checkpoint: true": "set by distill",
+    "debug: underflow_overflow": "not supported; distill stops where a loss, logits or weights are not numbers",
+    "parallelism_config: {}": "not supported; fsdp: true",
+    "per_device_eval_batch_size: 10000000000000": "wants a number no larger than 1048576, got 10000000000000",
+    "per_device_train_batch_size: 10000000000000": "wants a number no larger than 1048576",
+    "gradient_accumulation_steps: 10000000000": "wants a number no larger than 2147483647",
+    f"learning_rate: {10**400}": "wants a number no larger than 2147483647, got 1000",
+    "num_train_epochs: 1.0e+308": "wants a number no larger than 9007199254740992, got 1e+308",
+    "max_steps: 10000000000000": "wants a number no larger than",
+    "seed: 10000000000000": "wants a number no larger than 4294967295",
+    "data_seed: 10000000000000": "wants a number no larger than 4294967295",
+    "eval_accumulation_steps: 0": "wants a number above 0",
+    "torch_empty_cache_steps: 0": "wants a number above 0",
+    "ddp_bucket_cap_mb: 0": "wants a number above 0",
+    "ddp_timeout: -1": "wants a number above 0",
+    "neftune_noise_alpha: -1": "wants 0 or more",
+    "adam_beta1: 0": "wants a fraction: write 0.0",
+    "log_level: foo": "wants one of detail, debug, info, warning, error, critical, passive, got 'foo'",
+    "log_level_replica: ''": "wants one of detail, debug",
+    "torch_compile_backend: os": "wants one of inductor, eager, aot_eager, cudagraphs, got 'os'",
+    "torch_compile_mode: foo": "wants one of default, reduce-overhead, max-autotune",
+    "include_num_input_tokens_seen: foo": "wants one of true, false, all, non_padding, no, got 'foo'",
+    "train_sampling_strategy: foo": "wants one of random, sequential",
+    "ddp_backend: 'cuda:foo,cpu:gloo'": "wants one of nccl, gloo",
+    "optim_args: foo": "wants KEY=VALUE, several with commas between them, got 'foo'",
+    "accelerator_config: /etc/passwd": "wants a mapping, got '/etc/passwd'",
+    "lr_scheduler_kwargs: foo": "wants a mapping, got 'foo'",
+    "activation_checkpointing_kwargs: foo": "wants a mapping, got 'foo'",
+    "liger_kernel_config: foo": "wants a mapping, got 'foo'",
+    "dataloader_prefetch_factor: 2": "wants dataloader_num_workers above 0 beside it",
+    "dataloader_persistent_workers: true": "wants dataloader_num_workers above 0 beside it",
+    "dataloader_multiprocessing_context: spawn": "wants dataloader_num_workers above 0 beside it",
+    "lr_scheduler_kwargs: {foo: 1}": "foo is not a setting of the schedule linear; it has none",
+    "lr_scheduler_type: warmup_stable_decay": "warmup_stable_decay wants lr_scheduler_kwargs: {num_decay_steps: ...}",
+}
+# Of each: a field that is a mapping with others that go with it, and what is wrong with it.
+OF_MAPPINGS = {
+    "accelerator_config: {foo: 1}": "accelerator_config.foo: not a key here; one of split_batches,",
+    "accelerator_config: {split_batches: 1}": "accelerator_config.split_batches: wants one of true, false, got 1",
+    "activation_checkpointing_kwargs: {use_rentrant: true}": (
+        "activation_checkpointing_kwargs.use_rentrant: not a key here; did you mean use_reentrant?"
+    ),
+    "gradient_checkpointing_kwargs: {use_reentrant: 5}": "gradient_checkpointing_kwargs.use_reentrant: wants one of tr",
+    "lr_scheduler_type: cosine, lr_scheduler_kwargs: {num_cycle: 2}": (
+        "lr_scheduler_kwargs: num_cycle is not a setting of the schedule cosine; one of num_cycles"
+    ),
+    "lr_scheduler_type: cosine, lr_scheduler_kwargs: {num_cycles: []}": (
+        "lr_scheduler_kwargs: got {'num_cycles': []}, with which cosine cannot be made: float() argument must be"
+    ),
+    "lr_scheduler_type: reduce_lr_on_plateau, lr_scheduler_kwargs: {foo: 2}": (
+        "lr_scheduler_kwargs: foo is not a setting of the schedule reduce_lr_on_plateau; one of mode, factor,"
+    ),
+    "lr_scheduler_type: cosine_with_min_lr": "lr_scheduler_kwargs: got {}, with which cosine_with_min_lr cannot be",
+}
+CASES |= {
+    f"mapping {setting}": (GOOD + f"  training: {{{setting}}}\n", [f"7: student.training.{expected}"])
+    for setting, expected in OF_MAPPINGS.items()
 }
 CASES |= {
     setting: (GOOD + f"  training: {{{setting}}}\n", [f"7: student.training.{setting.split(':')[0]}: {expected}"])

@@ -261,7 +261,7 @@ def test_misfits_are_named(tmp_path, tiny_bert):
     for settings, expected in (
         ({"labels": ["a", "b", "c"]}, "classifies into 2 classes, the data has 3: a, b, c"),
         ({"max_tokens": 65}, "takes at most 64 tokens, but data.max_tokens is 65"),
-        ({"vocabulary": 30}, "embeds 29 tokens, but the tokenizer knows 30"),
+        ({"vocabulary": 30}, "embeds 29 tokens, but the tokenizer's ids go up to 29"),
     ):
         with pytest.raises(ModelError, match=expected):
             load(tiny_bert, **settings)

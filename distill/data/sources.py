@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def read_texts(path: str, text_column: str) -> Iterator[str]:
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from None
         return
-    _check_file(path, path)
+    _check_file(path, path, also=(".txt", "- (stdin)"))
     table = TableFile(path, {text_column: "--text-column"}, path)
     row = 0
     for batch in table.batches():
@@ -177,10 +177,17 @@ def _keep(file: TableFile, folder: Path) -> None:
     write_json(folder / "table.json", found)
 
 
-def _check_file(path: str, place: str) -> None:
-    """Raise `DataError` if a file is not there, is empty, is packed or is of a kind that is not read."""
+def _check_file(path: str, place: str, *, also: Sequence[str] = ()) -> None:
+    """Raise `DataError` if a file is not there, is empty, is packed or is of a kind that is not read.
+
+    `also` is what is read beside files that hold tables, for the error that says so.
+    """
     suffix = Path(path).suffix.lower()
     try:
+        if Path(path).is_dir():
+            raise DataError(f"{place}: a folder, not a file")
+        if Path(path).exists() and not Path(path).is_file():
+            raise DataError(f"{place}: a device or a pipe, not a file")
         if not Path(path).is_file():
             raise DataError(f"{place}: no such file (relative paths start at the working directory)")
         is_empty = Path(path).stat().st_size == 0
@@ -193,7 +200,7 @@ def _check_file(path: str, place: str) -> None:
     if packed:
         raise DataError(f"{place}: packed with {packed}; unpack it first")
     if suffix not in READERS:
-        raise DataError(f"{place}: not one of {', '.join(READERS)}")
+        raise DataError(f"{place}: not one of {', '.join((*READERS, *also))}")
 
 
 def _load_folder(folder: Path, data: Data) -> dict[str, Table]:

@@ -49,6 +49,7 @@ from distill.models.loading import (
     reorder_classes,
     share_padding,
     skeleton,
+    vocabulary_of,
     weights_fingerprint,
     with_attention_dropout,
 )
@@ -97,7 +98,9 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
             check_base(settings.model, recipe.data.label_names)
             student_config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
         with_attention_dropout(student_config, settings.attention_dropout)
-        check_fit(student_config, settings.model, max_tokens=recipe.data.max_tokens, vocabulary=len(tokenizer))
+        check_fit(
+            student_config, settings.model, max_tokens=recipe.data.max_tokens, vocabulary=vocabulary_of(tokenizer)
+        )
         _check_one_tokenizer(settings, tokenizer, teacher)
     check_formats(recipe.export.formats, student_config.model_type)
     if settings.loss.hidden_states:
@@ -314,20 +317,20 @@ def new_student(
         with named_by("student.model"):
             tokenizer = load_tokenizer(settings.model)
             model = load_classifier(
-                settings.model, label_names, seed=seed, max_tokens=max_tokens, vocabulary=len(tokenizer),
+                settings.model, label_names, seed=seed, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer),
                 attention_dropout=settings.attention_dropout,
             )  # fmt: skip
         share_padding(model.config, tokenizer)
         return model, tokenizer
     tokenizer, config = load_tokenizer(teacher), load_config(teacher)
     check_single_label(config, teacher)
-    check_fit(config, teacher, max_tokens=max_tokens, vocabulary=len(tokenizer))
+    check_fit(config, teacher, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
     share_padding(config, tokenizer)
     config = with_attention_dropout(config, settings.attention_dropout)
     if settings.config is not None:
         name_classes(config, label_names)
         model = build_from_config(config, settings.config, seed=seed)
-        check_fit(model.config, "student.config", max_tokens=max_tokens, vocabulary=len(tokenizer))
+        check_fit(model.config, "student.config", max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
         return model, tokenizer
     assert settings.layers is not None
     whole = load_torch(teacher, config, "float32")
@@ -462,7 +465,7 @@ def online_teacher(
         raise RecipeError(f"student.loss: {names} match one teacher's layers, got {len(teachers)} teachers")
     _check_one_tokenizer(settings, tokenizer, teachers[0])
     config = load_config(teachers[0])
-    check_fit(config, teachers[0], max_tokens=max_tokens, vocabulary=len(tokenizer))
+    check_fit(config, teachers[0], max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
     share_padding(config, tokenizer)
     teacher = load_torch(teachers[0], config, "float32")
     log.info(

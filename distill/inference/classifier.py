@@ -25,6 +25,7 @@ from distill.models.loading import (
     load_tokenizer,
     share_padding,
     token_limit,
+    vocabulary_of,
     weight_files,
 )
 from distill.storage.run_folder import EXPORT_PROOFS, read_proofs
@@ -189,7 +190,7 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]
     tokenizer = load_tokenizer(name)
     share_padding(config, tokenizer)
     max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
-    check_fit(config, name, max_tokens=max_tokens, vocabulary=len(tokenizer))
+    check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
     return config, tokenizer, max_tokens
 
 

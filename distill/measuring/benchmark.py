@@ -22,7 +22,7 @@ from distill.machine.timing import PAUSE_SECONDS, summarise, time_in_turn
 from distill.measuring.cascade import cascade_curve
 from distill.measuring.metrics import agreement, chance_p_value, confusion, figures
 from distill.models.calibration import reliability
-from distill.models.loading import align_labels, load_config, token_limit
+from distill.models.loading import align_labels, load_config, token_limit, vocabulary_of
 from distill.storage.checksums import ANSWERING, check_whole
 
 WARMUP_TEXTS = 16
@@ -113,7 +113,7 @@ def measure(
         for shape in shapes:
             tokens = int(shape.split("x")[1])
             calls = {
-                candidate: call_at(classifier.session, shape, vocabulary=len(classifier.tokenizer))
+                candidate: call_at(classifier.session, shape, vocabulary=vocabulary_of(classifier.tokenizer))
                 for candidate, classifier in classifiers.items()
                 if tokens <= (token_limit(load_config(str(candidate.folder))) or tokens)
             }

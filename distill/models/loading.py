@@ -33,6 +33,7 @@ from distill.models.calibration import CONFIG_KEY
 from distill.models.strangers import (
     check_settings,
     check_tokenizer_settings,
+    keys_of,
     machine,
     read_settings,
     weights_in,
@@ -76,7 +77,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             check_tokenizer_settings(read_settings(Path(found)), name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     # Where the files are missing, transformers 5 makes a tokenizer that knows its special tokens and nothing else.
-    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
+    # A pair of tokenizers (RAG's) is no tokenizer.
+    is_fast = isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.is_fast
+    if not is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{name}: has no fast tokenizer (tokenizer.json or a vocabulary)")
     _check_tokenizer(tokenizer, name)
     return tokenizer
@@ -101,6 +104,11 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         tokenizer.pad_token = tokenizer.eos_token  # the attention mask hides it, whichever token it is
     if not set(INPUTS) <= set(tokenizer.model_input_names):
         tokenizer.model_input_names = list(INPUTS)
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many rows a model needs to embed every id of the tokenizer, which may leave some out."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -155,7 +163,7 @@ def load_classifier(
     A head that knows the same names in another order is put in this one; what the weights lack (usually the head) is
     drawn with `seed`. `attention_dropout` replaces the model's own. Weights come from safetensors only, and no code
     that lies beside them is run. Raises `ModelError` where the model cannot be had, is no encoder that takes a head,
-    has another number of classes, knows fewer than `vocabulary` tokens, or takes fewer than `max_tokens`.
+    has another number of classes, embeds fewer than `vocabulary` tokens, or takes fewer than `max_tokens`.
     """
     config = load_config(name)
     had: list[str] = []
@@ -251,7 +259,10 @@ def _reading(name: str, problem: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # from a KeyError to tokenizers' bare Exception
         kind = ModelError if Path(name).is_dir() else AwayError
-        raise kind(f"{name}: {problem}: {one_line(error)}") from error
+        said = one_line(error)
+        if isinstance(error, KeyError) and (keys := keys_of(error.args[0], read_settings(Path(name, CONFIG_NAME)))):
+            said = f"config.json: {', '.join(keys)}: {said} is not known"  # a table lacks it, whose error says no more
+        raise kind(f"{name}: {problem}: {said}") from error
 
 
 @contextlib.contextmanager
@@ -283,13 +294,15 @@ def with_attention_dropout(config: PretrainedConfig, dropout: float) -> Pretrain
 
 
 def check_fit(config: PretrainedConfig, name: str, *, max_tokens: int, vocabulary: int) -> None:
-    """Raise `ModelError` where the model takes fewer tokens than `max_tokens` or knows fewer than `vocabulary`."""
+    """Raise `ModelError` where the model takes fewer tokens than `max_tokens` or embeds fewer than `vocabulary`."""
     limit = token_limit(config)
     if limit is not None and max_tokens > limit:
         raise ModelError(f"{name}: takes at most {limit} tokens, but data.max_tokens is {max_tokens}")
     size = getattr(config, "vocab_size", None)
     if size is not None and vocabulary > size:
-        raise ModelError(f"{name}: embeds {size} tokens, but the tokenizer knows {vocabulary}: they are not a pair")
+        raise ModelError(
+            f"{name}: embeds {size} tokens, but the tokenizer's ids go up to {vocabulary - 1}: they are not a pair"
+        )
 
 
 def token_limit(config: PretrainedConfig) -> int | None:
@@ -319,7 +332,7 @@ def check_single_label(config: PretrainedConfig, name: str) -> None:
 def class_names(config: PretrainedConfig, name: str) -> tuple[str, ...]:
     """Return the class names of the configuration of the model `name`, in the order of its outputs.
 
-    Raises `ModelError` if an output has no name, or two classes share one.
+    Raises `ModelError` if an output has no name, or none that is text, or two classes share one.
     """
     found = config.id2label
     if sorted(found) != list(range(len(found))):
@@ -327,6 +340,11 @@ def class_names(config: PretrainedConfig, name: str) -> tuple[str, ...]:
             f"{name}: config.json: id2label: wants a name for each of 0 to {len(found) - 1}, got names for "
             f"{', '.join(map(str, sorted(found)))}"
         )
+    for index, named in found.items():
+        if type(named) not in (str, int) or named == "":  # a number is taken for the text that shows it
+            raise ModelError(
+                f"{name}: config.json: id2label: wants text for the name of class {index}, got {named!r:.80}"
+            )
     names = tuple(str(found[index]) for index in range(len(found)))
     if len(set(names)) < len(names):
         raise ModelError(f"{name}: config.json: id2label: the same name stands in it twice")

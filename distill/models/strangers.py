@@ -20,6 +20,7 @@ from distill.errors import ModelError
 ATTENTIONS = ("eager", "sdpa", "flex_attention")  # transformers' own; any other can be a download that is run
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # and the same with _ before, with _internal behind
 VOCABULARIES = ("tokenizer_file", "vocab_file", "merges_file", "spm_file", "source_spm", "target_spm")
+DTYPES = ("dtype", "torch_dtype")  # which transformers looks up in torch, whatever else there has that name
 # What configurations make lists of, before there is any model.
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers",
           "num_decoder_layers", "num_encoder_layers", "num_labels")  # fmt: skip
@@ -56,6 +57,10 @@ def check_settings(settings: Any, name: str) -> None:
                     f"{place}: {str(wrong[0])[:100]!r} may be code from a hub, which is not run; "
                     f"take the key away, or write one of {', '.join(ATTENTIONS)}"
                 )
+        if key in DTYPES:
+            chosen = value.values() if isinstance(value, Mapping) else [value]
+            if wrong := [one for one in chosen if one is not None and not _is_float(one)]:
+                raise ModelError(f"{place}: wants a kind of numbers such as float32, got {wrong[0]!r:.100}")
         if key in COUNTS and isinstance(value, int | float) and value > LARGEST_COUNT:
             raise ModelError(f"{place}: wants at most {LARGEST_COUNT}, got {value}")
     if settings.get("quantization_config") is not None:
@@ -142,6 +147,16 @@ def within(held: Weights, name: str) -> Iterator[None]:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _is_float(name: Any) -> bool:
+    kind = getattr(torch, name.removeprefix("torch."), None) if isinstance(name, str) else None
+    return isinstance(kind, torch.dtype) and kind.is_floating_point
+
+
+def keys_of(value: Any, settings: Any) -> list[str]:
+    """Return the keys that have this value in the settings or in those within them."""
+    return [key for key, one in _nested(settings) if type(one) is type(value) and one == value]
 
 
 def _nested(settings: Any) -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from distill.errors import STEERING, RecipeError
+from distill.errors import STEERING, RecipeError, one_line
 from distill.recipe import training_fields as training_arguments
 from distill.recipe.schema import Recipe
 from distill.recipe.section import Section
@@ -123,7 +123,7 @@ def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         problem = (error.problem or str(error.context)).splitlines()[0]
         raise RecipeError(f"{place}: {problem}") from None
     except (YAMLError, ValueError) as error:  # e.g. a control character, or thousands of digits
-        raise RecipeError(f"{name}: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"{name}: {one_line(error)}") from None
     except RecursionError:
         raise RecipeError(f"{name}: nested too deeply for a recipe") from None
     if _written_out(values) > MOST_VALUES:
@@ -243,7 +243,7 @@ def _validate(
     try:
         recipe, faults = _faults(values)
     except ValueError as error:  # an alias that holds itself
-        raise RecipeError(f"{name}: {error}") from None
+        raise RecipeError(f"{name}: {one_line(error)}") from None
     for at, problem in faults:
         report(at, problem)
     for at, problem in _faults_of_trials(recipe, values, faults) if recipe else ():

@@ -5,7 +5,6 @@ Types are checked through pydantic in strict mode: `"8"` is not 8.
 
 from __future__ import annotations
 
-import math
 import re
 import typing
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 
 from distill.recipe.labels import label_key
 from distill.recipe.search_space import Sweep
-from distill.recipe.section import Line, Positive, Section
+from distill.recipe.section import Line, NotEmpty, Positive, Section
 
 Format = Literal["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-bf16", "openvino-int8"]
 PRECISION = ("bf16", "fp16")  # the fields of a training section that settle it
@@ -121,7 +120,7 @@ class Schedule(Section):
     @model_validator(mode="before")
     @classmethod
     def _constant(cls, value: Any) -> Any:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
         if not is_number and not isinstance(value, dict):
             raise ValueError(f"wants a number, or {{start: ..., end: ...}}, got {value!r}")
         return {"start": value, "end": value} if is_number else value
@@ -181,7 +180,7 @@ class HiddenStates(Section):
 
     distance: Literal["cosine", "mse"] = "cosine"
     weight: Weight = Weight(start=1.0, end=1.0)
-    teacher_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    teacher_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], NotEmpty] | None = None
 
 
 class AttentionRelations(Section):
@@ -233,7 +232,7 @@ class Student(Stage):
     config: dict[Line, Any] | None = None
     output: Line = "./distilbert-student"
     loss: Loss = Loss()
-    teacher_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    teacher_weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], NotEmpty] | None = None
     control: bool = False
     calibrate: bool = True
 
@@ -264,7 +263,7 @@ class Export(Section):
     `max_accuracy_drop` is in accuracy, `min_agreement` the share of texts that keep the label the model gave them.
     """
 
-    formats: tuple[Format, ...] = DEFAULT_FORMATS
+    formats: Annotated[tuple[Format, ...], NotEmpty] = DEFAULT_FORMATS
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] = 0.01
     min_agreement: Annotated[float, Field(ge=0, le=1)] = 0.95
 
@@ -272,7 +271,7 @@ class Export(Section):
 class Benchmark(Section):
     """Shapes (BATCHxTOKENS) at which latency is measured, how often, on how many CPU threads (default: all)."""
 
-    shapes: Annotated[tuple[str, ...], Field(min_length=1)] = ("1x128", "8x128", "1x512")
+    shapes: Annotated[tuple[str, ...], NotEmpty] = ("1x128", "8x128", "1x512")
     rounds: Annotated[int, Field(ge=5)] = 30
     threads: Positive | None = None
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 Line = Annotated[str, Field(min_length=1)]
+
+
+def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("wants one or more, got none")
+    return values
+
+
+NotEmpty = AfterValidator(_not_empty)  # unlike `min_length`, silent where what stands in it is wrong
 
 
 class Section(BaseModel):

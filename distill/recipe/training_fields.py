@@ -6,11 +6,16 @@ import dataclasses
 import difflib
 import enum
 import functools
+import inspect
 import json
 import math
+import re
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from distill.errors import one_line
 
 # Names that tutorials for transformers 4 still use, and what to write in transformers 5 instead.
 # Source: the migration guide of transformers 5 and the deprecations of 4.41 to 4.57.
@@ -48,11 +53,15 @@ OWNED = {
     "prediction_loss_only": "set by distill, which needs the logits for its metrics",
     "include_for_metrics": "set by distill, which computes its own metrics",
     "batch_eval_metrics": "set by distill, which computes its metrics over the whole split",
+    "eval_do_concat_batches": "set by distill, which computes its metrics over the whole split",
+    "restore_callback_states_from_checkpoint": "set by distill, which goes on with the patience that is left",
+    "debug": "not supported; distill stops where a loss, logits or weights are not numbers",
     "logging_nan_inf_filter": "set by distill, which stops where a loss is not a number",
     "do_train": "not a setting here; each command trains, evaluates or predicts",
     "do_eval": "not a setting here; each command trains, evaluates or predicts",
     "do_predict": "not a setting here; each command trains, evaluates or predicts",
     "deepspeed": "not supported; fsdp: true shares a model among several ranks",
+    "parallelism_config": "not supported; fsdp: true shares a model among several ranks",
     "local_rank": "set by the launcher, not by hand",
     "push_to_hub": "not supported; use --push-to-hub NAME",
     "hub_token": "not supported; a token must not stand in a recipe",
@@ -67,13 +76,52 @@ OWNED = {
 # What a number may be: the fields that transformers takes as they are, and fails on later or not at all.
 ABOVE_ZERO = (
     "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "adam_epsilon", "eval_steps", "save_steps", "logging_steps",
+    "adam_epsilon", "eval_steps", "save_steps", "logging_steps", "eval_accumulation_steps", "torch_empty_cache_steps",
+    "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "seed", "data_seed", "dataloader_num_workers",
-    "eval_delay", "save_total_limit",
+    "eval_delay", "save_total_limit", "neftune_noise_alpha",
 )  # fmt: skip
 SHARES = ("label_smoothing_factor", "adam_beta1", "adam_beta2")  # from 0 to below 1
+BETAS = SHARES[1:]  # of which torch wants all as fractions, or none
+# The most that a number may be: above it, arithmetic in 64 bits overflows somewhere, or the memory is full.
+MOST = {
+    "per_device_train_batch_size": 2**20, "per_device_eval_batch_size": 2**20, "dataloader_num_workers": 256,
+    "seed": 2**32 - 1, "data_seed": 2**32 - 1,
+}  # fmt: skip
+MOST_WHOLE, MOST_FRACTION = 2**31 - 1, 2.0**53
+
+# What transformers does not look at before it is needed; of what it names itself, see `_choices`.
+CHOICES = {
+    "torch_compile_backend": ("inductor", "eager", "aot_eager", "cudagraphs"),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "include_num_input_tokens_seen": (True, False, "all", "non_padding", "no"),
+}
+# What does nothing, or fails, where the loader has no workers.
+OF_WORKERS = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
+
+# The keys of fields that are mappings, and what each may be.
+MAPPINGS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "accelerator_config": {
+        "split_batches": (True, False),
+        "dispatch_batches": (True, False, None),
+        "even_batches": (True, False),
+        "use_seedable_sampler": (True, False),
+        "non_blocking": (True, False),
+    },
+    "activation_checkpointing_kwargs": {
+        "use_reentrant": (True, False),
+        "preserve_rng_state": (True, False),
+        "early_stop": (True, False),
+        "determinism_check": ("default", "none"),
+        "debug": (True, False),
+        "offload": (True, False),
+        "every_n_layers": tuple(range(1, 25)),
+    },
+}
+MAPPINGS["gradient_checkpointing_kwargs"] = MAPPINGS["activation_checkpointing_kwargs"]  # its older name
+GIVEN_TO_SCHEDULES = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # by Trainer
 
 # The fields that `distill sweep` may search over: what is learned depends on them, and Trainer reads them as it begins
 # to train. Not a seed, which would be choosing luck, nor what says when and by what a model is judged.
@@ -144,12 +192,21 @@ def problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, RENAMED.get(name) or _unknown(name, hints)
         elif name in ("fsdp", "fsdp_config"):
             yield from _fsdp_problems(name, value, is_on=bool(given.get("fsdp")))
-        elif complaint := _type_complaint(hints[name], value) or _number_complaint(name, value):
+        elif complaint := (
+            _type_complaint(hints[name], value) or _choice_complaint(name, value) or _number_complaint(name, value)
+        ):
             yield name, complaint
+        elif name in MAPPINGS and value is not None:
+            yield from _mapping_problems(name, value, MAPPINGS[name])
+        elif name in OF_WORKERS and value not in (None, False) and not given.get("dataloader_num_workers"):
+            yield name, "wants dataloader_num_workers above 0 beside it"
+    yield from _schedule_problems(given)
     metric = given.get("metric_for_best_model")
     known = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
     if isinstance(metric, str) and metric.removeprefix("eval_") not in known:
         yield "metric_for_best_model", f"got {metric!r}; one of {', '.join(known)}"
+    if given.get("save_strategy") == "best" and given.get("eval_strategy") == "no":
+        yield "save_strategy", "got 'best', which evaluations tell, but eval_strategy is no"
     if given.get("fsdp") and given.get("save_only_model"):
         yield "save_only_model", "leaves nothing that a model trained with fsdp: true could go on or end from"
     if given.get("eval_strategy") == "steps" and "save_steps" in given and given.get("load_best_model_at_end", True):
@@ -170,12 +227,22 @@ def _fsdp_problems(name: str, value: Any, *, is_on: bool) -> Iterator[tuple[str,
         return
     if not is_on:
         yield name, "without fsdp: true it does nothing"
+    yield from _mapping_problems(name, value, FSDP_CONFIG, NOT_IN_FSDP_CONFIG)
+
+
+def _mapping_problems(
+    name: str,
+    value: Mapping[str, Any],
+    known: Mapping[str, tuple[Any, ...]],
+    refused: Mapping[str, str] = types.MappingProxyType({}),
+) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the keys and values of a mapping, of which `known` says what each may be."""
     for key, setting in value.items():
-        place, allowed = f"{name}.{key}", FSDP_CONFIG.get(key)
+        place, allowed = f"{name}.{key}", known.get(key)
         if allowed is None:
-            close = difflib.get_close_matches(str(key), FSDP_CONFIG, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(FSDP_CONFIG)}"
-            yield place, NOT_IN_FSDP_CONFIG.get(key) or f"not a key of FSDP2 here; {meant}"
+            close = difflib.get_close_matches(str(key), known, n=1)
+            meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
+            yield place, refused.get(key) or f"not a key here; {meant}"
         elif allowed:
             if not any(type(setting) is type(one) and setting == one for one in allowed):
                 yield place, f"wants one of {json.dumps(allowed)[1:-1]}, got {setting!r}"
@@ -189,11 +256,64 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
     return f"not a field of transformers' TrainingArguments{meant}"
 
 
+def _schedule_problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the learning rate's schedule and its settings, of which a type says nothing."""
+    kind, settings, rate = (given.get(name) for name in ("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate"))
+    if kind is None and not settings:
+        return
+    from torch import nn, optim
+    from transformers import optimization
+
+    functions = {str(one.value): function for one, function in optimization.TYPE_TO_SCHEDULER_FUNCTION.items()}
+    kind, settings = "linear" if kind is None else kind, {} if settings is None else settings
+    if not isinstance(kind, str) or kind not in functions or not isinstance(settings, Mapping):
+        return
+    by_metric = {
+        "reduce_lr_on_plateau": optim.lr_scheduler.ReduceLROnPlateau,
+        "greedy": getattr(optimization, "GreedyLR", None),  # which not every version has
+    }
+    parameters = inspect.signature(by_metric.get(kind, functions[kind])).parameters.values()
+    takes = [one for one in parameters if one.name not in GIVEN_TO_SCHEDULES]
+    names = [one.name for one in takes]
+    if unknown := [key for key in settings if key not in names]:
+        known = f"one of {', '.join(names)}" if names else "it has none"
+        yield "lr_scheduler_kwargs", f"{unknown[0]} is not a setting of the schedule {kind}; {known}"
+    elif missing := [one.name for one in takes if one.default is one.empty and one.name not in settings]:
+        yield "lr_scheduler_type", f"{kind} wants lr_scheduler_kwargs: {{{missing[0]}: ...}}"
+    else:
+        optimizer = optim.SGD([nn.Parameter()], lr=rate if isinstance(rate, float) and rate > 0 else 5e-5)
+        try:
+            schedule = optimization.get_scheduler(kind, optimizer, 1, 4, dict(settings))
+            for _ in range(4):
+                optimizer.step()
+                schedule.step(*[1.0][: kind in by_metric])
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            yield "lr_scheduler_kwargs", f"got {dict(settings)}, with which {kind} cannot be made: {one_line(error)}"
+
+
+def _choice_complaint(name: str, value: Any) -> str | None:
+    if name == "optim_args" and value and not re.fullmatch(r"[^=,]+=[^=,]+(,[^=,]+=[^=,]+)*", value):
+        return f"wants KEY=VALUE, several with commas between them, got {value!r}"
+    choices = _choices().get(name)
+    if choices is None or value is None:
+        return None
+    # A backend may be one for each device: cuda:nccl,cpu:gloo.
+    parts = [part.split(":")[-1] for part in value.split(",")] if name == "ddp_backend" else [value]
+    if all(any(type(part) is type(one) and part == one for one in choices) for part in parts):
+        return None
+    return f"wants one of {', '.join(json.dumps(one).strip(chr(34)) for one in choices)}, got {value!r}"
+
+
 def _number_complaint(name: str, value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not math.isfinite(value):
+    if value != value or value in (math.inf, -math.inf):
         return f"wants a number, got {value!r}"
+    if name in BETAS and type(value) is int and value == 0:
+        return "wants a fraction: write 0.0"
+    most = MOST.get(name, MOST_WHOLE if isinstance(value, int) else MOST_FRACTION)
+    if abs(value) > most:
+        return f"wants a number no larger than {most:.0f}, got {value!r:.100}"
     if name in ABOVE_ZERO and value <= 0:
         return f"wants a number above 0, got {value!r}"
     if name in NOT_NEGATIVE and value < 0:
@@ -203,6 +323,14 @@ def _number_complaint(name: str, value: Any) -> str | None:
     if name == "max_steps" and not (value == -1 or value > 0):
         return f"wants a number above 0, or -1 for num_train_epochs to count, got {value!r}"
     return None
+
+
+@functools.cache
+def _choices() -> dict[str, Any]:
+    from transformers import TrainingArguments
+
+    fields = dataclasses.fields(TrainingArguments)
+    return {field.name: list(field.metadata["choices"]) for field in fields if "choices" in field.metadata} | CHOICES
 
 
 @functools.cache
@@ -217,6 +345,8 @@ def _type_complaint(hint: Any, value: Any) -> str | None:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     members = typing.get_args(hint) or (hint,)
+    if any(dict in (member, typing.get_origin(member)) for member in members) and isinstance(value, str):
+        return f"wants a mapping, got {value!r}"  # transformers would read JSON, or a file of that name
     enums = [member for member in members if isinstance(member, type) and issubclass(member, enum.Enum)]
     if enums and isinstance(value, str):  # the hint also admits any str, but transformers refuses all but these
         values = [str(item.value) for item in enums[0]]

@@ -22,7 +22,8 @@ LAUNCHED = "ACCELERATE_USE_FSDP"  # accelerate's own mark, made by its launcher 
 def check_launch(training: Mapping[str, Any], stage: str) -> None:
     """Raise `RecipeError` where a `training` section shards and no launcher has started several processes for it.
 
-    So it does where `accelerate launch` was told to shard: what it was told and the recipe could differ in silence.
+    The same holds of the backend by which processes talk. A launch is refused too where `accelerate launch` was told to
+    shard: what it was told and the recipe could differ in silence.
     """
     if os.environ.get(LAUNCHED, "false").lower() == "true":
         raise RecipeError(
@@ -33,6 +34,11 @@ def check_launch(training: Mapping[str, Any], stage: str) -> None:
         raise RecipeError(
             f"{stage}.training.fsdp: shares the model among several processes, and this is one",
             hint=f"torchrun --nproc-per-node N -m distill ..., one for each GPU; or --set {stage}.training.fsdp=false",
+        )
+    if training.get("ddp_backend") and "WORLD_SIZE" not in os.environ:
+        raise RecipeError(
+            f"{stage}.training.ddp_backend: is how several processes talk, and this is one",
+            hint=f"torchrun --nproc-per-node N -m distill ..., or --set {stage}.training.ddp_backend=null",
         )
 
 
