@@ -47,6 +47,7 @@ from distill.models.loading import (
     named_by,
     reorder_classes,
     share_padding,
+    vocabulary_of,
 )
 from distill.recipe.file import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe, with_absolute_paths
@@ -137,7 +138,7 @@ def teacher(
         splits.label_names,
         seed=training.arguments.seed,
         max_tokens=recipe.data.max_tokens,
-        vocabulary=len(tokenizer),
+        vocabulary=vocabulary_of(tokenizer),
         pretrained=settings.pretrained,
         attention_dropout=settings.attention_dropout,
     )

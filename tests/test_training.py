@@ -340,6 +340,17 @@ def test_steps_of_similar_length_are_drawn_anew_each_epoch_and_hardly_padded(tmp
     assert figures["padding_fraction"] < 0.1
 
 
+def test_all_validation_texts_are_judged_also_where_training_drops_a_batch(tmp_path, splits, tiny_bert):
+    training = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
+    training |= {"per_device_eval_batch_size": 24, "per_device_train_batch_size": 8}
+    logs = {}
+    for is_dropping in (False, True):  # 16 validation texts are less than a batch
+        folder = RunFolder(tmp_path / str(is_dropping))
+        run(folder, splits, tiny_bert, {**training, "dataloader_drop_last": is_dropping})
+        logs[is_dropping] = [one["eval_loss"] for one in log_of(folder) if "eval_loss" in one]
+    assert logs[True] == logs[False] != []
+
+
 def test_tensorboard_writes_where_the_run_is(tmp_path, splits, tiny_bert):
     training = {"max_steps": 2, "save_strategy": "no", "report_to": "tensorboard", "logging_steps": 1}
     folder = RunFolder(tmp_path / "run")

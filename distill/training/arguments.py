@@ -6,6 +6,7 @@ import copy
 import logging
 import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def check_training(training: Mapping[str, Any], device: Device, stage: str) -> N
     refuse_fp16(training, device, stage)
     check_trackers(training, stage)
     check_launch(training, stage)
+    if training.get("use_liger_kernel") and find_spec("liger_kernel") is None:
+        raise RecipeError(f"{stage}.training.use_liger_kernel: pip install liger-kernel, or leave it out")
     if training.get("fsdp") and device == "cpu" and (training.get("fsdp_config") or {}).get("cpu_offload"):
         raise RecipeError(
             f"{stage}.training.fsdp_config.cpu_offload: moves what a GPU holds to the CPU, and this is one"

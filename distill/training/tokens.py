@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.errors import DataError
 from distill.inference.classifier import nothing
+from distill.models.loading import vocabulary_of
 
 UNLABELLED = -1  # data sets on the Hub use -1 for "no label"
 CHECKED_ROWS = 64  # rows on which tokenising is checked; a wrong tokenizer shows on the first few
@@ -63,14 +64,15 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
     """
     count = min(CHECKED_ROWS, len(rows))
     unknown = total = 0
+    known = vocabulary_of(tokenizer)
     special, added = set(tokenizer.all_special_ids), tokenizer.num_special_tokens_to_add()
     for row, encoded in zip(rows.select(range(count)), tokenised.select(range(count)), strict=True):
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         place = f"row {row['example_id']}"
         if len(ids) != len(mask) or len(ids) != encoded["length"] or encoded["labels"] != row.get("label", UNLABELLED):
             raise DataError(f"{place}: ids, mask and label disagree after tokenising; delete datasets' cache and retry")
-        if max(ids) >= len(tokenizer):
-            raise DataError(f"{place}: token id {max(ids)}, but the tokenizer knows {len(tokenizer)} tokens")
+        if max(ids) >= known:
+            raise DataError(f"{place}: token id {max(ids)}, but the tokenizer's largest is {known - 1}")
         total += len(ids)
         unknown += ids.count(tokenizer.unk_token_id)
         if len(ids) < max_tokens and sum(token in special for token in ids) == added:

@@ -80,8 +80,13 @@ class ClassificationTrainer(Trainer):
         return _with_own_generator(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader[Any]:
-        """Return Trainer's loader, drawing its workers' seeds from a generator of its own."""
-        return _with_own_generator(super().get_eval_dataloader(eval_dataset))
+        """Return Trainer's loader of all rows, drawing its workers' seeds from a generator of its own."""
+        # Steps of like size are for training; Trainer would judge on fewer texts too.
+        is_dropping, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return _with_own_generator(super().get_eval_dataloader(eval_dataset))
+        finally:
+            self.args.dataloader_drop_last = is_dropping
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
         if self.args.train_sampling_strategy != "group_by_length":
