@@ -94,8 +94,11 @@ def test_no_text_steers_the_terminal(tmp_path, tiny_bert):
     assert r"a\x1b]0;taken\x07 good\x9b2J film" in out
 
 
+FEW_AND_MANY = (20_000, 200_000)  # either are many more than are held at once
+
+
 @pytest.mark.slow
-def test_a_million_texts_of_a_file_are_answered_in_bounded_memory(tmp_path, record_property):
+def test_ever_more_texts_of_a_file_are_answered_in_bounded_memory(tmp_path, record_property):
     """The peak of ten times as many texts is no more than that of few, but for what the allocator keeps."""
     import subprocess
     import sys
@@ -107,7 +110,7 @@ def test_a_million_texts_of_a_file_are_answered_in_bounded_memory(tmp_path, reco
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
     )
     peaks = {}
-    for count in (100_000, 1_000_000):
+    for count in FEW_AND_MANY:
         with open(tmp_path / "texts.txt", "w") as file:
             file.writelines(f"a good film {index % 97}\n" for index in range(count))
         with open(tmp_path / "out", "wb") as out:
@@ -121,6 +124,6 @@ def test_a_million_texts_of_a_file_are_answered_in_bounded_memory(tmp_path, reco
             for index, line in enumerate(out):
                 assert line.rstrip("\n").endswith(f"\ta good film {index % 97}")
         assert index == count - 1
-    assert peaks[1_000_000] < 1.1 * peaks[100_000], peaks
-    record_property("texts through predict", 1_000_000)
-    record_property("peak memory GB at 100,000 and 1,000,000", " and ".join(f"{peak:.2f}" for peak in peaks.values()))
+    assert peaks[max(peaks)] < 1.1 * peaks[min(peaks)], peaks
+    record_property("texts through predict", max(peaks))
+    record_property("peak memory GB at 20,000 and 200,000", " and ".join(f"{peak:.2f}" for peak in peaks.values()))

@@ -12,7 +12,7 @@ import pytest
 from conftest import data_section
 
 UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
-STEPS = 14  # from a disk that holds nothing of the run to one that holds it all
+STEPS = 8  # from a disk that holds nothing of the run to one that holds it all
 
 
 def can_mount():

@@ -40,7 +40,7 @@ FILES = {
     "test_bad_models": "models, pickles, code of strangers",
     "test_bad_commands": "command lines",
     "test_fuzz": "random recipes and data files (Hypothesis)",
-    "test_any_text": "texts of any script and length, a million rows",
+    "test_any_text": "texts of any script and length, files of many rows",
     "test_private": "network and tokens",
     "test_page": "reviews that attack the report's page",
     "test_plots": "names and settings that attack its pictures",
