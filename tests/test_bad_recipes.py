@@ -307,7 +307,7 @@ TRAINING = {
     "per_device_train_batch_size: 10000000000000": "wants a number no larger than 1048576",
     "gradient_accumulation_steps: 10000000000": "wants a number no larger than 2147483647",
     f"learning_rate: {10**400}": "wants a number no larger than 2147483647, got 1000",
-    "num_train_epochs: 1.0e+308": "wants a number no larger than 9007199254740992, got 1e+308",
+    "num_train_epochs: 1.0e+308": "wants a number no larger than 2147483647, got 1e+308",
     "max_steps: 10000000000000": "wants a number no larger than",
     "seed: 10000000000000": "wants a number no larger than 4294967295",
     "data_seed: 10000000000000": "wants a number no larger than 4294967295",

@@ -434,7 +434,6 @@ def test_a_control_with_no_room_stops_before_its_student_is_trained(world, tmp_p
         ("student.loss.hidden_states={teacher_layers: [1]}", "wants one for each of the student's 2 layers"),
         ("student.loss.attention_relations={heads: 5}", "5 does not divide"),
         ("student.teacher_weights=[1, 2]", "`run` has one teacher"),
-        ("student.training={lr_scheduler_type: cosine_with_min_lr}", "student.training: "),
         ("export.formats=[onnx-fp32]", "modernbert: not an architecture that distill exports to ONNX"),
         ("student.model={multi}", "multi_label_classification"),
         ("student.model={three}", "classifies into 3 classes, the data has 2"),

@@ -88,9 +88,9 @@ BETAS = SHARES[1:]  # of which torch wants all as fractions, or none
 # The most that a number may be: above it, arithmetic in 64 bits overflows somewhere, or the memory is full.
 MOST = {
     "per_device_train_batch_size": 2**20, "per_device_eval_batch_size": 2**20, "dataloader_num_workers": 256,
-    "seed": 2**32 - 1, "data_seed": 2**32 - 1,
+    "seed": 2**32 - 1, "data_seed": 2**32 - 1, "num_train_epochs": 2**31 - 1,
 }  # fmt: skip
-MOST_WHOLE, MOST_FRACTION = 2**31 - 1, 2.0**53
+MOST_WHOLE, MOST_FRACTION = 2**31 - 1, 1e300
 
 # What transformers does not look at before it is needed; of what it names itself, see `_choices`.
 CHOICES = {
@@ -313,7 +313,7 @@ def _number_complaint(name: str, value: Any) -> str | None:
         return "wants a fraction: write 0.0"
     most = MOST.get(name, MOST_WHOLE if isinstance(value, int) else MOST_FRACTION)
     if abs(value) > most:
-        return f"wants a number no larger than {most:.0f}, got {value!r:.100}"
+        return f"wants a number no larger than {most:.10g}, got {value!r:.100}"
     if name in ABOVE_ZERO and value <= 0:
         return f"wants a number above 0, got {value!r}"
     if name in NOT_NEGATIVE and value < 0:
