@@ -272,7 +272,7 @@ def test_a_torch_folder_works_in_the_transformers_pipeline(calibrated, exported)
 @pytest.mark.parametrize("name", ["onnx-fp32", "onnx-fp16", "onnx-int8"])
 def test_optimum_loads_the_folder_and_gives_the_same_labels(exported, name, tmp_path):
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "texts.parquet")
-    tool = Path(__file__).parent.parent / "tools" / "optimum_agrees.py"
+    tool = Path(__file__).parent.parent / "tools" / "benchmarks" / "optimum_agrees.py"
     command = [
         sys.executable,
         tool,

@@ -18,12 +18,12 @@ from distill.export.onnx_graph import trace
 ROOT = Path(__file__).parent.parent
 
 
-sys.path.append(str(ROOT / "tools"))  # which is no package
-import gpu_goals  # noqa: E402
-import gpu_latency  # noqa: E402
-import gpu_parts  # noqa: E402
-import gpu_steps  # noqa: E402
-import gpu_visit  # noqa: E402
+sys.path.append(str(ROOT / "tools" / "gpu"))  # which is no package
+import goals as gpu_goals  # noqa: E402
+import latency as gpu_latency  # noqa: E402
+import parts as gpu_parts  # noqa: E402
+import steps as gpu_steps  # noqa: E402
+import visit as gpu_visit  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_format_that_fails_is_named_and_the_others_are_timed(tiny_bert, tmp_pa
 def visit(tmp_path, monkeypatch):
     """A visit of ten seconds to this machine, that has nothing."""
     monkeypatch.setattr(gpu_steps, "LEAST_SECONDS", 0.1)
-    words = ["gpu_visit.py", "check", "--work", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    words = ["visit.py", "check", "--work", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", words)
     (tmp_path / "out").mkdir()
     return gpu_steps.Visit(gpu_visit.parsed(), gpu_steps.TOY, time.monotonic() + 10, tmp_path / "visit.log")
@@ -136,7 +136,7 @@ def test_the_table_says_which_goals_are_met_missed_and_not_measured(tmp_path):
 @pytest.mark.slow
 def test_the_rehearsal_runs_every_part_and_a_second_visit_does_nothing_again(tmp_path):
     parts = ["check", "training", "accuracy", "exports", "predict"]
-    command = [sys.executable, ROOT / "tools" / "gpu_visit.py", *parts, "--toy", "--device", "cpu"]
+    command = [sys.executable, ROOT / "tools" / "gpu" / "visit.py", *parts, "--toy", "--device", "cpu"]
     command += ["--work", tmp_path / "work", "--out", tmp_path / "out", "--minutes", "60"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     first = subprocess.run(command, env=environment, capture_output=True, text=True)

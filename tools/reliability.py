@@ -4,7 +4,7 @@ usage: python3 tools/reliability.py [--soak SOAK.json] [--fuzz deep]
 
 Runs the test files below in both tiers; what they note (pytest's record_property) is added up, and the table between
 the marks in docs/reliability.md is written anew, with docs/results/reliability.json beside it. Where a test fails,
-nothing is written. SOAK.json is the last line of tools/soak.py.
+nothing is written. SOAK.json is the last line of tools/benchmarks/soak.py.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def int8_settings() -> tuple[Int8Settings, ...]:
 
     Without VNNI, x86 adds two products of int8 in 16 bits and saturates, so a bit is left free, or the weights are
     unsigned, for which it takes a slower way. Most of what int8 loses it loses in the feed-forward part, so its outputs
-    are the first to stay in fp32; tools/int8_settings.py measures what each setting is worth.
+    are the first to stay in fp32; tools/benchmarks/int8_settings.py measures what each setting is worth.
     """
     capabilities = torch.cpu.get_capabilities()
     vnni = capabilities.get("avx512_vnni", False) or capabilities.get("avx_vnni", False)

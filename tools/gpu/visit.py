@@ -1,6 +1,6 @@
 """The whole GPU measurement, in visits of some minutes to a machine without a network that nobody can debug on.
 
-usage: python3 tools/gpu_visit.py PART... --work DIR --out DIR [--minilm DIR] [--imdb DIR] [--notes-teacher FILE]
+usage: python3 tools/gpu/visit.py PART... --work DIR --out DIR [--minilm DIR] [--imdb DIR] [--notes-teacher FILE]
            [--textbrewer "COMMAND"] [--device cuda] [--minutes 9] [--toy]
 
 Parts: check training accuracy exports predict. Each is a list of steps; a step is a command of its own with a limit of
@@ -11,7 +11,7 @@ done again, so the same command goes on where the time ran out. Last comes a tab
 --imdb is a folder of imdb_train.parquet and imdb_test_small.parquet, with imdb_unsupervised.parquet where there is one.
 --notes-teacher takes MODEL TRAIN --texts N --batch N, --textbrewer what student_throughput.py gives its peer; both
 print JSON with samples_per_second. --toy rehearses all of it on tiny models and the quickstart's texts. The plan is in
-docs/gpu.md; what a part measures in gpu_parts.py, the goals in gpu_goals.py.
+docs/gpu.md; what a part measures in parts.py, the goals in goals.py.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_goals import table
-from gpu_parts import CONDITIONS, PARTS, toy_texts
-from gpu_steps import GRACE_SECONDS, REAL, TOY, Step, Visit, attempt
+from goals import table
+from parts import CONDITIONS, PARTS, toy_texts
+from steps import GRACE_SECONDS, REAL, TOY, Step, Visit, attempt
 
 from distill.storage.files import read_json, write_json
 

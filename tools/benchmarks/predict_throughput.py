@@ -1,6 +1,7 @@
 """Texts per second of distill's predictor against other commands, on the same texts in turn, tokenising included.
 
-usage: python3 tools/predict_throughput.py MODEL_OR_EXPORT_DIR TEXTS.parquet --peer "COMMAND" [--peer ...] [--rounds 2]
+usage: python3 tools/benchmarks/predict_throughput.py MODEL_OR_EXPORT_DIR TEXTS.parquet --peer "COMMAND"
+           [--peer ...] [--rounds 2]
            [--texts N] [--device cpu]
 
 A peer is a command that prints, as its last line, JSON with texts_per_second; TEXTS and --texts N are appended to

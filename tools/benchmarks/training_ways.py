@@ -1,6 +1,6 @@
 """What faster ways of fine-tuning cost in accuracy: the same teacher trained in each, over several seeds.
 
-usage: python3 tools/training_ways.py --encoder DIR --train FILE --test FILE --work DIR
+usage: python3 tools/benchmarks/training_ways.py --encoder DIR --train FILE --test FILE --work DIR
            [--ways plain no-attention-dropout by-length bf16] [--seeds 1 2 3] [--report-only]
 
 Every way takes the same texts, epochs and number of steps; there is no validation, so the last state is judged. `plain`

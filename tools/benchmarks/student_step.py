@@ -1,6 +1,7 @@
 """What cached teacher logits cost a step: the same student's step with them and in plain fine-tuning, timed in turn.
 
-usage: python3 tools/student_step.py MODEL_DIR TEXTS.parquet [--layers 3] [--batch 16] [--max-tokens 128] [--rounds 20]
+usage: python3 tools/benchmarks/student_step.py MODEL_DIR TEXTS.parquet [--layers 3] [--batch 16] [--max-tokens 128]
+           [--rounds 20]
 
 A step is all that Trainer does for it: rows from disk, collating, forward, loss, backward, clipping, optimiser. The
 last line of stdout is one JSON object.

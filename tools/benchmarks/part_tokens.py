@@ -1,6 +1,7 @@
 """What cutting a training step into parts wins, by the size of a part, against padding it whole or drawing by length.
 
-usage: python3 tools/part_tokens.py ENCODER_DIR TRAIN.parquet [--texts 32] [--batch 8] [--max-tokens 512] [--rounds 5]
+usage: python3 tools/benchmarks/part_tokens.py ENCODER_DIR TRAIN.parquet [--texts 32] [--batch 8] [--max-tokens 512]
+           [--rounds 5]
 
 Whole optimizer steps of a two-class teacher without attention dropout, in turn, texts per second of this process's CPU
 time, which other processes hardly change, and of the clock's. Parts add to the embeddings' gradients row by row, as

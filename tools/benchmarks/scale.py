@@ -1,6 +1,6 @@
 """What a data set of many rows costs each stage in time and memory, at two sizes: does time grow in step, memory not?
 
-usage: python3 tools/scale.py TOKENIZER_DIR --work DIR [--rows 65000 650000] [--classes 5]
+usage: python3 tools/benchmarks/scale.py TOKENIZER_DIR --work DIR [--rows 65000 650000] [--classes 5]
 
 Writes texts of random words of the tokenizer's vocabulary, as long as Yelp's reviews (log-normal, some 129 tokens on
 average), a thirteenth as many to test on. Then `distill teacher` and `distill student` go through an epoch of them with

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TOOLS = ROOT / "tools"
 GRACE_SECONDS = 30.0  # from asking a step to stop, with a checkpoint, to killing it
 LEAST_SECONDS = 20.0  # with less left, nothing is begun
@@ -111,7 +111,7 @@ class Visit:
         return folder / f"imdb_{name}.parquet"
 
     def tool(self, name: str, *arguments: object) -> dict[str, Any]:
-        """Run a script of tools/ and return the JSON in its last line."""
+        """Run a script by its path in tools/ and return the JSON in its last line."""
         return self.measure(sys.executable, TOOLS / name, *arguments)
 
     def distill(self, *arguments: object) -> str:
@@ -161,7 +161,7 @@ def attempt(step: Step, visit: Visit) -> dict[str, Any]:
     """Do a step and return what it found, or why it was skipped or failed, and the seconds that it took."""
     begun = time.monotonic()
     left = visit.end - begun
-    print(f"gpu_visit: {step.name} ({left / 60:.1f} minutes left)", file=sys.stderr, flush=True)
+    print(f"visit: {step.name} ({left / 60:.1f} minutes left)", file=sys.stderr, flush=True)
     if left < LEAST_SECONDS:
         return {"error": "not begun: the time was up; the same command goes on from here"}
     try:
@@ -170,7 +170,7 @@ def attempt(step: Step, visit: Visit) -> dict[str, Any]:
         found = {"skipped": str(reason)}
     except Exception as error:  # noqa: BLE001 - one step that fails must not cost the visit
         found = {"error": str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"}
-        print(f"gpu_visit: {step.name} failed: {found['error'].splitlines()[0]}", file=sys.stderr, flush=True)
+        print(f"visit: {step.name} failed: {found['error'].splitlines()[0]}", file=sys.stderr, flush=True)
     return found | {"seconds": round(time.monotonic() - begun, 1)}
 
 

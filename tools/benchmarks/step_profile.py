@@ -1,6 +1,7 @@
 """Where the time of training a teacher goes: the share of the device's peak, and the rest by part.
 
-usage: python3 tools/step_profile.py ENCODER_DIR TRAIN.parquet --work DIR [--texts 400] [--max-tokens 512] [--batch 8]
+usage: python3 tools/benchmarks/step_profile.py ENCODER_DIR TRAIN.parquet --work DIR [--texts 400]
+           [--max-tokens 512] [--batch 8]
            [--set KEY=VALUE ...]
 
 `distill teacher` is run twice on the same texts: as it is, for its figures, and under torch's profiler, for the shares

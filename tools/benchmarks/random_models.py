@@ -1,6 +1,6 @@
 """Classifiers of BERT-base's and DistilBERT-base's shape with random weights: for measuring speed without a hub.
 
-usage: python3 tools/random_models.py TOKENIZER_DIR OUT [--toy]
+usage: python3 tools/benchmarks/random_models.py TOKENIZER_DIR OUT [--toy]
 
 OUT/bert-base and OUT/distilbert-base load like any model, with the tokenizer of TOKENIZER_DIR. --toy makes them small
 enough for a rehearsal, and also OUT/encoder, which stands in for a pretrained one.

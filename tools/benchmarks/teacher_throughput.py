@@ -1,6 +1,6 @@
 """Texts per second of `distill teacher` against another fine-tuning script, in turn on the same encoder and texts.
 
-usage: python3 tools/teacher_throughput.py ENCODER_DIR TRAIN.parquet --peer "PYTHON SCRIPT" --work DIR
+usage: python3 tools/benchmarks/teacher_throughput.py ENCODER_DIR TRAIN.parquet --peer "PYTHON SCRIPT" --work DIR
            [--texts 256] [--max-tokens 512] [--batch 8] [--rounds 2] [--set KEY=VALUE ...]
 
 The peer is a command that takes ENCODER_DIR TRAIN --texts N --batch N, trains one epoch at 512 tokens and prints, as

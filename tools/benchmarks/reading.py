@@ -1,6 +1,6 @@
 """How long and in how much memory a table is read for training: distill's reader against that of datasets.
 
-usage: python tools/reading.py FILE [--text-column text] [--label-column label] [--rounds 3]
+usage: python tools/benchmarks/reading.py FILE [--text-column text] [--label-column label] [--rounds 3]
 
 Each reading is a process of its own with an empty cache, in turn. Prints a table and then one JSON line: seconds
 (median and range) and peak memory of each.

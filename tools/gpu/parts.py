@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpu_steps import ROOT, TOOLS, Failed, Skipped, Step, Visit, gpu_memory
+from steps import ROOT, TOOLS, Failed, Skipped, Step, Visit, gpu_memory
 
 from distill.storage.files import read_json, write_json
 
@@ -28,7 +28,7 @@ TELLTALE = ("bad bad bad", "good good good")  # by label, before the texts of a 
 def check(visit: Visit) -> Iterator[Step]:
     """What is here, whether distill works on it, and what it reaches at best."""
     yield Step("what is here", 1, what_is_here)
-    yield Step("peak", 2, lambda visit: visit.tool("gpu_peak.py", "--device", visit.arguments.device, *visit.size.peak))
+    yield Step("peak", 2, lambda visit: visit.tool("gpu/peak.py", "--device", visit.arguments.device, *visit.size.peak))
     yield Step("doctor", 1, doctor)
     yield Step("quickstart", 3, quickstart)
     yield Step("gpu tests", 2, gpu_tests)
@@ -106,7 +106,7 @@ def make_models(visit: Visit) -> dict[str, Any]:
     tokenizer = ROOT / "recipes" / "quickstart" / "bert" if visit.arguments.toy else visit.encoder
     if not visit.models.is_dir():
         toy = ["--toy"] if visit.arguments.toy else []
-        visit.call(sys.executable, TOOLS / "random_models.py", tokenizer, visit.models, *toy)
+        visit.call(sys.executable, TOOLS / "benchmarks" / "random_models.py", tokenizer, visit.models, *toy)
     return {path.name: read_json(path / "config.json") for path in sorted(visit.models.iterdir())}
 
 
@@ -161,7 +161,7 @@ def students(visit: Visit) -> dict[str, Any]:
         raise Skipped("no --textbrewer")
     texts = visit.size.texts // 2
     return visit.tool(
-        "student_throughput.py", model_of(visit, "bert-base"), model_of(visit, "distilbert-base"),
+        "benchmarks/student_throughput.py", model_of(visit, "bert-base"), model_of(visit, "distilbert-base"),
         visit.texts("train"), "--peer", visit.arguments.textbrewer, "--work", visit.work / "students",
         "--texts", texts, "--epochs", 3, "--batch", 16, "--rounds", 1 if visit.arguments.toy else 2,
     )  # fmt: skip
@@ -199,7 +199,7 @@ def gain(visit: Visit, *arguments: object) -> dict[str, Any]:
     """Train, or go on training, what is asked for; return the accuracies of what is finished."""
     size = visit.size
     return visit.tool(
-        "distillation_gain.py", "--encoder", visit.encoder, "--train", visit.texts("train"),
+        "benchmarks/distillation_gain.py", "--encoder", visit.encoder, "--train", visit.texts("train"),
         "--test", visit.texts("test_small"), "--work", visit.work / "accuracy", "--labelled", size.labelled,
         "--transfer", 0, "--max-tokens", 128 if visit.arguments.toy else 512, "--teacher-epochs", size.teacher_epochs,
         "--student-steps", size.student_steps, "--batch", size.batch, "--learning-rate", size.learning_rate, *arguments,
@@ -250,7 +250,7 @@ def exports(visit: Visit) -> Iterator[Step]:
 def latency(visit: Visit, model: str, *arguments: object) -> dict[str, Any]:
     """Export the model where that was not done yet, and measure it."""
     return visit.tool(
-        "gpu_latency.py", model_of(visit, model), visit.work / f"{model}-exports", "--device", visit.arguments.device,
+        "gpu/latency.py", model_of(visit, model), visit.work / f"{model}-exports", "--device", visit.arguments.device,
         "--rounds", visit.size.rounds, *arguments,
     )  # fmt: skip
 
@@ -308,10 +308,16 @@ def throughput(visit: Visit, name: str) -> dict[str, Any]:
         raise Skipped(f"no student with {name}")
     peers = []
     for batch in (16, 64):
-        peer = [sys.executable, TOOLS / "pipeline_throughput.py", student, "--device", visit.arguments.device]
+        peer = [
+            sys.executable,
+            TOOLS / "benchmarks" / "pipeline_throughput.py",
+            student,
+            "--device",
+            visit.arguments.device,
+        ]
         peers += ["--peer", shlex.join(map(str, [*peer, "--batch", batch]))]
     return visit.tool(
-        "predict_throughput.py", student / "export" / name, visit.texts("test_small"), *peers,
+        "benchmarks/predict_throughput.py", student / "export" / name, visit.texts("test_small"), *peers,
         "--texts", visit.size.predicted, "--rounds", 1 if visit.arguments.toy else 2,
         "--device", visit.arguments.device,
     )  # fmt: skip

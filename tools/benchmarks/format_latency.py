@@ -1,6 +1,7 @@
 """Latency of a model's formats against each other, in turn in one process, and how near the machine's limit they are.
 
-usage: python3 tools/format_latency.py MODEL_DIR FOLDER... [--shapes 1x128 8x128 4x512] [--rounds 15] [--threads 2]
+usage: python3 tools/benchmarks/format_latency.py MODEL_DIR FOLDER... [--shapes 1x128 8x128 4x512] [--rounds 15]
+           [--threads 2]
 
 MODEL_DIR is the torch model; a FOLDER is an export, distill's or Optimum's (model.onnx or openvino_model.xml with its
 config.json). The model's arithmetic (matrix products and attention, counted by torch in the model as distill runs it)

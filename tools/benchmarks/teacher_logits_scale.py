@@ -1,6 +1,6 @@
 """What kept teacher logits cost on disk and in memory, at two sizes: the larger must not take more memory.
 
-usage: python3 tools/teacher_logits_scale.py MODEL_DIR [--rows 65000 650000] [--classes 5]
+usage: python3 tools/benchmarks/teacher_logits_scale.py MODEL_DIR [--rows 65000 650000] [--classes 5]
 
 The teacher is a classifier that answers at once (random logits), so that what is measured is the keeping: computing,
 writing, checking and reading every row back in batches, each size in a process of its own. The last line of stdout is

@@ -1,6 +1,6 @@
 """What a GPU reaches at best: large matrix products in bf16, fp16, TF32 and fp32, and copying within its memory.
 
-usage: python3 tools/gpu_peak.py [--device cuda] [--side 8192] [--gigabytes 4] [--rounds 20]
+usage: python3 tools/gpu/peak.py [--device cuda] [--side 8192] [--gigabytes 4] [--rounds 20]
 
 Products of random matrices, since zeros multiply faster; a copy counts the bytes read and the bytes written. The last
 line of stdout is one JSON object.

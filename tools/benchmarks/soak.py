@@ -1,6 +1,6 @@
 """Memory of a process that classifies texts of mixed lengths for a long time: a curve, and whether it is flat.
 
-usage: python3 tools/soak.py MODEL_OR_EXPORT_DIR [--minutes 30] [--max-words 20000]
+usage: python3 tools/benchmarks/soak.py MODEL_OR_EXPORT_DIR [--minutes 30] [--max-words 20000]
 
 Batches of texts of 1 to `--max-words` words (log-uniform, seeded), each a token or more, go through one classifier. The
 resident memory is read after each batch. Flat means: the median of the last tenth of the time is at most 2 % above the

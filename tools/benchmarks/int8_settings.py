@@ -1,6 +1,6 @@
 """What each way of making a model's weights int8 is worth: agreement with fp32, size and latency, on unlabelled texts.
 
-usage: python3 tools/int8_settings.py MODEL_DIR TEXTS.parquet [--texts 1500] [--max-tokens 128] [--rounds 15]
+usage: python3 tools/benchmarks/int8_settings.py MODEL_DIR TEXTS.parquet [--texts 1500] [--max-tokens 128] [--rounds 15]
 
 Latencies at 1x128 and 8x128 are taken in turn. The last line of stdout is one JSON object.
 """

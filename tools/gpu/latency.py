@@ -1,6 +1,6 @@
 """Latency of a classifier's formats on a GPU at one shape: torch eager, compiled and as a CUDA graph, ONNX Runtime.
 
-usage: python3 tools/gpu_latency.py MODEL_DIR EXPORTS [--shape 8x128] [--device cuda] [--rounds 100] [--formats ...]
+usage: python3 tools/gpu/latency.py MODEL_DIR EXPORTS [--shape 8x128] [--device cuda] [--rounds 100] [--formats ...]
 
 EXPORTS/onnx-fp32 and onnx-fp16 are made of MODEL_DIR (torch, fp32) where they lack; without --shape that, and a receipt
 of what ONNX Runtime runs as one node and what on the CPU, is all. With it every format is timed in turn, each call to

@@ -1,6 +1,7 @@
 """Texts per second of the student stage against another distiller's, in turn on the same models and texts.
 
-usage: python3 tools/student_throughput.py TEACHER_DIR STUDENT_DIR TRAIN.parquet --peer "PYTHON SCRIPT" --work DIR
+usage: python3 tools/benchmarks/student_throughput.py TEACHER_DIR STUDENT_DIR TRAIN.parquet --peer "PYTHON SCRIPT"
+           --work DIR
            [--texts 256] [--epochs 3] [--max-tokens 512] [--batch 16] [--rounds 2] [--set KEY=VALUE ...]
 
 The peer is a command that takes TEACHER_DIR STUDENT_DIR TRAIN --texts N --batch N --max-tokens N and prints, as its

@@ -1,6 +1,6 @@
 """Whether a student trains as stably on soft targets alone (soft weight 1) as on half of each.
 
-usage: python3 tools/soft_weight_stability.py TEACHER_DIR TRAIN.parquet TEST.parquet --work DIR
+usage: python3 tools/benchmarks/soft_weight_stability.py TEACHER_DIR TRAIN.parquet TEST.parquet --work DIR
            [--texts 1200] [--layers 3] [--learning-rate 1e-4] [--warmups 0] [--seeds 1 2 3]
 
 A collapsed run answers one class, so its accuracy is that of the commonest. Finished runs in WORK are kept. Prints a

@@ -1,6 +1,6 @@
 """What each way of distilling is worth: teacher, students and their control over several seeds, as one table.
 
-usage: python3 tools/distillation_gain.py --encoder DIR --train FILE --test FILE --work DIR
+usage: python3 tools/benchmarks/distillation_gain.py --encoder DIR --train FILE --test FILE --work DIR
            [--unlabelled FILE] [--seeds 1 2 3] [--best KEY=VALUE ...] [--arms ARM ...] [--before RESULT.json]
 
 The train file is cut in two: `--labelled` texts keep their labels, the others become the transfer set (`--transfer 0`:

@@ -1,6 +1,7 @@
 """Texts per second of transformers' own pipeline, tokenising included: a peer of predict_throughput.py.
 
-usage: python3 tools/pipeline_throughput.py MODEL_DIR TEXTS.parquet [--texts N] [--batch 16] [--max-tokens 512]
+usage: python3 tools/benchmarks/pipeline_throughput.py MODEL_DIR TEXTS.parquet [--texts N] [--batch 16]
+           [--max-tokens 512]
            [--device cuda] [--dtype float16]
 
 The last line of stdout is one JSON object.

@@ -1,6 +1,7 @@
 """How far two processes that share a global batch end from one process that has it alone, on real texts.
 
-usage: python3 tools/two_ranks.py ENCODER_DIR TRAIN.parquet TEST.parquet --work DIR [--texts 512] [--max-tokens 128]
+usage: python3 tools/benchmarks/two_ranks.py ENCODER_DIR TRAIN.parquet TEST.parquet --work DIR [--texts 512]
+           [--max-tokens 128]
 
 Without dropout, of which each rank would draw its own, the only difference is the order in which sums are rounded. Both
 run on the CPU, over gloo. The last line of stdout is one JSON object.
