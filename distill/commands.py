@@ -208,9 +208,13 @@ def student(
             needs_control = False
         else:  # before hours go into the student: its control must find its folder free too
             beside.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
-    if overwrite and needs_control and beside.is_finished:
+    if overwrite and (
+        folder.is_finished or (needs_control and beside.is_finished)
+    ):  # the teacher's answers may take hours, and the control comes last
+        folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
         read_splits(recipe)  # first, since bad data is to leave no mark
-        beside.redo(with_absolute_paths(recipe))
+        for run_folder in (folder, *([beside] if needs_control else [])):
+            run_folder.redo(with_absolute_paths(recipe))
     if not is_done:
         cache = Path(teacher_logits) if teacher_logits else None
         distilling.distil(recipe, names, folder, cache=cache, force=force, **options)
@@ -472,8 +476,7 @@ def run(
     names = ("teacher", "student", *(["control"] if recipe.student.control else []))
     folders = {name: RunFolder(root / name) for name in names}
     for folder in folders.values():  # what stands in the way of a later one is said before the first is trained
-        if folder.next.is_finished:
-            folder.settle()
+        folder.settle()
         if overwrite or not folder.is_finished or folder.is_being_replaced:
             folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
 

@@ -697,6 +697,33 @@ def linked_shard(folder):
     (folder / "a.safetensors").symlink_to(folder.parent / "elsewhere.safetensors")
 
 
+def test_constants_that_older_versions_saved_are_no_layers_left_out(tmp_path, tiny_bert):
+    model = shutil.copytree(tiny_bert, tmp_path / "model")
+    weights = load_file(model / WEIGHTS)
+    weights["bert.encoder.layer.0.attention.masked_bias"] = torch.zeros(1)
+    save_file(weights, model / WEIGHTS, metadata={"format": "pt"})
+    assert run("predict", model, "a good film")[0] == 0
+
+
+def test_a_shard_in_a_hubs_cache_may_be_a_link_and_so_may_its_folder(tmp_path, tiny_bert):
+    snapshot = shutil.copytree(tiny_bert, tmp_path / "models--x" / "snapshots" / "abc")
+    indexed(**dict.fromkeys(load_file(snapshot / WEIGHTS), "a.safetensors"))(snapshot)
+    (tmp_path / "models--x" / "blobs").mkdir()
+    (snapshot.parent / "elsewhere.safetensors").rename(tmp_path / "models--x" / "blobs" / "1")
+    (snapshot / "a.safetensors").symlink_to("../../blobs/1")
+    (tmp_path / "link").symlink_to(snapshot)
+    for model in (snapshot, tmp_path / "link"):
+        assert run("predict", model, "a good film")[0] == 0
+
+
+def test_a_users_own_file_beside_a_sealed_model_has_no_say(tmp_path, tiny_bert):
+    model = shutil.copytree(tiny_bert, tmp_path / "model")
+    seal(model)
+    for name in ("tokenizer.json.bak", "tokenizer_notes.md", "fasttext.model", "vocab.csv"):
+        (model / name).write_text("mine")
+    assert run("predict", model, "a good film")[0] == 0
+
+
 def outside_weights(location):
     """A graph whose weights lie in the file `location`."""
 

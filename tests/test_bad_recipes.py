@@ -329,9 +329,6 @@ TRAINING = {
     "lr_scheduler_kwargs: foo": "wants a mapping, got 'foo'",
     "activation_checkpointing_kwargs: foo": "wants a mapping, got 'foo'",
     "liger_kernel_config: foo": "wants a mapping, got 'foo'",
-    "dataloader_prefetch_factor: 2": "wants dataloader_num_workers above 0 beside it",
-    "dataloader_persistent_workers: true": "wants dataloader_num_workers above 0 beside it",
-    "dataloader_multiprocessing_context: spawn": "wants dataloader_num_workers above 0 beside it",
     "lr_scheduler_kwargs: {foo: 1}": "foo is not a setting of the schedule linear; it has none",
     "lr_scheduler_type: warmup_stable_decay": "warmup_stable_decay wants lr_scheduler_kwargs: {num_decay_steps: ...}",
 }

@@ -1,6 +1,7 @@
 """Files among kills and power cuts: what vouches for others comes to the disk after them, and old or new is whole."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -197,11 +198,37 @@ def test_a_run_that_is_replaced_is_the_old_or_the_new_whatever_is_killed(tmp_pat
                 patched.setattr(os, "replace", step(replace))
                 patched.setattr(shutil, "rmtree", step(rmtree))
                 leave_run(work, "new")
+        is_cut = not folder.is_finished or work.path.exists() or any(folder.path.glob(f"{PARTIAL}*"))
+        assert is_cut or damage_of(folder.path) is None  # what looks finished is whole
         folder.settle()
         if work.path.exists():  # the new one has not finished, and can be resumed
             assert folder.check(recipe, resume=True, overwrite=False) == work
         return steps, old, contents(folder.path)
 
+    def is_refused(name):
+        """A step of the end that fails, and no kill: the old stays, the new goes on with the same command."""
+        folder = RunFolder(tmp_path / name)
+        with hold(folder.path):
+            folder.start(recipe, {}, resume=False, overwrite=False)
+            leave_run(folder, "old")
+        write_text(folder.export / "model.onnx", "old")
+        old, work = contents(folder.path), folder.check(recipe, resume=False, overwrite=True)
+
+        def fail(source, target):
+            if Path(source) == folder.export:
+                raise PermissionError(errno.EACCES, "Permission denied", str(source))
+            replace(source, target)
+
+        with hold(folder.path):
+            work.start(recipe, {}, resume=False, overwrite=True)
+            with monkeypatch.context() as patched, pytest.raises(PermissionError):
+                patched.setattr(os, "replace", fail)
+                leave_run(work, "new")
+        assert contents(folder.path) == old and damage_of(folder.path) is None
+        folder.settle()
+        assert b"new" in contents(folder.path)["manifest.json"]
+
+    is_refused("refused")
     steps, _, new = one("whole", 1000)
     assert b"new" in new["manifest.json"] and "mine.txt" in new
     assert not [name for name in new if "old" in name or name.startswith("export")]

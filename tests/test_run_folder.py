@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import TrainerControl, TrainerState
 from distill.errors import FolderError
 from distill.recipe.file import load_recipe
 from distill.storage.checksums import SEAL, seal
-from distill.storage.files import PARTIAL
+from distill.storage.files import PARTIAL, REPLACED, clear_away
 from distill.storage.run_folder import LOCK, RunFolder, SweepFolder, hold
 from distill.training.callbacks import SealCheckpoints
 
@@ -285,6 +286,27 @@ def test_a_run_killed_at_its_start_can_be_resumed_and_started_anew(tmp_path, rec
             folder.checkpoints.rmdir()
     for settings in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
         folder.check(recipe, **settings)
+
+
+def test_in_a_folder_of_somebody_else_nothing_is_cleared_away(tmp_path, recipe_path):
+    theirs = tmp_path / "theirs"
+    (theirs / f"{PARTIAL}download").mkdir(parents=True)
+    for name in (LOCK, "notes.txt", f"{PARTIAL}download/big.bin"):
+        (theirs / name).write_text("mine")
+    with pytest.raises(FolderError, match="nothing was touched"):
+        RunFolder(theirs).check(load_recipe(recipe_path), resume=False, overwrite=False)
+    assert (theirs / f"{PARTIAL}download" / "big.bin").read_text() == "mine"
+
+
+def test_another_rank_waits_until_the_first_has_ended_what_a_kill_cut_in_two(tmp_path, monkeypatch):
+    folder, partial = RunFolder(tmp_path), tmp_path / f"{PARTIAL}x"
+    (partial / REPLACED).mkdir(parents=True)
+    monkeypatch.setattr("distill.storage.run_folder.rank", lambda: 1)
+    monkeypatch.setattr("distill.storage.run_folder.SETTLING_SECONDS", 0.3)
+    with pytest.raises(FolderError, match="the first rank does not end it"):
+        folder.settle()
+    threading.Timer(0.2, lambda: clear_away(partial)).start()
+    folder.settle()
 
 
 def test_what_was_free_may_be_taken_by_the_time_it_is_used(tmp_path, recipe_path):

@@ -270,6 +270,25 @@ def test_texts_of_several_lines_are_no_swallowed_rows(story, suffix, tmp_path):
     assert len(found) == 40 and splits.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("head", "row"),
+    [
+        ("text,likes,label", '"{t} It cost 1,200,000\nand more",200,{c}'),
+        ("text,author,label", '"{t} Hi Bob,Ann,\nhow are you",Ann,{c}'),
+        ("text,stars,label", '"{t} Sizes: 4,5,\nsold out",5,{c}'),
+    ],
+)
+def test_a_value_of_another_column_makes_no_row_of_a_line(head, row, tmp_path):
+    plain = head.replace("text", "{t}").replace("label", "{c}").replace("likes", "200").replace("author", "Ann")
+    found, _ = read(
+        tmp_path,
+        lambda t, c, i: (row if i < 20 else plain.replace("stars", "5")).format(t=t, c=c),
+        head=head,
+        suffix=".csv",
+    )
+    assert len(found) == 40
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_column_may_be_called_line(suffix, tmp_path):
     rows = [{"line": f"text {index}", "label": index % 2} for index in range(40)]

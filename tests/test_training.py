@@ -262,6 +262,20 @@ def test_a_run_that_goes_on_from_its_last_checkpoint_trains_no_further(ends_by, 
     assert found["samples_per_second"] > 0 and found["stopped_early"] == figures["stopped_early"]
 
 
+@pytest.mark.parametrize("step", [9, 27])  # at the end of the first epoch, and of the last
+def test_an_epoch_is_evaluated_and_logged_before_the_checkpoint_of_its_last_step(step, tmp_path, splits, tiny_bert):
+    """Where checkpoints follow steps: a run that goes on from that one would not come back to it."""
+    training = {
+        "num_train_epochs": 3, "per_device_train_batch_size": 16, "eval_strategy": "epoch", "logging_strategy": "epoch",
+        "save_strategy": "steps", "save_steps": 9,
+    }  # fmt: skip
+    folder, logs = RunFolder(tmp_path), []
+    run(folder, splits, tiny_bert, training)
+    logs.append(log_of(folder))
+    run(folder, splits, tiny_bert, training, checkpoint=folder.checkpoints / f"checkpoint-{step}")
+    assert log_of(folder) == logs[0] and sum("eval_loss" in entry for entry in logs[0]) == 3
+
+
 def test_a_signal_after_the_last_checkpoint_is_not_lost(tmp_path, splits, tiny_bert):
     class Late(TrainerCallback):
         def on_train_end(self, args, state, control, **_):
@@ -404,6 +418,19 @@ def test_a_busy_machine_is_timed_until_its_timings_agree(monkeypatch, readings, 
 def test_the_recipe_has_the_last_word_on_precision():
     assert training_precision("cpu", {"bf16": False}) == ({}, "fp32, as the recipe says")
     assert training_precision("cpu", {"bf16": True}) == ({}, "bf16, as the recipe says")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"dataloader_prefetch_factor": 2}, {"dataloader_persistent_workers": True}],
+    ids=lambda one: next(iter(one)),
+)
+def test_what_only_workers_can_do_wants_workers(setting, tmp_path):
+    """Which are there by themselves beside a GPU."""
+    folder = RunFolder(tmp_path)
+    with pytest.raises(RecipeError, match=f"training.{next(iter(setting))}: wants dataloader_num_workers above 0"):
+        training_arguments({**FP32, **setting}, folder, "cpu", stage="teacher")
+    training_arguments({**FP32, **setting, "dataloader_num_workers": 1}, folder, "cpu", stage="teacher")
 
 
 def test_fp16_on_a_cpu_is_refused_before_anything_is_done(recipe_path, tmp_path, tiny_bert):

@@ -123,7 +123,7 @@ def _csv_rows(file: IO[str], table: TableFile) -> Iterator[Row]:
     table.column_names = dict.fromkeys(header)
     check_columns(table.wanted, header, table.place)
     at = [header.index(name) for name in table.wanted]
-    watch = _Swallowed(table, at[0], len(header))
+    watch = _Swallowed(table, at[0], at[1] if len(at) > 1 else None, len(header))
     for line, row in _csv_records(reader, table):
         if not row or (len(row) == 1 < len(header) and not row[0].strip()):  # a blank line
             continue
@@ -138,17 +138,18 @@ def _csv_rows(file: IO[str], table: TableFile) -> Iterator[Row]:
 class _Swallowed:
     """Watches for rows that a stray quote has swallowed: one opens a field, and another closes it some rows below.
 
-    Such a field's lines are rows, so behind the text (or, if it stands last, before it) they have a value that other
-    rows have in that column: a label, mostly. The lines of a text do not.
+    Such a field's lines are rows, so behind the text (or, if it stands last, before it) they have a label that other
+    rows have too. If no label is read, or it stands on the other side, they have values of most of the columns there.
     """
 
-    def __init__(self, table: TableFile, text: int, width: int):
+    def __init__(self, table: TableFile, text: int, label: int | None, width: int):
         self.table, self.text = table, text
         self.is_last = text == width - 1
         self.others = range(text) if self.is_last else range(text + 1, width)
+        self.label = label
         self.known: dict[int, set[str]] = {column: set() for column in self.others}
         self.written: dict[int, set[str]] = {column: set() for column in self.others}
-        self.suspects: list[tuple[int, int, list[list[tuple[int, str]]]]] = []
+        self.suspects: list[tuple[int, int, list[list[list[str]]]]] = []
         self.long, self.first_long = 0, 0
 
     def see(self, row: Sequence[str], line: int, lines: int) -> None:
@@ -181,22 +182,29 @@ class _Swallowed:
                 f"{self.first_long}; see whether a stray quote opens a field there and swallows the rows below"
             )
 
-    def _values_of(self, line: str) -> list[tuple[int, str]]:
+    def _values_of(self, line: str) -> list[list[str]]:
         """What a line would hold in the other columns, if it were a row; also without separators at its end."""
-        separator, count, found = self.table.separator, len(self.others), []
+        separator, count = self.table.separator, len(self.others)
+        found = []
         for one in {line, line.rstrip(separator + " ")}:
-            parts = one.split(separator)
-            if len(parts) > count:
-                found += zip(self.others, parts[:count] if self.is_last else parts[-count:], strict=True)
-        return [(column, part.strip('"')) for column, part in found]
+            parts = [part.strip('"') for part in one.split(separator)]
+            if len(parts) > count > 0:
+                found.append(parts[:count] if self.is_last else parts[-count:])
+        return found
 
-    def _is_row(self, values: Sequence[tuple[int, str]]) -> bool:
+    def _is_row(self, candidates: Sequence[Sequence[str]]) -> bool:
+        return any(self._is_one(dict(zip(self.others, values, strict=True))) for values in candidates)
+
+    def _is_one(self, values: Mapping[int, str]) -> bool:
+        if self.label in values:
+            return self._is_known(self.label, values[self.label])
+        return 2 * sum(self._is_known(*item) for item in values.items()) > len(values)
+
+    def _is_known(self, column: int, value: str) -> bool:
+        if not value.strip():
+            return False
         # In prose a space follows a comma, so a value with one is a value only if others are written with it too.
-        return any(
-            value.strip() and (value in self.written[column] if value[0].isspace() else _alike(value) in known)
-            for column, value in values
-            if (known := self.known[column])
-        )
+        return value in self.written[column] if value[0].isspace() else _alike(value) in self.known[column]
 
 
 def _alike(value: str) -> str:

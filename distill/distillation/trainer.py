@@ -98,11 +98,11 @@ class DistillationTrainer(ClassificationTrainer):
         self.online.close()
         return {"teacher_seconds": self._teacher_seconds()}
 
-    def totals(self) -> dict[str, float]:
+    def totals(self) -> dict[str, Any]:
         """Return also how long the teacher has run."""
         return {**super().totals(), "teacher_seconds": self._teacher_seconds()}
 
-    def go_on_from(self, totals: Mapping[str, float]) -> None:
+    def go_on_from(self, totals: Mapping[str, Any]) -> None:
         """Count the teacher's seconds from a checkpoint too."""
         super().go_on_from(totals)
         self.earlier_teacher_seconds = totals["teacher_seconds"]

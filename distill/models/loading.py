@@ -48,7 +48,7 @@ POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 # BERT's embeddings (word + token type + position before the first LayerNorm), layers and reading of the first token.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 NO_LIMIT = 2**31 - 1  # tokens: what the tokenizers' own library takes for none; some folders say 1e30
-LAYER = re.compile(r"^(?!.*decoder).*(layers?|layer_groups|blocks?|\bh)\.\d+\.")  # weights of an encoder's layers
+LAYER = re.compile(r"^(?!.*decoder).*?\b((?:layers?|\w*layer_groups|blocks?|h)\.\d+)\.")  # in the name of a weight
 ONNX_WEIGHTS = "model.onnx"
 OPENVINO_WEIGHTS = "openvino_model.xml"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt")
@@ -230,7 +230,9 @@ def load_weights(
             name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
-    if unused := sorted(key for key in report["unexpected_keys"] if LAYER.search(key)):
+    layers = {found[1] for key in model.state_dict() if (found := LAYER.search(key))}
+    named = {key: found[1] for key in report["unexpected_keys"] if (found := LAYER.search(key))}
+    if unused := sorted(key for key, layer in named.items() if layer not in layers):
         raise ModelError(
             f"{name}: its weights hold layers that its config.json leaves out: {len(unused)} weights, first {unused[0]}"
         )
@@ -485,6 +487,7 @@ def shards_of(index: Path) -> list[Path]:
 
 def _is_in(file: Path, folder: Path) -> bool:
     # A hub's cache keeps the files of all revisions in one place, and of a revision links to them.
+    folder = folder.resolve()
     blobs = folder.parent.parent / "blobs"
     return lies_in(file, folder) or (folder.parent.name == "snapshots" and lies_in(file, blobs))
 

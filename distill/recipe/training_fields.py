@@ -109,6 +109,7 @@ MAPPINGS: dict[str, dict[str, tuple[Any, ...]]] = {
         "even_batches": (True, False),
         "use_seedable_sampler": (True, False),
         "non_blocking": (True, False),
+        "use_configured_state": (True, False),
     },
     "activation_checkpointing_kwargs": {
         "use_reentrant": (True, False),
@@ -198,8 +199,8 @@ def problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, complaint
         elif name in MAPPINGS and value is not None:
             yield from _mapping_problems(name, value, MAPPINGS[name])
-        elif name in OF_WORKERS and value not in (None, False) and not given.get("dataloader_num_workers"):
-            yield name, "wants dataloader_num_workers above 0 beside it"
+        elif name in OF_WORKERS and value not in (None, False) and given.get("dataloader_num_workers") == 0:
+            yield name, "wants dataloader_num_workers above 0 beside it, got 0"
     yield from _schedule_problems(given)
     metric = given.get("metric_for_best_model")
     known = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)

@@ -21,6 +21,15 @@ ANSWERING = (
 )  # fmt: skip
 
 
+# The files of a model that libraries open by these names, whatever else is there.
+MODEL_FILES = (
+    "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "model.onnx",
+    "model.onnx.data", "openvino_model.xml", "openvino_model.bin", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
+    "sentencepiece.bpe.model", "chat_template.jinja",
+)  # fmt: skip
+
+
 def seal(folder: Path, names: Sequence[str] = ("*",), *, coming: Mapping[str, str] | None = None) -> None:
     """Write the files of a folder that match `names`, each with its SHA-256, into it; "*" goes into its folders.
 
@@ -68,7 +77,7 @@ def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:
             return f"{name} is damaged (its checksum has changed)"
     # A file that came later would answer in the place of those that are vouched for.
     for path in sorted(folder.iterdir()):
-        is_wanted = all(any(fnmatch(path.name, one) for one in patterns) for patterns in (ANSWERING, names))
+        is_wanted = all(any(fnmatch(path.name, one) for one in patterns) for patterns in (MODEL_FILES, names))
         if is_wanted and path.name not in sealed and path.is_file():
             return f"{path.name} is not in {SEAL}: it came later"
     return None

@@ -125,12 +125,14 @@ def take_places(new: Path, folder: Path, old: Iterable[Path]) -> None:
     (partial / REPLACED).mkdir()
     (partial / READY).touch()
     sync(partial)
-    for path in old:
-        if os.path.lexists(path):
-            os.replace(path, partial / REPLACED / path.name)
-    os.replace(new, partial / COMING)  # from here on it is the new that stays
-    sync_folder(partial)
-    clear_away(partial)
+    try:
+        for path in old:
+            if os.path.lexists(path):
+                os.replace(path, partial / REPLACED / path.name)
+        os.replace(new, partial / COMING)  # from here on it is the new that stays
+        sync_folder(partial)
+    finally:
+        clear_away(partial)
     sync_folder(folder)
 
 
@@ -141,13 +143,30 @@ def clear_away(partial: Path) -> None:
     """
     # It may have been killed while it removed a folder of which all had come.
     if (partial / READY).is_file() and (partial / COMING).is_dir():
-        for ready in (partial / COMING).iterdir():
+        # As they were written, so that what vouches for the others comes last.
+        for ready in sorted((partial / COMING).iterdir(), key=lambda path: path.stat().st_mtime_ns):
             os.replace(ready, partial.parent / ready.name)
-        shutil.rmtree(partial / REPLACED, ignore_errors=True)  # first: alone it would look like what has to go back
-    for replaced in (partial / REPLACED).glob("*"):
-        if not (partial.parent / replaced.name).exists():
-            os.replace(replaced, partial.parent / replaced.name)
+        remove(partial / REPLACED)  # first: alone it would look like what has to go back
+    else:
+        for replaced in (partial / REPLACED).glob("*"):
+            if not (partial.parent / replaced.name).exists():
+                os.replace(replaced, partial.parent / replaced.name)
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_cut(folder: Path) -> bool:
+    """Say whether a kill has left in `folder` what `clear_away` has to decide."""
+    return any((left / name).exists() for left in folder.glob(f"{PARTIAL}*") for name in (READY, REPLACED))
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, if it is there; raises `FolderError` if that fails, since what is left could pass for new."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise FolderError(f"{error.filename or folder}: cannot be removed: {error.strerror}") from None
 
 
 def sync(path: Path) -> None:

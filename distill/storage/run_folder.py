@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,13 +29,15 @@ from distill.machine.provenance import cpu_name
 from distill.machine.ranks import rank
 from distill.recipe.file import dump_recipe, load_recipe
 from distill.recipe.schema import FORMATS, Recipe, as_settled, differences
-from distill.storage.checksums import ANSWERING, SEAL, check_whole, damage_of, seal
+from distill.storage.checksums import ANSWERING, MODEL_FILES, SEAL, check_whole, damage_of, seal
 from distill.storage.files import (
     PARTIAL,
     as_json,
     atomic_path,
     clear_away,
+    is_cut,
     read_json,
+    remove,
     take_places,
     write_json,
     write_text,
@@ -44,16 +47,11 @@ EXPORT_PROOFS = "export.json"  # in a folder of exports: of each format that was
 PROOF = "proof.json"  # in a format's own folder, and sealed with it
 FLIPPED = "flipped.jsonl"  # there too: the texts whose label the format changed
 RUN = "run.json"  # in a checkpoint: the run that it belongs to
-# What transformers may write of a model: of a sharded one, or one with another tokenizer, the next writes other files.
-MODEL_FILES = (
-    "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
-)  # fmt: skip
 LOCK = ".lock"  # what it holds is nothing, the lock is the system's
 NEXT = ".next"  # in the folder of a finished run: the run that takes its place once it has finished too
 
 MOST_LOGITS = 10**8  # in a file of predictions: a small file can say that it holds any number
+SETTLING_SECONDS = 60.0
 LONGEST_ID = 1_000  # characters; ours are a split's name and a number
 
 log = logging.getLogger("distill")
@@ -225,6 +223,11 @@ class RunFolder:
         (unless `resume` or `overwrite` says what to do with it), or files of somebody else.
         """
         self.settle()
+        names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+        # In a folder of somebody else's nothing is cleared away.
+        if rank() == 0 and LOCK in names and (self.recipe.is_file() or all(map(_is_ours, names))):
+            with hold(self.path):
+                pass
         is_next = self.is_being_replaced if resume else self.is_finished and overwrite
         if is_next:
             self._check_links()
@@ -233,11 +236,20 @@ class RunFolder:
         return work
 
     def settle(self) -> None:
-        """End what a kill cut in two; raises `FolderError` if another run is at work here."""
-        if rank() == 0 and (self.path / LOCK).is_file():
+        """End what a kill cut in two; of several ranks the first does, and the others wait until it has."""
+        until = time.monotonic() + SETTLING_SECONDS
+        while rank() and self._is_cut:
+            if time.monotonic() > until:
+                raise FolderError(f"{self.path}: a kill has cut a run in two here, and the first rank does not end it")
+            time.sleep(0.1)
+        if self._is_cut:
             with hold(self.path):
                 if self.next.is_finished:
                     self.next._take_place()
+
+    @property
+    def _is_cut(self) -> bool:
+        return is_cut(self.path) or self.next.is_finished
 
     def redo(self, recipe: Recipe) -> None:
         """Note that the finished run here, if there is one, is to be replaced, which `resume` then begins or ends."""
@@ -253,7 +265,7 @@ class RunFolder:
             raise FolderError(f"{self.path}: a file, not a folder", hint="--output DIR")
         if self.path.is_symlink() and not self.path.exists():
             raise FolderError(f"{self.path}: a link that leads to nothing", hint="--output DIR")
-        if not self.path.exists() or all(path.name.startswith((LOCK, PARTIAL)) for path in self.path.iterdir()):
+        if not self.path.exists() or all(_is_ours(path.name) for path in self.path.iterdir()):
             return
         if overwrite and self.path != self.place:  # of which a kill may have left anything
             return
@@ -286,6 +298,10 @@ class RunFolder:
 
     def _check_links(self) -> None:
         for place in self._made_folders:
+            if place.is_dir() and (os.path.ismount(place) or not os.access(place, os.W_OK)):
+                raise FolderError(
+                    f"{place}: cannot be moved away: it is mounted, or may not be written", hint="--output DIR"
+                )
             if place.is_symlink():
                 problem = f"{place}: a link, and what it leads to is not distill's to delete"
                 raise FolderError(problem, hint="remove the link, or --output DIR")
@@ -544,18 +560,13 @@ class SweepFolder(RunFolder):
         yield from (self.checkpoints, self.next.path)
 
 
+def _is_ours(name: str) -> bool:
+    """Whether a file of a folder is one that a run was only about to begin with."""
+    return name.startswith((LOCK, PARTIAL))
+
+
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-", 1)[1])
-
-
-def remove(folder: Path) -> None:
-    """Remove a folder, if it is there; raises `FolderError` if that fails, since what is left could pass for new."""
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise FolderError(f"{error.filename or folder}: cannot be removed: {error.strerror}") from None
 
 
 @contextlib.contextmanager

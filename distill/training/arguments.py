@@ -34,6 +34,7 @@ from distill.machine.devices import (
 )
 from distill.machine.ranks import world_size
 from distill.recipe.schema import PRECISION, Recipe, with_precision
+from distill.recipe.training_fields import OF_WORKERS
 from distill.storage.run_folder import RunFolder
 from distill.training.shards import check_launch
 
@@ -112,6 +113,8 @@ def training_arguments(
     # Trainer would log the mean of the steps before in place of a loss that is not a number.
     loader = {"dataloader_pin_memory": device == "cuda", "dataloader_num_workers": 2 if device == "cuda" else 0}
     fields = {**loader, **training, **precision, "logging_nan_inf_filter": False}
+    if idle := [name for name in OF_WORKERS if fields.get(name) and not fields["dataloader_num_workers"]]:
+        raise RecipeError(f"{stage}.training.{idle[0]}: wants dataloader_num_workers above 0 beside it")
     if training.get("fsdp") and device == "cuda":  # what is offloaded or saved travels between CPUs
         fields.setdefault("ddp_backend", "cuda:nccl,cpu:gloo")
     fields = copy.deepcopy(fields)  # transformers writes its defaults into what it is given

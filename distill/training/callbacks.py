@@ -154,7 +154,9 @@ class KeepTotals(TrainerCallback):
         kept = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
         control.should_training_stop = bool(kept.get("should_training_stop"))
         if (self.resumed / TOTALS).is_file():
-            totals = checked(list[dict[str, float]], read_json(self.resumed / TOTALS), str(self.resumed / TOTALS))
+            totals = checked(
+                list[dict[str, float | None]], read_json(self.resumed / TOTALS), str(self.resumed / TOTALS)
+            )
             self.trainer.go_on_from(totals[PartialState().process_index])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -177,6 +179,7 @@ class SealCheckpoints(TrainerCallback):
         self.limit = limit
         self.folder = folder
         self.resumed = resumed
+        self.is_due = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Put away what this training does not go on from, and find the best checkpoint in this folder.
@@ -188,6 +191,20 @@ class SealCheckpoints(TrainerCallback):
         best = self.folder.best_checkpoint(self.resumed) if self.resumed else None
         if best:
             state.best_model_checkpoint = str(Path(args.output_dir or ".") / best.name)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Put off the checkpoint of an epoch's last step until the epoch is evaluated and logged.
+
+        A run that went on from one made before would have neither.
+        """
+        is_last = float(state.epoch or 0).is_integer() or control.should_training_stop
+        if control.should_save and is_last and "epoch" in (args.eval_strategy, args.logging_strategy):
+            control.should_save, self.is_due = False, True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for the checkpoint that was put off."""
+        if self.is_due:
+            control.should_save, self.is_due = True, False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal the checkpoint that Trainer has just written."""

@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from distill.data.splits import SPLITS, Splits, load_splits
-from distill.errors import FolderError
+from distill.errors import FolderError, ModelError
 from distill.inference.classifier import Classifier
 from distill.inference.sessions import TorchSession
 from distill.machine.devices import Device, describe_hardware, resolve_device
@@ -371,8 +371,7 @@ def already_finished(
     Raises `FolderError`, which names what differs, if it finished with others, or as another `role` than this one.
     `student` is whom a control belongs to.
     """
-    if folder.next.is_finished:
-        folder.settle()
+    folder.settle()
     if not folder.is_finished or folder.is_being_replaced:
         return False
     manifest = folder.read_manifest()
@@ -422,8 +421,10 @@ def finished_with(
         settings = getattr(wanted, stage)
         # A finished run does without it; if it is gone, or on the Hub, it is not asked for.
         if Path(base := settings.model).is_dir():
-            pretrained = getattr(settings, "pretrained", True)  # a student's always is
-            if base_fingerprint(base, load_tokenizer(base), pretrained=pretrained) != folder.origin[key]:
+            found = folder.origin[key]
+            with contextlib.suppress(ModelError):  # not whole any more
+                found = base_fingerprint(base, load_tokenizer(base), pretrained=getattr(settings, "pretrained", True))
+            if found != folder.origin[key]:
                 problem = f"{folder.path}: began with another {key}: {base} has changed since"
                 raise FolderError(problem, hint="--overwrite to redo it")
     if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -49,14 +50,19 @@ class ClassificationTrainer(Trainer):
         """Take away what training alone needed; return figures of its own for metrics.json."""
         return {}
 
-    def totals(self) -> dict[str, float]:
+    def totals(self) -> dict[str, Any]:
         """Return what Trainer's checkpoints lack: sums of losses, what was trained on so far, and in how long."""
-        losses = {"unlogged_loss": float(self._tr_loss), "logged_loss": self._total_loss_scalar}
+        unlogged = float(self._tr_loss)
+        losses = {
+            "unlogged_loss": unlogged if math.isfinite(unlogged) else None,
+            "logged_loss": self._total_loss_scalar,
+        }
         return {**losses, "logged_at": self._globalstep_last_logged, **self.throughput.totals()}
 
-    def go_on_from(self, totals: Mapping[str, float]) -> None:
+    def go_on_from(self, totals: Mapping[str, Any]) -> None:
         """Count from the `totals` of a checkpoint, so that log and figures are those of the whole run."""
-        self._tr_loss += totals["unlogged_loss"]
+        unlogged = totals["unlogged_loss"]
+        self._tr_loss += math.nan if unlogged is None else unlogged  # JSON has no NaN; the next log stops at it
         self._total_loss_scalar, self._globalstep_last_logged = totals["logged_loss"], int(totals["logged_at"])
         self.throughput.go_on_from(totals)
 
@@ -82,7 +88,11 @@ class ClassificationTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader[Any]:
         """Return Trainer's loader of all rows, drawing its workers' seeds from a generator of its own."""
         # Steps of like size are for training; Trainer would judge on fewer texts too.
-        is_dropping, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        is_dropping, is_even = (
+            self.args.dataloader_drop_last,
+            self.args.world_size == 1 or self.accelerator.even_batches,
+        )
+        self.args.dataloader_drop_last = is_dropping and not is_even  # ranks of unequal batches would wait for ever
         try:
             return _with_own_generator(super().get_eval_dataloader(eval_dataset))
         finally:
