@@ -34,6 +34,18 @@ torch.set_num_threads(1)  # models this small only lose by a second thread, and 
 # torch 2.13's gloo sometimes crashes in trainings with shards, in its own threads (docs/scale.md).
 GLOO_MAY_CRASH = pytest.mark.flaky(reruns=2, only_rerun=r"Signal 11 \(SIGSEGV\) received")
 
+# The files that take longest, in either tier: no worker is to begin one when the others are about to end.
+LONGEST = (
+    "test_kills", "test_ranks", "test_cli", "test_documentation", "test_training", "test_distilling", "test_export",
+    "test_sweep", "test_disk_full", "test_gpu_visit", "test_private", "test_damage",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
+
 GOOD = ["good", "great", "lovely", "superb", "fine"]
 BAD = ["bad", "awful", "poor", "dull", "weak"]
 FILLER = ["the", "film", "plot", "and", "was", "a", "really", "very", "cast", "music", "it", "is", "of", "this"]

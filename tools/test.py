@@ -22,5 +22,6 @@ if arguments[:1] == ["--tier"]:
     tier, arguments = arguments[1] if len(arguments) > 1 else "", arguments[2:]
 if tier not in TIERS:
     sys.exit(f"error: --tier {tier}: not one of {', '.join(TIERS)}")
-# A worker a core, a file to a worker: what a file's tests share is made once.
-sys.exit(environment.run("-m", "pytest", "-n", "auto", "--dist", "loadfile", "-m", TIERS[tier], *arguments))
+# A worker a core, a file to a worker: what a file's tests share is made once. The longest come first (conftest.py).
+shared = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
+sys.exit(environment.run("-m", "pytest", *shared, "-m", TIERS[tier], *arguments))
