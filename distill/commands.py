@@ -208,13 +208,12 @@ def student(
             needs_control = False
         else:  # before hours go into the student: its control must find its folder free too
             beside.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
-    if overwrite and (
-        folder.is_finished or (needs_control and beside.is_finished)
-    ):  # the teacher's answers may take hours, and the control comes last
+    redone = [one for one in (folder, *([beside] if needs_control else [])) if overwrite and one.is_finished]
+    if redone:  # noted now: the teacher's answers may take hours, and the control comes last
         folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
         read_splits(recipe)  # first, since bad data is to leave no mark
-        for run_folder in (folder, *([beside] if needs_control else [])):
-            run_folder.redo(with_absolute_paths(recipe))
+    for one in redone:
+        one.redo(with_absolute_paths(recipe))
     if not is_done:
         cache = Path(teacher_logits) if teacher_logits else None
         distilling.distil(recipe, names, folder, cache=cache, force=force, **options)

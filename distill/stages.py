@@ -2,9 +2,12 @@
 
 from distill.commands import (
     check,
+    check_models,
+    check_trackers,
     convert,
     doctor,
     export,
+    find_recipe,
     inspect,
     kept_logits,
     predict,
@@ -13,9 +16,24 @@ from distill.commands import (
     student,
     sweep,
     teacher,
+    text_column_of,
 )
 
 __all__ = [
-    "check", "convert", "doctor", "export", "inspect", "kept_logits", "predict", "report", "run", "student", "sweep",
+    "check",
+    "check_models",
+    "check_trackers",
+    "convert",
+    "doctor",
+    "export",
+    "find_recipe",
+    "inspect",
+    "kept_logits",
+    "predict",
+    "report",
+    "run",
+    "student",
+    "sweep",
     "teacher",
-]  # fmt: skip
+    "text_column_of",
+]
