@@ -22,6 +22,7 @@ import numpy as np
 from distill import doctor as examination
 from distill import search as searching
 from distill.data import inspection
+from distill.data.splits import read_splits
 from distill.distillation import student as distilling
 from distill.distillation.teacher_logits import KeptLogits, identify_teacher
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
@@ -29,47 +30,46 @@ from distill.export import formats as exporting
 from distill.export.card import export_card
 from distill.export.proofs import Bounds
 from distill.inference.classifier import load
-from distill.inference.sessions import TorchSession, calibration_temperature, onnx_runs_on_cuda
+from distill.inference.runtimes import onnx_runs_on_cuda
+from distill.inference.sessions import TorchSession
 from distill.machine.devices import Device, describe_hardware, resolve_device
 from distill.machine.progress import progress_line
 from distill.machine.provenance import now, versions
 from distill.machine.ranks import leave, rank
 from distill.measuring.benchmark import cascade_of, measure
-from distill.measuring.candidates import candidates_of, flipped_texts, learning_curves, models_in, sweeps_in
+from distill.measuring.candidates import candidates_of, flipped_texts, learning_curves
 from distill.measuring.metrics import commonest_share
 from distill.models import pickles
+from distill.models.calibration import temperature_of
 from distill.models.loading import (
     align_labels,
     check_base,
     load_classifier,
     load_config,
     load_tokenizer,
-    named_by,
     reorder_classes,
     share_padding,
     vocabulary_of,
 )
+from distill.models.names import named_by
 from distill.recipe.file import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe, with_absolute_paths
 from distill.report import document as reporting
 from distill.report.choice import Budget
 from distill.report.page import render
 from distill.storage.checksums import damage_of
+from distill.storage.contents import find_recipe, models_in, sweeps_in
+from distill.storage.exports import EXPORT_PROOFS, read_proofs
 from distill.storage.files import read_json, write_json, write_text
 from distill.storage.hub import check_can_push, push
-from distill.storage.run_folder import EXPORT_PROOFS, RunFolder, SweepFolder, check_writable, hold, read_proofs
+from distill.storage.lock import check_writable, hold
+from distill.storage.run_folder import RunFolder, SweepFolder
 from distill.training.arguments import check_trackers as check_stage_trackers
 from distill.training.arguments import settle_precision
-from distill.training.run import (
-    already_finished,
-    base_fingerprint,
-    finished_with,
-    fit,
-    open_training,
-    origin_of,
-    read_splits,
-    tokenised,
-)
+from distill.training.finished import already_finished, finished_with
+from distill.training.origin import base_fingerprint, origin_of
+from distill.training.run import fit, open_training
+from distill.training.tokens import tokenised
 
 log = logging.getLogger("distill")
 
@@ -307,7 +307,7 @@ def export(
             export_card,
             Path(model).absolute().name,
             label_names=splits.label_names,
-            calibrated=calibration_temperature(classifier.session.model.config) != 1,
+            calibrated=temperature_of(classifier.session.model.config) != 1,
         ),
         progress=lambda step: log.info("export: %s", step),
     )
@@ -518,17 +518,6 @@ def run(
     return result
 
 
-def find_recipe(folders: Sequence[Path]) -> Path:
-    """Return the first recipe.yaml found in model folders, or in the run folder that an export lies in."""
-    for model in (model for folder in folders for model in models_in(folder)):
-        for folder in (model, model.parent.parent):
-            if RunFolder(folder).recipe.is_file():
-                return RunFolder(folder).recipe
-    raise FolderError(
-        f"{', '.join(map(str, folders))}: no recipe.yaml there, so the data is not known", hint="--recipe RECIPE"
-    )
-
-
 def predict(
     model: Path | str,
     texts: Iterator[str],
@@ -569,19 +558,6 @@ def convert(model: Path | str, output: Path | str) -> Path:
     See pickles.convert: nothing that the pickle may hold is run.
     """
     return pickles.convert(Path(model), Path(output))
-
-
-def text_column_of(model: Path | str) -> str:
-    """Return the column that a model's training texts stood in, if its run folder is known, else "text".
-
-    That is the model's own folder, or for an export, or a folder of them, the run folder whose export/ it lies in.
-    """
-    own = Path(model).absolute()
-    exports = [folder for folder in (own, own.parent) if folder == RunFolder(folder.parent).export]
-    for run in (RunFolder(own), *(RunFolder(folder.parent) for folder in exports)):
-        if run.recipe.is_file():
-            return load_recipe(run.recipe).data.text_column
-    return "text"
 
 
 def _recipe_of(models: Sequence[Path]) -> Recipe:

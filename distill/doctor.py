@@ -15,15 +15,16 @@ import psutil
 import torch
 from huggingface_hub import constants
 
-from distill.data.splits import SPLITS, Splits
+from distill.data.splits import SPLITS, Splits, read_splits
 from distill.errors import UserError
-from distill.inference.sessions import OPENVINO_EXTRA, can_run, onnx_runs_on_cuda
+from distill.inference.runtimes import OPENVINO_EXTRA, can_run, onnx_runs_on_cuda
 from distill.machine.devices import describe_hardware, resolve_device, training_precision
 from distill.machine.packages import SWEEP_EXTRA, Finding
-from distill.models.loading import load_tokenizer, named_by, parameters_of, weight_files
+from distill.models.loading import load_tokenizer, parameters_of
+from distill.models.names import named_by
+from distill.models.weights import weight_files
 from distill.recipe.schema import Recipe
 from distill.storage.hub import ask_hub
-from distill.training.run import read_splits
 
 TENSORBOARD_PORT = 6006
 LITTLE_DISK = 5_000_000_000  # bytes: less than what a run of BERT-base leaves (checkpoints, exports, caches)

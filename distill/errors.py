@@ -20,8 +20,6 @@ REFUSALS = {
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: of a file, as `ulimit -f` sets it
-
-
 OF_DIGITS = "use sys.set_int_max_str_digits() to increase the limit"  # which nobody can from here
 
 

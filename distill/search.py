@@ -15,44 +15,31 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from distill.data.splits import Splits
 from distill.distillation.hidden_states import OnlineTeacher
-from distill.distillation.student import (
-    answered_rows,
-    answers_of,
-    architectures,
-    base_of,
-    check_spares,
-    check_student,
-    fingerprints_of,
-    manifest_of,
-    new_student,
-    online_teacher,
-    weights_of,
-)
+from distill.distillation.student import architectures, base_of, check_student, new_student, online_teacher
 from distill.distillation.teacher_logits import Teacher, check_unchanged, identify_teacher
+from distill.distillation.teachers import answered_rows, answers_of, check_spares, fingerprints_of, weights_of
 from distill.distillation.trainer import DistillationTrainer
 from distill.errors import FolderError, RecipeError, TrainingError, UserError, one_line
 from distill.machine.devices import Device
 from distill.machine.packages import SWEEP_EXTRA
 from distill.machine.provenance import now, versions
 from distill.models.first_token import last_layer
-from distill.models.loading import (
-    load_classifier,
-    load_config,
-    load_tokenizer,
-    named_by,
-    share_padding,
-    vocabulary_of,
-)
+from distill.models.loading import load_classifier, load_config, load_tokenizer, share_padding, vocabulary_of
+from distill.models.names import named_by
 from distill.recipe.file import with_values
 from distill.recipe.schema import Recipe, Stage
 from distill.recipe.search_space import Space
 from distill.recipe.training_fields import LOWER_IS_BETTER
 from distill.report.document import shown_value
+from distill.storage.contents import manifest_of
 from distill.storage.files import room_for, write_json
-from distill.storage.run_folder import SweepFolder, hold
+from distill.storage.lock import hold
+from distill.storage.run_folder import SweepFolder
 from distill.training.arguments import training_arguments
 from distill.training.loop import make_trainer, narrowed, throughput_of, watch
-from distill.training.run import base_fingerprint, open_training, origin_of, tokenised
+from distill.training.origin import base_fingerprint, origin_of
+from distill.training.run import open_training
+from distill.training.tokens import tokenised
 from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")

@@ -7,7 +7,6 @@ from distill.commands import (
     convert,
     doctor,
     export,
-    find_recipe,
     inspect,
     kept_logits,
     predict,
@@ -16,8 +15,8 @@ from distill.commands import (
     student,
     sweep,
     teacher,
-    text_column_of,
 )
+from distill.storage.contents import find_recipe, text_column_of
 
 __all__ = [
     "check",

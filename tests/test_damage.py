@@ -12,8 +12,11 @@ from conftest import data_section, run
 
 from distill.errors import FolderError
 from distill.storage.checksums import SEAL, damage_of
+from distill.storage.exports import read_proofs
 from distill.storage.files import PARTIAL, REPLACED
-from distill.storage.run_folder import RunFolder, hold, read_predictions, read_proofs
+from distill.storage.lock import hold
+from distill.storage.predictions import read_predictions
+from distill.storage.run_folder import RunFolder
 from distill.training.callbacks import StopOnDivergence
 
 FORMAT = "onnx-fp32"

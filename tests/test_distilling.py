@@ -21,7 +21,8 @@ from distill.machine.provenance import TRAINED_WITH
 from distill.recipe.file import load_recipe
 from distill.recipe.schema import Loss
 from distill.storage.checksums import SEAL
-from distill.storage.run_folder import RunFolder, read_predictions
+from distill.storage.predictions import read_predictions
+from distill.storage.run_folder import RunFolder
 
 TRAINING = {
     "num_train_epochs": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "save_strategy": "no",

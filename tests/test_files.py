@@ -25,7 +25,9 @@ from distill.storage.files import (
     write_json,
     write_text,
 )
-from distill.storage.run_folder import LOCK, NEXT, RunFolder, hold, write_predictions
+from distill.storage.lock import LOCK, NEXT, hold
+from distill.storage.predictions import write_predictions
+from distill.storage.run_folder import RunFolder
 
 KNOWS_FILES = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to tell what is synced")
 

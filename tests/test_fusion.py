@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from distill.export import fusion
 from distill.export.fusion import Executed, receipt, shortfall
 from distill.export.onnx_graph import trace
-from distill.inference.sessions import OnnxSession, TorchSession, _run_bound, onnx_runs_on_cuda
+from distill.inference.runtimes import onnx_runs_on_cuda
+from distill.inference.sessions import OnnxSession, TorchSession, _run_bound
 
 RNG = np.random.default_rng(0)
 ONE_LAYER = BertConfig(num_hidden_layers=1)

@@ -24,10 +24,10 @@ from distill.models.loading import (
     load_tokenizer,
     reorder_classes,
     token_limit,
-    weights_fingerprint,
     with_attention_dropout,
 )
 from distill.models.students import build_from_config, build_from_layers, choose_layers
+from distill.models.weights import weights_fingerprint
 
 IDS = torch.tensor([[2, 6, 7, 8, 9, 3], [2, 10, 11, 3, 0, 0]])
 MASK = (IDS != 0).long()

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import distill
-from distill.commands import text_column_of
 from distill.errors import DeviceError, ModelError
 from distill.inference.classifier import pack, pad
-from distill.inference.sessions import import_openvino
+from distill.inference.runtimes import import_openvino
+from distill.storage.contents import text_column_of
 
 TEXTS = [
     "good film", "the plot was bad and the cast was awful " * 5, "", "it is really very fine", "good " * 200, "superb",
@@ -183,8 +183,8 @@ def test_the_first_texts_of_openvino_may_come_on_many_threads_at_once():
     code = """
 import faulthandler, os, sys, threading
 import numpy as np
-from distill.inference.sessions import import_openvino
-from distill.commands import text_column_of
+from distill.inference.runtimes import import_openvino
+from distill.storage.contents import text_column_of
 def infer():
     request = compiled.create_infer_request()
     together.wait()

@@ -12,7 +12,8 @@ from conftest import GLOO_MAY_CRASH, data_section, make_classifier
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification
 
-from distill.storage.run_folder import RunFolder, read_predictions
+from distill.storage.predictions import read_predictions
+from distill.storage.run_folder import RunFolder
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
 # Parts so small that each rank has several of every step; with its own size, texts as short as ours fill but one.

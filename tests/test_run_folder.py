@@ -16,7 +16,8 @@ from distill.errors import FolderError
 from distill.recipe.file import load_recipe
 from distill.storage.checksums import SEAL, seal
 from distill.storage.files import PARTIAL, REPLACED, clear_away
-from distill.storage.run_folder import LOCK, RunFolder, SweepFolder, hold
+from distill.storage.lock import LOCK, hold
+from distill.storage.run_folder import RunFolder, SweepFolder
 from distill.training.callbacks import SealCheckpoints
 
 
@@ -252,7 +253,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from distill.storage.files import PARTIAL
-from distill.storage.run_folder import hold
+from distill.storage.lock import hold
 with hold(Path(sys.argv[1])):
     Path(sys.argv[1], PARTIAL + 'x').mkdir()
     print("held", flush=True)

@@ -16,8 +16,8 @@ from conftest import LABELS, data_section, run
 from distill import commands
 from distill.distillation.trainer import DistillationTrainer
 from distill.errors import FolderError, TrainingError, UserError
-from distill.measuring.candidates import sweeps_in
 from distill.recipe.file import load_recipe
+from distill.storage.contents import sweeps_in
 from distill.storage.run_folder import SweepFolder
 from distill.training import loop as training
 

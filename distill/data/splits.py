@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,9 @@ from datasets import ClassLabel, Dataset
 from distill.data.sources import Table, is_string, load_tables, not_texts
 from distill.errors import DataError
 from distill.recipe.labels import WHOLE, LabelError, are_indices, classes_of, cleaned, joined, label_key, names_of
-from distill.recipe.schema import Data
+from distill.recipe.schema import Data, Recipe
+
+log = logging.getLogger("distill")
 
 MOST = 2.0**53  # up to here whole numbers are themselves as floating-point ones
 MOST_CLASSES_OF_ONE_TEXT = 100
@@ -313,3 +317,17 @@ def _digest(rows: Dataset, columns: list[str]) -> str:
     for batch in rows.select_columns(columns).iter(batch_size=10_000):
         digest.update(json.dumps([batch[name] for name in columns]).encode())
     return digest.hexdigest()
+
+
+def read_splits(recipe: Recipe) -> Splits:
+    """Return the recipe's splits, having said what is read and which texts were dropped as leaks."""
+    files = recipe.data.files
+    names = [Path(path).name for path in files.model_dump(exclude_none=True).values()] if files else []
+    log.info("data: reading %s", recipe.data.dataset or ", ".join(names))
+    splits = load_splits(recipe.data)
+    for note in splits.notes:
+        log.warning("data: %s", note)
+    for split, dropped in splits.leaks.items():
+        if dropped:
+            log.info("data: %d %s texts dropped: they stand in validation or test too", dropped, split)
+    return splits

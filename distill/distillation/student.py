@@ -4,72 +4,59 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from typing_extensions import TypedDict
 
-from distill.data.splits import Splits
 from distill.distillation.hidden_states import OnlineTeacher, map_layers, relation_heads
 from distill.distillation.teacher_logits import (
-    KeptLogits,
-    Teacher,
     check_unchanged,
     identify_teacher,
-    teacher_logits,
-    with_teacher_logits,
+)
+from distill.distillation.teachers import (
+    TEACHER_HINT,
+    answered_rows,
+    answers_of,
+    check_spares,
+    fingerprints_of,
+    weights_of,
 )
 from distill.distillation.trainer import DistillationTrainer
-from distill.errors import FolderError, ModelError, RecipeError
+from distill.errors import RecipeError
 from distill.export.formats import check_formats
-from distill.inference.classifier import Classifier, load
 from distill.inference.sessions import load_torch
 from distill.machine.devices import resolve_device
 from distill.machine.ranks import world_size
-from distill.measuring.metrics import commonest_share, compare_paired
 from distill.models.loading import (
     align_labels,
     check_base,
     check_fit,
     check_single_label,
     class_names,
-    is_path,
     layer_count,
     load_classifier,
     load_config,
     load_tokenizer,
     name_classes,
-    named_by,
     parameter_count,
     reorder_classes,
     share_padding,
     skeleton,
     vocabulary_of,
-    weights_fingerprint,
     with_attention_dropout,
 )
+from distill.models.names import named_by
 from distill.models.students import build_from_config, build_from_layers, check_layers, choose_layers
 from distill.recipe.schema import PRECISION, Loss, Recipe, Schedule, Student
-from distill.storage.run_folder import RunFolder, checked, read_predictions
+from distill.storage.contents import manifest_of
+from distill.storage.run_folder import RunFolder
 from distill.training.arguments import check_training, training_arguments
-from distill.training.run import base_fingerprint, fit, open_training, origin_of, tokenised
+from distill.training.origin import base_fingerprint, origin_of
+from distill.training.run import fit, open_training
 from distill.training.tokens import tokenizer_fingerprint
 
 log = logging.getLogger("distill")
-
-TEACHER_HINT = "distill teacher RECIPE --output DIR makes one"
-
-
-def check_teachers(names: Sequence[str]) -> None:
-    """Raise `ModelError` if one of `names` is the path of a folder that is not there."""
-    for name in names:
-        if is_path(name) and not Path(name).is_dir():
-            raise ModelError(f"--teacher: {name}: no such folder", hint=TEACHER_HINT.replace("DIR", name))
 
 
 def check_student(recipe: Recipe, teacher: str, device: str) -> None:
@@ -77,7 +64,7 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
 
     Of `teacher` only the configuration is read. What data or weights alone can show is left for later.
     """
-    settings, resolved = _student_of(recipe), resolve_device(device)
+    settings, resolved = student_of(recipe), resolve_device(device)
     check_training(settings.training, resolved, "student")
     if world_size() == 1:  # several processes join each other where the first arguments are made: those of their stage
         # Which precision is settled by a stopwatch has no part in what may be refused.
@@ -125,7 +112,7 @@ def distil(
     A teacher that is no better than always answering the commonest class is an error unless `force`d. `cache` is where
     teacher logits are kept (default: in each teacher's folder). A student of layers is made of the first teacher's.
     """
-    settings = _student_of(recipe)
+    settings = student_of(recipe)
     weights = weights_of(settings, teachers)
     check_spares(folder, teachers)
     with named_by("--teacher", TEACHER_HINT):
@@ -135,11 +122,11 @@ def distil(
         resume=resume, overwrite=overwrite, device=device,
     )  # fmt: skip
     recipe, splits, arguments, clock = training.recipe, training.splits, training.arguments, training.clock
-    settings = _student_of(recipe)
+    settings = student_of(recipe)
     with clock("teacher_logits"):
         known = [identify_teacher(name, splits.label_names) for name in teachers]
     model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
-    log.info("student: %s; learns by %s", _origin(settings, teachers[0]), loss_in_words(settings.loss))
+    log.info("student: %s; learns by %s", made_from(settings, teachers[0]), loss_in_words(settings.loss))
     origin = origin_of(splits, training.device, **fingerprints_of(known), **base_of(settings, tokenizer))
     if resume:
         training.folder.check_origin(origin)  # before hours go into a teacher's answers
@@ -164,148 +151,16 @@ def distil(
     )  # fmt: skip
 
 
-def control(
-    recipe: Recipe,
-    teacher: str,
-    student: RunFolder,
-    folder: RunFolder,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-) -> RunFolder:
-    """Train the same student, with the same seed and number of steps, on the labels alone: what distilling is worth.
-
-    `student` is the finished run to compare with. It is evaluated as often, so its checkpoint is chosen among as many.
-    """
-    settings = _student_of(recipe)
-    manifest = student.read_manifest()
-    taught_by = list(manifest["parents"]["teachers"].values())
-    if settings.model is None and weights_fingerprint(teacher) != taught_by[0]:
-        raise FolderError(
-            f"{teacher}: is not the teacher that {student.path} was made from, so its control cannot be made from it"
-        )
-    figures = student.read_metrics()["training"]
-    training = open_training(
-        recipe, "control", folder, architectures(settings, teacher), parent=manifest,
-        changed=lambda section: _for_as_many_steps(section, figures["planned_steps"], figures["steps_per_epoch"]),
-        resume=resume, overwrite=overwrite, device=device,
-    )  # fmt: skip
-    recipe, splits = training.recipe, training.splits
-    settings = _student_of(recipe)
-    changed = [split for split, digest in splits.fingerprints.items() if manifest["data"].get(split) != digest]
-    if changed:
-        raise FolderError(
-            f"{folder.path}: texts or labels of {' and '.join(changed)} have changed since {student.path} was trained, "
-            "so its control cannot be compared with it",
-            hint="put them back, or distil anew",
-        )
-    model, tokenizer = new_student(settings, recipe, teacher, splits.label_names, seed=training.arguments.seed)
-    log.info("control: %s; learns by the labels alone", _origin(settings, teacher))
-    with training.clock("tokenising"):
-        rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
-    origin = origin_of(splits, training.device, student=manifest["weights"], **base_of(settings, tokenizer))
-    parents = {"student": str(student.path.absolute()), "student_weights": manifest["weights"]}
-    return fit(training, model, tokenizer, rows, origin=origin, parents={**parents, "model": settings.model})
-
-
-def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict[str, Any]]:
-    """Return how students stand against their controls on test, one entry for each pair among the run folders `models`.
-
-    A control whose student is not among them becomes a note. Raises `FolderError` where the two saw other test texts.
-    """
-    manifests = {model: run.read_manifest() for model in models if (run := RunFolder(model)).is_finished}
-    for model, manifest in manifests.items():
-        kind = _OfControl if manifest["role"] == "control" else _OfAny
-        checked(kind, manifest, str(RunFolder(model).manifest))
-    found = []
-    for model, manifest in manifests.items():
-        if manifest["role"] != "control":
-            continue
-        students = [
-            other for other, its in manifests.items() if its["weights"] == manifest["parents"]["student_weights"]
-        ]
-        if not students:
-            notes.append(f"{model} is the control of a student that is not here ({manifest['parents']['student']}).")
-            continue
-        ids, gold_labels, student_logits = read_predictions(RunFolder(students[0]).predictions)
-        control_ids, _, control_logits = read_predictions(RunFolder(model).predictions)
-        if ids != control_ids or manifests[students[0]]["data"]["test"] != manifest["data"]["test"]:
-            raise FolderError(f"{model}: was tested on other texts than {students[0]}; make it anew")
-        correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
-        found.append({"student": str(students[0]), "control": str(model), **compare_paired(*correct)})
-    return found
-
-
-class _OfAny(TypedDict):
-    """What of a manifest says which model it is of."""
-
-    weights: str
-
-
-class _Student(TypedDict):
-    student: str
-    student_weights: str
-
-
-class _OfControl(_OfAny):
-    parents: _Student
-
-
-def fingerprints_of(teachers: Sequence[Teacher]) -> dict[str, str]:
-    """Return what a run depends on of its teachers, for its origin (see fitting.origin_of)."""
-    return {f"teacher {number}": teacher.fingerprint for number, teacher in enumerate(teachers, 1)}
-
-
 def base_of(settings: Student, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return what a run depends on of the pretrained model that its student begins with, if it begins with one."""
     return {"student.model": base_fingerprint(settings.model, tokenizer)} if settings.model else {}
 
 
-def manifest_of(model: str) -> dict[str, Any] | None:
-    """Return the manifest of a model that distill trained, None of any other, whatever a file of that name holds."""
-    folder = RunFolder(Path(model))
-    try:
-        found = folder.read_manifest() if folder.is_finished else None
-    except FolderError:  # what must be whole of a teacher is looked at where it is read
-        return None
-    return found if isinstance(found, dict) and "role" in found else None
-
-
-def _student_of(recipe: Recipe) -> Student:
+def student_of(recipe: Recipe) -> Student:
+    """Return the recipe's student; raises `RecipeError` if it has none."""
     if recipe.student is None:
         raise RecipeError("student: missing, and a student is to be distilled")
     return recipe.student
-
-
-def weights_of(settings: Student, teachers: Sequence[str]) -> tuple[float, ...]:
-    """Return how much each of `teachers` counts; raises `RecipeError` where the recipe weighs more or fewer."""
-    weights = settings.teacher_weights or (1.0,) * len(teachers)
-    if len(weights) != len(teachers):
-        raise RecipeError(
-            f"student.teacher_weights: wants one for each of {len(teachers)} teachers, got {len(weights)}"
-        )
-    return weights
-
-
-def check_spares(folder: RunFolder, teachers: Sequence[str]) -> None:
-    """Raise `FolderError` where what is written to `folder` would overwrite one of `teachers`."""
-    for name in teachers:
-        if os.path.realpath(folder.path) == os.path.realpath(name):
-            raise FolderError(f"{folder.path}: the student would overwrite its teacher", hint="--output DIR")
-
-
-def _for_as_many_steps(training: Mapping[str, Any], steps: int, steps_per_epoch: float) -> dict[str, Any]:
-    """`training` for exactly `steps`, evaluated at the same steps as before however long its own epochs are."""
-    changed = {**training, "max_steps": steps}
-    every = max(1, round(steps_per_epoch))
-    if training["eval_strategy"] == "epoch":
-        changed |= {"eval_strategy": "steps", "eval_steps": every}
-        if training.get("eval_delay"):
-            changed["eval_delay"] = round(training["eval_delay"] * steps_per_epoch)
-    if training["save_strategy"] == "epoch":
-        changed |= {"save_strategy": "steps", "save_steps": every}
-    return changed
 
 
 def new_student(
@@ -346,7 +201,7 @@ def architectures(settings: Student, teacher: str) -> list[str]:
     return [load_config(name).model_type for name in names]
 
 
-def _origin(settings: Student, teacher: str) -> str:
+def made_from(settings: Student, teacher: str) -> str:
     """In words, what a student is made from."""
     if settings.layers is not None:
         count = layer_count(load_config(teacher))
@@ -374,78 +229,6 @@ def loss_in_words(loss: Loss) -> str:
 def _shown(schedule: Schedule) -> str:
     same = schedule.start == schedule.end
     return f"{schedule.start:g}" if same else f"{schedule.start:g} to {schedule.end:g}"
-
-
-def kept_logits(
-    teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, bf16: bool, title: str = "teacher"
-) -> dict[str, KeptLogits]:
-    """Return the teacher's logits on each split that a student asks for, of which only the folders were looked at.
-
-    They are computed in bf16 if the student trains in it (`bf16`): one decision for a run, and no stopwatch's. The
-    splits share one classifier, loaded when the first of them has something to answer.
-    """
-    resolved = resolve_device(device)
-
-    @functools.cache
-    def load_teacher() -> Classifier:
-        return load(teacher.name, resolved, dtype="bfloat16" if bf16 else None)
-
-    dtype = "bfloat16" if bf16 else "float32"
-    return {
-        split: KeptLogits(teacher, rows, load_teacher, dtype=dtype, cache=cache, title=f"{title}: {split}")
-        for split in ("validation", "train", "transfer")
-        if (rows := getattr(splits, split)) is not None
-    }
-
-
-def answers_of(
-    teachers: Sequence[Teacher], splits: Splits, cache: Path | None, device: str, *, bf16: bool, force: bool
-) -> list[dict[str, Dataset]]:
-    """Return each teacher's logits on train and, where there is one, transfer; no teacher stays in memory.
-
-    They are kept in `cache` (default: in each teacher's folder), and what is there is not computed again. Raises
-    `ModelError` for a teacher that is no better than always answering the commonest class, unless it is `force`d.
-    """
-    titles = [Path(teacher.name).name if len(teachers) > 1 else "teacher" for teacher in teachers]
-    kept = [
-        kept_logits(teacher, splits, cache, device, bf16=bf16, title=title)
-        for teacher, title in zip(teachers, titles, strict=True)
-    ]
-    for teacher, by_split, title in zip(teachers, kept, titles, strict=True):
-        # All of them, before hours go into the first one's answers.
-        _check_teacher(teacher, teacher_logits(by_split.pop("validation")), splits.validation, title, force=force)
-    answers = []
-    while kept:
-        by_split = kept.pop(0)  # and with it the classifier
-        answers.append({split: teacher_logits(logits) for split, logits in by_split.items()})
-    return answers
-
-
-def _check_teacher(teacher: Teacher, answers: Dataset, validation: Dataset, title: str, *, force: bool) -> None:
-    """Raise `ModelError` where the teacher is no better on validation than always answering the commonest class."""
-    predicted = np.asarray(answers["teacher_logits"][:]).argmax(axis=1)
-    gold_labels = np.asarray(validation["label"][:])
-    accuracy = float((predicted == gold_labels).mean())
-    majority = commonest_share(gold_labels)
-    log.info("%s: validation accuracy %.4f; the commonest class alone would give %.4f", title, accuracy, majority)
-    if accuracy > majority:
-        return
-    problem = f"validation accuracy {accuracy:.4f} is no better than always answering the commonest class"
-    problem = f"{teacher.name}: {problem} ({majority:.4f}): it has nothing to teach"
-    if not force:
-        raise ModelError(problem, hint="train the teacher longer or at another learning rate; --force distils anyway")
-    log.warning("%s; distilled all the same (--force)", problem)
-
-
-def answered_rows(
-    answers: Sequence[Mapping[str, Dataset]], splits: Splits, tokenizer: PreTrainedTokenizerBase, max_tokens: int
-) -> Dataset:
-    """Return the texts that the teachers answered, tokenised, with each teacher's logits beside them."""
-    rows = []
-    for split in answers[0]:
-        part = tokenised(split, getattr(splits, split), tokenizer, max_tokens)
-        rows.append(with_teacher_logits(part, [answer[split] for answer in answers]))
-    return concatenate_datasets(rows)
 
 
 def online_teacher(

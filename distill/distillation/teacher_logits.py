@@ -23,7 +23,8 @@ from distill.data.splits import text_fingerprint
 from distill.errors import FolderError, ModelError
 from distill.inference.classifier import Classifier, identify
 from distill.machine.progress import progress_line
-from distill.models.loading import align_labels, class_names, config_fingerprint, weights_fingerprint
+from distill.models.loading import align_labels, class_names, config_fingerprint
+from distill.models.weights import weights_fingerprint
 from distill.storage.files import atomic_path, read_json, write_json
 from distill.storage.run_folder import RunFolder
 from distill.training.tokens import tokenizer_fingerprint

@@ -32,15 +32,19 @@ from distill.export.onnx_graph import check_architecture, quiet, trace
 from distill.export.outliers import RANGE_TEXTS, widest
 from distill.export.proofs import Bounds, Proof, flips, prove
 from distill.inference.classifier import Classifier, pad, weights_bytes
-from distill.inference.sessions import FOR_CPUS, Session, TorchSession, import_openvino, onnx_runs_on_cuda, open_session
+from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_runs_on_cuda
+from distill.inference.sessions import Session, TorchSession, open_session
 from distill.machine.devices import Device, has_fast_bf16
 from distill.measuring.benchmark import timed_logits
 from distill.models.calibration import CONFIG_KEY
-from distill.models.loading import ONNX_WEIGHTS, OPENVINO_WEIGHTS, load_config
+from distill.models.loading import load_config
+from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe.schema import FORMATS
 from distill.storage.checksums import SEAL, seal
+from distill.storage.exports import EXPORT_PROOFS, FLIPPED, PROOF, read_proofs
 from distill.storage.files import PARTIAL, read_json, room_for, take_place, write_json, write_text
-from distill.storage.run_folder import EXPORT_PROOFS, FLIPPED, PROOF, RunFolder, hold, read_proofs
+from distill.storage.lock import hold
+from distill.storage.run_folder import RunFolder
 
 
 @dataclass

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from distill.export.onnx_graph import FUSED_ATTENTION
 from distill.export.outliers import OWN_ACTIVATION
-from distill.inference.sessions import onnx_providers
+from distill.inference.runtimes import onnx_providers
 from distill.machine.devices import Device
 from distill.models.loading import layer_count
 

@@ -18,8 +18,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from distill.errors import DeviceError
 from distill.export.outliers import feed_forward, isolate
-from distill.inference.sessions import OPENVINO_EXTRA, import_openvino
-from distill.models.loading import OPENVINO_WEIGHTS
+from distill.inference.runtimes import OPENVINO_EXTRA, import_openvino
+from distill.models.weights import OPENVINO_WEIGHTS
 
 CALIBRATION_TEXTS = 300  # NNCF's own default for a calibration set
 

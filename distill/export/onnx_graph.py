@@ -16,7 +16,7 @@ from optimum.utils import DummyTextInputGenerator
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from distill.errors import ModelError
-from distill.inference.sessions import calibration_temperature
+from distill.models.calibration import temperature_of
 from distill.models.first_token import PARTS, first_token_only, last_layer
 from distill.models.loading import normalized_config
 
@@ -97,7 +97,7 @@ class _LogitsOnly(torch.nn.Module):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        self.temperature = calibration_temperature(model.config)
+        self.temperature = temperature_of(model.config)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float() / self.temperature

@@ -13,8 +13,10 @@ from scipy.special import softmax
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from distill.errors import ModelError
-from distill.inference.sessions import Session, calibration_temperature, can_run, open_session
+from distill.inference.runtimes import can_run
+from distill.inference.sessions import Session, open_session
 from distill.machine.devices import Device, resolve_device
+from distill.models.calibration import temperature_of
 from distill.models.loading import (
     check_fit,
     check_outputs,
@@ -26,9 +28,9 @@ from distill.models.loading import (
     share_padding,
     token_limit,
     vocabulary_of,
-    weight_files,
 )
-from distill.storage.run_folder import EXPORT_PROOFS, read_proofs
+from distill.models.weights import weight_files
+from distill.storage.exports import EXPORT_PROOFS, read_proofs
 
 TOKENISED_AT_ONCE = 4_096  # a tokenizer notes where each token stood, which takes far more than the token itself
 
@@ -186,7 +188,7 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]
         raise ModelError(f"{name}: not a text classifier, but {', '.join(config.architectures or ['unknown'])}")
     check_single_label(config, name)
     class_names(config, name)  # like the temperature: a broken one is an error here, before the weights are read
-    calibration_temperature(config)
+    temperature_of(config)
     tokenizer = load_tokenizer(name)
     share_padding(config, tokenizer)
     max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
 import os
 import re
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,15 +21,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.errors import DeviceError, ModelError, one_line
+from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_providers, onnx_runs_on_cuda
 from distill.machine.devices import Device, has_fast_bf16, resolve_device
-from distill.models.calibration import CONFIG_KEY
+from distill.models.calibration import temperature_of
 from distill.models.first_token import first_token_only, last_layer
-from distill.models.loading import INPUTS, ONNX_WEIGHTS, OPENVINO_WEIGHTS, check_outputs, load_weights
+from distill.models.loading import INPUTS, check_outputs, load_weights
+from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.storage.checksums import ANSWERING, check_whole
 
-OPENVINO_EXTRA = 'pip install "distill[openvino]"'
-FOR_CPUS = ("onnx-int8", "openvino-bf16", "openvino-int8")  # formats that run on no other device
-_FIRST_TENSOR = threading.Lock()
 TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
 # Padded tokens in one batch. Larger ones stop being faster long before they stop costing memory; on one thread of a CPU
 # they are slower, since what a layer makes of them no longer fits into the cache.
@@ -94,7 +90,7 @@ class TorchSession:
         mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
         with self._alone, first_token_only(self._last_layer):
             logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
-        return logits / calibration_temperature(self.model.config)
+        return logits / temperature_of(self.model.config)
 
     def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
         return (self.run(*batch) for batch in batches)
@@ -255,59 +251,12 @@ def open_session(
     return session
 
 
-def import_openvino() -> Any:
-    """Return the module openvino; raises `DeviceError` where the extra is not installed.
-
-    It would tell its makers that it was imported, and NNCF what it is used for: both do without the package for that.
-    """
-    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
-    try:
-        import openvino
-    except ImportError as error:
-        raise DeviceError("OpenVINO is not installed", hint=OPENVINO_EXTRA) from error
-    # Its bindings set up numpy at the first tensor, giving up Python's lock meanwhile: where two threads are there at
-    # once, one waits for the lock and the other, which has it, for the first. A tensor made here leaves nothing to do.
-    with _FIRST_TENSOR:
-        openvino.Tensor(np.zeros(1, np.float32), shared_memory=True)
-    return openvino
-
-
-def can_run(format: str, device: Device) -> bool:
-    """Say whether what runs `format` on `device` is installed."""
-    if format.startswith("openvino-"):
-        return importlib.util.find_spec("openvino") is not None
-    return device == "cpu" or not format.startswith("onnx-") or onnx_runs_on_cuda()
-
-
-def onnx_runs_on_cuda() -> bool:
-    """Say whether the installed ONNX Runtime has a CUDA provider; the one for CPUs, which pip installs, has none."""
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-
-
-def onnx_providers(device: Device) -> list[str]:
-    """Return what ONNX Runtime runs on for `device`, the first choice first; on CUDA, with its libraries loaded."""
-    if device == "cpu":
-        return ["CPUExecutionProvider"]
-    onnxruntime.preload_dlls()  # those that torch brought
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-
-
 def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:
     """Return the finished classifier `name` from safetensors; raises `ModelError` where a weight of it is missing."""
     model, missing = load_weights(name, config, dtype or "auto")
     if missing:
         raise ModelError(f"{name}: {len(missing)} weights are missing, first {missing[0]}")
     return model if model.dtype in TORCH_FORMATS else model.float()  # float64, which nothing here computes in
-
-
-def calibration_temperature(config: PretrainedConfig) -> float:
-    """Return what the configuration says the logits are to be divided by; 1.0 where it says nothing."""
-    value = getattr(config, CONFIG_KEY, None)
-    if value is None:
-        return 1.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ModelError(f"{config.name_or_path}: config.json: {CONFIG_KEY} must be a number above 0, got {value!r}")
-    return float(value)
 
 
 def _are_many(batches: Iterable[Batch], threads: int) -> tuple[bool, Iterator[Batch]]:

@@ -8,15 +8,16 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from distill.errors import FolderError
-from distill.inference.sessions import FOR_CPUS, OPENVINO_EXTRA, can_run
+from distill.inference.runtimes import FOR_CPUS, OPENVINO_EXTRA, can_run
 from distill.machine.devices import Device, has_fast_bf16
 from distill.measuring.benchmark import Candidate
 from distill.measuring.training_log import selected_step, training_curve
-from distill.models.loading import ONNX_WEIGHTS, OPENVINO_WEIGHTS
+from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe.schema import FORMATS
 from distill.storage.checksums import check_whole
-from distill.storage.run_folder import EXPORT_PROOFS, FLIPPED, RunFolder, SweepFolder, read_lines, read_proofs
+from distill.storage.exports import EXPORT_PROOFS, FLIPPED, read_proofs
+from distill.storage.records import read_lines
+from distill.storage.run_folder import RunFolder
 
 FLIPPED_SHOWN = 10  # texts of each format; all are in its file
 
@@ -30,30 +31,6 @@ class _Flipped(TypedDict):
     format: str
     model_probabilities: dict[str, float]
     format_probabilities: dict[str, float]
-
-
-def models_in(folder: Path) -> list[Path]:
-    """Return the folder itself, or the stages of a `run` in it; of a search, which has none, nothing.
-
-    Raises `FolderError` where there is no model.
-    """
-    if SweepFolder(folder).results.is_file():
-        return []
-    if (folder / "config.json").is_file():
-        return [folder]
-    inner = [folder / name for name in ("teacher", "student", "control") if (folder / name / "config.json").is_file()]
-    if not inner:
-        raise FolderError(
-            f"{folder}: no model there (no config.json)" if folder.is_dir() else f"{folder}: no such folder"
-        )
-    return inner
-
-
-def sweeps_in(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield what a search found (see sweep.sweep), with its folder, where the folder is that of one or of a `run`."""
-    for path in (folder, folder / "sweep"):
-        if SweepFolder(path).results.is_file():
-            yield {"folder": str(path), **SweepFolder(path).read_results()}
 
 
 def learning_curves(models: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from transformers import PretrainedConfig
+
+from distill.errors import ModelError
 
 CONFIG_KEY = "calibration_temperature"  # in the model's config.json: what its logits are to be divided by
 CALIBRATION_BINS = 15  # Guo et al. 2017 and most papers since
@@ -109,3 +113,13 @@ def _binned(probabilities: np.ndarray, gold_labels: np.ndarray) -> tuple[np.ndar
     bins = np.ceil(confidence * CALIBRATION_BINS).astype(int)
     size = np.bincount(bins, minlength=CALIBRATION_BINS + 1)
     return size, np.bincount(bins, confidence, len(size)), np.bincount(bins, right, len(size))
+
+
+def temperature_of(config: PretrainedConfig) -> float:
+    """Return what the configuration says the logits are to be divided by; 1.0 where it says nothing."""
+    value = getattr(config, CONFIG_KEY, None)
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelError(f"{config.name_or_path}: config.json: {CONFIG_KEY} must be a number above 0, got {value!r}")
+    return float(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -25,11 +24,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from distill.errors import STEERING, ModelError, one_line
+from distill.errors import ModelError, one_line
 from distill.models.calibration import CONFIG_KEY
+from distill.models.names import AwayError, require_reachable
 from distill.models.strangers import (
     check_settings,
     check_tokenizer_settings,
@@ -39,9 +39,8 @@ from distill.models.strangers import (
     weights_in,
     within,
 )
+from distill.models.weights import ADAPTER, weight_files
 from distill.storage.checksums import ANSWERING, check_whole
-from distill.storage.files import lies_in
-from distill.storage.hub import ask_hub
 
 # These number positions from pad_token_id + 1 (fairseq's habit), so the rows of the position table before are unused.
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
@@ -49,25 +48,14 @@ POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 NO_LIMIT = 2**31 - 1  # tokens: what the tokenizers' own library takes for none; some folders say 1e30
 LAYER = re.compile(r"^(?!.*decoder).*?\b((?:layers?|\w*layer_groups|blocks?|h)\.\d+)\.")  # in the name of a weight
-ONNX_WEIGHTS = "model.onnx"
-OPENVINO_WEIGHTS = "openvino_model.xml"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt")
 TOKENIZER_CONFIG = "tokenizer_config.json"
-ADAPTER = "adapter_config.json"
-PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 INPUTS = ("input_ids", "attention_mask")  # what every model is fed; token types are all 0, as they are without any
-
-
-class AwayError(ModelError):
-    """A model cannot be had: it is not on this disk, and no hub gives it. See `named_by`."""
-
-    def __init__(self, *problems: str):
-        super().__init__(*problems, hint="a folder that holds the model, or a hub that answers (distill doctor)")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Return the fast tokenizer of a Hub name or local folder; raises `ModelError` where there is none."""
-    _require_reachable(name)
+    require_reachable(name)
     folder = Path(name)
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         raise ModelError(f"{name}: has no tokenizer ({', '.join(TOKENIZER_FILES)})")
@@ -113,7 +101,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def load_config(name: str) -> PretrainedConfig:
     """Return the configuration of a Hub name or local folder; raises `ModelError` where there is none."""
-    _require_reachable(name)
+    require_reachable(name)
     check_whole(Path(name), (CONFIG_NAME,))
     if (Path(name) / ADAPTER).is_file():  # with peft installed, transformers would load the model that it names
         raise ModelError(f"{name}: {ADAPTER}: an adapter of another model; merge the two into one and name that")
@@ -267,19 +255,6 @@ def _reading(name: str, problem: str) -> Iterator[None]:
         raise kind(f"{name}: {problem}: {said}") from error
 
 
-@contextlib.contextmanager
-def named_by(key: str, hint: str | None = None) -> Iterator[None]:
-    """Within the block, a model that cannot be had is an error that says which `key` of the recipe named it.
-
-    `hint` is the cure, if it is not another value of that key.
-    """
-    try:
-        yield
-    except AwayError as error:
-        another = f"a folder that holds the model (--set {key}=DIR), or a hub that answers (distill doctor)"
-        raise ModelError(*(f"{key}: {problem}" for problem in error.problems), hint=hint or another) from error
-
-
 def with_attention_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
     """Return the configuration with this dropout of attention probabilities, whatever the architecture calls it.
 
@@ -423,97 +398,6 @@ def skeleton(name: str, config: PretrainedConfig) -> PreTrainedModel:
         return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 
 
-def weights_fingerprint(name: str) -> str:
-    """Return the SHA-256, in hex, of the weight files of a Hub name or local folder, without loading the model.
-
-    It covers names and bytes of `weight_files`, and nothing else beside them: what `sha256sum FILES | sha256sum` prints
-    in the folder. Raises `ModelError` where there are no weights.
-    """
-    digest = hashlib.sha256()
-    for path in weight_files(name):
-        with open(path, "rb") as file:
-            digest.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode())
-    return digest.hexdigest()
-
-
-def config_fingerprint(name: str) -> str:
-    """Return the SHA-256, in hex, of the config.json of a Hub name or local folder."""
-    load_config(name)  # names what is wrong where there is none
-    return hashlib.sha256(Path(cached_file(name, CONFIG_NAME)).read_bytes()).hexdigest()
-
-
-def weight_files(name: str) -> list[Path]:
-    """Return the weight files of a Hub name (fetched if need be) or local folder, sorted by name.
-
-    They are model.onnx and its data, or openvino_model.xml and .bin, where a local folder has them, else
-    model.safetensors or its shards. Raises `ModelError` where there are none.
-    """
-    _require_reachable(name)
-    folder = Path(name)
-    if folder.is_dir():
-        graph = next((graph for graph in (ONNX_WEIGHTS, OPENVINO_WEIGHTS) if (folder / graph).is_file()), None)
-        patterns = {ONNX_WEIGHTS: f"{ONNX_WEIGHTS}*", OPENVINO_WEIGHTS: "openvino_model.*"}
-        pattern = patterns[graph] if graph else "model*.safetensors"
-        files = [path for path in folder.glob(pattern) if path.is_file()]
-        if not graph and (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-            files = list({*files, *shards_of(folder / SAFE_WEIGHTS_INDEX_NAME)})
-    else:
-        files = _hub_weights(name)
-    if not files and folder.is_dir() and any(any(folder.glob(pattern)) for pattern in PICKLES):
-        raise ModelError(
-            f"{name}: its weights are a pickle, which can run code when it is read; only safetensors are loaded",
-            hint=f"distill convert {name} --output DIR",
-        )
-    if not files and not folder.is_dir():
-        raise ModelError(
-            f"{name}: holds no weights in safetensors, the only kind that is loaded",
-            hint=f"where it has pickles: hf download {name} --local-dir DIR, then distill convert DIR --output NEW",
-        )
-    if not files:
-        raise ModelError(f"{name}: holds no weights ({SAFE_WEIGHTS_NAME}, {ONNX_WEIGHTS} or {OPENVINO_WEIGHTS})")
-    return sorted(files, key=lambda path: path.name)
-
-
-def shards_of(index: Path) -> list[Path]:
-    """Return the files that an index of weights names; raises `ModelError` where one is not in its folder."""
-    shards = _shard_names(index)
-    for shard in shards:
-        if not (index.parent / shard).is_file():
-            raise ModelError(f"{index}: {shard} is not there; half downloaded?")
-        if not _is_in(index.parent / shard, index.parent):
-            raise ModelError(f"{index}: {shard} is a link to a file outside its folder")
-    return [index.parent / shard for shard in shards]
-
-
-def _is_in(file: Path, folder: Path) -> bool:
-    # A hub's cache keeps the files of all revisions in one place, and of a revision links to them.
-    folder = folder.resolve()
-    blobs = folder.parent.parent / "blobs"
-    return lies_in(file, folder) or (folder.parent.name == "snapshots" and lies_in(file, blobs))
-
-
-def _shard_names(index: Path) -> list[str]:
-    try:
-        shards = sorted(set(map(str, json.loads(index.read_bytes())["weight_map"].values())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{index}: not an index of weights: {one_line(error)}") from error
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise ModelError(f"{index}: names weights outside its folder: {shard}")
-    return shards
-
-
-def _hub_weights(name: str) -> list[Path]:
-    try:
-        return [Path(cached_file(name, SAFE_WEIGHTS_NAME))]
-    except OSError:  # in shards, or not there
-        try:
-            index = Path(cached_file(name, SAFE_WEIGHTS_INDEX_NAME))
-            return [Path(cached_file(name, shard)) for shard in _shard_names(index)]
-        except OSError:
-            return []
-
-
 def layer_list(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
     """Return the name and the list of the transformer layers: the one ModuleList as long as the configuration says."""
     lists = [
@@ -536,21 +420,7 @@ def normalized_config(config: PretrainedConfig) -> NormalizedConfig:
         raise ModelError(f"{config.model_type}: not an architecture that optimum knows the sizes of") from None
 
 
-def is_path(name: str) -> bool:
-    """Say whether the name of a model can only be that of a folder: no name on the Hub looks like it."""
-    return name.startswith((".", "/", "~")) or Path(name).is_absolute() or name.count("/") > 1
-
-
-def _require_reachable(name: str) -> None:
-    """A path that is not there would be looked for on the Hub, with an answer that names the wrong fault."""
-    path = Path(name)
-    if not name.strip():
-        raise ModelError("a model is named by a folder or by its name on the Hub, got nothing")
-    if STEERING.search(name):
-        raise ModelError(f"{name}: holds control characters, or bytes that are not UTF-8, by which no model is found")
-    if not path.is_dir() and (is_path(name) or path.is_symlink()):
-        raise AwayError(f"{name}: no such folder")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(f"{name}: not a model folder: it has no config.json")
-    if not path.is_dir():
-        ask_hub()
+def config_fingerprint(name: str) -> str:
+    """Return the SHA-256, in hex, of the config.json of a Hub name or local folder."""
+    load_config(name)  # names what is wrong where there is none
+    return hashlib.sha256(Path(cached_file(name, CONFIG_NAME)).read_bytes()).hexdigest()

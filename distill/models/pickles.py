@@ -13,7 +13,8 @@ from safetensors.torch import save
 from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from distill.errors import STEERING, FolderError, ModelError, one_line
-from distill.models.loading import load_config, shards_of
+from distill.models.loading import load_config
+from distill.models.weights import shards_of
 from distill.storage.files import atomic_path, lies_in
 
 KEPT = ("*.json", "*.txt", "*.model", "README.md")  # what lies beside the weights and is data

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
 import logging
 import os
 import re
@@ -16,48 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from distill.errors import FolderError, one_line
+from distill.errors import FolderError
 from distill.machine.provenance import cpu_name
 from distill.machine.ranks import rank
 from distill.recipe.file import dump_recipe, load_recipe
-from distill.recipe.schema import FORMATS, Recipe, as_settled, differences
+from distill.recipe.schema import Recipe, as_settled, differences
 from distill.storage.checksums import ANSWERING, MODEL_FILES, SEAL, check_whole, damage_of, seal
-from distill.storage.files import (
-    PARTIAL,
-    as_json,
-    atomic_path,
-    clear_away,
-    is_cut,
-    read_json,
-    remove,
-    take_places,
-    write_json,
-    write_text,
-)
+from distill.storage.files import as_json, is_cut, read_json, remove, take_places, write_json, write_text
+from distill.storage.lock import LOCK, NEXT, hold, is_ours
+from distill.storage.records import Number, checked, read_lines
 
-EXPORT_PROOFS = "export.json"  # in a folder of exports: of each format that was tried, the proof, for others to read
-PROOF = "proof.json"  # in a format's own folder, and sealed with it
-FLIPPED = "flipped.jsonl"  # there too: the texts whose label the format changed
 RUN = "run.json"  # in a checkpoint: the run that it belongs to
-LOCK = ".lock"  # what it holds is nothing, the lock is the system's
-NEXT = ".next"  # in the folder of a finished run: the run that takes its place once it has finished too
 
-MOST_LOGITS = 10**8  # in a file of predictions: a small file can say that it holds any number
 SETTLING_SECONDS = 60.0
-LONGEST_ID = 1_000  # characters; ours are a split's name and a number
 
 log = logging.getLogger("distill")
-
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Manifest(TypedDict):
@@ -113,25 +86,6 @@ class _Trials(TypedDict):
     direction: str
     best: int | None
     trials: list[_Trial]
-
-
-class _Proof(TypedDict):
-    passed: bool
-    reason: str | None
-    device: str
-    texts_per_second: Number | None
-
-
-def checked(kind: Any, value: Any, place: str) -> Any:
-    """Return `value`, read at `place`, if it has the keys and types of `kind`; else raise `FolderError`."""
-    try:
-        TypeAdapter(kind).validate_python(value, strict=True)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        at = "".join(f"{key}: " for key in fault["loc"])
-        rule = fault["msg"][0].lower() + fault["msg"][1:]
-        raise FolderError(f"{place}: not as distill writes it: {at}{rule}, got {fault['input']!r:.80}") from None
-    return value
 
 
 @dataclass(frozen=True)
@@ -225,7 +179,7 @@ class RunFolder:
         self.settle()
         names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
         # In a folder of somebody else's nothing is cleared away.
-        if rank() == 0 and LOCK in names and (self.recipe.is_file() or all(map(_is_ours, names))):
+        if rank() == 0 and LOCK in names and (self.recipe.is_file() or all(map(is_ours, names))):
             with hold(self.path):
                 pass
         is_next = self.is_being_replaced if resume else self.is_finished and overwrite
@@ -265,7 +219,7 @@ class RunFolder:
             raise FolderError(f"{self.path}: a file, not a folder", hint="--output DIR")
         if self.path.is_symlink() and not self.path.exists():
             raise FolderError(f"{self.path}: a link that leads to nothing", hint="--output DIR")
-        if not self.path.exists() or all(_is_ours(path.name) for path in self.path.iterdir()):
+        if not self.path.exists() or all(is_ours(path.name) for path in self.path.iterdir()):
             return
         if overwrite and self.path != self.place:  # of which a kill may have left anything
             return
@@ -560,132 +514,5 @@ class SweepFolder(RunFolder):
         yield from (self.checkpoints, self.next.path)
 
 
-def _is_ours(name: str) -> bool:
-    """Whether a file of a folder is one that a run was only about to begin with."""
-    return name.startswith((LOCK, PARTIAL))
-
-
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-", 1)[1])
-
-
-@contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process, whose death lets go of it, and clear away what killed ones left half-written.
-
-    Raises `FolderError` where another process has it, or where it cannot be written.
-    """
-    if (folder / LOCK).is_symlink():  # taking the lock would empty what it leads to
-        raise FolderError(f"{folder / LOCK}: a link; remove it")
-    held = FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held.acquire(timeout=0)
-    except Timeout:
-        raise FolderError(f"{folder}: another run is at work in it", hint="wait, or --output DIR") from None
-    except (OSError, NotImplementedError) as error:  # the second: a file system that knows no locks
-        raise FolderError(f"{folder}: cannot be written: {one_line(error)}", hint="--output DIR") from None
-    try:
-        for left in (*folder.glob(f"{PARTIAL}*"), *(folder / NEXT).glob(f"{PARTIAL}*")):
-            clear_away(left)
-        yield
-    finally:
-        held.release()
-
-
-def check_writable(folder: Path) -> None:
-    """Raise `FolderError` if what is there of a folder's path is no folder or may not be written; touch nothing."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    reason = f"{there} is no folder" if not there.is_dir() else os.strerror(errno.EACCES)
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise FolderError(f"{folder}: cannot be written: {reason}", hint="--output DIR")
-
-
-def read_proofs(exports: Path) -> dict[str, dict[str, Any]]:
-    """Return the proof of each format in a folder of exports; raises `FolderError` if one is damaged.
-
-    The proof of a format that is there lies in its folder, sealed with it, so an export that was interrupted spoils
-    none of the others. Those that failed have no folder, and are told by export.json.
-    """
-    said = checked(dict[str, _Proof], read_json(exports / EXPORT_PROOFS), str(exports / EXPORT_PROOFS))
-    proofs = {}
-    for name in FORMATS:
-        if (exports / name / PROOF).is_file():
-            check_whole(exports / name, (PROOF,))
-            proofs[name] = checked(_Proof, read_json(exports / name / PROOF), str(exports / name / PROOF))
-        elif name in said and not said[name]["passed"]:
-            proofs[name] = said[name]
-    return proofs
-
-
-def read_lines(path: Path, kind: Any) -> list[dict[str, Any]]:
-    """Return the values in a file of JSON lines, each of `kind`; raises `FolderError`, with the line, if one is not."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FolderError(f"{path}: cannot be read: {one_line(error)}") from None
-    values = []
-    for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise FolderError(f"{path}: line {number}: not JSON ({one_line(error)})") from None
-        values.append(checked(kind, value, f"{path}: line {number}"))
-    return values
-
-
-def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarray, logits: np.ndarray) -> None:
-    """Write one row per test example: its id, its gold class and its logits (classes)."""
-    table = pa.table(
-        {
-            "example_id": pa.array(example_ids, pa.string()),
-            "gold_label": pa.array(gold_labels, pa.int64()),
-            "logits": pa.FixedSizeListArray.from_arrays(
-                pa.array(logits.astype(np.float32).ravel()), list_size=logits.shape[1]
-            ),
-        }
-    )
-    with atomic_path(path) as partial:
-        pq.write_table(table, partial)
-
-
-def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return example ids, gold classes and logits (examples, classes).
-
-    Raises `FolderError` where they are missing or damaged.
-    """
-    check_whole(path.parent, (path.name,))
-    if not path.is_file():
-        raise FolderError(f"{path}: not there, or no regular file")
-    try:
-        # Each id once, however often it stands there.
-        with pq.ParquetFile(path, read_dictionary=["example_id"]) as file:
-            fault = _fault_of_predictions(file)
-            table = None if fault else file.read(["example_id", "gold_label", "logits"])
-    except KeyError:  # there is no column to keep so
-        table, fault = None, "no column example_id"
-    except (OSError, pa.ArrowException) as error:
-        raise FolderError(f"{path}: cannot be read: {one_line(error)}") from None
-    ids = table["example_id"].chunks if table is not None else []
-    if max((pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in ids), default=0) > LONGEST_ID:
-        fault = "an example_id that is too long"
-    elif table is not None and any(table[name].null_count for name in table.column_names):
-        fault = "an empty value"
-    if table is None or fault:
-        raise FolderError(f"{path}: not as distill writes it: {fault}")
-    logits = np.stack(table["logits"].to_numpy()) if len(table) else np.zeros((0, 1), np.float32)
-    return table["example_id"].to_pylist(), table["gold_label"].to_numpy(), logits
-
-
-def _fault_of_predictions(file: pq.ParquetFile) -> str | None:
-    """What is not as `write_predictions` leaves it, as far as it can be told before the rows are read."""
-    schema = file.schema_arrow
-    for name, is_right in (
-        ("example_id", lambda kind: pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)),
-        ("gold_label", pa.types.is_int64),
-        ("logits", lambda kind: pa.types.is_fixed_size_list(kind) and pa.types.is_float32(kind.value_type)),
-    ):
-        if schema.get_field_index(name) < 0 or not is_right(schema.field(name).type):
-            return f"no column {name} of its type"
-    rows, classes = file.metadata.num_rows, schema.field("logits").type.list_size
-    return f"{rows} rows of {classes} logits" if rows * classes > MOST_LOGITS else None

@@ -25,7 +25,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from distill.errors import Interrupted, TrainingError
 from distill.machine.progress import progress_line
 from distill.storage.files import read_json, write_json, write_text
-from distill.storage.run_folder import RunFolder, checked
+from distill.storage.records import checked
+from distill.storage.run_folder import RunFolder
 from distill.training.trainer import ClassificationTrainer
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))

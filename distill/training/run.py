@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,25 +16,25 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from distill.data.splits import SPLITS, Splits, load_splits
-from distill.errors import FolderError, ModelError
+from distill.data.splits import SPLITS, Splits, read_splits
 from distill.inference.classifier import Classifier
 from distill.inference.sessions import TorchSession
 from distill.machine.devices import Device, describe_hardware, resolve_device
 from distill.machine.progress import progress_line
-from distill.machine.provenance import TRAINED_WITH, now, versions
+from distill.machine.provenance import now, versions
 from distill.machine.timing import Clock
 from distill.measuring.metrics import faults_of_answers, figures
 from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
 from distill.models.calibration import CONFIG_KEY, calibrate
-from distill.models.loading import config_fingerprint, load_tokenizer, parameter_count, weights_fingerprint
-from distill.recipe.file import load_recipe
-from distill.recipe.schema import Recipe, Stage, as_settled, differences, with_absolute_paths
+from distill.models.loading import parameter_count
+from distill.models.weights import weights_fingerprint
+from distill.recipe.schema import Recipe, Stage, with_absolute_paths
 from distill.report import plots
 from distill.report.card import card
-from distill.storage.checksums import ANSWERING, check_whole
 from distill.storage.files import write_json, write_text
-from distill.storage.run_folder import RunFolder, hold, write_predictions
+from distill.storage.lock import hold
+from distill.storage.predictions import write_predictions
+from distill.storage.run_folder import RunFolder
 from distill.training.arguments import (
     check_shared_memory,
     check_steps,
@@ -44,79 +43,20 @@ from distill.training.arguments import (
     training_arguments,
 )
 from distill.training.loop import train
+from distill.training.origin import repeatable
 from distill.training.shards import name_units, whole
-from distill.training.tokens import check_tokenised, tokenise, tokenizer_fingerprint
+from distill.training.tokens import tokenised
 from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")
 
 Role = Literal["teacher", "student", "control"]
-NOT_ON_A_GPU = "not to the byte: some GPU kernels add in an order that changes from run to run"
 
 
 def shared_splits(recipe: Recipe) -> Splits:
     """Return `read_splits` to every rank; on each machine the first reads first, and the others find its cache."""
     with PartialState().local_main_process_first():
         return read_splits(recipe)
-
-
-def read_splits(recipe: Recipe) -> Splits:
-    """Return the recipe's splits, having said what is read and which texts were dropped as leaks."""
-    files = recipe.data.files
-    names = [Path(path).name for path in files.model_dump(exclude_none=True).values()] if files else []
-    log.info("data: reading %s", recipe.data.dataset or ", ".join(names))
-    splits = load_splits(recipe.data)
-    for note in splits.notes:
-        log.warning("data: %s", note)
-    for split, dropped in splits.leaks.items():
-        if dropped:
-            log.info("data: %d %s texts dropped: they stand in validation or test too", dropped, split)
-    return splits
-
-
-def tokenised(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
-    """Return `rows` tokenised (see data.tokenise) and checked, with a progress line."""
-    with PartialState().local_main_process_first(), progress_line(f"tokenising {split}", len(rows), "text") as bar:
-        result = tokenise(rows, tokenizer, max_tokens, progress=bar.update)
-        bar.update(len(rows) - bar.n)  # all at once where the cache had it
-    check_tokenised(rows, result, tokenizer, max_tokens)
-    return result
-
-
-def origin_of(splits: Splits, device: Device, **models: str) -> dict[str, str]:
-    """Return what a run depends on besides its recipe, each as a version, a number or a fingerprint.
-
-    `models` are fingerprints of what it learns from or begins with, by role.
-    """
-    known = versions()
-    threads = {"threads": str(torch.get_num_threads())} if device == "cpu" else {}  # a GPU's sums know none
-    return {
-        **models,
-        **{f"data.{split}": digest for split, digest in splits.fingerprints.items()},
-        **{name: known[name] for name in TRAINED_WITH},
-        "device": device,
-        "processes": str(PartialState().num_processes),
-        **threads,
-    }
-
-
-def base_fingerprint(name: str, tokenizer: PreTrainedTokenizerBase, *, pretrained: bool = True) -> str:
-    """Return a SHA-256 of the model that a run begins with: configuration, tokenizer and, if `pretrained`, weights."""
-    parts = [config_fingerprint(name), tokenizer_fingerprint(tokenizer)]
-    parts += [weights_fingerprint(name)] if pretrained else []
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
-
-
-def repeatable(device: Device, processors: Sequence[str]) -> str:
-    """Return in words whether the run's recipe.yaml gives the same bytes again, and under which conditions."""
-    if device == "cuda":
-        return NOT_ON_A_GPU
-    if len(processors) > 1:
-        return f"not to the byte: it was trained on more than one kind of CPU ({', '.join(processors)})"
-    return (
-        "the same bytes from recipe.yaml, which says the precision, on the same versions, kind of CPU and numbers of "
-        "threads and processes"
-    )
 
 
 @dataclass(frozen=True)
@@ -361,85 +301,3 @@ def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Datas
         "validation_log_loss_before": found.log_loss_before,
         "validation_log_loss": found.log_loss,
     }
-
-
-def already_finished(
-    folder: RunFolder, recipe: Recipe, role: Role, teachers: Sequence[str] = (), *, student: RunFolder | None = None
-) -> bool:
-    """Say whether the run to resume in `folder` has finished, with this recipe, these teachers and these texts.
-
-    Raises `FolderError`, which names what differs, if it finished with others, or as another `role` than this one.
-    `student` is whom a control belongs to.
-    """
-    folder.settle()
-    if not folder.is_finished or folder.is_being_replaced:
-        return False
-    manifest = folder.read_manifest()
-    if manifest["role"] != role:
-        raise FolderError(f"{folder.path}: holds a finished {manifest['role']}, not a {role}", hint="--output DIR")
-    finished_with(folder, recipe, teachers, lambda: shared_splits(recipe).fingerprints, student=student)
-    log.info("%s: has finished with this recipe, so there is nothing to resume (%s)", role, folder.path)
-    return True
-
-
-def finished_with(
-    folder: RunFolder,
-    recipe: Recipe,
-    teachers: Sequence[str],
-    data: Callable[[], Mapping[str, str]],
-    *,
-    student: RunFolder | None = None,
-) -> bool:
-    """Say that a finished run had the same data, stages and teachers; raise if not, rather than mix two runs.
-
-    `data` gives the fingerprints of the recipe's splits as they are now. `student` is whom a control belongs to, by
-    default the run beside it.
-    """
-    found, manifest = load_recipe(folder.recipe), folder.read_manifest()
-    wanted = as_settled(with_absolute_paths(recipe), found)
-    role, parents = manifest["role"], manifest["parents"]
-    check_whole(folder.path, folder.sealed)
-    for path in map(Path, teachers if role == "student" else ()):
-        check_whole(path, ANSWERING)
-    for section in ("data", "teacher") if role == "teacher" else ("data", "student"):
-        differing = differences(*(_what_matters(getattr(one, section)) for one in (wanted, found)))
-        if differing:
-            problem = f"{folder.path}: finished with another recipe"
-            raise FolderError(
-                *(f"{problem}: {section}.{key}: {values}" for key, values in differing.items()),
-                hint="--overwrite to redo it, or --output for another folder",
-            )
-    there = manifest["data"]
-    changed = [split for split, digest in data().items() if there.get(split) != digest]
-    if changed:
-        raise FolderError(
-            *(f"{folder.path}: finished with other data: texts or labels of {split} have changed" for split in changed),
-            hint="--overwrite to redo it, or --output for another folder",
-        )
-    stage = "teacher" if role == "teacher" else "student"
-    if (key := f"{stage}.model") in folder.origin:
-        settings = getattr(wanted, stage)
-        # A finished run does without it; if it is gone, or on the Hub, it is not asked for.
-        if Path(base := settings.model).is_dir():
-            found = folder.origin[key]
-            with contextlib.suppress(ModelError):  # not whole any more
-                found = base_fingerprint(base, load_tokenizer(base), pretrained=getattr(settings, "pretrained", True))
-            if found != folder.origin[key]:
-                problem = f"{folder.path}: began with another {key}: {base} has changed since"
-                raise FolderError(problem, hint="--overwrite to redo it")
-    if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:
-        raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
-    if role == "control" and parents["student_weights"] != _weights_in(
-        student.path if student else folder.path.parent / "student"
-    ):
-        raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
-    return True
-
-
-def _what_matters(section: Any) -> Any:
-    """A section without what changes nothing in the run itself: where it went, and whether a control follows it."""
-    return section.model_copy(update={"output": "", "control": False}) if isinstance(section, Stage) else section
-
-
-def _weights_in(folder: Path) -> str:
-    return RunFolder(folder).read_manifest()["weights"]

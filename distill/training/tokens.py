@@ -7,11 +7,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from distill.errors import DataError
 from distill.inference.classifier import nothing
+from distill.machine.progress import progress_line
 from distill.models.loading import vocabulary_of
 
 UNLABELLED = -1  # data sets on the Hub use -1 for "no label"
@@ -97,3 +99,12 @@ def _comparable(text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
     """The text as the tokenizer normalises it (case, accents), without white space, which none keeps exactly."""
     normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer else None
     return "".join((normalizer.normalize_str(text) if normalizer else text).split())
+
+
+def tokenised(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
+    """Return `rows` tokenised (see data.tokenise) and checked, with a progress line."""
+    with PartialState().local_main_process_first(), progress_line(f"tokenising {split}", len(rows), "text") as bar:
+        result = tokenise(rows, tokenizer, max_tokens, progress=bar.update)
+        bar.update(len(rows) - bar.n)  # all at once where the cache had it
+    check_tokenised(rows, result, tokenizer, max_tokens)
+    return result

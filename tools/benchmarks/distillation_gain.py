@@ -24,7 +24,8 @@ from seeded_runs import distill, pooled_p_value
 
 from distill.measuring.metrics import compare_paired, figures
 from distill.storage.files import atomic_path, read_json
-from distill.storage.run_folder import RunFolder, read_predictions
+from distill.storage.predictions import read_predictions
+from distill.storage.run_folder import RunFolder
 
 FIGURES = ("accuracy", "ece", "brier", "validation", "seconds", "texts", "correct")  # of an arm, by seed
 

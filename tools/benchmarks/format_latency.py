@@ -36,7 +36,8 @@ from distill.machine.devices import describe_hardware
 from distill.machine.provenance import versions
 from distill.machine.timing import time_in_turn
 from distill.measuring.benchmark import call_at
-from distill.models.loading import ONNX_WEIGHTS, load_config
+from distill.models.loading import load_config
+from distill.models.weights import ONNX_WEIGHTS
 
 SIDE = 2_048  # of the matrices of the large product
 PRODUCTS = {"fp32": ("MatMul", TensorProto.FLOAT, TensorProto.FLOAT),

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import permutation_test
 
-from distill.storage.run_folder import RunFolder, read_predictions
+from distill.storage.predictions import read_predictions
+from distill.storage.run_folder import RunFolder
 
 
 def distill(*arguments: object) -> None:

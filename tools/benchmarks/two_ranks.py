@@ -23,7 +23,8 @@ from distill.machine.devices import describe_hardware
 from distill.machine.provenance import versions
 from distill.measuring.metrics import figures
 from distill.storage.files import read_json, write_json
-from distill.storage.run_folder import RunFolder, read_predictions
+from distill.storage.predictions import read_predictions
+from distill.storage.run_folder import RunFolder
 
 LAUNCHERS = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
 BATCH = 16

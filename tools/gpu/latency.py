@@ -30,11 +30,13 @@ from distill.errors import one_line
 from distill.export.formats import WRITERS, Source
 from distill.export.fusion import receipt, shortfall
 from distill.export.onnx_graph import FUSED_ATTENTION, quiet
-from distill.inference.sessions import OnnxSession, TorchSession, load_torch, onnx_providers
+from distill.inference.runtimes import onnx_providers
+from distill.inference.sessions import OnnxSession, TorchSession, load_torch
 from distill.machine.timing import summarise, time_in_turn
 from distill.measuring.metrics import agreement
 from distill.models.first_token import first_token_only, last_layer
-from distill.models.loading import ONNX_WEIGHTS, load_config, load_tokenizer
+from distill.models.loading import load_config, load_tokenizer
+from distill.models.weights import ONNX_WEIGHTS
 from distill.storage.files import atomic_path
 
 WARMUP_CALLS = 5  # the first captures or compiles; ONNX Runtime captures at its second

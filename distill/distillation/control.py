@@ -1,0 +1,76 @@
+"""The control: the same student, trained on the labels alone, which shows what distillation was worth."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from distill.distillation.student import architectures, base_of, made_from, new_student, student_of
+from distill.errors import FolderError
+from distill.models.weights import weights_fingerprint
+from distill.recipe.schema import Recipe
+from distill.storage.run_folder import RunFolder
+from distill.training.origin import origin_of
+from distill.training.run import fit, open_training
+from distill.training.tokens import tokenised
+
+log = logging.getLogger("distill")
+
+
+def train_control(
+    recipe: Recipe,
+    teacher: str,
+    student: RunFolder,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> RunFolder:
+    """Train the same student, with the same seed and number of steps, on the labels alone: what distilling is worth.
+
+    `student` is the finished run to compare with. It is evaluated as often, so its checkpoint is chosen among as many.
+    """
+    settings = student_of(recipe)
+    manifest = student.read_manifest()
+    taught_by = list(manifest["parents"]["teachers"].values())
+    if settings.model is None and weights_fingerprint(teacher) != taught_by[0]:
+        raise FolderError(
+            f"{teacher}: is not the teacher that {student.path} was made from, so its control cannot be made from it"
+        )
+    figures = student.read_metrics()["training"]
+    training = open_training(
+        recipe, "control", folder, architectures(settings, teacher), parent=manifest,
+        changed=lambda section: _for_as_many_steps(section, figures["planned_steps"], figures["steps_per_epoch"]),
+        resume=resume, overwrite=overwrite, device=device,
+    )  # fmt: skip
+    recipe, splits = training.recipe, training.splits
+    settings = student_of(recipe)
+    changed = [split for split, digest in splits.fingerprints.items() if manifest["data"].get(split) != digest]
+    if changed:
+        raise FolderError(
+            f"{folder.path}: texts or labels of {' and '.join(changed)} have changed since {student.path} was trained, "
+            "so its control cannot be compared with it",
+            hint="put them back, or distil anew",
+        )
+    model, tokenizer = new_student(settings, recipe, teacher, splits.label_names, seed=training.arguments.seed)
+    log.info("control: %s; learns by the labels alone", made_from(settings, teacher))
+    with training.clock("tokenising"):
+        rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
+    origin = origin_of(splits, training.device, student=manifest["weights"], **base_of(settings, tokenizer))
+    parents = {"student": str(student.path.absolute()), "student_weights": manifest["weights"]}
+    return fit(training, model, tokenizer, rows, origin=origin, parents={**parents, "model": settings.model})
+
+
+def _for_as_many_steps(training: Mapping[str, Any], steps: int, steps_per_epoch: float) -> dict[str, Any]:
+    """`training` for exactly `steps`, evaluated at the same steps as before however long its own epochs are."""
+    changed = {**training, "max_steps": steps}
+    every = max(1, round(steps_per_epoch))
+    if training["eval_strategy"] == "epoch":
+        changed |= {"eval_strategy": "steps", "eval_steps": every}
+        if training.get("eval_delay"):
+            changed["eval_delay"] = round(training["eval_delay"] * steps_per_epoch)
+    if training["save_strategy"] == "epoch":
+        changed |= {"save_strategy": "steps", "save_steps": every}
+    return changed

@@ -1,0 +1,134 @@
+"""The teachers of a student: checked, asked for their logits, and their logits laid beside the tokens."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from distill.data.splits import Splits
+from distill.distillation.teacher_logits import (
+    KeptLogits,
+    Teacher,
+    teacher_logits,
+    with_teacher_logits,
+)
+from distill.errors import FolderError, ModelError, RecipeError
+from distill.inference.classifier import Classifier, load
+from distill.machine.devices import resolve_device
+from distill.measuring.metrics import commonest_share
+from distill.models.names import is_path
+from distill.recipe.schema import Student
+from distill.storage.run_folder import RunFolder
+from distill.training.tokens import tokenised
+
+log = logging.getLogger("distill")
+
+TEACHER_HINT = "distill teacher RECIPE --output DIR makes one"
+
+
+def check_teachers(names: Sequence[str]) -> None:
+    """Raise `ModelError` if one of `names` is the path of a folder that is not there."""
+    for name in names:
+        if is_path(name) and not Path(name).is_dir():
+            raise ModelError(f"--teacher: {name}: no such folder", hint=TEACHER_HINT.replace("DIR", name))
+
+
+def fingerprints_of(teachers: Sequence[Teacher]) -> dict[str, str]:
+    """Return what a run depends on of its teachers, for its origin (see fitting.origin_of)."""
+    return {f"teacher {number}": teacher.fingerprint for number, teacher in enumerate(teachers, 1)}
+
+
+def weights_of(settings: Student, teachers: Sequence[str]) -> tuple[float, ...]:
+    """Return how much each of `teachers` counts; raises `RecipeError` where the recipe weighs more or fewer."""
+    weights = settings.teacher_weights or (1.0,) * len(teachers)
+    if len(weights) != len(teachers):
+        raise RecipeError(
+            f"student.teacher_weights: wants one for each of {len(teachers)} teachers, got {len(weights)}"
+        )
+    return weights
+
+
+def check_spares(folder: RunFolder, teachers: Sequence[str]) -> None:
+    """Raise `FolderError` where what is written to `folder` would overwrite one of `teachers`."""
+    for name in teachers:
+        if os.path.realpath(folder.path) == os.path.realpath(name):
+            raise FolderError(f"{folder.path}: the student would overwrite its teacher", hint="--output DIR")
+
+
+def kept_logits(
+    teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, bf16: bool, title: str = "teacher"
+) -> dict[str, KeptLogits]:
+    """Return the teacher's logits on each split that a student asks for, of which only the folders were looked at.
+
+    They are computed in bf16 if the student trains in it (`bf16`): one decision for a run, and no stopwatch's. The
+    splits share one classifier, loaded when the first of them has something to answer.
+    """
+    resolved = resolve_device(device)
+
+    @functools.cache
+    def load_teacher() -> Classifier:
+        return load(teacher.name, resolved, dtype="bfloat16" if bf16 else None)
+
+    dtype = "bfloat16" if bf16 else "float32"
+    return {
+        split: KeptLogits(teacher, rows, load_teacher, dtype=dtype, cache=cache, title=f"{title}: {split}")
+        for split in ("validation", "train", "transfer")
+        if (rows := getattr(splits, split)) is not None
+    }
+
+
+def answers_of(
+    teachers: Sequence[Teacher], splits: Splits, cache: Path | None, device: str, *, bf16: bool, force: bool
+) -> list[dict[str, Dataset]]:
+    """Return each teacher's logits on train and, where there is one, transfer; no teacher stays in memory.
+
+    They are kept in `cache` (default: in each teacher's folder), and what is there is not computed again. Raises
+    `ModelError` for a teacher that is no better than always answering the commonest class, unless it is `force`d.
+    """
+    titles = [Path(teacher.name).name if len(teachers) > 1 else "teacher" for teacher in teachers]
+    kept = [
+        kept_logits(teacher, splits, cache, device, bf16=bf16, title=title)
+        for teacher, title in zip(teachers, titles, strict=True)
+    ]
+    for teacher, by_split, title in zip(teachers, kept, titles, strict=True):
+        # All of them, before hours go into the first one's answers.
+        _check_teacher(teacher, teacher_logits(by_split.pop("validation")), splits.validation, title, force=force)
+    answers = []
+    while kept:
+        by_split = kept.pop(0)  # and with it the classifier
+        answers.append({split: teacher_logits(logits) for split, logits in by_split.items()})
+    return answers
+
+
+def _check_teacher(teacher: Teacher, answers: Dataset, validation: Dataset, title: str, *, force: bool) -> None:
+    """Raise `ModelError` where the teacher is no better on validation than always answering the commonest class."""
+    predicted = np.asarray(answers["teacher_logits"][:]).argmax(axis=1)
+    gold_labels = np.asarray(validation["label"][:])
+    accuracy = float((predicted == gold_labels).mean())
+    majority = commonest_share(gold_labels)
+    log.info("%s: validation accuracy %.4f; the commonest class alone would give %.4f", title, accuracy, majority)
+    if accuracy > majority:
+        return
+    problem = f"validation accuracy {accuracy:.4f} is no better than always answering the commonest class"
+    problem = f"{teacher.name}: {problem} ({majority:.4f}): it has nothing to teach"
+    if not force:
+        raise ModelError(problem, hint="train the teacher longer or at another learning rate; --force distils anyway")
+    log.warning("%s; distilled all the same (--force)", problem)
+
+
+def answered_rows(
+    answers: Sequence[Mapping[str, Dataset]], splits: Splits, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> Dataset:
+    """Return the texts that the teachers answered, tokenised, with each teacher's logits beside them."""
+    rows = []
+    for split in answers[0]:
+        part = tokenised(split, getattr(splits, split), tokenizer, max_tokens)
+        rows.append(with_teacher_logits(part, [answer[split] for answer in answers]))
+    return concatenate_datasets(rows)

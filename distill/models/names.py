@@ -1,0 +1,50 @@
+"""The name of a model: a folder or a name on the Hub, and which key or option gave it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill.errors import STEERING, ModelError
+from distill.storage.hub import ask_hub
+
+
+class AwayError(ModelError):
+    """A model cannot be had: it is not on this disk, and no hub gives it. See `named_by`."""
+
+    def __init__(self, *problems: str):
+        super().__init__(*problems, hint="a folder that holds the model, or a hub that answers (distill doctor)")
+
+
+@contextlib.contextmanager
+def named_by(key: str, hint: str | None = None) -> Iterator[None]:
+    """Within the block, a model that cannot be had is an error that says which `key` of the recipe named it.
+
+    `hint` is the cure, if it is not another value of that key.
+    """
+    try:
+        yield
+    except AwayError as error:
+        another = f"a folder that holds the model (--set {key}=DIR), or a hub that answers (distill doctor)"
+        raise ModelError(*(f"{key}: {problem}" for problem in error.problems), hint=hint or another) from error
+
+
+def is_path(name: str) -> bool:
+    """Say whether the name of a model can only be that of a folder: no name on the Hub looks like it."""
+    return name.startswith((".", "/", "~")) or Path(name).is_absolute() or name.count("/") > 1
+
+
+def require_reachable(name: str) -> None:
+    """A path that is not there would be looked for on the Hub, with an answer that names the wrong fault."""
+    path = Path(name)
+    if not name.strip():
+        raise ModelError("a model is named by a folder or by its name on the Hub, got nothing")
+    if STEERING.search(name):
+        raise ModelError(f"{name}: holds control characters, or bytes that are not UTF-8, by which no model is found")
+    if not path.is_dir() and (is_path(name) or path.is_symlink()):
+        raise AwayError(f"{name}: no such folder")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(f"{name}: not a model folder: it has no config.json")
+    if not path.is_dir():
+        ask_hub()

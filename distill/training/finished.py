@@ -1,0 +1,103 @@
+"""A finished run: whether it is the one that is asked for, so that it need not be made again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.errors import FolderError, ModelError
+from distill.models.loading import load_tokenizer
+from distill.models.weights import weights_fingerprint
+from distill.recipe.file import load_recipe
+from distill.recipe.schema import Recipe, Stage, as_settled, differences, with_absolute_paths
+from distill.storage.checksums import ANSWERING, check_whole
+from distill.storage.run_folder import RunFolder
+from distill.training.origin import base_fingerprint
+from distill.training.run import Role, shared_splits
+
+log = logging.getLogger("distill")
+
+
+def already_finished(
+    folder: RunFolder, recipe: Recipe, role: Role, teachers: Sequence[str] = (), *, student: RunFolder | None = None
+) -> bool:
+    """Say whether the run to resume in `folder` has finished, with this recipe, these teachers and these texts.
+
+    Raises `FolderError`, which names what differs, if it finished with others, or as another `role` than this one.
+    `student` is whom a control belongs to.
+    """
+    folder.settle()
+    if not folder.is_finished or folder.is_being_replaced:
+        return False
+    manifest = folder.read_manifest()
+    if manifest["role"] != role:
+        raise FolderError(f"{folder.path}: holds a finished {manifest['role']}, not a {role}", hint="--output DIR")
+    finished_with(folder, recipe, teachers, lambda: shared_splits(recipe).fingerprints, student=student)
+    log.info("%s: has finished with this recipe, so there is nothing to resume (%s)", role, folder.path)
+    return True
+
+
+def finished_with(
+    folder: RunFolder,
+    recipe: Recipe,
+    teachers: Sequence[str],
+    data: Callable[[], Mapping[str, str]],
+    *,
+    student: RunFolder | None = None,
+) -> bool:
+    """Say that a finished run had the same data, stages and teachers; raise if not, rather than mix two runs.
+
+    `data` gives the fingerprints of the recipe's splits as they are now. `student` is whom a control belongs to, by
+    default the run beside it.
+    """
+    found, manifest = load_recipe(folder.recipe), folder.read_manifest()
+    wanted = as_settled(with_absolute_paths(recipe), found)
+    role, parents = manifest["role"], manifest["parents"]
+    check_whole(folder.path, folder.sealed)
+    for path in map(Path, teachers if role == "student" else ()):
+        check_whole(path, ANSWERING)
+    for section in ("data", "teacher") if role == "teacher" else ("data", "student"):
+        differing = differences(*(_what_matters(getattr(one, section)) for one in (wanted, found)))
+        if differing:
+            problem = f"{folder.path}: finished with another recipe"
+            raise FolderError(
+                *(f"{problem}: {section}.{key}: {values}" for key, values in differing.items()),
+                hint="--overwrite to redo it, or --output for another folder",
+            )
+    there = manifest["data"]
+    changed = [split for split, digest in data().items() if there.get(split) != digest]
+    if changed:
+        raise FolderError(
+            *(f"{folder.path}: finished with other data: texts or labels of {split} have changed" for split in changed),
+            hint="--overwrite to redo it, or --output for another folder",
+        )
+    stage = "teacher" if role == "teacher" else "student"
+    if (key := f"{stage}.model") in folder.origin:
+        settings = getattr(wanted, stage)
+        # A finished run does without it; if it is gone, or on the Hub, it is not asked for.
+        if Path(base := settings.model).is_dir():
+            found = folder.origin[key]
+            with contextlib.suppress(ModelError):  # not whole any more
+                found = base_fingerprint(base, load_tokenizer(base), pretrained=getattr(settings, "pretrained", True))
+            if found != folder.origin[key]:
+                problem = f"{folder.path}: began with another {key}: {base} has changed since"
+                raise FolderError(problem, hint="--overwrite to redo it")
+    if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:
+        raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
+    if role == "control" and parents["student_weights"] != _weights_in(
+        student.path if student else folder.path.parent / "student"
+    ):
+        raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
+    return True
+
+
+def _what_matters(section: Any) -> Any:
+    """A section without what changes nothing in the run itself: where it went, and whether a control follows it."""
+    return section.model_copy(update={"output": "", "control": False}) if isinstance(section, Stage) else section
+
+
+def _weights_in(folder: Path) -> str:
+    return RunFolder(folder).read_manifest()["weights"]
