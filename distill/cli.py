@@ -348,8 +348,10 @@ def report(
     refuse_ranks("report")
     budget = _budget(max_latency_ms, max_drop)
     commands = _commands()
+    from distill.storage.contents import find_recipe
+
     models = folders or [Path("bert-teacher"), Path("distilbert-student"), *Path().glob("distilbert-student-control")]
-    resolved = _recipe(recipe or commands.find_recipe(models), set_) if recipe or set_ else None
+    resolved = _recipe(recipe or find_recipe(models), set_) if recipe or set_ else None
     target = output or Path("report")
     _print_report(commands.report(models, target, recipe=resolved, budget=budget, device=device), target, json_)
 
@@ -413,10 +415,11 @@ def predict(
         raise UserError("predict: wants texts on the command line or --file, one of the two")
     commands = _commands()
     from distill.data.sources import read_texts
+    from distill.storage.contents import text_column_of
 
     source: Iterator[str] = iter(texts or ())
     if file is not None:
-        source = read_texts(file, text_column or commands.text_column_of(model))
+        source = read_texts(file, text_column or text_column_of(model))
     written = False
     for text, probabilities in commands.predict(model, source, escalate=escalate, below=below or 0.0, device=device):
         label = max(probabilities, key=lambda name: probabilities[name])

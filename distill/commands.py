@@ -17,64 +17,44 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from distill import doctor as examination
-from distill import search as searching
 from distill.data import inspection
 from distill.data.splits import read_splits
-from distill.distillation import student as distilling
+from distill.distillation.control import train_control
+from distill.distillation.student import check_student, distil
 from distill.distillation.teacher_logits import KeptLogits, identify_teacher
+from distill.distillation.teachers import check_teachers
+from distill.distillation.teachers import kept_logits as kept_logits_of
+from distill.doctor import attempt, examine, examine_recipe
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
-from distill.export import formats as exporting
-from distill.export.card import export_card
+from distill.export.formats import check_formats
+from distill.export.model import export_model
 from distill.export.proofs import Bounds
-from distill.inference.classifier import load
-from distill.inference.runtimes import onnx_runs_on_cuda
-from distill.inference.sessions import TorchSession
-from distill.machine.devices import Device, describe_hardware, resolve_device
-from distill.machine.progress import progress_line
-from distill.machine.provenance import now, versions
+from distill.inference.prediction import predictions
+from distill.machine.devices import Device, resolve_device
+from distill.machine.packages import Finding
 from distill.machine.ranks import leave, rank
-from distill.measuring.benchmark import cascade_of, measure
-from distill.measuring.candidates import candidates_of, flipped_texts, learning_curves
-from distill.measuring.metrics import commonest_share
+from distill.measuring.findings import findings_of
 from distill.models import pickles
-from distill.models.calibration import temperature_of
-from distill.models.loading import (
-    align_labels,
-    check_base,
-    load_classifier,
-    load_config,
-    load_tokenizer,
-    reorder_classes,
-    share_padding,
-    vocabulary_of,
-)
+from distill.models.loading import check_base, load_config, load_tokenizer
 from distill.models.names import named_by
-from distill.recipe.file import dump_recipe, load_recipe
+from distill.recipe.file import load_recipe
 from distill.recipe.schema import Recipe, with_absolute_paths
-from distill.report import document as reporting
 from distill.report.choice import Budget
+from distill.report.document import REPORT_HTML, write_report
 from distill.report.page import render
-from distill.storage.checksums import damage_of
-from distill.storage.contents import find_recipe, models_in, sweeps_in
-from distill.storage.exports import EXPORT_PROOFS, read_proofs
-from distill.storage.files import read_json, write_json, write_text
+from distill.search import run_search
+from distill.storage.contents import find_recipe, manifest_of, models_in, sweeps_in
+from distill.storage.exports import EXPORT_PROOFS, is_exported
+from distill.storage.files import write_json, write_text
 from distill.storage.hub import check_can_push, push
 from distill.storage.lock import check_writable, hold
 from distill.storage.run_folder import RunFolder, SweepFolder
-from distill.training.arguments import check_trackers as check_stage_trackers
+from distill.training import arguments
 from distill.training.arguments import settle_precision
 from distill.training.finished import already_finished, finished_with
-from distill.training.origin import base_fingerprint, origin_of
-from distill.training.run import fit, open_training
-from distill.training.tokens import tokenised
+from distill.training.teacher import teacher_of, train_teacher
 
 log = logging.getLogger("distill")
-
-PREDICT_CHUNK = 4_096  # texts held at once by predict
-PREDICT_CHARACTERS = 4_000_000  # in them; their tokens take some forty bytes a character
 
 
 def check(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -89,14 +69,14 @@ def check_models(recipe: Recipe, device: str = "auto") -> None:
     with named_by("teacher.model"):
         check_base(recipe.teacher.model, recipe.data.label_names, pretrained=recipe.teacher.pretrained)
         if recipe.student:
-            distilling.check_student(recipe, recipe.teacher.model, device)
+            check_student(recipe, recipe.teacher.model, device)
 
 
 def check_trackers(recipe: Recipe) -> None:
     """Raise `RecipeError` if a stage of the recipe reports to a tracker that is not installed."""
     for stage in ("teacher", "student"):
         if settings := getattr(recipe, stage):
-            check_stage_trackers(settings.training, stage)
+            arguments.check_trackers(settings.training, stage)
 
 
 def teacher(
@@ -112,9 +92,7 @@ def teacher(
 
     It is uploaded to the repository `push_to_hub` where one is named.
     """
-    settings = recipe.teacher
-    if settings is None:
-        raise RecipeError("teacher: missing, and a teacher is to be trained")
+    settings = teacher_of(recipe)
     if push_to_hub:
         check_can_push(push_to_hub)
     folder = RunFolder(Path(output or settings.output))
@@ -123,31 +101,7 @@ def teacher(
             push(folder.path, push_to_hub)
         return folder
     check_models(recipe, device)  # a student that cannot be made of this teacher is refused before hours go into it
-    with named_by("teacher.model"):
-        architecture = load_config(settings.model).model_type
-    training = open_training(
-        recipe, "teacher", folder, [architecture], resume=resume, overwrite=overwrite, device=device
-    )
-    recipe, splits = training.recipe, training.splits
-    assert recipe.teacher is not None
-    settings = recipe.teacher
-    with named_by("teacher.model"):
-        tokenizer = load_tokenizer(settings.model)
-    model = load_classifier(
-        settings.model,
-        splits.label_names,
-        seed=training.arguments.seed,
-        max_tokens=recipe.data.max_tokens,
-        vocabulary=vocabulary_of(tokenizer),
-        pretrained=settings.pretrained,
-        attention_dropout=settings.attention_dropout,
-    )
-    share_padding(model.config, tokenizer)
-    base = base_fingerprint(settings.model, tokenizer, pretrained=settings.pretrained)
-    with training.clock("tokenising"):
-        rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
-    origin = origin_of(splits, training.device, **{"teacher.model": base})
-    folder = fit(training, model, tokenizer, rows, origin=origin, parents={"model": settings.model})
+    folder = train_teacher(recipe, folder, resume=resume, overwrite=overwrite, device=device)
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
     return folder
@@ -165,9 +119,9 @@ def kept_logits(
     is_bf16 = False
     if recipe.student:
         folder, resolved = RunFolder(Path(recipe.student.output)), resolve_device(device)
-        settled, _ = settle_precision(recipe, "student", folder, resolved, distilling.manifest_of(str(teacher)))
+        settled, _ = settle_precision(recipe, "student", folder, resolved, manifest_of(str(teacher)))
         is_bf16 = settled.student is not None and bool(settled.student.training.get("bf16"))
-    return distilling.kept_logits(known, splits, Path(cache) if cache else None, device, bf16=is_bf16)
+    return kept_logits_of(known, splits, Path(cache) if cache else None, device, bf16=is_bf16)
 
 
 def student(
@@ -194,7 +148,7 @@ def student(
     if push_to_hub:
         check_can_push(push_to_hub)
     names = [str(teachers)] if isinstance(teachers, Path | str) else [str(name) for name in teachers]
-    distilling.check_teachers(names)
+    check_teachers(names)
     folder = RunFolder(Path(output or recipe.student.output))
     beside = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
@@ -216,9 +170,9 @@ def student(
         one.redo(with_absolute_paths(recipe))
     if not is_done:
         cache = Path(teacher_logits) if teacher_logits else None
-        distilling.distil(recipe, names, folder, cache=cache, force=force, **options)
+        distil(recipe, names, folder, cache=cache, force=force, **options)
     if needs_control:
-        distilling.control(recipe, names[0], folder, beside, **options)
+        train_control(recipe, names[0], folder, beside, **options)
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
     return folder
@@ -235,7 +189,7 @@ def sweep(
     force: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Search over the keys of the recipe's `sweep`, on validation; return the trials (see sweep.sweep).
+    """Search over the keys of the recipe's `sweep`, on validation; return the trials (see search.run_search).
 
     They are left in `output` (default: the recipe's), with a recipe.yaml that has the values of the best. `teachers`
     are those of the student whose keys are searched over, and none where the keys are the teacher's; `teacher_logits`
@@ -244,12 +198,12 @@ def sweep(
     if recipe.sweep is None:
         raise RecipeError("sweep: missing, and there are no keys to search over")
     names = [str(teachers)] if isinstance(teachers, Path | str) else [str(name) for name in teachers]
-    distilling.check_teachers(names)
+    check_teachers(names)
     if recipe.sweep.stage == "student" and not names:
         raise RecipeError("sweep.keys: are the student's, and no teacher is named", hint="--teacher DIR")
     if recipe.sweep.stage == "teacher" and names:
         raise RecipeError(f"sweep.keys: are the teacher's, which learns from no other, got {', '.join(names)}")
-    return searching.sweep(
+    return run_search(
         recipe,
         names,
         SweepFolder(Path(output or recipe.sweep.output)),
@@ -282,36 +236,11 @@ def export(
     resolved = resolve_device(device)
     folder = Path(output) if output else RunFolder(Path(model)).export
     formats = formats or recipe.export.formats
-    exporting.check_formats(formats, load_config(str(model)).model_type)
+    check_formats(formats, load_config(str(model)).model_type)
     if not output and not Path(model).is_dir():
         raise FolderError(f"{model}: no such folder, so the exports have no place to go", hint="--output DIR")
-    splits = read_splits(recipe)
-    classifier = load(model, "cpu")
-    if not isinstance(classifier.session, TorchSession):
-        raise FolderError(f"{model}: is itself an export; name the model that it came from")
-    columns = align_labels(classifier.label_names, splits.label_names, teacher=str(model))
-    if resolved == "cuda" and not onnx_runs_on_cuda():
-        log.info("export: this onnxruntime has no CUDA provider; ONNX formats are proved on the CPU")
-    proofs = exporting.export_formats(
-        reorder_classes(classifier.session.model.float(), columns, splits.label_names),
-        classifier.tokenizer,
-        splits.label_names,
-        splits.validation["text"][:],
-        np.asarray(splits.validation["label"][:]),
-        folder,
-        formats,
-        max_tokens=classifier.max_tokens,
-        bounds=Bounds(recipe.export.max_accuracy_drop, recipe.export.min_agreement),
-        device=resolved,
-        card=functools.partial(
-            export_card,
-            Path(model).absolute().name,
-            label_names=splits.label_names,
-            calibrated=temperature_of(classifier.session.model.config) != 1,
-        ),
-        progress=lambda step: log.info("export: %s", step),
-    )
-    made = exporting.keep_proofs(proofs, folder, formats)
+    bounds = Bounds(recipe.export.max_accuracy_drop, recipe.export.min_agreement)
+    made = export_model(model, read_splits(recipe), folder, formats, bounds=bounds, device=resolved)
     failed = [proof for proof in made if not proof.passed]
     for proof in made if push_to_hub else ():
         if proof.passed:
@@ -355,16 +284,14 @@ def inspect(
     return found
 
 
-def doctor(
-    recipe: Recipe | None = None, output: Path | str = ".", *, device: str = "auto"
-) -> Iterator[examination.Finding]:
+def doctor(recipe: Recipe | None = None, output: Path | str = ".", *, device: str = "auto") -> Iterator[Finding]:
     """Yield what is right and wrong with this machine and, where a `recipe` is given, whether its parts can be had."""
-    yield from examination.examine(Path(output))
+    yield from examine(Path(output))
     if recipe is None:
         return
-    yield from examination.examine_recipe(recipe, Path(output), device)
+    yield from examine_recipe(recipe, Path(output), device)
     if recipe.teacher and recipe.student:
-        yield examination.attempt("student", lambda: _student_line(recipe, device))
+        yield attempt("student", lambda: _student_line(recipe, device))
 
 
 def _student_line(recipe: Recipe, device: str) -> str:
@@ -398,54 +325,11 @@ def report(
     devices: list[Device] = [resolve_device(device)] if device != "auto" else ["cpu"]
     if device == "auto" and resolve_device("auto") == "cuda":
         devices.append("cuda")
-    splits = read_splits(recipe)
-    notes: list[str] = []
-    candidates = [item for model in models for item in candidates_of(model, devices, notes)]
-    if budget:
-        budget.check({item.role for item in candidates})
-    # Whatever is read of the folders is looked at before minutes of measuring.
-    comparisons = distilling.compare_with_controls(models, notes)
-    trainings, flipped = list(learning_curves(models)), list(flipped_texts(models))
-    gold_labels = np.asarray(splits.test["label"][:])
-    measurements = measure(
-        candidates,
-        splits.label_names,
-        splits.test["text"][:],
-        gold_labels,
-        recipe.benchmark.shapes,
-        rounds=recipe.benchmark.rounds,
-        threads=recipe.benchmark.threads,
-    )
-    environment = {
-        "measured": now(),
-        "versions": versions(),
-        "hardware": describe_hardware(),
-        "test_examples": len(splits.test),
-        "commonest_class_share": commonest_share(gold_labels),
-        "max_tokens": recipe.data.max_tokens,
-        "rounds": recipe.benchmark.rounds,
-        "data": splits.fingerprints,
-    }
-    if environment["commonest_class_share"] == 1:
-        notes.append("Every test text is of one class, so the figures say nothing of the others.")
+    findings = findings_of(models, sweeps, recipe, devices, budget)
     with hold(Path(output)):
-        found = reporting.write_report(
-            Path(output),
-            [item.as_json() for item in measurements],
-            environment,
-            recipe.benchmark.shapes,
-            notes,
-            label_names=splits.label_names,
-            budget=budget,
-            comparisons=comparisons,
-            trainings=trainings,
-            cascade=cascade_of(measurements, gold_labels, recipe.benchmark.shapes[0]),
-            flipped=flipped,
-            sweeps=sweeps,
-            recipe=dump_recipe(recipe),
-        )
+        found = write_report(Path(output), findings, budget)
     if budget and found["choice"]["model"] is None:
-        page = Path(output) / reporting.REPORT_HTML
+        page = Path(output) / REPORT_HTML
         raise BudgetError(f"report: {found['choice']['reason']}", hint=f"every figure is in {page}")
     return found
 
@@ -495,15 +379,15 @@ def run(
         elif name == "teacher":
             teacher(recipe, folder.path, **options)
         elif name == "student":
-            distilling.distil(recipe, [str(root / "teacher")], folder, force=force, **options)
+            distil(recipe, [str(root / "teacher")], folder, force=force, **options)
         else:
-            distilling.control(recipe, str(root / "teacher"), folders["student"], folder, **options)
+            train_control(recipe, str(root / "teacher"), folders["student"], folder, **options)
     leave()  # what follows is for one process, which must not wait for the others
     if rank():
         return None
     failure: ExportError | None = None
     student_folder = RunFolder(root / "student")
-    missing = [name for name in recipe.export.formats if not _was_exported(student_folder, name)]
+    missing = [name for name in recipe.export.formats if not is_exported(student_folder.export, name)]
     if missing:
         try:
             export(student_folder.path, missing, recipe=recipe, device=device)
@@ -530,26 +414,7 @@ def predict(
 
     Texts whose likeliest label has a probability below `below` are answered by the classifier `escalate` instead.
     """
-    classifier = load(model, device)
-    second = load(escalate, device) if escalate else None
-    columns = align_labels(second.label_names, classifier.label_names, teacher=str(escalate)) if second else []
-    passed_on = answered = 0
-    exports = RunFolder(Path(model)).export
-    hint = f" (its exports: distill predict {exports})" if (exports / EXPORT_PROOFS).is_file() else ""
-    log.info("predict: %s on %s%s", classifier.session.format, classifier.session.device, hint)
-    with progress_line("predict", None, "text") as bar:
-        for chunk in _chunks(texts, PREDICT_CHUNK):
-            probabilities = classifier.probabilities(chunk)
-            answered += len(chunk)
-            unsure = np.flatnonzero(probabilities.max(axis=1) < below) if second else []
-            if second and len(unsure):
-                passed_on += len(unsure)
-                probabilities[unsure] = second.probabilities([chunk[index] for index in unsure])[:, columns]
-            for text, row in zip(chunk, probabilities, strict=True):
-                yield text, dict(zip(classifier.label_names, map(float, row), strict=True))
-            bar.update(len(chunk))
-    if second:
-        log.info("predict: %d of %d texts were passed on to %s", passed_on, answered, escalate)
+    yield from predictions(model, texts, escalate=escalate, below=below, device=device)
 
 
 def convert(model: Path | str, output: Path | str) -> Path:
@@ -569,25 +434,3 @@ def _clear_away(folder: Path) -> None:
     if rank() == 0:
         with hold(folder):
             pass
-
-
-def _was_exported(folder: RunFolder, name: str) -> bool:
-    """Whether a format is there, whole and proved, and export.json says so too."""
-    if damage_of(folder.export / name) is not None or not (folder.export / EXPORT_PROOFS).is_file():
-        return False
-    proof, said = read_proofs(folder.export).get(name, {}), read_json(folder.export / EXPORT_PROOFS)
-    return proof.get("passed", False) and said.get(name) == proof
-
-
-def _chunks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
-    """Cut into lists of at most `size` texts, or fewer where they are long."""
-    chunk: list[str] = []
-    characters = 0
-    for text in texts:
-        chunk.append(text)
-        characters += len(text)
-        if len(chunk) == size or characters >= PREDICT_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk

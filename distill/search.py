@@ -24,8 +24,7 @@ from distill.machine.devices import Device
 from distill.machine.packages import SWEEP_EXTRA
 from distill.machine.provenance import now, versions
 from distill.models.first_token import last_layer
-from distill.models.loading import load_classifier, load_config, load_tokenizer, share_padding, vocabulary_of
-from distill.models.names import named_by
+from distill.models.loading import load_config
 from distill.recipe.file import with_values
 from distill.recipe.schema import Recipe, Stage
 from distill.recipe.search_space import Space
@@ -39,6 +38,7 @@ from distill.training.arguments import training_arguments
 from distill.training.loop import make_trainer, narrowed, throughput_of, watch
 from distill.training.origin import base_fingerprint, origin_of
 from distill.training.run import open_training
+from distill.training.teacher import new_teacher
 from distill.training.tokens import tokenised
 from distill.training.trainer import ClassificationTrainer
 
@@ -51,7 +51,7 @@ STUDY = "sweep"  # the name of the study in its storage
 Make = Callable[[Any], tuple[PreTrainedModel, OnlineTeacher | None]]
 
 
-def sweep(
+def run_search(
     recipe: Recipe,
     teachers: Sequence[str],
     folder: SweepFolder,
@@ -114,15 +114,15 @@ def sweep(
     )  # fmt: skip
     with hold(folder.place), room_for(folder.path):
         folder.start(recipe, origin, resume=resume, overwrite=overwrite)
-        search = _Search(optuna, recipe, folder, make, model, resolved, arguments)
+        trials = _Search(optuna, recipe, folder, make, model, resolved, arguments)
         kind: Callable[..., ClassificationTrainer] = ClassificationTrainer
         if stage == "student":
             kind = functools.partial(DistillationTrainer, loss=settings.loss, teacher_weights=weights)
-        search.trainer = make_trainer(
+        trials.trainer = make_trainer(
             kind, tokenizer, rows, validation_rows, arguments, folder, padding=recipe.data.padding,
-            max_tokens=recipe.data.max_tokens, title=stage, model_init=search.begin,
+            max_tokens=recipe.data.max_tokens, title=stage, model_init=trials.begin,
         )  # fmt: skip
-        found = search.run()
+        found = trials.run()
         if found["best"] is None:
             last = found["trials"][-1]["error"]
             raise TrainingError(
@@ -320,20 +320,14 @@ def _students(
 
 def _teachers(recipe: Recipe, splits: Splits, seed: int) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:
     """What makes a teacher before training, the recipe's own one, and its tokenizer."""
-    assert recipe.teacher is not None
-    with named_by("teacher.model"):
-        tokenizer = load_tokenizer(recipe.teacher.model)
+
+    def new(settings: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return new_teacher(settings, splits.label_names, max_tokens=recipe.data.max_tokens, seed=seed)
 
     def make(settings: Any) -> tuple[PreTrainedModel, OnlineTeacher | None]:
-        model = load_classifier(
-            settings.model, splits.label_names, seed=seed, max_tokens=recipe.data.max_tokens,
-            vocabulary=vocabulary_of(tokenizer), pretrained=settings.pretrained,
-            attention_dropout=settings.attention_dropout,
-        )  # fmt: skip
-        share_padding(model.config, tokenizer)
-        return model, None
+        return new(settings)[0], None
 
-    return make, make(recipe.teacher)[0], tokenizer
+    return make, *new(recipe.teacher)
 
 
 def _arguments(settings: Stage, folder: SweepFolder, device: Device, stage: str) -> tuple[TrainingArguments, str]:

@@ -135,7 +135,7 @@ STRANGE = {
 def test_a_record_that_is_not_ours_is_one_line_before_anything_is_measured(
     folder, name, content, said, monkeypatch, record_property
 ):
-    monkeypatch.setattr("distill.commands.measure", lambda *_, **__: pytest.fail("was measured"))
+    monkeypatch.setattr("distill.measuring.findings.measure", lambda *_, **__: pytest.fail("was measured"))
     path = folder / "teacher" / name
     path.parent.mkdir(exist_ok=True)
     for sealed in (folder / "teacher", path.parent):

@@ -12,7 +12,7 @@ from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 import distill
 from distill import commands
-from distill.distillation import student as distilling
+from distill.distillation.control import train_control
 from distill.distillation.hidden_states import OnlineTeacher
 from distill.distillation.losses import soft_target_loss
 from distill.distillation.student import loss_in_words
@@ -79,7 +79,7 @@ def weights(folder):
 def test_the_second_student_never_loads_the_teacher(world, tmp_path, monkeypatch, tiny_bert):
     small = f"student.model={make_classifier(tmp_path / 'small', num_hidden_layers=2)}"
     first = distil(world, tmp_path / "first", small)
-    monkeypatch.setattr("distill.distillation.student.load", lambda *_, **__: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr("distill.distillation.teachers.load", lambda *_, **__: pytest.fail("the teacher was loaded"))
     second = distil(world, tmp_path / "second", small)
     assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
     assert manifest(first)["parents"]["teachers"] == {
@@ -323,7 +323,7 @@ def test_a_run_is_not_resumed_with_another_teacher_or_other_data(world, tmp_path
     monkeypatch.setattr("torch.get_num_threads", lambda: 7)
     refused("threads differs: 7 now, 1 when it began")
     monkeypatch.undo()
-    monkeypatch.setattr("distill.training.run.versions", lambda: dict.fromkeys(TRAINED_WITH, "9.9"))
+    monkeypatch.setattr("distill.training.origin.versions", lambda: dict.fromkeys(TRAINED_WITH, "9.9"))
     refused(*(f"{name} differs: 9.9 now, " for name in TRAINED_WITH))
     monkeypatch.undo()
     distil(world, folder.path, *settings, teachers=teacher, resume=True)
@@ -339,7 +339,7 @@ def test_a_teacher_replaced_while_it_answers_leaves_no_answers(world, tmp_path, 
         shutil.copytree(other.path, teacher, dirs_exist_ok=True)
         return distill.load(*arguments, **settings)
 
-    monkeypatch.setattr("distill.distillation.student.load", load)
+    monkeypatch.setattr("distill.distillation.teachers.load", load)
     with pytest.raises(ModelError, match="teacher: has changed while it was read; nothing of it was kept"):
         distil(world, tmp_path / "student", teachers=teacher, teacher_logits=cache)
     assert not list(cache.rglob("*.arrow")) and not (tmp_path / "student").exists()
@@ -375,7 +375,7 @@ def test_a_control_is_not_made_from_the_layers_of_another_teacher(world, tmp_pat
     other = distil(world, tmp_path / "other", "student.layers=4", "student.training.max_steps=1")
     recipe = load_recipe(world / "recipe.yaml")
     with pytest.raises(FolderError, match=r"other: is not the teacher that .* was made from"):
-        distilling.control(recipe, str(other.path), student, RunFolder(tmp_path / "control"), device="cpu")
+        train_control(recipe, str(other.path), student, RunFolder(tmp_path / "control"), device="cpu")
 
 
 def test_a_control_is_not_trained_on_other_data_than_its_student(world, tmp_path):
@@ -385,7 +385,7 @@ def test_a_control_is_not_trained_on_other_data_than_its_student(world, tmp_path
     swap_texts(tmp_path / "test.csv")
     recipe = load_recipe(world / "recipe.yaml", [*settings, "student.training.max_steps=1", "student.control=true"])
     with pytest.raises(FolderError, match=r"texts or labels of test have changed since .*student was trained"):
-        distilling.control(recipe, str(world / "teacher"), student, RunFolder(tmp_path / "c"), device="cpu")
+        train_control(recipe, str(world / "teacher"), student, RunFolder(tmp_path / "c"), device="cpu")
     with pytest.raises(FolderError, match="finished with other data: texts or labels of test have changed"):
         commands.student(recipe, world / "teacher", student.path, device="cpu", resume=True)
 

@@ -1,33 +1,9 @@
-"""Batches, and the parts that they are computed in."""
-
-import itertools
+"""Batches, and the micro-batches that they are computed in."""
 
 import torch
 from conftest import make_tokenizer
-from hypothesis import given
-from hypothesis import strategies as st
 
-from distill.training.micro_batches import Collator, cuts, parts_of
-
-LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=64).map(lambda lengths: sorted(lengths, reverse=True))
-
-
-@given(LENGTHS, st.integers(1, 2_000))
-def test_parts_are_all_texts_in_order_and_none_is_too_large(lengths, part_tokens):
-    parts = cuts(lengths, part_tokens)
-    assert sum(count for count, _ in parts) == len(lengths)
-    start = 0
-    for count, longest in parts:
-        assert longest == lengths[start]  # they fall, so the first is the longest
-        assert count == 1 or count * longest <= part_tokens
-        start += count
-
-
-@given(LENGTHS, st.integers(1, 2_000))
-def test_no_two_parts_in_a_row_could_be_one(lengths, part_tokens):
-    parts = cuts(lengths, part_tokens)
-    for (count, longest), _ in itertools.pairwise(parts):
-        assert (count + 1) * longest > part_tokens
+from distill.training.micro_batches import Collator, micro_batches_of
 
 
 def test_a_part_holds_its_texts_and_nothing_wider():
@@ -38,8 +14,8 @@ def test_a_part_holds_its_texts_and_nothing_wider():
     ]
     for row in rows:
         row["teacher_logits_0"] = [float(row["labels"]), 0.0]
-    batch = Collator(tokenizer, "longest", 8, part_tokens=16)(rows)
-    parts = parts_of(batch)
+    batch = Collator(tokenizer, "longest", 8, micro_batch_tokens=16)(rows)
+    parts = micro_batches_of(batch)
     assert [part["labels"].tolist() for part in parts] == [[6, 5], [2, 1, 0]]
     assert [tuple(part["input_ids"].shape) for part in parts] == [(2, 8), (3, 4)]
     for part in parts:
@@ -52,7 +28,7 @@ def test_a_batch_that_is_not_to_be_cut_is_its_only_part():
     tokenizer = make_tokenizer(["good", "bad"])
     rows = [{"input_ids": [2, 3], "attention_mask": [1, 1], "labels": 0, "length": 2}]
     batch = Collator(tokenizer, "longest", 8)(rows)
-    (part,) = parts_of(batch)
+    (part,) = micro_batches_of(batch)
     assert set(part) == set(batch) and all(torch.equal(part[name], batch[name]) for name in batch)
 
 

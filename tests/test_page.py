@@ -11,7 +11,7 @@ import pytest
 from distill.measuring import cascade
 from distill.measuring.training_log import training_curve
 from distill.report.choice import Budget
-from distill.report.document import write_report
+from distill.report.document import Findings, write_report
 
 HOSTILE = """<script>document.title = "taken"</script><img src=x onerror='document.title="taken"'>{{ 7 * 7 }}"""
 SHAPES = ["1x128", "8x128"]
@@ -64,7 +64,7 @@ def report(tmp_path_factory):
         "format_probabilities": {"b": 0.7},
     }  # fmt: skip
     found = write_report(
-        folder, ROWS, ENVIRONMENT | {HOSTILE: HOSTILE}, SHAPES, [HOSTILE], label_names=[HOSTILE, "b"],
+        folder, Findings(ROWS, ENVIRONMENT | {HOSTILE: HOSTILE}, SHAPES, [HOSTILE], label_names=[HOSTILE, "b"],
         trainings=[training_curve("teacher", LOG, 20), training_curve("student", LOG, None)],
         cascade={"student": HOSTILE, "teacher": "torch", "student_ms": 5.0, "teacher_ms": 40.0, "curve": curve},
         sweeps=[{
@@ -80,7 +80,7 @@ def report(tmp_path_factory):
         comparisons=[{
             "student": HOSTILE, "control": "c", "examples": 100, "gain": 0.02, "gain_ci95": [0.01, 0.03],
             "p_value": 0.001, "only_first_correct": 5, "only_second_correct": 3,
-        }],
+        }]),
     )  # fmt: skip
     return folder, found
 
@@ -142,13 +142,15 @@ def test_every_part_has_its_picture_and_no_id_stands_twice(report):
 
 
 def test_a_report_without_logs_exports_or_shapes_is_still_a_page(tmp_path):
-    write_report(tmp_path, [{**ROWS[1], "latency_ms": {}}], ENVIRONMENT, ["1x512"], [], label_names=["a", "b"])
+    write_report(
+        tmp_path, Findings([{**ROWS[1], "latency_ms": {}}], ENVIRONMENT, ["1x512"], [], label_names=["a", "b"])
+    )
     html = (tmp_path / "report.html").read_text()
     assert "Nothing to choose" in html and "<svg" in html
 
 
 def test_where_no_model_fits_the_page_says_so_and_names_the_nearest(tmp_path):
-    found = write_report(tmp_path, ROWS, ENVIRONMENT, SHAPES, [], label_names=["a", "b"], budget=Budget(4.0))
+    found = write_report(tmp_path, Findings(ROWS, ENVIRONMENT, SHAPES, [], label_names=["a", "b"]), Budget(4.0))
     assert found["choice"]["model"] is None and found["choice"]["nearest"]["format"] == "onnx-int8"
     html = (tmp_path / "report.html").read_text()
     assert (

@@ -18,8 +18,8 @@ from distill.storage.run_folder import RunFolder
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
 # Parts so small that each rank has several of every step; with its own size, texts as short as ours fill but one.
 SMALL_PARTS = """
-from distill.training.micro_batches import PART_TOKENS
-PART_TOKENS["cpu"] = 64
+from distill.training.micro_batches import MICRO_BATCH_TOKENS
+MICRO_BATCH_TOKENS["cpu"] = 64
 from distill.cli import main
 main()
 """
@@ -56,7 +56,7 @@ def recipe(tmp_path_factory, data):
             "config": {"hidden_size": 16, "num_hidden_layers": 2},
             "control": True,
             "loss": {"hidden_states": {"distance": "mse", "weight": 0.5}, "attention_relations": {"weight": 0.5}},
-            "training": training | {"train_sampling_strategy": "group_by_length"},
+            "training": training,
         },
     }
     path = folder / "recipe.yaml"

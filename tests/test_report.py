@@ -4,7 +4,7 @@ import pytest
 
 from distill.cli import _print_report
 from distill.report.choice import choose
-from distill.report.document import control_sentence, sweep_sentence, table, write_report
+from distill.report.document import Findings, control_sentence, sweep_sentence, table, write_report
 
 ENVIRONMENT = {
     "versions": {"torch": "2"},
@@ -70,7 +70,7 @@ def test_nothing_is_chosen_where_no_student_was_measured():
 
 
 def test_a_report_is_json_markdown_and_a_picture(tmp_path):
-    report = write_report(tmp_path / "r", ROWS, ENVIRONMENT, ["1x128", "1x512"], ["a note <b>"])
+    report = write_report(tmp_path / "r", Findings(ROWS, ENVIRONMENT, ["1x128", "1x512"], ["a note <b>"]))
     assert json.loads((tmp_path / "r" / "report.json").read_text()) == report
     assert report["measurements"] == ROWS
     text = (tmp_path / "r" / "report.md").read_text()
@@ -122,7 +122,7 @@ def test_what_the_control_says_is_one_sentence_whatever_it_is(numbers, sentence)
 def test_the_sentence_stands_right_after_the_answer(tmp_path):
     found = comparison(0.019, 0.008, 0.030, 0.0012)
     rows = [*ROWS, row("control", "torch-fp32", 20.0, 0.86)]
-    report = write_report(tmp_path, rows, ENVIRONMENT, ["1x128"], [], comparisons=[found])
+    report = write_report(tmp_path, Findings(rows, ENVIRONMENT, ["1x128"], [], comparisons=[found]))
     assert report["controls"] == [found | {"sentence": control_sentence(found)}]
     assert json.loads((tmp_path / "report.json").read_text()) == report
     paragraphs = (tmp_path / "report.md").read_text().split("\n\n")
@@ -133,7 +133,7 @@ def test_what_is_not_fit_to_ship_is_the_first_thing_that_is_said(tmp_path, capsy
     found = comparison(-0.13, -0.16, -0.10, 0.0004)
     constant = {"accuracy": 0.4, "accuracy_ci95": [0.3, 0.5], "classes_answered": 1}
     rows = [ROWS[0], *(row | constant for row in ROWS[1:])]
-    report = write_report(tmp_path, rows, ENVIRONMENT, ["1x128"], [], comparisons=[found])
+    report = write_report(tmp_path, Findings(rows, ENVIRONMENT, ["1x128"], [], comparisons=[found]))
     said = "The student is not fit to ship: it gives one answer for every test text (40.00% of the test texts right"
     assert report["choice"]["model"] is None
     assert [unfit["folder"] for unfit in report["choice"]["unfit"]] == ["runs/student"]
@@ -148,18 +148,18 @@ def test_what_is_not_fit_to_ship_is_the_first_thing_that_is_said(tmp_path, capsy
 
 def test_each_of_several_controls_says_of_which_student_it_speaks(tmp_path):
     found = [comparison(0.019, 0.008, 0.030, 0.0012) | {"student": name} for name in ("runs/a", "runs/b")]
-    write_report(tmp_path, ROWS, ENVIRONMENT, ["1x128"], [], comparisons=found)
+    write_report(tmp_path, Findings(ROWS, ENVIRONMENT, ["1x128"], [], comparisons=found))
     text = (tmp_path / "report.md").read_text()
     assert "runs/a: Distilling gained" in text and "runs/b: Distilling gained" in text
 
 
 def test_without_a_control_nothing_is_said_of_it(tmp_path):
-    assert write_report(tmp_path, ROWS, ENVIRONMENT, ["1x128"], [])["controls"] == []
+    assert write_report(tmp_path, Findings(ROWS, ENVIRONMENT, ["1x128"], []))["controls"] == []
     assert "labels alone" not in (tmp_path / "report.md").read_text()
 
 
 def test_the_brier_score_has_a_column_and_an_explanation(tmp_path):
-    write_report(tmp_path, ROWS, ENVIRONMENT, ["1x128"], [])
+    write_report(tmp_path, Findings(ROWS, ENVIRONMENT, ["1x128"], []))
     text = (tmp_path / "report.md").read_text()
     header = next(line for line in text.splitlines() if line.startswith("| role"))
     column = [cell.strip() for cell in header.split("|")].index("Brier")
@@ -179,17 +179,19 @@ def test_a_shape_that_a_model_cannot_take_is_a_dash_in_its_row():
 
 
 def test_without_a_shape_that_fits_all_there_is_no_picture(tmp_path):
-    write_report(tmp_path, [row("student", "onnx-fp32", 9.0, 0.88, latency_ms={})], ENVIRONMENT, ["1x512"], [])
+    write_report(
+        tmp_path, Findings([row("student", "onnx-fp32", 9.0, 0.88, latency_ms={})], ENVIRONMENT, ["1x512"], [])
+    )
     assert not (tmp_path / "accuracy_latency.png").exists()
     assert "png" not in (tmp_path / "report.md").read_text()
 
 
 def test_latencies_that_scatter_are_said_to(tmp_path):
-    calm = write_report(tmp_path / "calm", ROWS, ENVIRONMENT, ["1x128"], [])
+    calm = write_report(tmp_path / "calm", Findings(ROWS, ENVIRONMENT, ["1x128"], []))
     assert calm["notes"] == [] and calm["choice"]["folder"] == "runs/student/export/onnx-int8"
     latency = {"1x128": {"p50": 5.0, "p95": 40.0, "p99": 50.0, "raw": [5.0] * 15}}
     rows = [*ROWS, row("student", "onnx-fp16", 5.0, 0.8, latency_ms=latency)]
-    (note,) = write_report(tmp_path / "busy", rows, ENVIRONMENT, ["1x128"], [])["notes"]
+    (note,) = write_report(tmp_path / "busy", Findings(rows, ENVIRONMENT, ["1x128"], []))["notes"]
     assert "p95 is 8.0 times p50 for student onnx-fp16 at 1x128" in note
     assert note in (tmp_path / "busy" / "report.html").read_text()
 

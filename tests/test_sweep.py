@@ -107,7 +107,7 @@ def test_another_search_makes_the_same_trials_of_kept_answers_whatever_the_test_
     turned = text.replace(first, "#").replace(second, first).replace("#", second)
     assert turned != text
     (tmp_path / "test.csv").write_text(turned)
-    monkeypatch.setattr("distill.distillation.student.load", lambda *_, **__: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr("distill.distillation.teachers.load", lambda *_, **__: pytest.fail("the teacher was loaded"))
     again = sweep(world, tmp_path / "again", f"data.files.test={tmp_path / 'test.csv'}")
     assert without_times(again["trials"]) == without_times(searched["trials"])
 

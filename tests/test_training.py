@@ -28,8 +28,7 @@ from distill.storage.run_folder import RunFolder
 from distill.training.arguments import in_fp32, settle_precision, training_arguments
 from distill.training.embeddings import summed_by_row
 from distill.training.loop import train
-from distill.training.micro_batches import PART_TOKENS
-from distill.training.sampling import SimilarLengths
+from distill.training.micro_batches import MICRO_BATCH_TOKENS
 from distill.training.tokens import tokenise
 from distill.training.trainer import ClassificationTrainer
 
@@ -88,8 +87,8 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
     tmp_path, splits, tiny_bert, kind, accumulation, monkeypatch
 ):
     models, padding = [], []
-    for part_tokens in (40, 10_000):
-        monkeypatch.setitem(PART_TOKENS, "cpu", part_tokens)
+    for micro_batch_tokens in (40, 10_000):
+        monkeypatch.setitem(MICRO_BATCH_TOKENS, "cpu", micro_batch_tokens)
         settings = {"num_train_epochs": 1, "per_device_train_batch_size": 16, "optim": "sgd", "learning_rate": 0.1}
         settings |= {"gradient_accumulation_steps": accumulation, "save_strategy": "no", "max_grad_norm": 0.0}
         settings |= {"label_smoothing_factor": 0.2} if kind == "smoothed labels" else {}
@@ -103,9 +102,11 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
             loss |= {"online": OnlineTeacher(teacher, student, distance="mse", relations=True), "model": student}
         trainer = DistillationTrainer if loss else ClassificationTrainer
         # Parts sum the gradients of lookup tables by row, the whole as torch does.
-        by_row = Mock(side_effect=summed_by_row if part_tokens == 40 else contextlib.nullcontext)
+        by_row = Mock(side_effect=summed_by_row if micro_batch_tokens == 40 else contextlib.nullcontext)
         monkeypatch.setattr("distill.training.trainer.summed_by_row", by_row)
-        model, figures = run(RunFolder(tmp_path / f"{part_tokens}"), splits, tiny_bert, settings, trainer, **loss)
+        model, figures = run(
+            RunFolder(tmp_path / f"{micro_batch_tokens}"), splits, tiny_bert, settings, trainer, **loss
+        )
         models.append(model)
         padding.append(figures["padding_fraction"])
         assert by_row.called
@@ -200,11 +201,8 @@ def log_of(folder):
     return [{name: value for name, value in one.items() if not name.endswith(TIMES)} for one in entries]
 
 
-@pytest.mark.parametrize(
-    ("step", "number", "sampling"),
-    [(13, signal.SIGINT, "random"), (9, signal.SIGTERM, "random"), (13, signal.SIGTERM, "group_by_length")],
-)
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, splits, step, number, sampling):
+@pytest.mark.parametrize(("step", "number"), [(13, signal.SIGINT), (9, signal.SIGTERM)])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, splits, step, number):
     """With dropout, shuffling and a checkpoint between two evaluations, or at the end of an epoch, due for one."""
     model_folder = make_classifier(tmp_path / "model")
 
@@ -214,7 +212,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, splits,
     training = {
         "num_train_epochs": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 16, "eval_strategy": "epoch",
         "save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy",
-        "train_sampling_strategy": sampling, "logging_steps": 2,
+        "logging_steps": 2,
     }  # fmt: skip
     torch.manual_seed(0)
     whole, figures = run(RunFolder(tmp_path / "whole"), splits, model_folder, training, model=fresh())
@@ -334,24 +332,6 @@ def test_padding_is_counted(tmp_path, splits, tiny_bert):
     tokenised = tokenise(splits.train, load_tokenizer(str(tiny_bert)), 32)
     assert fractions["max_length"] == pytest.approx(1 - sum(tokenised["length"]) / (len(tokenised) * 32))
     assert fractions["longest"] < fractions["max_length"]
-
-
-def test_steps_of_similar_length_are_drawn_anew_each_epoch_and_hardly_padded(tmp_path, splits, tiny_bert, monkeypatch):
-    epochs = []
-
-    class Recorded(SimilarLengths):
-        def __iter__(self):
-            epochs.append((self.epoch, self.step_size))
-            return super().__iter__()
-
-    monkeypatch.setattr("distill.training.trainer.SimilarLengths", Recorded)
-    training = {
-        "num_train_epochs": 3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
-        "save_strategy": "no", "train_sampling_strategy": "group_by_length",
-    }  # fmt: skip
-    _, figures = run(RunFolder(tmp_path / "run"), splits, tiny_bert, training)
-    assert epochs == [(0, 16), (1, 16), (2, 16)]
-    assert figures["padding_fraction"] < 0.1
 
 
 def test_all_validation_texts_are_judged_also_where_training_drops_a_batch(tmp_path, splits, tiny_bert):

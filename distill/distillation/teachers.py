@@ -41,7 +41,7 @@ def check_teachers(names: Sequence[str]) -> None:
 
 
 def fingerprints_of(teachers: Sequence[Teacher]) -> dict[str, str]:
-    """Return what a run depends on of its teachers, for its origin (see fitting.origin_of)."""
+    """Return what a run depends on of its teachers, for its origin (see origin.origin_of)."""
     return {f"teacher {number}": teacher.fingerprint for number, teacher in enumerate(teachers, 1)}
 
 

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from distill.errors import ModelError
 from distill.models.calibration import temperature_of
-from distill.models.first_token import PARTS, first_token_only, last_layer
+from distill.models.first_token import ARCHITECTURES, first_token_only, last_layer
 from distill.models.loading import normalized_config
 
 OPSET = 20  # the first with Gelu as one node; from 23 attention is one too, which onnxruntime's quantiser breaks
@@ -27,9 +27,10 @@ LARGEST_FILE = 2_000_000_000  # bytes; protobuf refuses a message of 2 GiB, so l
 
 def check_architecture(model_type: str) -> None:
     """Raise `ModelError` unless `trace` knows how models of this type mask: others have windows, or are causal."""
-    if model_type not in PARTS:
+    if model_type not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
         raise ModelError(
-            f"{model_type}: not an architecture that distill exports to ONNX or OpenVINO ({', '.join(sorted(PARTS))})",
+            f"{model_type}: not an architecture that distill exports to ONNX or OpenVINO ({known})",
             hint="--set export.formats=[torch-fp16] leaves those formats out; a student of another model can have them",
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections import deque
@@ -14,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+import joblib
 import numpy as np
 import onnxruntime
 import torch
@@ -110,7 +110,7 @@ class OnnxSession:
         # Python they would carry a stranger's names of nodes to the terminal as they are.
         options.log_severity_level = 4
         onnxruntime.set_default_logger_severity(4)
-        self._path, self._threads = path, threads or cores()
+        self._path, self._threads = path, threads or joblib.cpu_count()
         options.intra_op_num_threads = self._threads
         if device == "cuda" and not onnx_runs_on_cuda():
             raise DeviceError(
@@ -166,7 +166,7 @@ class OpenVinoSession:
     batch_tokens = ONE_THREAD_BATCH_TOKENS
 
     def __init__(self, path: Path, threads: int | None = None, *, format: str = "openvino"):
-        self._path, self._threads = path, threads or cores()
+        self._path, self._threads = path, threads or joblib.cpu_count()
         compiled = self._compiled(streams=1)
         inputs = {_name_of(port): (port.element_type.get_type_name(), _shape_of(port)) for port in compiled.inputs}
         self._types = _input_types(inputs, path)
@@ -353,8 +353,3 @@ def _openvino_reason(error: BaseException) -> str:
 
 def _format(folder: Path, runtime: str) -> str:
     return folder.name if folder.name.startswith(f"{runtime}-") else runtime
-
-
-def cores() -> int:
-    """Return the CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

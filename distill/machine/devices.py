@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import platform
 import statistics
 import threading
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import joblib
 import torch
 
 from distill.errors import DeviceError, RecipeError
@@ -108,7 +108,7 @@ def describe_hardware() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": joblib.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": gpus,
         "system": f"{platform.system()} {platform.machine()}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -34,6 +35,27 @@ class Calibration:
     ece: float | None = None
     log_loss_before: float | None = None
     log_loss: float | None = None
+
+    def as_figures(self) -> dict[str, Any]:
+        """Return the `calibration` section of metrics.json."""
+        return {
+            "temperature": self.temperature,
+            "fitted_temperature": self.fitted,
+            "refused": self.refused,
+            "validation_ece_before": self.ece_before,
+            "validation_ece": self.ece,
+            "validation_log_loss_before": self.log_loss_before,
+            "validation_log_loss": self.log_loss,
+        }
+
+    def __str__(self) -> str:
+        if self.refused:
+            return f"not calibrated: a temperature of {self.fitted:.2f} is not applied: {self.refused}"
+        return (
+            f"temperature {self.temperature:.2f} (on validation texts that it was not fitted on: log loss "
+            f"{self.log_loss_before:.4f} -> {self.log_loss:.4f}; calibration error "
+            f"{self.ece_before:.3f} -> {self.ece:.3f})"
+        )
 
 
 def calibrate(logits: np.ndarray, gold_labels: np.ndarray) -> Calibration:

@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from distill.models.loading import BERT_LIKE, layer_count, layer_list
 
 # A layer's attention, its query projection, and what works on attention's output, in turn.
-PARTS = dict.fromkeys(BERT_LIKE, ("attention.self", "query", ("attention.output",))) | {
+ARCHITECTURES = dict.fromkeys(BERT_LIKE, ("attention.self", "query", ("attention.output",))) | {
     "distilbert": ("attention", "q_lin", ("attention.out_lin", "sa_layer_norm"))
 }
 
@@ -36,9 +36,9 @@ class LastLayer:
 
 def last_layer(model: PreTrainedModel) -> LastLayer | None:
     """Return the model's last layer; None where the head may read more than the first token."""
-    if model.config.model_type not in PARTS:
+    if model.config.model_type not in ARCHITECTURES:
         return None
-    attention_name, query, after = PARTS[model.config.model_type]
+    attention_name, query, after = ARCHITECTURES[model.config.model_type]
     layer = layer_list(model, layer_count(model.config))[1][-1]
     attention = layer.get_submodule(attention_name)
     config = copy.copy(attention.config)

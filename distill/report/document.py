@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,58 +35,65 @@ IDENTITY = ("role", "model", "format", "device")
 Rows = Sequence[Mapping[str, Any]]
 
 
-def write_report(
-    folder: Path,
-    measurements: Rows,
-    environment: Mapping[str, Any],
-    shapes: Sequence[str],
-    notes: Sequence[str],
-    *,
-    label_names: Sequence[str] = (),
-    budget: Budget | None = None,
-    comparisons: Rows = (),
-    trainings: Rows = (),
-    cascade: Mapping[str, Any] | None = None,
-    flipped: Rows = (),
-    sweeps: Rows = (),
-    recipe: str = "",
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Findings:
+    """What a report is made of; the fields are keys of report.json.
+
+    `measurements` has an entry for each model in a format on a device (see benchmark.Measurement). `environment` has
+    the conditions, with the number of `test_examples` and the `commonest_class_share`. The first of `shapes` decides
+    the choice. `notes` say which rows are missing, and why. `comparisons` are students against their controls (see
+    metrics.compare_paired), each with the folder of its `student`. `trainings` are learning curves (see training_log).
+    `cascade` is a cascade.cascade_curve with its `student` and `teacher`. `flipped` has the texts whose label a format
+    changed. `sweeps` are searches (see search.sweep), and `recipe` is the text of the recipe.
+    """
+
+    measurements: Rows
+    environment: Mapping[str, Any]
+    shapes: Sequence[str]
+    notes: Sequence[str] = ()
+    label_names: Sequence[str] = ()
+    comparisons: Rows = ()
+    trainings: Rows = ()
+    cascade: Mapping[str, Any] | None = None
+    flipped: Rows = ()
+    sweeps: Rows = ()
+    recipe: str = ""
+
+
+def write_report(folder: Path, findings: Findings, budget: Budget | None = None) -> dict[str, Any]:
     """Write report.json, report.md, report.html and the picture into `folder`; return the contents of report.json.
 
-    `measurements` are entries of report.json, `environment` the conditions, with the number of `test_examples` and the
-    `commonest_class_share` among them, `shapes` the shapes measured (the first is the one that decides), `notes`
-    what a reader must know of rows that are missing, `comparisons` students against their controls (see
-    metrics.compare_paired), each with the folder of its `student`, `trainings` what training_log makes of logs,
-    `cascade` a cascade.cascade_curve with its `student` and `teacher`, `flipped` the texts that each format answers
-    otherwise, `sweeps` what searches found (see sweep.sweep), `recipe` its text. Every figure in the other files is one
-    of report.json's.
+    Every figure in the other files is one of report.json's.
     """
+    measurements, shapes = findings.measurements, findings.shapes
     decisive = next((shape for shape in shapes if all(shape in row["latency_ms"] for row in measurements)), None)
-    moved = (
-        [f"The budget is held against {decisive}: not every model takes {shapes[0]}."] if decisive != shapes[0] else []
+    moved = [f"The budget applies to {decisive}, because not every model takes {shapes[0]}."]
+    choice = choose(
+        measurements,
+        decisive,
+        budget,
+        commonest_share=findings.environment["commonest_class_share"],
+        comparisons=findings.comparisons,
     )
     report = {
-        "environment": dict(environment),
-        "label_names": list(label_names),
+        "environment": dict(findings.environment),
+        "label_names": list(findings.label_names),
         "shapes": list(shapes),
         "measurements": list(measurements),
-        "choice": choose(
-            measurements,
-            decisive,
-            budget,
-            commonest_share=environment["commonest_class_share"],
-            comparisons=comparisons,
-        ),
-        "controls": [{**comparison, "sentence": control_sentence(comparison)} for comparison in comparisons],
-        "cascade": None,
-        "trainings": list(trainings),
-        "flipped": list(flipped),
-        "sweeps": list(sweeps),
-        "notes": [*notes, *(moved if budget and decisive else []), *_disturbed(measurements, decisive)],
-        "recipe": recipe,
+        "choice": choice,
+        "controls": [{**found, "sentence": control_sentence(found)} for found in findings.comparisons],
+        # A model that is not fit to ship has no place in a cascade either.
+        "cascade": dict(findings.cascade) if findings.cascade and not choice["unfit"] else None,
+        "trainings": list(findings.trainings),
+        "flipped": list(findings.flipped),
+        "sweeps": list(findings.sweeps),
+        "notes": [
+            *findings.notes,
+            *(moved if budget and decisive and decisive != shapes[0] else []),
+            *_disturbed(measurements, decisive),
+        ],
+        "recipe": findings.recipe,
     }
-    if cascade and not report["choice"]["unfit"]:  # what is not fit to ship is no stage of one either
-        report["cascade"] = dict(cascade)
     with together(folder) as made:
         if decisive:
             front = pareto_front(measurements, decisive)
@@ -166,7 +174,7 @@ def table(measurements: Rows, shapes: Sequence[str], *, style: str) -> str:
 
 
 def sweep_table(found: Mapping[str, Any], *, style: str) -> str:
-    """Return the trials of a search (see sweep.sweep), best first, as a table in tabulate's `style`."""
+    """Return the trials of a search (see search.run_search), best first, as a table in tabulate's `style`."""
     return tabulate(_trials(found), headers="keys", tablefmt=style, disable_numparse=True)
 
 

@@ -63,7 +63,7 @@ def models_in(folder: Path) -> list[Path]:
 
 
 def sweeps_in(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield what a search found (see sweep.sweep), with its folder, where the folder is that of one or of a `run`."""
+    """Yield the trials of a search, with its folder, if `folder` is that of a search or a `run` (see search.run_search)."""
     for path in (folder, folder / "sweep"):
         if SweepFolder(path).results.is_file():
             yield {"folder": str(path), **SweepFolder(path).read_results()}

@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from distill.recipe.schema import FORMATS
-from distill.storage.checksums import check_whole
+from distill.storage.checksums import check_whole, damage_of
 from distill.storage.files import read_json
 from distill.storage.records import Number, checked
 
@@ -39,3 +39,11 @@ def read_proofs(exports: Path) -> dict[str, dict[str, Any]]:
         elif name in said and not said[name]["passed"]:
             proofs[name] = said[name]
     return proofs
+
+
+def is_exported(exports: Path, name: str) -> bool:
+    """Say whether a format is there, whole and proved, and export.json says so too."""
+    if damage_of(exports / name) is not None or not (exports / EXPORT_PROOFS).is_file():
+        return False
+    proof, said = read_proofs(exports).get(name, {}), read_json(exports / EXPORT_PROOFS)
+    return proof.get("passed", False) and said.get(name) == proof

@@ -503,7 +503,7 @@ class SweepFolder(RunFolder):
         self._take_place()
 
     def read_results(self) -> dict[str, Any]:
-        """Return the trials (see sweep.sweep); raises `FolderError` where they are damaged."""
+        """Return the trials (see search.run_search); raises `FolderError` where they are damaged."""
         check_whole(self.path, (self.results.name,))
         return checked(_Trials, read_json(self.results), str(self.results))
 

@@ -45,7 +45,7 @@ from distill.training.callbacks import (
     StopOnDivergence,
     StopOnSignal,
 )
-from distill.training.micro_batches import PART_TOKENS, Collator
+from distill.training.micro_batches import MICRO_BATCH_TOKENS, Collator
 from distill.training.throughput import Throughput, forward_flops, peak_flops
 from distill.training.trainer import ClassificationTrainer
 
@@ -87,7 +87,7 @@ def make_trainer(
         eval_dataset=validation_rows.sort("length"),  # neighbours of like length need little padding
         processing_class=tokenizer,
         data_collator=Collator(
-            tokenizer, padding, max_tokens, _part_tokens(arguments, padding, tokenizer.padding_side)
+            tokenizer, padding, max_tokens, _micro_batch_tokens(arguments, padding, tokenizer.padding_side)
         ),
         compute_metrics=validation_figures,
         callbacks=[divergence, *callbacks],
@@ -98,14 +98,14 @@ def make_trainer(
     return trainer
 
 
-def _part_tokens(arguments: TrainingArguments, padding: str, side: str) -> int | None:
-    # Who pads to one length wants one shape, and padding on the left cannot be cut (see parts_of); ranks with shards
-    # gather each layer together, so they must compute as many parts; DataParallel cuts batches by itself.
+def _micro_batch_tokens(arguments: TrainingArguments, padding: str, side: str) -> int | None:
+    # With max_length a user wants batches of one shape. Padding on the left cannot be cut (see micro_batches_of). Ranks
+    # with shards gather each layer together, so all need the same number of parts. DataParallel cuts batches itself.
     if padding == "max_length" or side != "right" or arguments.fsdp or arguments.n_gpu > 1:
         return None
     if any(word in arguments.optim for word in ("layerwise", "lomo")):  # they take a step in each backward pass
         return None
-    return PART_TOKENS["cuda" if arguments.device.type == "cuda" else "cpu"]
+    return MICRO_BATCH_TOKENS["cuda" if arguments.device.type == "cuda" else "cpu"]
 
 
 def watch(trainer: ClassificationTrainer, title: str) -> ProgressLine:
@@ -158,7 +158,7 @@ def train(
 ) -> dict[str, Any]:
     """Train `model` in place, ending with the checkpoint that did best on validation; return the training figures.
 
-    Rows are tokenised (see data.tokenise). Checkpoints and the log go to `folder`; `checkpoint` is one to go on
+    Rows are tokenised (see tokens.tokenise). Checkpoints and the log go to `folder`; `checkpoint` is one to go on
     from, whose times and counts are added to. Raises `Interrupted` on SIGINT or SIGTERM, after the running
     step and a checkpoint, and `TrainingError` where the loss diverges.
     """

@@ -1,4 +1,4 @@
-"""A step's texts cut by length into parts that are computed one after the other, so that little of them is padding."""
+"""A batch cut into micro-batches of texts of similar length, so that little of what is computed is padding."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from distill.inference.classifier import pack
 from distill.machine.devices import Device
 
-# What a part may hold, padding and all. On a CPU a single long text keeps the cores busy (docs/results.md); a GPU wants
-# more at once, how much has not been measured.
-PART_TOKENS: dict[Device, int] = {"cpu": 512, "cuda": 8_192}
+# Tokens in a micro-batch, padding included. On a CPU a single long text keeps all cores busy (docs/results.md). A GPU
+# wants more at once; how much more has not been measured.
+MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 512, "cuda": 8_192}
 TOKENS = ("input_ids", "attention_mask")
-PARTS = "parts"
+MICRO_BATCHES = "micro_batches"  # in a batch: of each the number of its texts and the length of the longest
 
 
 @dataclass(frozen=True)
 class Collator:
     """Rows of token ids to padded batches; `padding` is "longest" (of the batch) or "max_length" (max_tokens).
 
-    With `part_tokens` the rows are put in order of length, the longest first, and the batch says under "parts" where to
-    cut it (see `parts_of`).
+    With `micro_batch_tokens` the rows are sorted by length, the longest first, and the batch says under
+    `MICRO_BATCHES` where to cut it (see `micro_batches_of`).
     """
 
     tokenizer: PreTrainedTokenizerBase
     padding: str
     max_tokens: int
-    part_tokens: int | None = None
+    micro_batch_tokens: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        parts = {}
-        if self.part_tokens is not None:
-            rows = sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)
-            parts = {PARTS: cuts([len(row["input_ids"]) for row in rows], self.part_tokens)}
+        cuts = {}
+        if self.micro_batch_tokens is not None:
+            batches = list(pack([len(row["input_ids"]) for row in rows], self.micro_batch_tokens))
+            cuts = {MICRO_BATCHES: [(len(batch), len(rows[batch[0]]["input_ids"])) for batch in batches]}
+            rows = [rows[index] for batch in batches for index in batch]
         tokens = {name: [row[name] for row in rows] for name in TOKENS}
         batch = self.tokenizer.pad(tokens, padding=self.padding, max_length=self.max_tokens, return_tensors="pt")
         tensors = {"labels": torch.tensor([row["labels"] for row in rows])}
@@ -43,35 +45,21 @@ class Collator:
         if teachers:  # (batch, teachers, classes)
             answers = [[row[f"teacher_logits_{teacher}"] for teacher in teachers] for row in rows]
             tensors["teacher_logits"] = torch.tensor(answers)
-        return {**batch, **tensors, **parts}
+        return {**batch, **tensors, **cuts}
 
 
-def cuts(lengths: Sequence[int], part_tokens: int) -> list[tuple[int, int]]:
-    """Return for each part how many texts it holds and how long the longest is, of `lengths` in falling order.
+def micro_batches_of(batch: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """Return a `Collator`'s batch in micro-batches, each cut to its longest text; the whole batch if it is not cut.
 
-    A part holds at most `part_tokens` with its padding, or one text.
+    Losses and gradients, summed over the micro-batches, are those of the batch, except for rounding and dropout.
+    The padding must be on the right: to cut it on the left would move each text to other positions.
     """
-    parts: list[tuple[int, int]] = []
-    for length in lengths:
-        count, longest = parts[-1] if parts else (0, length)
-        if parts and (count + 1) * longest <= part_tokens:
-            parts[-1] = count + 1, longest
-        else:
-            parts.append((1, length))
-    return parts
-
-
-def parts_of(batch: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
-    """Return the parts of a batch of a `Collator`, each cut to its longest text; the batch itself where it has none.
-
-    Losses and gradients, summed over the parts, are those of the batch, but for rounding and for what dropout draws.
-    The padding must be on the right: without some of what is on the left, a text would stand at other positions.
-    """
-    tensors = {name: value for name, value in batch.items() if name != PARTS}
-    parts, start = [], 0
-    for count, longest in batch.get(PARTS, ()):
+    tensors = {name: value for name, value in batch.items() if name != MICRO_BATCHES}
+    micro_batches, start = [], 0
+    for count, longest in batch.get(MICRO_BATCHES, ()):
         rows = slice(start, start + count)
-        part = {name: value[rows, :longest] if name in TOKENS else value[rows] for name, value in tensors.items()}
-        parts.append(part)
+        micro_batches.append(
+            {name: value[rows, :longest] if name in TOKENS else value[rows] for name, value in tensors.items()}
+        )
         start += count
-    return parts or [tensors]
+    return micro_batches or [tensors]

@@ -189,7 +189,10 @@ def fit(
         calibration = None
         if settings.calibrate:
             with clock("calibration"):
-                calibration = _calibrate(classifier, model, splits.validation, role)
+                logits = _logits(classifier, splits.validation, f"{role}: calibration")
+                calibration = calibrate(logits, np.asarray(splits.validation["label"][:]))
+            setattr(model.config, CONFIG_KEY, calibration.temperature)
+            log.log(logging.WARNING if calibration.refused else logging.INFO, "%s: %s", role, calibration)
         with clock("test"):
             test_logits = _logits(classifier, splits.test, f"{role}: test")
         gold_labels = np.asarray(splits.test["label"][:])
@@ -205,7 +208,7 @@ def fit(
             "test": test,
             "warnings": faults,
             "training": {**trained, **clock.as_figures()},
-            **({"calibration": calibration} if calibration else {}),
+            **({"calibration": calibration.as_figures()} if calibration else {}),
         }
         write_json(folder.metrics, metrics)
         curve = training_curve(role, folder.read_log(), selected_step(trained))
@@ -277,27 +280,3 @@ def _logits(classifier: Classifier, rows: Dataset, title: str) -> np.ndarray:
     for rank, part in enumerate(gather_object([answers]) if state.num_processes > 1 else [answers]):
         logits[rank :: state.num_processes] = part
     return logits
-
-
-def _calibrate(classifier: Classifier, model: PreTrainedModel, validation: Dataset, role: str) -> dict[str, Any]:
-    """Keep the temperature in the model's configuration; return the `calibration` section of metrics.json."""
-    logits = _logits(classifier, validation, f"{role}: calibration")
-    found = calibrate(logits, np.asarray(validation["label"][:]))
-    setattr(model.config, CONFIG_KEY, found.temperature)
-    if found.refused:
-        log.warning("%s: not calibrated: a temperature of %.2f is not applied: %s", role, found.fitted, found.refused)
-    else:
-        log.info(
-            "%s: temperature %.2f (on validation texts that it was not fitted on: log loss %.4f -> %.4f; calibration "
-            "error %.3f -> %.3f)",
-            role, found.temperature, found.log_loss_before, found.log_loss, found.ece_before, found.ece,
-        )  # fmt: skip
-    return {
-        "temperature": found.temperature,
-        "fitted_temperature": found.fitted,
-        "refused": found.refused,
-        "validation_ece_before": found.ece_before,
-        "validation_ece": found.ece,
-        "validation_log_loss_before": found.log_loss_before,
-        "validation_log_loss": found.log_loss,
-    }

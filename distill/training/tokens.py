@@ -102,7 +102,7 @@ def _comparable(text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
 
 
 def tokenised(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
-    """Return `rows` tokenised (see data.tokenise) and checked, with a progress line."""
+    """Return `rows` tokenised (see tokens.tokenise) and checked, with a progress line."""
     with PartialState().local_main_process_first(), progress_line(f"tokenising {split}", len(rows), "text") as bar:
         result = tokenise(rows, tokenizer, max_tokens, progress=bar.update)
         bar.update(len(rows) - bar.n)  # all at once where the cache had it

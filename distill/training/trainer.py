@@ -16,8 +16,7 @@ from torch.nn import functional
 from transformers import Trainer
 
 from distill.training.embeddings import summed_by_row
-from distill.training.micro_batches import PARTS, parts_of
-from distill.training.sampling import SimilarLengths
+from distill.training.micro_batches import MICRO_BATCHES, micro_batches_of
 from distill.training.shards import settle
 from distill.training.throughput import Throughput
 
@@ -98,27 +97,19 @@ class ClassificationTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = is_dropping
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        ranks, accumulated = self.args.world_size, self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return SimilarLengths(rows["length"][:], self.args.train_batch_size * accumulated * ranks, seed)
-
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Compute loss and gradients of a batch part by part; return the loss."""
-        *others, last = parts_of(inputs)
+        """Compute loss and gradients of a batch, one micro-batch after the other; return the loss."""
+        *others, last = micro_batches_of(inputs)
         losses = []
         with self._lookups(inputs):
-            for part in others:
+            for micro_batch in others:
                 with self.accelerator.no_sync(model):  # ranks cut differently, and meet once
-                    losses.append(super().training_step(model, part, num_items_in_batch))
+                    losses.append(super().training_step(model, micro_batch, num_items_in_batch))
             return torch.stack([*losses, super().training_step(model, last, num_items_in_batch)]).sum()
 
     def _lookups(self, inputs: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
-        # On a GPU a table is written in microseconds; what cannot be cut (see `_part_tokens`) may not bear this either.
-        if self.args.device.type == "cpu" and PARTS in inputs and not self.args.torch_compile:
+        # On a GPU a table is written in microseconds; a batch that cannot be cut may not bear this either.
+        if self.args.device.type == "cpu" and MICRO_BATCHES in inputs and not self.args.torch_compile:
             return summed_by_row(self.model)
         return contextlib.nullcontext()
 

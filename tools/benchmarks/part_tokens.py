@@ -28,7 +28,7 @@ from distill.machine.provenance import versions
 from distill.models.first_token import first_token_only, last_layer
 from distill.models.loading import with_attention_dropout
 from distill.training.embeddings import summed_by_row
-from distill.training.micro_batches import Collator, parts_of
+from distill.training.micro_batches import Collator, micro_batches_of
 
 SIZES = (1, 256, 512, 1_024, 2_048)  # tokens; with 1 each text is a part
 
@@ -88,7 +88,7 @@ def step(
     """Take one step as training does: gradients part by part, clipped, then the optimizer."""
     optimizer.zero_grad()
     with summing(model):
-        for part in parts_of(batch):
+        for part in micro_batches_of(batch):
             logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits
             functional.cross_entropy(logits, part["labels"], reduction="sum").div(len(batch["labels"])).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)

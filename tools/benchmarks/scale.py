@@ -78,7 +78,7 @@ def prepare(work: Path, tokenizer: PreTrainedTokenizerBase, rows: int, arguments
     tokenizer.save_pretrained(work / "model")
     training = {
         "num_train_epochs": 1, "per_device_train_batch_size": arguments.batch, "per_device_eval_batch_size": 256,
-        "train_sampling_strategy": "group_by_length", "save_strategy": "no", "eval_strategy": "no",
+        "save_strategy": "no", "eval_strategy": "no",
     }  # fmt: skip
     recipe = {
         "data": {

@@ -90,7 +90,6 @@ def settings_of(way: str) -> list[str]:
     return {
         "plain": ["teacher.attention_dropout=0.1"],
         "no-attention-dropout": [],
-        "by-length": [f"{training}train_sampling_strategy=group_by_length"],
         "bf16": [f"{training}bf16=true"],
     }[way]
 

@@ -95,9 +95,6 @@ def training(visit: Visit) -> Iterator[Step]:
     batch = visit.size.batches[-1]
     name = f"distill teacher, batch {batch}, attention dropout 0.1"
     yield Step(name, 3, lambda visit: train_teacher(visit, batch, "teacher.attention_dropout=0.1"))
-    # Not called distill teacher: it costs accuracy, so it counts for no goal (docs/results.md).
-    by_length = "teacher.training.train_sampling_strategy=group_by_length"
-    yield Step(f"steps of similar length, batch {batch}", 3, lambda visit: train_teacher(visit, batch, by_length))
     yield Step("distill student and TextBrewer", 5, students)
 
 

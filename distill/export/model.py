@@ -1,0 +1,60 @@
+"""A finished model to its exports: each format made, proved on the validation texts, and its proof kept."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from distill.data.splits import Splits
+from distill.errors import FolderError
+from distill.export.card import export_card
+from distill.export.formats import export_formats, keep_proofs
+from distill.export.proofs import Bounds, Proof
+from distill.inference.classifier import load
+from distill.inference.runtimes import onnx_runs_on_cuda
+from distill.inference.sessions import TorchSession
+from distill.machine.devices import Device
+from distill.models.calibration import temperature_of
+from distill.models.loading import align_labels, reorder_classes
+
+log = logging.getLogger("distill")
+
+
+def export_model(
+    model: Path | str, splits: Splits, folder: Path, formats: Sequence[str], *, bounds: Bounds, device: Device
+) -> list[Proof]:
+    """Write `formats` of the classifier `model` to `folder`; return a proof of each, also of those that failed.
+
+    The formats answer in the order of the classes of `splits`, whose validation texts prove them. Raises `FolderError`
+    if the model is an export itself.
+    """
+    classifier = load(model, "cpu")
+    if not isinstance(classifier.session, TorchSession):
+        raise FolderError(f"{model}: is itself an export; name the model that it came from")
+    columns = align_labels(classifier.label_names, splits.label_names, teacher=str(model))
+    if device == "cuda" and not onnx_runs_on_cuda():
+        log.info("export: this onnxruntime has no CUDA provider; ONNX formats are proved on the CPU")
+    proofs = export_formats(
+        reorder_classes(classifier.session.model.float(), columns, splits.label_names),
+        classifier.tokenizer,
+        splits.label_names,
+        splits.validation["text"][:],
+        np.asarray(splits.validation["label"][:]),
+        folder,
+        formats,
+        max_tokens=classifier.max_tokens,
+        bounds=bounds,
+        device=device,
+        card=functools.partial(
+            export_card,
+            Path(model).absolute().name,
+            label_names=splits.label_names,
+            calibrated=temperature_of(classifier.session.model.config) != 1,
+        ),
+        progress=lambda step: log.info("export: %s", step),
+    )
+    return keep_proofs(proofs, folder, formats)

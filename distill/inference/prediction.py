@@ -1,0 +1,68 @@
+"""Answers to a stream of texts, by one classifier, or by a second one if the first is not sure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from distill.inference.classifier import load
+from distill.machine.progress import progress_line
+from distill.models.loading import align_labels
+from distill.storage.exports import EXPORT_PROOFS
+from distill.storage.run_folder import RunFolder
+
+log = logging.getLogger("distill")
+
+MOST_TEXTS = 4_096  # held at once
+MOST_CHARACTERS = 4_000_000  # in them; their tokens take some forty bytes a character
+
+
+def predictions(
+    model: Path | str,
+    texts: Iterable[str],
+    *,
+    escalate: Path | str | None = None,
+    below: float = 0.8,
+    device: str = "auto",
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield each text and its probability per label, in order, holding only a few thousand texts at a time.
+
+    If the likeliest label of a text has a probability below `below`, the classifier `escalate` answers it instead.
+    """
+    classifier = load(model, device)
+    second = load(escalate, device) if escalate else None
+    columns = align_labels(second.label_names, classifier.label_names, teacher=str(escalate)) if second else []
+    passed_on = answered = 0
+    exports = RunFolder(Path(model)).export
+    hint = f" (its exports: distill predict {exports})" if (exports / EXPORT_PROOFS).is_file() else ""
+    log.info("predict: %s on %s%s", classifier.session.format, classifier.session.device, hint)
+    with progress_line("predict", None, "text") as bar:
+        for chunk in _chunks(texts):
+            probabilities = classifier.probabilities(chunk)
+            answered += len(chunk)
+            unsure = np.flatnonzero(probabilities.max(axis=1) < below) if second else []
+            if second and len(unsure):
+                passed_on += len(unsure)
+                probabilities[unsure] = second.probabilities([chunk[index] for index in unsure])[:, columns]
+            for text, row in zip(chunk, probabilities, strict=True):
+                yield text, dict(zip(classifier.label_names, map(float, row), strict=True))
+            bar.update(len(chunk))
+    if second:
+        log.info("predict: %d of %d texts were passed on to %s", passed_on, answered, escalate)
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Cut into lists of at most `MOST_TEXTS` texts, or fewer if they are long."""
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if len(chunk) == MOST_TEXTS or characters >= MOST_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk

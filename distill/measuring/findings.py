@@ -1,0 +1,77 @@
+"""Models in folders to all that a report says of them: measured, controls, learning curves, cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.data.splits import read_splits
+from distill.machine.devices import Device, describe_hardware
+from distill.machine.provenance import now, versions
+from distill.measuring.benchmark import cascade_of, measure
+from distill.measuring.candidates import candidates_of, flipped_texts, learning_curves
+from distill.measuring.controls import compare_with_controls
+from distill.measuring.metrics import commonest_share
+from distill.recipe.file import dump_recipe
+from distill.recipe.schema import Recipe
+from distill.report.choice import Budget
+from distill.report.document import Findings
+
+
+def findings_of(
+    models: Sequence[Path],
+    sweeps: Sequence[dict[str, Any]],
+    recipe: Recipe,
+    devices: Sequence[Device],
+    budget: Budget | None = None,
+) -> Findings:
+    """Measure `models` and their exports on the test split of `recipe`; return the findings, with those of `sweeps`.
+
+    Raises `BudgetError` before anything is measured if no model can be within `budget`.
+    """
+    splits, benchmark = read_splits(recipe), recipe.benchmark
+    notes: list[str] = []
+    candidates = [item for model in models for item in candidates_of(model, devices, notes)]
+    if budget:
+        budget.check({item.role for item in candidates})
+    # All files in the folders are read before the measuring, which takes minutes.
+    comparisons = compare_with_controls(models, notes)
+    trainings, flipped = list(learning_curves(models)), list(flipped_texts(models))
+    gold_labels = np.asarray(splits.test["label"][:])
+    measurements = measure(
+        candidates,
+        splits.label_names,
+        splits.test["text"][:],
+        gold_labels,
+        benchmark.shapes,
+        rounds=benchmark.rounds,
+        threads=benchmark.threads,
+    )
+    commonest = commonest_share(gold_labels)
+    if commonest == 1:
+        notes.append("All test texts are of one class, so the figures say nothing about the other classes.")
+    return Findings(
+        measurements=[item.as_json() for item in measurements],
+        environment={
+            "measured": now(),
+            "versions": versions(),
+            "hardware": describe_hardware(),
+            "test_examples": len(splits.test),
+            "commonest_class_share": commonest,
+            "max_tokens": recipe.data.max_tokens,
+            "rounds": benchmark.rounds,
+            "data": splits.fingerprints,
+        },
+        shapes=benchmark.shapes,
+        notes=notes,
+        label_names=splits.label_names,
+        comparisons=comparisons,
+        trainings=trainings,
+        cascade=cascade_of(measurements, gold_labels, benchmark.shapes[0]),
+        flipped=flipped,
+        sweeps=sweeps,
+        recipe=dump_recipe(recipe),
+    )

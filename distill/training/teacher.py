@@ -1,0 +1,62 @@
+"""The teacher: a pretrained encoder, fine-tuned on the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.errors import RecipeError
+from distill.models.loading import load_classifier, load_config, load_tokenizer, share_padding, vocabulary_of
+from distill.models.names import named_by
+from distill.recipe.schema import Recipe, Teacher
+from distill.storage.run_folder import RunFolder
+from distill.training.origin import base_fingerprint, origin_of
+from distill.training.run import fit, open_training
+from distill.training.tokens import tokenised
+
+
+def teacher_of(recipe: Recipe) -> Teacher:
+    """Return the recipe's `teacher` section; raises `RecipeError` if it has none."""
+    if recipe.teacher is None:
+        raise RecipeError("teacher: missing, and a teacher is to be trained")
+    return recipe.teacher
+
+
+def train_teacher(
+    recipe: Recipe, folder: RunFolder, *, resume: bool = False, overwrite: bool = False, device: str = "auto"
+) -> RunFolder:
+    """Fine-tune the recipe's teacher and leave a run folder."""
+    settings = teacher_of(recipe)
+    with named_by("teacher.model"):
+        architecture = load_config(settings.model).model_type
+    training = open_training(
+        recipe, "teacher", folder, [architecture], resume=resume, overwrite=overwrite, device=device
+    )
+    recipe, splits = training.recipe, training.splits
+    settings, max_tokens = teacher_of(recipe), recipe.data.max_tokens
+    model, tokenizer = new_teacher(settings, splits.label_names, max_tokens=max_tokens, seed=training.arguments.seed)
+    base = base_fingerprint(settings.model, tokenizer, pretrained=settings.pretrained)
+    with training.clock("tokenising"):
+        rows = tokenised("train", splits.train, tokenizer, max_tokens)
+    origin = origin_of(splits, training.device, **{"teacher.model": base})
+    return fit(training, model, tokenizer, rows, origin=origin, parents={"model": settings.model})
+
+
+def new_teacher(
+    settings: Teacher, label_names: Sequence[str], *, max_tokens: int, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the teacher before training, and its tokenizer."""
+    with named_by("teacher.model"):
+        tokenizer = load_tokenizer(settings.model)
+    model = load_classifier(
+        settings.model,
+        label_names,
+        seed=seed,
+        max_tokens=max_tokens,
+        vocabulary=vocabulary_of(tokenizer),
+        pretrained=settings.pretrained,
+        attention_dropout=settings.attention_dropout,
+    )
+    share_padding(model.config, tokenizer)
+    return model, tokenizer
