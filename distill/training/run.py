@@ -25,7 +25,7 @@ from distill.machine.provenance import now, versions
 from distill.machine.timing import Clock
 from distill.measuring.metrics import faults_of_answers, figures
 from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
-from distill.models.calibration import CONFIG_KEY, calibrate
+from distill.models.calibration import CONFIG_KEY, Calibration, calibrate
 from distill.models.loading import parameter_count
 from distill.models.weights import weights_fingerprint
 from distill.recipe.schema import Recipe, Stage, with_absolute_paths
@@ -177,13 +177,7 @@ def fit(
             title=role,
         )
         model = whole(model)
-        for warning in trained["warnings"]:
-            log.warning("%s: %s", role, warning)
-        if trained["stopped_early"]:
-            log.info("%s: %s", role, early_stop_in_words(trained))
-        if "teacher_seconds" in trained:
-            share = 100 * trained["teacher_seconds"] / trained["seconds"]
-            log.info("%s: the teacher took %.0f %% of the time", role, share)
+        _tell(trained, role)
         tokenizer.model_max_length = max_tokens  # whoever loads the folder cuts texts where training did
         classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
         calibration = None
@@ -195,65 +189,87 @@ def fit(
             log.log(logging.WARNING if calibration.refused else logging.INFO, "%s: %s", role, calibration)
         with clock("test"):
             test_logits = _logits(classifier, splits.test, f"{role}: test")
-        gold_labels = np.asarray(splits.test["label"][:])
-        test = figures(test_logits, gold_labels)
-        faults = faults_of_answers(test_logits, gold_labels, splits.label_names)
-        if not state.is_main_process:
-            state.wait_for_everyone()
-            return place
-        model.save_pretrained(folder.path)
-        tokenizer.save_pretrained(folder.path)
-        write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits)
-        metrics = {
-            "test": test,
-            "warnings": faults,
-            "training": {**trained, **clock.as_figures()},
-            **({"calibration": calibration.as_figures()} if calibration else {}),
-        }
-        write_json(folder.metrics, metrics)
-        curve = training_curve(role, folder.read_log(), selected_step(trained))
-        plots.save_png(plots.learning_curves([curve]), folder.learning_curve)
-        sizes = {name: len(rows) for name in SPLITS if (rows := getattr(splits, name)) is not None}
-        if folder.owns_card:
-            write_text(
-                folder.card,
-                card(
-                    place.path.absolute().name, role, recipe, metrics, architecture=type(model).__name__,
-                    parameters=parameter_count(model), label_names=splits.label_names, sizes=sizes, parents=parents,
-                ),
-            )  # fmt: skip
-        folder.finish(
-            {
-                "role": role,
-                "finished": now(),
-                "versions": versions(),
-                "hardware": describe_hardware(),
-                "device": device,
-                "precision": training.precision,
-                "repeatable": repeatable(device, folder.processors),
-                "threads": torch.get_num_threads(),
-                "processes": state.num_processes,
-                "sharded": bool(arguments.fsdp),
-                "seed": arguments.seed,
-                "labels": list(splits.label_names),
-                "data": splits.fingerprints,
-                "leaks_dropped": dict(splits.leaks),
-                "weights": weights_fingerprint(str(folder.path)),
-                "parents": parents,
-                "training_arguments": {
-                    **{k: v for k, v in arguments.to_sanitized_dict().items() if "token" not in k},
-                    "output_dir": str(place.checkpoints.absolute()),
-                },
-            },
-        )
-        log.info(
-            "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
-            role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], place.path,
-        )  # fmt: skip
-        for fault in faults:  # last, so that they are not overlooked
-            log.warning("%s: %s", role, fault)
+        if state.is_main_process:
+            _write_run(training, model, tokenizer, trained, calibration, test_logits, parents)
         state.wait_for_everyone()
-        return place
+    return place
+
+
+def _tell(trained: Mapping[str, Any], role: Role) -> None:
+    for warning in trained["warnings"]:
+        log.warning("%s: %s", role, warning)
+    if trained["stopped_early"]:
+        log.info("%s: %s", role, early_stop_in_words(trained))
+    if "teacher_seconds" in trained:
+        share = 100 * trained["teacher_seconds"] / trained["seconds"]
+        log.info("%s: the teacher took %.0f %% of the time", role, share)
+
+
+def _write_run(
+    training: Training,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    trained: Mapping[str, Any],
+    calibration: Calibration | None,
+    test_logits: np.ndarray,
+    parents: dict[str, Any],
+) -> None:
+    """Write the model, its figures, its card and, last, the manifest."""
+    role, folder, splits = training.role, training.folder, training.splits
+    gold_labels = np.asarray(splits.test["label"][:])
+    test = figures(test_logits, gold_labels)
+    faults = faults_of_answers(test_logits, gold_labels, splits.label_names)
+    model.save_pretrained(folder.path)
+    tokenizer.save_pretrained(folder.path)
+    write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits)
+    metrics = {
+        "test": test,
+        "warnings": faults,
+        "training": {**trained, **training.clock.as_figures()},
+        **({"calibration": calibration.as_figures()} if calibration else {}),
+    }
+    write_json(folder.metrics, metrics)
+    curve = training_curve(role, folder.read_log(), selected_step(trained))
+    plots.save_png(plots.learning_curves([curve]), folder.learning_curve)
+    if folder.owns_card:
+        sizes = {name: len(rows) for name in SPLITS if (rows := getattr(splits, name)) is not None}
+        text = card(
+            folder.place.absolute().name, role, training.recipe, metrics, architecture=type(model).__name__,
+            parameters=parameter_count(model), label_names=splits.label_names, sizes=sizes, parents=parents,
+        )  # fmt: skip
+        write_text(folder.card, text)
+    folder.finish(_manifest(training, parents))
+    log.info(
+        "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
+        role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.place,
+    )  # fmt: skip
+    for fault in faults:  # last, so that they are not overlooked
+        log.warning("%s: %s", role, fault)
+
+
+def _manifest(training: Training, parents: dict[str, Any]) -> dict[str, Any]:
+    """What manifest.json says of a run whose weights are written."""
+    folder, splits, arguments = training.folder, training.splits, training.arguments
+    settings = {name: value for name, value in arguments.to_sanitized_dict().items() if "token" not in name}
+    return {
+        "role": training.role,
+        "finished": now(),
+        "versions": versions(),
+        "hardware": describe_hardware(),
+        "device": training.device,
+        "precision": training.precision,
+        "repeatable": repeatable(training.device, folder.processors),
+        "threads": torch.get_num_threads(),
+        "processes": PartialState().num_processes,
+        "sharded": bool(arguments.fsdp),
+        "seed": arguments.seed,
+        "labels": list(splits.label_names),
+        "data": splits.fingerprints,
+        "leaks_dropped": dict(splits.leaks),
+        "weights": weights_fingerprint(str(folder.path)),
+        "parents": parents,
+        "training_arguments": {**settings, "output_dir": str(RunFolder(folder.place).checkpoints.absolute())},
+    }
 
 
 def _to_go_on_from(folder: RunFolder, role: str) -> Path | None:
