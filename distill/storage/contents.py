@@ -63,7 +63,7 @@ def models_in(folder: Path) -> list[Path]:
 
 
 def sweeps_in(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the trials of a search and its folder, if `folder` is one of a search or a `run` (see search.run_search)."""
+    """Yield the trials of a search and its folder, if there is one in `folder` (see search.run_search)."""
     for path in (folder, folder / "sweep"):
         if SweepFolder(path).results.is_file():
             yield {"folder": str(path), **SweepFolder(path).read_results()}

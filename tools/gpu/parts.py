@@ -1,4 +1,4 @@
-"""What a visit to a GPU measures, part by part: each is a list of steps."""
+"""The parts of the measurement on a GPU; each part is a list of steps."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from steps import ROOT, TOOLS, Failed, Skipped, Step, Visit, gpu_memory
 from distill.storage.files import read_json, write_json
 
 RESULT_SECONDS = 45.0  # kept for summing up the seeds
-# What cannot harm the process: for a second try, where a shape failed with all formats.
+# Formats that cannot crash the process: for a second try if a shape failed with all formats.
 PLAIN = ("torch-fp32", "torch-fp16", "torch-bf16", "onnx-fp32", "onnx-fp16", "distill torch-fp16", "distill onnx-fp16")
 LABELS = ("negative", "positive")
-TELLTALE = ("bad bad bad", "good good good")  # by label, before the texts of a rehearsal
+TELLTALE = ("bad bad bad", "good good good")  # by label; begins the texts of a rehearsal
 
 
 # check
 
 
 def check(visit: Visit) -> Iterator[Step]:
-    """What is here, whether distill works on it, and what it reaches at best."""
+    """Look at the machine, try distill on it, and measure the machine's peaks."""
     yield Step("what is here", 1, what_is_here)
     yield Step("peak", 2, lambda visit: visit.tool("gpu/peak.py", "--device", visit.arguments.device, *visit.size.peak))
     yield Step("doctor", 1, doctor)
@@ -35,7 +35,7 @@ def check(visit: Visit) -> Iterator[Step]:
 
 
 def what_is_here(visit: Visit) -> dict[str, Any]:
-    """Return which of the things that other steps need are here."""
+    """Return which of the inputs that other steps need are present."""
     found: dict[str, Any] = {}
     for name, look in {
         "minilm": lambda: visit.encoder,
@@ -52,13 +52,13 @@ def what_is_here(visit: Visit) -> dict[str, Any]:
 
 
 def doctor(visit: Visit) -> dict[str, Any]:
-    """Return what `distill doctor` finds; a fault is a finding too."""
+    """Return what `distill doctor` finds, faults included."""
     command = (sys.executable, "-m", "distill", "doctor", "--json", "--device", visit.arguments.device)
     return {"findings": json.loads(visit.call(*command, may_fail=True))}
 
 
 def quickstart(visit: Visit) -> dict[str, Any]:
-    """Run the quickstart on a few texts, all four stages, and return the figures of its report."""
+    """Run all four stages of the quickstart on a few texts, and return the figures of its report."""
     sets = [*visit.size.quickstart, "teacher.training.num_train_epochs=1", "student.training.num_train_epochs=1"]
     sets += ["student.control=false", "export.max_accuracy_drop=1.0", "export.min_agreement=0.0"]
     sets += ["export.formats=[torch-fp16,onnx-fp32,onnx-fp16]", "benchmark.rounds=5"]
@@ -73,7 +73,7 @@ def quickstart(visit: Visit) -> dict[str, Any]:
 
 
 def gpu_tests(visit: Visit) -> dict[str, Any]:
-    """Run the tests that are marked gpu, and return the lines that pytest ends with."""
+    """Run the tests marked gpu, and return the last lines of pytest."""
     if visit.arguments.device != "cuda":
         raise Skipped("they need a GPU")
     said = visit.call(
@@ -86,7 +86,7 @@ def gpu_tests(visit: Visit) -> dict[str, Any]:
 
 
 def training(visit: Visit) -> Iterator[Step]:
-    """How fast a teacher and a student are trained, beside the plain ways of doing it."""
+    """Measure how fast a teacher and a student train, against a plain Trainer and TextBrewer."""
     yield Step("models", 2, make_models)
     yield Step("the notes' way", 4, notes_way)
     for batch in visit.size.batches:
@@ -99,7 +99,7 @@ def training(visit: Visit) -> Iterator[Step]:
 
 
 def make_models(visit: Visit) -> dict[str, Any]:
-    """Make the models with random weights, where no other part has."""
+    """Make the models with random weights, unless another part has made them."""
     tokenizer = ROOT / "recipes" / "quickstart" / "bert" if visit.arguments.toy else visit.encoder
     if not visit.models.is_dir():
         toy = ["--toy"] if visit.arguments.toy else []
@@ -108,7 +108,7 @@ def make_models(visit: Visit) -> dict[str, Any]:
 
 
 def notes_way(visit: Visit) -> dict[str, Any]:
-    """Train the teacher's shape the plain way: batch 8, every text padded to 512 tokens, transformers' defaults."""
+    """Train the teacher's shape with a plain Trainer: batch 8, texts padded to 512 tokens, transformers' defaults."""
     script = visit.given("notes-teacher")
     model = model_of(visit, "bert-base")
     found = visit.measure(
@@ -119,7 +119,7 @@ def notes_way(visit: Visit) -> dict[str, Any]:
 
 
 def train_teacher(visit: Visit, batch: int, *changes: str) -> dict[str, Any]:
-    """Train the teacher's shape by `distill teacher` and return its figures."""
+    """Train the teacher's shape with `distill teacher` and return its figures."""
     model, train = model_of(visit, "bert-base"), few_texts(visit)
     recipe = {
         "data": {
@@ -153,7 +153,7 @@ def train_teacher(visit: Visit, batch: int, *changes: str) -> dict[str, Any]:
 
 
 def students(visit: Visit) -> dict[str, Any]:
-    """Distil with kept answers and, in turn, with TextBrewer, which asks the teacher at every step."""
+    """Distill with kept logits and, in turn, with TextBrewer, which runs the teacher at every step."""
     if visit.arguments.textbrewer is None:
         raise Skipped("no --textbrewer")
     texts = visit.size.texts // 2
@@ -165,7 +165,7 @@ def students(visit: Visit) -> dict[str, Any]:
 
 
 def training_flops(model: Path, tokens: int) -> int:
-    """Return the operations of training the classifier in a folder on a text of so many tokens, as distill counts."""
+    """Return the operations of training a classifier on one text of `tokens` tokens, as distill counts them."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     from distill.training.throughput import FORWARD_AND_BACKWARD, forward_flops
@@ -182,7 +182,7 @@ def training_flops(model: Path, tokens: int) -> int:
 
 
 def accuracy(visit: Visit) -> Iterator[Step]:
-    """What students of half the layers keep of a real teacher's accuracy."""
+    """Measure how much of a pretrained teacher's accuracy students of three layers keep."""
     if visit.arguments.toy:
         yield Step("models", 2, make_models)
     for seed in visit.arguments.seeds:
@@ -193,7 +193,7 @@ def accuracy(visit: Visit) -> Iterator[Step]:
 
 
 def gain(visit: Visit, *arguments: object) -> dict[str, Any]:
-    """Train, or go on training, what is asked for; return the accuracies of what is finished."""
+    """Train the requested arms or resume their training; return the accuracies of the finished runs."""
     size = visit.size
     return visit.tool(
         "benchmarks/distillation_gain.py", "--encoder", visit.encoder, "--train", visit.texts("train"),
@@ -204,12 +204,12 @@ def gain(visit: Visit, *arguments: object) -> dict[str, Any]:
 
 
 def labelled(visit: Visit, seed: int) -> dict[str, Any]:
-    """Train the teacher of a seed, its student on soft targets and the control, or go on where that was stopped."""
+    """Train the teacher of a seed, its student on soft targets and the control, or resume where they stopped."""
     return gain(before_the_result(visit), "--seeds", seed, "--arms", "soft")
 
 
 def unlabelled(visit: Visit, seed: int) -> dict[str, Any]:
-    """Distil on the unlabelled texts too, in as many epochs, by the loss that was best with a transfer set on CPUs."""
+    """Distill on the unlabeled texts too, for three times the steps, with the loss that was best on CPUs."""
     steps = 3 * visit.size.student_steps
     best = ["student.loss.soft=logit_mse", "student.loss.soft_weight=1.0", f"student.training.max_steps={steps}"]
     best += [f"student.training.eval_steps={-(-steps // 4)}"]
@@ -219,12 +219,12 @@ def unlabelled(visit: Visit, seed: int) -> dict[str, Any]:
 
 
 def before_the_result(visit: Visit) -> Visit:
-    """Return the visit with time left, after this step, to say what was found."""
+    """Return the visit with some time kept back, so that the step `result` can still run."""
     return replace(visit, end=visit.end - RESULT_SECONDS)
 
 
 def result(visit: Visit) -> dict[str, Any]:
-    """Return all seeds that are finished together, and leave that as the file that distillation_gain.py reads."""
+    """Return the result over all finished seeds, and write it to the file that distillation_gain.py reads."""
     before = ["--before", visit.given("before")] if visit.arguments.before else []
     found = gain(visit, "--seeds", *visit.arguments.seeds, "--report-only", *before)
     write_json(visit.work / "distillation-gain-gpu.json", found)
@@ -235,7 +235,7 @@ def result(visit: Visit) -> dict[str, Any]:
 
 
 def exports(visit: Visit) -> Iterator[Step]:
-    """Latency of every format at every shape."""
+    """Measure the latency of every format at every shape."""
     yield Step("models", 2, make_models)
     for model in ("distilbert-base", "bert-base"):
         yield Step(f"{model} graphs", 4, lambda visit, model=model: latency(visit, model))
@@ -245,7 +245,7 @@ def exports(visit: Visit) -> Iterator[Step]:
 
 
 def latency(visit: Visit, model: str, *arguments: object) -> dict[str, Any]:
-    """Export the model where that was not done yet, and measure it."""
+    """Export the model if that is not done yet, and measure it."""
     return visit.tool(
         "gpu/latency.py", model_of(visit, model), visit.work / f"{model}-exports", "--device", visit.arguments.device,
         "--rounds", visit.size.rounds, *arguments,
@@ -253,7 +253,7 @@ def latency(visit: Visit, model: str, *arguments: object) -> dict[str, Any]:
 
 
 def latency_at(visit: Visit, model: str, shape: str) -> dict[str, Any]:
-    """Time all formats at a shape; where that fails as a whole, those that cannot have been the reason."""
+    """Time all formats at a shape; if that fails as a whole, only the formats that cannot crash the process."""
     try:
         return latency(visit, model, "--shape", shape)
     except Failed as failure:
@@ -264,7 +264,7 @@ def latency_at(visit: Visit, model: str, shape: str) -> dict[str, Any]:
 
 
 def predict(visit: Visit) -> Iterator[Step]:
-    """Texts per second from end to end."""
+    """Measure texts per second from end to end."""
     if visit.arguments.toy:
         yield Step("models", 2, make_models)
     yield Step("student", 5, make_student)
@@ -273,7 +273,7 @@ def predict(visit: Visit) -> Iterator[Step]:
 
 
 def make_student(visit: Visit) -> dict[str, Any]:
-    """Make a student of three of the encoder's layers, briefly trained, since its speed alone counts; export it."""
+    """Train a student of three of the encoder's layers briefly, since only its speed matters, and export it."""
     folder = visit.work / "predict"
     fields = {"max_steps": 100, "learning_rate": visit.size.learning_rate, "per_device_train_batch_size": 16}
     fields |= {"eval_strategy": "no", "save_strategy": "no"}
@@ -299,7 +299,7 @@ def make_student(visit: Visit) -> dict[str, Any]:
 
 
 def throughput(visit: Visit, name: str) -> dict[str, Any]:
-    """Answer the test texts with distill and with transformers' pipeline in fp16, in batches of 16 and of 64."""
+    """Classify the test texts with distill and with transformers' pipeline in fp16, batches of 16 and 64."""
     student = visit.work / "predict" / "student"
     if not (student / "export" / name).is_dir():
         raise Skipped(f"no student with {name}")
@@ -328,7 +328,7 @@ PARTS: dict[str, Callable[[Visit], Iterator[Step]]] = {
     "predict": predict,
 }
 
-# What every figure depends on, as a program, so that a library that cannot be imported costs this step alone.
+# The conditions of every figure, as a program: a library that cannot be imported then fails only this step.
 CONDITIONS = """
 import json, subprocess
 import onnxruntime, torch
@@ -351,7 +351,7 @@ print(json.dumps(found))
 
 
 def settings(sets: list[str]) -> list[str]:
-    """Return the options that set these keys of a recipe."""
+    """Return the `--set` options for these recipe keys."""
     return [part for setting in sets for part in ("--set", setting)]
 
 
@@ -363,7 +363,7 @@ def model_of(visit: Visit, name: str) -> Path:
 
 
 def few_texts(visit: Visit, count: int | None = None) -> Path:
-    """Return a file of so many texts, drawn from the training texts, always the same."""
+    """Return a file of `count` training texts, always the same draw."""
     import pyarrow.parquet as parquet
 
     count = count or visit.size.texts
@@ -375,7 +375,7 @@ def few_texts(visit: Visit, count: int | None = None) -> Path:
 
 
 def toy_texts(visit: Visit) -> None:
-    """Write the quickstart's reviews as the files that a visit has of IMDb, made easy for a tiny model."""
+    """Write the quickstart's reviews under the names of the IMDb files, made easy for a tiny model."""
     import pyarrow as pa
     import pyarrow.csv as csv
     import pyarrow.parquet as parquet

@@ -1,4 +1,4 @@
-"""Steps of a visit to a machine: a command with a limit of time, what it found or why it failed, all of it kept."""
+"""Steps of the measurement: each runs a command with a time limit, and keeps what it found or why it failed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOOLS = ROOT / "tools"
 GRACE_SECONDS = 30.0  # from asking a step to stop, with a checkpoint, to killing it
-LEAST_SECONDS = 20.0  # with less left, nothing is begun
+LEAST_SECONDS = 20.0  # with less time left, no step begins
 SHAPES = ("1x128", "128x128", "8x128", "1x512", "32x512")  # those with a goal first
 
 
