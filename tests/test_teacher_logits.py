@@ -56,7 +56,7 @@ class Teacher:
 
 
 def teacher_logits(folder, rows, label_names, load_teacher, **options):
-    return module.teacher_logits(kept(folder, rows, label_names, load_teacher, **options))
+    return module.answered(kept(folder, rows, label_names, load_teacher, **options))
 
 
 def kept(folder, rows, label_names, load_teacher, **options):

@@ -171,7 +171,7 @@ class KeptLogits:
         return self.rows.select(range(start, min(start + SHARD_ROWS, len(self.rows))))
 
 
-def teacher_logits(kept: KeptLogits) -> Dataset:
+def answered(kept: KeptLogits) -> Dataset:
     """Return the kept logits (see `KeptLogits.read`), having answered what was missing; several ranks split the work.
 
     Where nothing is missing the teacher is not loaded.

@@ -16,7 +16,7 @@ from distill.data.splits import Splits
 from distill.distillation.teacher_logits import (
     KeptLogits,
     Teacher,
-    teacher_logits,
+    answered,
     with_teacher_logits,
 )
 from distill.errors import FolderError, ModelError, RecipeError
@@ -99,11 +99,11 @@ def answers_of(
     ]
     for teacher, by_split, title in zip(teachers, kept, titles, strict=True):
         # All of them, before hours go into the first one's answers.
-        _check_teacher(teacher, teacher_logits(by_split.pop("validation")), splits.validation, title, force=force)
+        _check_teacher(teacher, answered(by_split.pop("validation")), splits.validation, title, force=force)
     answers = []
     while kept:
         by_split = kept.pop(0)  # and with it the classifier
-        answers.append({split: teacher_logits(logits) for split, logits in by_split.items()})
+        answers.append({split: answered(logits) for split, logits in by_split.items()})
     return answers
 
 
