@@ -323,7 +323,7 @@ TRAINING = {
     "torch_compile_mode: foo": "wants one of default, reduce-overhead, max-autotune",
     "include_num_input_tokens_seen: foo": "wants one of true, false, all, non_padding, no, got 'foo'",
     "train_sampling_strategy: foo": "wants one of random, sequential",
-    "train_sampling_strategy: group_by_length": "got 'group_by_length'; leave it out: each batch is cut into micro-batches",
+    "train_sampling_strategy: group_by_length": "got 'group_by_length'; leave it out: each batch is cut",
     "ddp_backend: 'cuda:foo,cpu:gloo'": "wants one of nccl, gloo",
     "optim_args: foo": "wants KEY=VALUE, several with commas between them, got 'foo'",
     "accelerator_config: /etc/passwd": "wants a mapping, got '/etc/passwd'",
