@@ -30,7 +30,7 @@ from distill.models.first_token import first_token_only, last_layer
 from distill.models.loading import INPUTS, ONNX_WEIGHTS, OPENVINO_WEIGHTS, check_outputs, load_weights
 from distill.storage.checksums import ANSWERING, check_whole
 
-OPENVINO_EXTRA = 'pip install "distill[openvino]"'
+OPENVINO_EXTRA = "pip install openvino nncf"
 FOR_CPUS = ("onnx-int8", "openvino-bf16", "openvino-int8")  # formats that run on no other device
 _FIRST_TENSOR = threading.Lock()
 TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
