@@ -25,6 +25,7 @@ from distill.errors import STEERING, RecipeError, one_line
 from distill.recipe import training_fields as training_arguments
 from distill.recipe.schema import Recipe
 from distill.recipe.section import Section
+from distill.recipe.shipped import recipe_file, shipped
 
 DEEPEST = 100  # a recipe has four or five levels
 SECRETS = ("token", "secret", "password")  # keys whose values are not repeated
@@ -46,9 +47,11 @@ class Place(NamedTuple):
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in the YAML file `path` with `overrides` ("dotted.key=YAML value") on top, defaults filled in.
 
+    `path` may be the name of a recipe that comes with distill. Paths in a recipe start at the working directory.
     Raises `RecipeError` with every mistake: unreadable file, YAML fault, unknown key, wrong type or value, unknown
     TrainingArguments field.
     """
+    path = recipe_file(path)
     values, lines = _parse_file(path)
     places: dict[KeyPath, Place] = {at: Place(line, f"{path}:{line}") for at, line in lines.items()}
     mistakes: list[tuple[int, str]] = []
@@ -85,12 +88,15 @@ def dump_recipe(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-def _read(path: Path | str) -> str:
+def _read(path: Path) -> str:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_RECIPE_BYTES + 1)
+    except FileNotFoundError as error:
+        known = ", ".join(shipped())
+        raise RecipeError(f"{path}: {error.strerror}; recipes that come with distill: {known}") from None
     except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}", hint="recipes that come with distill are in recipes/") from None
+        raise RecipeError(f"{path}: {error.strerror}") from None
     if len(content) > MAX_RECIPE_BYTES:
         raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, which no recipe is")
     try:
@@ -99,7 +105,7 @@ def _read(path: Path | str) -> str:
         raise RecipeError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
-def _parse_file(path: Path | str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+def _parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     try:
         values, lines = _parse(_read(path))
     except MarkedYAMLError as error:
