@@ -172,6 +172,8 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
         parts = (*parts[:2], ".".join(parts[2:]))
     if not equals or not all(parts):
         raise ValueError("wants dotted.key=value")
+    if STEERING.search(key):
+        raise ValueError("wants a key of letters and digits")
     if len(parts) > DEEPEST:
         raise ValueError("nested too deeply for a recipe")
     try:
