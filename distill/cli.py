@@ -50,7 +50,13 @@ def _name(text: str) -> str:
 
 
 RecipeArgument = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).", show_default=False, parser=_path)
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe file (YAML) or a name from `distill recipes`; paths in it start at the working directory.",
+        show_default=False,
+        parser=_path,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -189,6 +195,28 @@ def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = Fa
 
 
 @app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The one to copy.", parser=_name)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="PATH", help="A folder or .yaml file (default: ./NAME.yaml).", parser=_path),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """List the recipes that come with distill, or copy one to edit."""
+    refuse_ranks("recipes")
+    from distill.recipe.shipped import about, copy_recipe, shipped
+
+    if name is None and output is not None:
+        raise UserError("recipes: --output goes with the NAME of a recipe")
+    files = {name: copy_recipe(name, output)} if name else shipped()
+    if json_:
+        print(json.dumps([{"name": one, "about": about(file), "file": str(file)} for one, file in files.items()]))
+    else:
+        print(*files.values() if name else (f"{one}\t{about(file)}" for one, file in files.items()), sep="\n")
+
+
+@app.command()
 def inspect(
     recipe: RecipeArgument,
     set_: SetOption = None,
@@ -237,7 +265,7 @@ def student(
         list[str], typer.Option("--teacher", metavar="DIR", help="A teacher's folder; several answer together.")
     ],
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file; default: the teacher's own.", parser=_path)
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe; default: the teacher's own.", parser=_path)
     ] = None,
     set_: SetOption = None,
     output: OutputOption = None,

@@ -137,6 +137,10 @@ CASES = {
     "deep": ("a: " + "[" * 300_000, ["nested too deeply"]),
     "deep behind others": ("# " + "]" * 9_000 + "\na: " + "[" * 9_000, ["nested too deeply"]),
     "deep blocks": ("- " * 3_000, ["nested too deeply"]),
+    "blocks of some depth": (
+        GOOD.replace("layers: [0, 2]\n", "config:\n") + "".join(" " * (4 + depth) + "a:\n" for depth in range(150)),
+        ["nested too deeply"],
+    ),
     "everything at once": (
         "data: {dataset: a/b, seed: x}\nteacher: {model: 3}\nstudent: {layers: [-1], training: {lr: 1}}\n",
         ["1: data.seed: ", "2: teacher.model: ", "3: student.layers: ", "3: student.training.lr: "],
@@ -144,7 +148,19 @@ CASES = {
     "aliases of aliases": (
         "data: &a [x, x, x, x, x, x, x, x, x]\n"
         + "".join(f"k{n}: &{chr(98 + n)} [{', '.join(9 * ['*' + chr(97 + n)])}]\n" for n in range(9)),
-        ["its aliases write out to more values than any recipe has"],
+        ["more values than any recipe has, once its aliases are written out"],
+    ),
+    "merge keys of merge keys": (
+        "a: &a {x: 1}\n"
+        + "".join(f"k{n}: &{chr(98 + n)} {{<<: [{', '.join(9 * ['*' + chr(97 + n)])}]}}\n" for n in range(9)),
+        ["more values than any recipe has, once its aliases are written out"],
+    ),
+    "a list for a key": (GOOD + "  training:\n    ? [a, b]\n    : c\n", ["8: wants a name as key"]),
+    "half a surrogate pair": (GOOD + '  output: "\\ud800"\n', ["half a surrogate pair"]),
+    "thousands of hexadecimal digits": (GOOD + f"  training: {{seed: 0x{'f' * 5000}}}\n", ["thousands of digits"]),
+    "a mistake that an alias repeats": (
+        GOOD.replace("google-bert/bert-base-uncased\n", "x\n  training: &a {lr: 1}\n") + "  training: *a\n",
+        ["5: teacher.training.lr: ", "5: student.training.lr: "],
     ),
     "a tag that makes an object": (
         "data: !!python/object/apply:os.system ['touch here']\n",
@@ -374,7 +390,7 @@ def test_a_mistake_in_a_recipe_is_one_line_with_its_place(name, tmp_path, record
 def test_a_recipe_that_is_not_there_or_no_recipe_at_all(tmp_path):
     (tmp_path / "big.yaml").write_bytes(b"#" * 2_000_000)
     for path, expected in (
-        ("none.yaml", "No such file"), (".", "a folder, not a recipe"), ("big.yaml", "larger than"),
+        ("none.yaml", "No such file"), (".", "Is a directory"), ("big.yaml", "larger than"),
     ):  # fmt: skip
         check_refused(tmp_path, [expected], "check", tmp_path / path)
 
@@ -385,9 +401,11 @@ SETS = {
     "data..seed=1": "wants dotted.key=value",
     "teacher.model.x=1": "--set teacher.model.x=1: model is not a section",
     "data.seed=x": "--set data.seed=x: data.seed: input should be a valid integer, got 'x'",
-    "data.seed=&a [*a]": "--set data.seed=&a [*a]: its aliases write out",
+    "data.seed=&a [*a]": "--set data.seed=&a [*a]: nested too deeply",
     "teacher.training.hub_token=hf_x": "--set teacher.training.hub_token: teacher.training.hub_token: not supported",
-    "data.seed=" + 200 * "[": "nested too deeply",
+    "data.seed=" + 2_000 * "[": "nested too deeply",
+    "data.seed=" + 200 * "[" + 200 * "]": "nested too deeply",
+    'teacher.model="\\ud800"': "half a surrogate pair",
     ".".join(500 * ["a"]) + "=1": "nested too deeply",
     "data.seed={": "is not a YAML value",
     "data.seed=\0": "is not a YAML value",

@@ -11,7 +11,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import data_section, make_classifier, run, write_reviews
+from conftest import check_refused, data_section, make_classifier, run, write_reviews
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -340,6 +340,36 @@ def test_an_export_that_breaks_its_bound_exits_2_and_is_not_kept(finished, tmp_p
     left = sorted(path.name for path in (tmp_path / "export").iterdir() if path.name != ".lock")
     assert left == ["export.json", "flipped-torch-fp16.jsonl", "onnx-fp16"]
     assert not json.loads((tmp_path / "export" / "export.json").read_text())["torch-fp16"]["passed"]
+
+
+def test_recipes_are_listed_and_copied_and_never_overwrite(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = dict(line.split("\t") for line in run("recipes")[1].splitlines())
+    assert list(lines) == ["imdb", "yelp", "yelp-full"] and lines["imdb"].startswith("IMDb movie reviews, two classes")
+    listed = json.loads(run("recipes", "--json")[1])
+    assert {found["name"]: found["about"] for found in listed} == lines
+    assert run("recipes", "imdb")[:2] == (0, "imdb.yaml\n")
+    for output, file in (("mine", "mine/yelp.yaml"), ("a/b.yaml", "a/b.yaml")):
+        assert run("recipes", "yelp", "--output", output)[:2] == (0, f"{file}\n")
+        assert run("check", file)[1] == run("check", "yelp")[1] != ""
+    (tmp_path / "imdb.yaml").write_text("mine")
+    check_refused(tmp_path, ["imdb.yaml: not written: File exists"], "recipes", "imdb")
+    check_refused(tmp_path, ["imdb.yaml/x/yelp.yaml: not written: Not a"], "recipes", "yelp", "--output", "imdb.yaml/x")
+    check_refused(tmp_path, ["imbd: no such recipe comes with distill; known: imdb, yelp"], "recipes", "imbd")
+    check_refused(tmp_path, ["recipes: --output goes with the NAME"], "recipes", "--output", "x")
+
+
+def test_every_command_takes_the_name_of_a_recipe(tmp_path, monkeypatch, tiny_bert):
+    monkeypatch.chdir(tmp_path)
+    wrong = ["--set", "data.seed=x"]
+    for command in ("check", "inspect", "doctor", "teacher", "sweep", "run"):
+        assert "--set data.seed=x: data.seed: " in run(command, "imdb", *wrong)[2], command
+    assert "--set data.seed=x: data.seed: " in run("student", "imdb", "--teacher", tiny_bert, *wrong)[2]
+    for command in ("export", "report"):
+        assert "--set data.seed=x: data.seed: " in run(command, tiny_bert, "--recipe", "imdb", *wrong)[2], command
+    made = []
+    monkeypatch.setattr(commands, "run", lambda recipe, output, **options: made.append(str(output)))
+    assert run("run", "imdb")[0] == 0 and made == ["runs/imdb"]
 
 
 def test_check_prints_a_recipe_that_checks(recipe_path, tmp_path):

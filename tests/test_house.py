@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from distill.recipe.shipped import shipped
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "distill"
 MODULES = {
@@ -25,8 +29,8 @@ def python(code):
 
 LIGHT = (
     "cli", "errors", "machine.packages", "machine.progress", "machine.ranks", "machine.timing", "recipe.file",
-    "recipe.schema", "report.choice", "report.document", "report.page", "report.plots", "storage.checksums",
-    "storage.files", "storage.run_folder",
+    "recipe.schema", "recipe.shipped", "report.choice", "report.document", "report.page", "report.plots",
+    "storage.checksums", "storage.files", "storage.run_folder",
 )  # fmt: skip
 
 
@@ -42,14 +46,15 @@ def test_a_wing_imports_only_from_wings_below_it_and_there_is_no_circle():
     assert done.returncode == 0, done.stdout
 
 
-def test_help_answers_without_torch():
+@pytest.mark.parametrize(("argument", "heavy"), [("--help", "pydantic"), ("recipes", "transformers")])
+def test_help_and_the_list_of_recipes_answer_without_torch(argument, heavy):
     done = python(
-        "import sys; sys.argv = ['distill', '--help']\n"
+        f"import sys; sys.argv = ['distill', '{argument}']\n"
         "import distill.cli\n"
         "try: distill.cli.main()\n"
-        "except SystemExit: print('torch' in sys.modules, 'pydantic' in sys.modules)"
+        f"except SystemExit as done: print(done.code, 'torch' in sys.modules, '{heavy}' in sys.modules)"
     )
-    assert done.stdout.splitlines()[-1] == "False False", done.stderr
+    assert done.stdout.splitlines()[-1] == "0 False False", done.stderr
 
 
 def test_no_private_name_of_another_module_is_used():
@@ -65,7 +70,7 @@ def test_the_readme_names_every_wing_and_no_other():
     named = re.findall(r"^ {2}(\w+)(/|\.py) ", readme, flags=re.MULTILINE)
     wings = {(path.parent.name, "/") for path in PACKAGE.glob("*/__init__.py")}
     alone = {(path.stem, ".py") for path in PACKAGE.glob("*.py")}
-    assert set(named) == wings | alone | {("templates", "/")}
+    assert set(named) == wings | alone | {("templates", "/"), ("recipes", "/")}
 
 
 def test_the_readme_names_every_command_and_no_other():
@@ -81,5 +86,11 @@ def test_every_recipe_says_how_to_run_it():
     assert {path.stem for path in recipes} == {"quickstart", "imdb", "yelp", "yelp-full"}
     for path in recipes:
         head = path.read_text().split("data:")[0]
-        assert f"distill run recipes/{path.name}" in head
+        assert f"distill run {path.stem if path.stem in shipped() else f'recipes/{path.name}'}" in head
         assert path.name in (ROOT / "README.md").read_text()
+
+
+def test_every_recipe_that_needs_no_files_comes_with_distill():
+    """The package holds links, which a wheel turns into files; the quickstart's reviews are not in it."""
+    sources = {path.stem: path.resolve() for path in (ROOT / "recipes").glob("*.yaml") if path.stem != "quickstart"}
+    assert {name: path.resolve() for name, path in shipped().items()} == sources

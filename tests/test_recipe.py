@@ -5,6 +5,7 @@ import pytest
 from distill.errors import RecipeError
 from distill.recipe.file import dump_recipe, load_recipe
 from distill.recipe.schema import with_absolute_paths
+from distill.recipe.shipped import shipped
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 GOOD = """\
@@ -151,3 +152,17 @@ def test_local_paths_become_absolute_and_hub_names_stay(recipe, tmp_path, monkey
     assert absolute.data.files.train == str(tmp_path / "a.csv")
     assert absolute.student.model == str(tmp_path / "model")
     assert absolute.teacher.model == "google-bert/bert-base-uncased"
+
+
+def test_a_name_means_the_recipe_that_comes_with_distill_unless_a_file_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imdb").mkdir()
+    assert load_recipe("imdb") == load_recipe(shipped()["imdb"]) == load_recipe(Path("imdb"))
+    (tmp_path / "yelp").write_text(GOOD)
+    assert load_recipe("yelp") == load_recipe(tmp_path / "yelp") != load_recipe(shipped()["yelp"])
+    for unknown in ("imbd", "recipes/imdb.yaml", "imdb.yaml", "sub/imdb"):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(unknown)
+        assert caught.value.problems == (
+            f"{unknown}: No such file or directory; recipes that come with distill: imdb, yelp, yelp-full",
+        )

@@ -13,7 +13,7 @@ import onnxruntime
 from distill.errors import DeviceError
 from distill.machine.devices import Device
 
-OPENVINO_EXTRA = 'pip install "distill[openvino]"'
+OPENVINO_EXTRA = "pip install openvino nncf"
 FOR_CPUS = ("onnx-int8", "openvino-bf16", "openvino-int8")  # formats that run on no other device
 _FIRST_TENSOR = threading.Lock()
 

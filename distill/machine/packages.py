@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
-SWEEP_EXTRA = 'pip install "distill[sweep]"'
+SWEEP_EXTRA = "pip install optuna"
 # The same module under another name.
 INSTEAD = {"onnxruntime": ("onnxruntime-gpu",)}
 # Distributions that spoil each other, and how to mend it.

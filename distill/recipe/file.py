@@ -12,7 +12,6 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,20 +25,14 @@ from distill.errors import STEERING, RecipeError, one_line
 from distill.recipe import training_fields as training_arguments
 from distill.recipe.schema import Recipe
 from distill.recipe.section import Section
+from distill.recipe.shipped import recipe_file, shipped
 
-BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}
-DEEPEST = 100  # open brackets; a recipe has two or three
+DEEPEST = 100  # a recipe has four or five levels
 SECRETS = ("token", "secret", "password")  # keys whose values are not repeated
 MOST_VALUES = 100_000  # once aliases are written out; a recipe has some dozens
 MAX_RECIPE_BYTES = 1_000_000  # far above any recipe; keeps a data file given by mistake from being parsed as YAML
-# In one file both are an error, but --set of one drops the other that the file holds.
-_EXCLUSIVE = {
-    ("data", "dataset"): ("data", "files"),
-    ("data", "files"): ("data", "dataset"),
-    ("student", "model"): ("student", "layers", "config"),
-    ("student", "layers"): ("student", "model", "config"),
-    ("student", "config"): ("student", "model", "layers"),
-}
+# In one file two of them are an error, but --set of one drops the others that the file holds.
+_EXCLUSIVE = {"data": ("dataset", "files"), "student": ("model", "layers", "config")}
 KeyPath = tuple[str | int, ...]
 LABEL_NAMES = ("data", "label_names")
 
@@ -54,11 +47,12 @@ class Place(NamedTuple):
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in the YAML file `path` with `overrides` ("dotted.key=YAML value") on top, defaults filled in.
 
+    `path` may be the name of a recipe that comes with distill. Paths in a recipe start at the working directory.
     Raises `RecipeError` with every mistake: unreadable file, YAML fault, unknown key, wrong type or value, unknown
     TrainingArguments field.
     """
-    text = _read(path)
-    values, lines = _parse(text, str(path))
+    path = recipe_file(path)
+    values, lines = _parse_file(path)
     places: dict[KeyPath, Place] = {at: Place(line, f"{path}:{line}") for at, line in lines.items()}
     mistakes: list[tuple[int, str]] = []
     for override in overrides:
@@ -66,7 +60,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             key, value = _parse_override(override)
             _put(values, key, value)
         except ValueError as error:
-            mistakes.append((0, f"--set {override[:100]}: {error}"))
+            mistakes.append((0, f"--set {override[:100]}: {one_line(error)}"))
             continue
         is_secret = key[-1].lower().split("_")[-1] in SECRETS
         places[key] = Place(0, f"--set {'.'.join(key)}" if is_secret else f"--set {override}")
@@ -94,14 +88,15 @@ def dump_recipe(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-def _read(path: Path | str) -> str:
+def _read(path: Path) -> str:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_RECIPE_BYTES + 1)
-    except IsADirectoryError:
-        raise RecipeError(f"{path}: a folder, not a recipe file") from None
+    except FileNotFoundError as error:
+        known = ", ".join(shipped())
+        raise RecipeError(f"{path}: {error.strerror}; recipes that come with distill: {known}") from None
     except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}", hint="recipes that come with distill are in recipes/") from None
+        raise RecipeError(f"{path}: {error.strerror}") from None
     if len(content) > MAX_RECIPE_BYTES:
         raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, which no recipe is")
     try:
@@ -110,27 +105,19 @@ def _read(path: Path | str) -> str:
         raise RecipeError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
-def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
-    """Return the plain values of a YAML text and the line (from 1) of each key path."""
-    if _is_too_deep(text):
-        raise RecipeError(f"{name}: nested too deeply for a recipe")
+def _parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     try:
-        values = _plain(text)
-        root = YAML(typ="rt", pure=True).compose(text)
+        values, lines = _parse(_read(path))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}" if mark else name
+        place = f"{path}:{mark.line + 1}" if mark else path
         problem = (error.problem or str(error.context)).splitlines()[0]
         raise RecipeError(f"{place}: {problem}") from None
     except (YAMLError, ValueError) as error:  # e.g. a control character, or thousands of digits
-        raise RecipeError(f"{name}: {one_line(error)}") from None
-    except RecursionError:
-        raise RecipeError(f"{name}: nested too deeply for a recipe") from None
-    if _written_out(values) > MOST_VALUES:
-        raise RecipeError(f"{name}: its aliases write out to more values than any recipe has")
+        raise RecipeError(f"{path}: {one_line(error)}") from None
     if not isinstance(values, dict):
-        raise RecipeError(f"{name}: wants keys and values at the top (data:, teacher:, student: ...)")
-    return _as_written(values, root), dict(_lines(root, (), set()))
+        raise RecipeError(f"{path}: wants keys and values at the top (data:, teacher:, student: ...)")
+    return values, lines
 
 
 class _PlainValues(SafeConstructor):
@@ -142,55 +129,40 @@ for _kind in ("binary", "set", "omap", "pairs"):
     _PlainValues.add_constructor(f"tag:yaml.org,2002:{_kind}", SafeConstructor.construct_undefined)
 
 
-def _plain(text: str) -> Any:
-    yaml = YAML(typ="safe", pure=True)
+def _parse(text: str, at: KeyPath = ()) -> tuple[Any, dict[KeyPath, int]]:
+    """Return the plain values of a YAML text that stands at a key path, and the line (from 1) of each path in it.
+
+    Class names are as they stand in the text: TRUE, 007 and 1.0 are names there, and no YAML values.
+    """
+    yaml, lines = YAML(typ="safe", pure=True), {}
     yaml.Constructor = _PlainValues
-    return yaml.load(text)
+    try:
+        root = yaml.compose(text)
+        for count, (path, node) in enumerate(_nodes(root, at)):  # looked at before values are made, which may be many
+            if count == MOST_VALUES:
+                raise ValueError("more values than any recipe has, once its aliases are written out")
+            if len(path) > DEEPEST:
+                raise RecursionError
+            lines[path] = node.start_mark.line + 1
+            if path[:-1] == LABEL_NAMES and node.tag != "tag:yaml.org,2002:null" and isinstance(node, ScalarNode):
+                node.tag = "tag:yaml.org,2002:str"
+        return yaml.constructor.construct_document(root) if root else None, lines
+    except RecursionError:
+        raise ValueError("nested too deeply for a recipe") from None
 
 
-def _as_written(values: Any, node: Node | None, at: KeyPath = ()) -> Any:
-    """`values` with class names as they stand in the file: TRUE, 007 and 1.0 are names there, and no YAML values."""
-    if at == LABEL_NAMES and isinstance(values, list) and isinstance(node, SequenceNode):
-        return [
-            one if one is None or not isinstance(inner, ScalarNode) else inner.value
-            for one, inner in zip(values, node.value, strict=True)
-        ]
-    if len(at) < len(LABEL_NAMES) and isinstance(values, dict) and isinstance(node, MappingNode):
-        part = LABEL_NAMES[len(at)]
-        for key, inner in node.value:
-            if key.value == part and part in values:
-                values[part] = _as_written(values[part], inner, (*at, part))
-    return values
-
-
-def _is_too_deep(text: str) -> bool:
-    """The scanner takes the square of the depth: a file of brackets would keep it busy for hours before it gave up."""
-    steps = (BRACKETS.get(character, 0) for character in text)
-    return max(accumulate(steps, lambda depth, step: max(0, depth + step), initial=0)) > DEEPEST
-
-
-def _written_out(value: Any) -> int:
-    """How many values there are once each alias is replaced by what it stands for, counted no further than needed."""
-    inner, count = [value], 0
-    while inner and count <= MOST_VALUES:
-        one = inner.pop()
-        count += 1
-        inner += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
-    return count
-
-
-def _lines(node: Node | None, at: KeyPath, seen: set[int]) -> Iterator[tuple[KeyPath, int]]:
-    if id(node) in seen:  # an alias, perhaps of a node that holds it
-        return
-    seen.add(id(node))
+def _nodes(node: Node | None, at: KeyPath) -> Iterator[tuple[KeyPath, Node]]:
+    """Yield the path of each value and the node that it begins with, its key if it has one; an alias is written out."""
     if isinstance(node, MappingNode):
         for key, value in node.value:
-            yield (*at, str(key.value)), key.start_mark.line + 1
-            yield from _lines(value, (*at, str(key.value)), seen)
+            if not isinstance(key, ScalarNode):
+                raise MarkedYAMLError(problem="wants a name as key", problem_mark=key.start_mark)
+            yield (*at, key.value), key
+            yield from _nodes(value, (*at, key.value))
     elif isinstance(node, SequenceNode):
         for index, value in enumerate(node.value):
-            yield (*at, index), value.start_mark.line + 1
-            yield from _lines(value, (*at, index), seen)
+            yield (*at, index), value
+            yield from _nodes(value, (*at, index))
 
 
 def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
@@ -202,24 +174,19 @@ def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
         raise ValueError("wants dotted.key=value")
     if STEERING.search(key):
         raise ValueError("wants a key of letters and digits")
-    if len(parts) > DEEPEST or _is_too_deep(text):
+    if len(parts) > DEEPEST:
         raise ValueError("nested too deeply for a recipe")
     try:
-        value = _plain(text)
-        if parts == LABEL_NAMES[: len(parts)]:
-            value = _as_written(value, YAML(typ="rt", pure=True).compose(text), parts)
-    except (YAMLError, ValueError, RecursionError):
+        return parts, _parse(text, parts)[0]
+    except YAMLError:
         raise ValueError(f"{text[:50]!r} is not a YAML value") from None
-    if _written_out(value) > MOST_VALUES:
-        raise ValueError("its aliases write out to more values than any recipe has")
-    return parts, value
 
 
 def _put(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
-    for exclusive, dropped in _EXCLUSIVE.items():
-        section = values.get(dropped[0])
-        if key[: len(exclusive)] == exclusive and value is not None and isinstance(section, dict):
-            for name in dropped[1:]:
+    section, exclusive = values.get(key[0]), _EXCLUSIVE.get(key[0], ())
+    if isinstance(section, dict) and value is not None and set(key[1:2]) & set(exclusive):
+        for name in exclusive:
+            if name != key[1]:
                 section.pop(name, None)
     for part in key[:-1]:
         inner = values.setdefault(part, {})
@@ -242,7 +209,7 @@ def _validate(
 
     try:
         recipe, faults = _faults(values)
-    except ValueError as error:  # an alias that holds itself
+    except ValueError as error:  # thousands of digits, of a hexadecimal number
         raise RecipeError(f"{name}: {one_line(error)}") from None
     for at, problem in faults:
         report(at, problem)
@@ -258,7 +225,7 @@ def _faults(values: Mapping[str, Any]) -> tuple[Recipe | None, list[tuple[KeyPat
     recipe, faults = None, []
     try:
         # JSON mode, because strict mode takes a YAML list for a tuple only there.
-        recipe = Recipe.model_validate_json(json.dumps(values, default=str))
+        recipe = Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
         # pydantic marks a fault of a mapping's key, rather than of its value, by one more part.
         faults = [(tuple(p for p in fault["loc"] if p != "[key]"), _explain(fault)) for fault in error.errors()]
@@ -310,6 +277,8 @@ def _explain(fault: Any) -> str:
         return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; known: {', '.join(_keys(section))}"
     if fault["type"] == "missing":
         return "missing"
+    if fault["type"] == "json_invalid":  # nothing else that is read is not JSON
+        return "half a surrogate pair (\\ud800 to \\udfff) is no text"
     if fault["type"] == "value_error":  # our own validators say the value themselves
         return str(fault["ctx"]["error"])
     rule = fault["msg"][0].lower() + fault["msg"][1:]
