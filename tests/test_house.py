@@ -86,8 +86,9 @@ def test_every_recipe_says_how_to_run_it():
     assert {path.stem for path in recipes} == {"quickstart", "imdb", "yelp", "yelp-full"}
     for path in recipes:
         head = path.read_text().split("data:")[0]
-        assert f"distill run {path.stem if path.stem in shipped() else f'recipes/{path.name}'}" in head
-        assert path.name in (ROOT / "README.md").read_text()
+        name = path.stem if path.stem in shipped() else f"recipes/{path.name}"
+        assert f"distill run {name}" in head
+        assert f"| `{name}` |" in (ROOT / "README.md").read_text()
 
 
 def test_every_recipe_that_needs_no_files_comes_with_distill():
