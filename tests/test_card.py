@@ -1,4 +1,4 @@
-"""The model card: readable by the Hub's own library, true to metrics.json, and without a word of where it was made."""
+"""The model card: the Hub's own library reads it, its figures are those of metrics.json, and it has no local paths."""
 
 import json
 import re
@@ -14,13 +14,13 @@ from distill.storage.run_folder import RunFolder
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, data):
-    """A recipe, its teacher and a student of it."""
+    """A folder with a recipe, the recipe's teacher and its student."""
     folder = tmp_path_factory.mktemp("card")
     model = make_classifier(folder / "some-bert")
-    write_reviews(folder / "validation.csv", 100, seed=9, mislabelled=20)  # for a temperature to make up for
+    write_reviews(folder / "validation.csv", 100, seed=9, mislabelled=20)  # so that the fitted temperature is not 1
     training = {"num_train_epochs": 1, "learning_rate": 3e-3, "per_device_train_batch_size": 16}
     sure = training | {"num_train_epochs": 10, "load_best_model_at_end": False}
-    idle = training | {"learning_rate": 1e-9}  # a student of random weights, which stays one
+    idle = training | {"learning_rate": 1e-9}  # the student keeps its random weights
     files = {"train": data / "train.csv", "validation": folder / "validation.csv", "test": data / "test.csv"}
     files = {split: str(path) for split, path in files.items()}
     recipe = {
@@ -48,7 +48,7 @@ def test_the_hub_reads_it_and_its_figures_are_those_of_the_run(world):
         assert found.data.pipeline_tag == "text-classification" and found.data.model_name == made.path.name
 
 
-def test_it_says_what_was_made_of_what(world):
+def test_it_names_the_teachers_and_the_data(world):
     _, teacher, student = world
     text = student.card.read_text()
     assert "It was distilled from `my-teacher`." in text and "some-bert" in teacher.card.read_text()
@@ -64,7 +64,7 @@ def test_a_student_that_learned_nothing_says_so_in_the_log_in_its_figures_and_on
     assert (world[0] / "student.log").read_text().splitlines().count(f"student: {said}") == 1
 
 
-def test_no_path_of_the_machine_is_in_it_and_its_recipe_is_one(world, tmp_path):
+def test_it_has_no_local_path_and_its_recipe_is_valid(world, tmp_path):
     folder, teacher, student = world
     for made in (teacher, student):
         text = made.card.read_text()
@@ -75,7 +75,7 @@ def test_no_path_of_the_machine_is_in_it_and_its_recipe_is_one(world, tmp_path):
         assert commands.check(tmp_path / "recipe.yaml").data.max_tokens == 32
 
 
-def test_the_learning_curve_lies_beside_it(world):
+def test_the_learning_curve_is_beside_it(world):
     for made in world[1:]:
         assert (
             made.learning_curve.read_bytes().startswith(b"\x89PNG") and "(learning_curve.png)" in made.card.read_text()

@@ -1,4 +1,4 @@
-"""Which model is chosen within a budget, and what is said where none is."""
+"""The model that is chosen, with and without a budget, and what the report says if none can be."""
 
 import pytest
 from test_page import ROWS
@@ -6,7 +6,7 @@ from test_page import ROWS
 from distill.errors import BudgetError
 from distill.report.choice import Budget, choose, pareto_front
 
-FIVE_FOLD = [1.0, 1.0, 9.0, 1.0, 30.0]  # a block of which two calls were disturbed
+FIVE_FOLD = [1.0, 1.0, 9.0, 1.0, 30.0]  # a block with two disturbed calls
 
 
 def chosen(rows, shape="1x128", budget=None, comparisons=(), share=0.5):
@@ -19,7 +19,7 @@ def chosen(rows, shape="1x128", budget=None, comparisons=(), share=0.5):
         (Budget(max_latency_ms=25.0), "student", "torch-fp32", "the most accurate model within 25 ms at 1x128 is"),
         (Budget(max_drop=0.03), "student", "onnx-int8", "the fastest model within 3 points of the teacher's accuracy"),
         (Budget(max_drop=0.025), "student", "torch-fp32", "the fastest model within 2.5 points"),
-        (Budget(100.0, 0.01), "teacher", "torch-fp32", "the fastest model within 100 ms at 1x128 and 1 points"),
+        (Budget(100.0, 0.01), "teacher", "torch-fp32", "the fastest model within 100 ms at 1x128 and 1 point of"),
         (Budget(5.0), "student", "onnx-int8", "within 5 ms"),  # a limit that is just met is met
     ],
 )
@@ -38,7 +38,7 @@ def test_a_budget_chooses_and_says_why(budget, role, format, why):
         (Budget(39.0, 0.001), ("teacher", "torch-fp32")),
     ],
 )
-def test_where_none_fits_the_one_least_over_is_named(budget, nearest):
+def test_if_none_is_within_the_budget_the_one_least_over_is_named(budget, nearest):
     choice = chosen(ROWS, "1x128", budget)
     assert choice["model"] is None and "no model is within" in choice["reason"]
     assert (choice["nearest"]["role"], choice["nearest"]["format"]) == nearest
@@ -53,7 +53,7 @@ def test_a_drop_counts_from_a_teacher():
         chosen(ROWS[1:3], "1x128", Budget(max_drop=0.01))
 
 
-def test_the_front_is_what_none_beats_in_both():
+def test_on_the_front_no_other_is_faster_and_more_accurate():
     front = pareto_front(ROWS, "1x128")
     assert [(row["role"], row["format"]) for row in front] == [
         ("student", "onnx-int8"), ("student", "torch-fp32"), ("teacher", "torch-fp32"),
@@ -75,19 +75,19 @@ def test_the_front_is_what_none_beats_in_both():
         ([{**ROWS[1], "role": "other"}], "1x128", "no teacher and no student was measured"),
     ],
 )
-def test_where_nothing_can_be_told_nothing_is_chosen(rows, shape, reason):
+def test_without_candidates_nothing_is_chosen(rows, shape, reason):
     assert chosen(rows, shape, Budget(5.0)) == {"model": None, "reason": reason, "unfit": []}
 
 
 def like(role, format=None, **changes):
-    """ROWS with changes to those of a role, or of one of its formats."""
+    """ROWS with `changes` in the rows of one role, or in one of its formats."""
     return [
         row | changes if row["role"] == role and format in (None, row["format"]) else row for row in ROWS
     ]  # fmt: skip
 
 
 def both(rows, *others):
-    """Rows of which those of a role are taken from each list in turn."""
+    """`rows`, each replaced by the row that one of `others` (see `like`) has changed."""
     return [next((other[at] for other in others if other[at] is not ROWS[at]), row) for at, row in enumerate(rows)]
 
 
@@ -97,39 +97,39 @@ def against_control(gain, p_value):
 
 CONSTANT = {"classes_answered": 1, "accuracy": 0.5}
 WORSE = against_control(-0.13, 0.0004)
-ONE_ANSWER = "it gives one answer for every test text (50.00% of the test texts right; the commonest class alone gives"
-NO_BETTER = "it is no better than always giving the commonest answer (48.00% of the test texts right; the commonest"
+ONE_ANSWER = "it gives the same answer for every test text (50.00% accuracy; the most common class alone gives"
+NO_BETTER = "it is no better than always answering the most common class (48.00% accuracy; the most common class"
 BELOW = "it is 13.0 points below its control, the same model trained on labels alone (p < 0.001)"
-# Of each: rows, comparisons, budget; the role and format that are chosen; whose fault the answer begins with, what it
-# is and what is to be done.
+# Each: rows, comparisons, budget; the role and format that are chosen; the model that the answer begins with, its fault
+# and the cure.
 UNFIT = {
     "a constant student": (
-        like("student", **CONSTANT), (), None, None, "student", ONE_ANSWER, "distil it longer, at another learning",
+        like("student", **CONSTANT), (), None, None, "student", ONE_ANSWER, "distill it longer, at another learning",
     ),
-    "a student below the commonest class": (
-        like("student", accuracy=0.48), (), None, None, "student", NO_BETTER, "distil it longer, at another learning",
+    "a student below the most common class": (
+        like("student", accuracy=0.48), (), None, None, "student", NO_BETTER, "distill it longer, at another learning",
     ),
-    "a student at the commonest class": (
-        like("student", accuracy=0.5), (), None, None, "student", "it is no better than always giving", "distil it lon",
+    "a student at the most common class": (
+        like("student", accuracy=0.5), (), None, None, "student", "it is no better than always", "distill it longer",
     ),
     "a student that may answer by chance": (
-        like("student", chance_p_value=0.31), (), None, None, "student", "it may answer by chance (", "distil it lon",
+        like("student", chance_p_value=0.31), (), None, None, "student", "its answers may be chance (", "distill it",
     ),
     "an export that luck put above": (
-        like("student", "torch-fp32", accuracy=0.48), (), None, None, "student", NO_BETTER, "distil it longer",
+        like("student", "torch-fp32", accuracy=0.48), (), None, None, "student", NO_BETTER, "distill it longer",
     ),
     "a student below its control": (
-        ROWS, WORSE, None, None, "student", BELOW, "take the control instead (distill export runs/control), or distil",
+        ROWS, WORSE, None, None, "student", BELOW, "take the control instead (distill export runs/control), or distill",
     ),
     "all at once": (
         both(ROWS, like("teacher", accuracy=0.48), like("student", **CONSTANT)), WORSE, None, None, "teacher",
-        NO_BETTER, "train it longer, at another learning rate or on more texts, then distil again. The student is not "
-        f"fit to ship: {ONE_ANSWER} 50.00%) and {BELOW}; what to do: take the control instead (distill export "
-        "runs/control), or mend its teacher first, then distil again",
+        NO_BETTER, "train it longer, at another learning rate or on more texts, then distill again. The student is not "
+        f"fit to ship: {ONE_ANSWER} 50.00%) and {BELOW}. What to do: take the control instead (distill export "
+        "runs/control), or fix its teacher first, then distill again",
     ),
-    "a control that is no better than the commonest class either": (
+    "a control that is no better than the most common class either": (
         both(ROWS, like("control", accuracy=0.49), like("student", accuracy=0.36)), WORSE, None, None, "student",
-        "it is no better than always", "distil it longer, at another learning rate",
+        "it is no better than always", "distill it longer, at another learning rate",
     ),
     "one export alone": (
         like("student", "onnx-int8", **CONSTANT), (), None, ("student", "torch-fp32"), "student in runs/student/onnx",
@@ -140,11 +140,11 @@ UNFIT = {
     ),
     "one student of two": (
         [*like("student", **CONSTANT), ROWS[1] | {"model": "runs/b", "folder": "runs/b"}], (), None,
-        ("student", "torch-fp32"), "student in runs/student", ONE_ANSWER, "distil it longer",
+        ("student", "torch-fp32"), "student in runs/student", ONE_ANSWER, "distill it longer",
     ),
     "a budget that the teacher is within": (
         like("student", **CONSTANT), (), Budget(100.0, 0.5), ("teacher", "torch-fp32"), "student", ONE_ANSWER,
-        "distil it longer, at another learning rate or with more layers. The fastest model within 100 ms at 1x128 and",
+        "distill it longer, at another learning rate or with more layers. The fastest model within 100 ms at 1x128 and",
     ),
     "a budget that only unfit models are within": (
         both(ROWS, like("teacher", accuracy=0.48), like("student", **CONSTANT)), (), Budget(100.0, 0.5), None,
@@ -154,12 +154,12 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_what_is_not_fit_is_not_shipped_and_the_answer_begins_with_it(name):
+def test_an_unfit_model_is_not_shipped_and_the_answer_begins_with_it(name):
     rows, comparisons, budget, expected, who, why, cure = UNFIT[name]
     choice = chosen(rows, budget=budget, comparisons=comparisons)
     assert ((choice["role"], choice["format"]) if choice["model"] else None) == expected
     assert choice["reason"].startswith(f"the {who}")
-    assert f" is not fit to ship: {why}" in choice["reason"] and f"; what to do: {cure}" in choice["reason"]
+    assert f" is not fit to ship: {why}" in choice["reason"] and f". What to do: {cure}" in choice["reason"]
     assert "nearest" not in choice and choice["unfit"]
     for found in choice["unfit"]:
         assert set(found) == {"role", "model", "folder", "why", "cure"}
@@ -177,56 +177,54 @@ def test_a_student_that_is_not_significantly_below_its_control_is_shipped(compar
     assert choice["reason"].startswith("the fastest student")
 
 
-def test_what_is_not_fit_is_not_the_nearest_either():
+def test_an_unfit_model_is_not_the_nearest_either():
     choice = chosen(like("student", "onnx-int8", **CONSTANT), budget=Budget(4.0))
     assert (choice["nearest"]["role"], choice["nearest"]["format"]) == ("student", "torch-fp32")
     assert choice["reason"].startswith("the student in runs/student/onnx-int8 is not fit to ship")
 
 
-def test_nobody_is_measured_by_a_teacher_that_learned_nothing():
+def test_no_accuracy_is_a_share_of_an_unfit_teachers():
     choice = chosen(like("teacher", accuracy=0.48))
     assert "accuracy_of_teacher" not in choice and "of the teacher's accuracy" not in choice["reason"]
-    assert "8.0 x (8.0 to 8.0) the teacher's speed" in choice["reason"]
+    assert "8.0 x (8.0 to 8.0) the speed of the teacher" in choice["reason"]
 
 
 def timed(*blocks):
-    """Latencies as `time_in_turn` leaves them: five calls for each block."""
+    """Latencies as `time_in_turn` returns them: five calls for each block."""
     return {"1x128": {"p50": blocks[0], "p95": 0, "p99": 0, "raw": [ms * n for ms in blocks for n in FIVE_FOLD]}}
 
 
-# Of each: the teacher's and the student's milliseconds in each block, the speed-up with its range, and the words.
+# Each: the teacher's and the student's milliseconds in each block, the speed-up with its range, and the words.
 SPEEDS = {
-    "a quiet machine": ([40, 42, 38], [10, 10, 10], (4.0, 3.8, 4.2), "4.0 x (3.8 to 4.2) its speed over 3 blocks of"),
-    "both slow down together": ([40, 80, 40], [10, 20, 10], (4.0, 4.0, 4.0), "4.0 x (4.0 to 4.0) its speed over 3"),
+    "a quiet machine": ([40, 42, 38], [10, 10, 10], (4.0, 3.8, 4.2), "4.0 x (3.8 to 4.2) the speed of the teacher in"),
+    "both slow down together": ([40, 80, 40], [10, 20, 10], (4.0, 4.0, 4.0), "on cpu, over 3 blocks of calls"),
     "one block": (
-        [40], [10], (4.0, 4.0, 4.0), "; 97.8% of the teacher's accuracy (90.00%); benchmark.rounds: 15 or more",
+        [40], [10], (4.0, 4.0, 4.0), "accuracy (90.00%). To learn its speed-up, set benchmark.rounds to 15 or",
     ),
     "one disturbed block of five": (
-        [40, 40, 70, 40, 40], [10] * 5, (4.0, 4.0, 7.0), "4.0 x (4.0 to 7.0) its speed over 5 blocks of calls",
+        [40, 40, 70, 40, 40], [10] * 5, (4.0, 4.0, 7.0), "4.0 x (4.0 to 7.0) the speed of the teacher in",
     ),
     "work that comes and goes": (
         [40, 1_000, 1_011, 1_020], [10, 10, 10, 10], (100.55, 4.0, 102.0),
-        "4.0 to 102.0 x its speed over 4 blocks of calls (torch-fp32 on cpu), blocks that scatter too much for one",
+        "4.0 to 102.0 x the speed of the teacher in torch-fp32 on cpu, over 4 blocks of calls. The blocks scatter too",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPEEDS)
-def test_a_speed_up_has_its_spread_and_no_figure_where_blocks_scatter(name):
+def test_a_speed_up_has_its_spread_and_no_figure_if_blocks_scatter(name):
     teacher, student, (median, low, high), words = SPEEDS[name]
     rows = [ROWS[0] | {"latency_ms": timed(*teacher)}, ROWS[1] | {"latency_ms": timed(*student)}]
     choice = chosen(rows)
     assert choice["speedup_over_teacher"] == pytest.approx(median)
     assert choice["speedup_over_teacher_range"] == pytest.approx([low, high])
     assert choice["speedup_blocks"] == len(teacher) and words in choice["reason"]
-    assert "100." not in choice["reason"]  # a median of blocks that scatter is no figure to quote
+    assert "100." not in choice["reason"]  # the median of blocks that scatter is not quoted
 
 
-def test_what_is_the_smaller_model_has_its_spread_too():
+def test_the_speed_up_of_the_smaller_model_has_its_spread_too():
     rows = [row | {"latency_ms": timed(*blocks)} for row, blocks in zip(ROWS, ([40, 42, 44], [20] * 3, [5] * 3))]
     choice = chosen(rows)
-    speed = (
-        "8.4 x (8.0 to 8.8) its speed over 3 blocks of calls (torch-fp32 on cpu), of which 2.1 x (2.0 to 2.2) is the"
-    )
-    assert f"{speed} smaller model, the rest its export" in choice["reason"]
+    assert "runs at 8.4 x (8.0 to 8.8) the speed of the teacher in torch-fp32 on cpu" in choice["reason"]
+    assert "The smaller model alone gives 2.1 x (2.0 to 2.2); the rest comes from its export" in choice["reason"]
     assert choice["speedup_of_the_student_itself_range"] == pytest.approx([2.0, 2.2])

@@ -504,7 +504,7 @@ def test_a_budget_that_none_meets_exits_2_with_the_nearest_and_leaves_the_report
     assert (
         "error: report: no model is within 0.001 ms at 1x8 and 20 points of the teacher's accuracy; the nearest" in err
     )
-    assert "No model fits" in (tmp_path / "report" / "report.html").read_text()
+    assert "No model is within the limits" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_a_student_that_gives_one_answer_is_not_shipped_however_fast(finished, tmp_path):
@@ -516,10 +516,10 @@ def test_a_student_that_gives_one_answer_is_not_shipped_however_fast(finished, t
     save_file(found, student / "model.safetensors", metadata={"format": "pt"})
     seal(student)
     code, out, _ = run("report", finished[0] / "out" / "teacher", student, "--output", tmp_path / "report")
-    assert code == 0 and "\nthe student is not fit to ship: it gives one answer for every test text (50.00%" in out
-    assert "distil it longer" in out and "it lies in" not in out
+    assert code == 0 and "\nthe student is not fit to ship: it gives the same answer for every test text (50.00%" in out
+    assert "distill it longer" in out and "it lies in" not in out
     code, _, err = run("report", student, "--output", tmp_path / "report", "--max-latency-ms", "1000")
-    assert code == 2 and "error: report: the student is not fit to ship: it gives one answer" in err
+    assert code == 2 and "error: report: the student is not fit to ship: it gives the same answer" in err
 
 
 def test_unsure_texts_are_answered_by_the_teacher(finished):

@@ -1,4 +1,4 @@
-"""The report's page: it says what report.json says, asks for nothing, and shows hostile texts as texts."""
+"""The report's page: it has the figures of report.json, loads nothing, and shows hostile texts as texts."""
 
 import json
 import re
@@ -53,7 +53,7 @@ LOG = [
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A report with every part, whose texts, labels and folders attack the page."""
+    """A report with every part; its texts, labels and folders attack the page."""
     folder = tmp_path_factory.mktemp("report")
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 2, 100)
@@ -105,14 +105,13 @@ def page(report):
     return parser
 
 
-def test_what_users_wrote_is_text_and_nothing_is_fetched(page, record_property):
+def test_user_text_is_shown_as_text_and_nothing_is_fetched(page, record_property):
     assert "script" not in page.tags and "img" not in page.tags
     assert not [value for name, value in page.attributes if name.startswith("on")]
     wanted = [value for name, value in page.attributes if name in ("src", "href", "xlink:href") if value[0] != "#"]
     assert not wanted
-    assert (
-        "".join(page.text).count(HOSTILE) >= 11
-    )  # text, labels, note, recipe, condition, trials: as they were written
+    # Unchanged in the text, the labels, the note, the recipe, a condition and the trials.
+    assert "".join(page.text).count(HOSTILE) >= 11
     record_property("attacks refused", 1)
 
 
@@ -133,7 +132,7 @@ def test_the_figures_are_those_of_the_json(report, page):
     assert "Ship onnx-int8" in text and "87.0%" in text and "8.0 x (8.0 to 8.0) the teacher's speed" in text
 
 
-def test_every_part_has_its_picture_and_no_id_stands_twice(report):
+def test_every_part_has_its_picture_and_every_id_is_unique(report):
     html = (report[0] / "report.html").read_text()
     assert html.count("<svg") == 5
     svg_ids = re.findall(r' id="([^"]+)"', html)
@@ -146,16 +145,15 @@ def test_a_report_without_logs_exports_or_shapes_is_still_a_page(tmp_path):
         tmp_path, Findings([{**ROWS[1], "latency_ms": {}}], ENVIRONMENT, ["1x512"], [], label_names=["a", "b"])
     )
     html = (tmp_path / "report.html").read_text()
-    assert "Nothing to choose" in html and "<svg" in html
+    assert "No model can be chosen" in html and "<svg" in html
 
 
-def test_where_no_model_fits_the_page_says_so_and_names_the_nearest(tmp_path):
+def test_if_no_model_is_within_the_limits_the_page_says_so_and_names_the_nearest(tmp_path):
     found = write_report(tmp_path, Findings(ROWS, ENVIRONMENT, SHAPES, [], label_names=["a", "b"]), Budget(4.0))
     assert found["choice"]["model"] is None and found["choice"]["nearest"]["format"] == "onnx-int8"
     html = (tmp_path / "report.html").read_text()
-    assert (
-        "No model fits" in html and "No model is within 4 ms at 1x128; the nearest is the student as onnx-int8" in html
-    )
+    assert "<h1>No model is within the limits</h1>" in html
+    assert "No model is within 4 ms at 1x128; the nearest is the student as onnx-int8" in html
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

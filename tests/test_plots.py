@@ -1,4 +1,4 @@
-"""Pictures look as they do whatever settings lie about, and names in them are names."""
+"""Pictures do not depend on a user's matplotlib settings, and names in them are never read as formulas."""
 
 import os
 import subprocess

@@ -46,16 +46,16 @@ def test_the_choice_is_the_fastest_student_and_its_numbers_are_those_of_the_rows
         "5.0 ms",
         "8.0 x",
         "96.7%",
-        "of which 2.0 x (2.0 to 2.0) is the smaller model",
+        "The smaller model alone gives 2.0 x (2.0 to 2.0)",
     ):
         assert fact in choice["reason"]
 
 
-def test_the_smaller_model_gets_no_share_where_its_own_is_not_known_or_all_there_is():
+def test_the_smaller_models_share_is_left_out_if_it_is_unknown_or_the_whole():
     torch_student, teacher = ROWS[1], ROWS[0]
     for rows in ([teacher, torch_student], [teacher, ROWS[2]]):
         choice = choose(rows, "1x128", commonest_share=0.4)
-        assert "of which" not in choice["reason"] and "speedup_of_the_student_itself" not in choice
+        assert "smaller model" not in choice["reason"] and "speedup_of_the_student_itself" not in choice
 
 
 def test_test_accuracy_does_not_choose():
@@ -63,7 +63,7 @@ def test_test_accuracy_does_not_choose():
     assert choose(worse, "1x128", commonest_share=0.4)["format"] == "onnx-fp16"
 
 
-def test_nothing_is_chosen_where_no_student_was_measured():
+def test_nothing_is_chosen_if_no_student_was_measured():
     assert choose(ROWS[:1], "1x128", commonest_share=0.4) == {
         "model": None, "reason": "no student was measured", "unfit": [],
     }  # fmt: skip
@@ -115,11 +115,11 @@ def comparison(gain, low, high, p_value):
         ),
     ],
 )
-def test_what_the_control_says_is_one_sentence_whatever_it_is(numbers, sentence):
+def test_a_comparison_with_the_control_is_one_sentence_whatever_it_found(numbers, sentence):
     assert control_sentence(comparison(*numbers)) == sentence
 
 
-def test_the_sentence_stands_right_after_the_answer(tmp_path):
+def test_the_sentence_comes_right_after_the_answer(tmp_path):
     found = comparison(0.019, 0.008, 0.030, 0.0012)
     rows = [*ROWS, row("control", "torch-fp32", 20.0, 0.86)]
     report = write_report(tmp_path, Findings(rows, ENVIRONMENT, ["1x128"], [], comparisons=[found]))
@@ -129,12 +129,12 @@ def test_the_sentence_stands_right_after_the_answer(tmp_path):
     assert "fastest student" in paragraphs[1] and paragraphs[2] == control_sentence(found)
 
 
-def test_what_is_not_fit_to_ship_is_the_first_thing_that_is_said(tmp_path, capsys):
+def test_an_unfit_model_is_the_first_thing_in_the_report(tmp_path, capsys):
     found = comparison(-0.13, -0.16, -0.10, 0.0004)
     constant = {"accuracy": 0.4, "accuracy_ci95": [0.3, 0.5], "classes_answered": 1}
     rows = [ROWS[0], *(row | constant for row in ROWS[1:])]
     report = write_report(tmp_path, Findings(rows, ENVIRONMENT, ["1x128"], [], comparisons=[found]))
-    said = "The student is not fit to ship: it gives one answer for every test text (40.00% of the test texts right"
+    said = "The student is not fit to ship: it gives the same answer for every test text (40.00% accuracy; "
     assert report["choice"]["model"] is None
     assert [unfit["folder"] for unfit in report["choice"]["unfit"]] == ["runs/student"]
     assert (tmp_path / "report.md").read_text().split("\n\n")[1].startswith(said)
@@ -146,14 +146,14 @@ def test_what_is_not_fit_to_ship_is_the_first_thing_that_is_said(tmp_path, capsy
     assert said.startswith("the student is not fit to ship") and "it lies in" not in said
 
 
-def test_each_of_several_controls_says_of_which_student_it_speaks(tmp_path):
+def test_if_there_are_several_controls_each_sentence_names_its_student(tmp_path):
     found = [comparison(0.019, 0.008, 0.030, 0.0012) | {"student": name} for name in ("runs/a", "runs/b")]
     write_report(tmp_path, Findings(ROWS, ENVIRONMENT, ["1x128"], [], comparisons=found))
     text = (tmp_path / "report.md").read_text()
     assert "runs/a: Distilling gained" in text and "runs/b: Distilling gained" in text
 
 
-def test_without_a_control_nothing_is_said_of_it(tmp_path):
+def test_without_a_control_there_is_no_sentence(tmp_path):
     assert write_report(tmp_path, Findings(ROWS, ENVIRONMENT, ["1x128"], []))["controls"] == []
     assert "labels alone" not in (tmp_path / "report.md").read_text()
 
@@ -178,7 +178,7 @@ def test_a_shape_that_a_model_cannot_take_is_a_dash_in_its_row():
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_without_a_shape_that_fits_all_there_is_no_picture(tmp_path):
+def test_without_a_shape_that_fits_every_model_there_is_no_picture(tmp_path):
     write_report(
         tmp_path, Findings([row("student", "onnx-fp32", 9.0, 0.88, latency_ms={})], ENVIRONMENT, ["1x512"], [])
     )
@@ -186,7 +186,7 @@ def test_without_a_shape_that_fits_all_there_is_no_picture(tmp_path):
     assert "png" not in (tmp_path / "report.md").read_text()
 
 
-def test_latencies_that_scatter_are_said_to(tmp_path):
+def test_latencies_that_scatter_have_a_note(tmp_path):
     calm = write_report(tmp_path / "calm", Findings(ROWS, ENVIRONMENT, ["1x128"], []))
     assert calm["notes"] == [] and calm["choice"]["folder"] == "runs/student/export/onnx-int8"
     latency = {"1x128": {"p50": 5.0, "p95": 40.0, "p99": 50.0, "raw": [5.0] * 15}}
@@ -196,9 +196,12 @@ def test_latencies_that_scatter_are_said_to(tmp_path):
     assert note in (tmp_path / "busy" / "report.html").read_text()
 
 
-def test_a_search_says_where_its_best_trial_is_level_with_others_and_where_nothing_came_of_it():
+def test_a_search_says_if_its_best_trial_is_tied_and_if_all_failed():
     trials = [{"number": n, "objective": value} for n, value in enumerate((0.5, 0.9, 0.9, None), start=1)]
     found = {"stage": "student", "metric": "accuracy", "trials": trials, "best": 2}
-    assert "Trial 2 of 4 was best, with a validation accuracy of 0.9000, level with 1 more" in sweep_sentence(found)
-    assert "level" not in sweep_sentence(found | {"trials": trials[:2]})
-    assert sweep_sentence(found | {"trials": trials[3:], "best": None}) == "None of 1 trials came to anything."
+    assert (
+        "Trial 2 of 4 was best, with a validation accuracy of 0.9000, the first of 2 that reached it."
+        in sweep_sentence(found)
+    )
+    assert "the first of" not in sweep_sentence(found | {"trials": trials[:2]})
+    assert sweep_sentence(found | {"trials": trials[3:], "best": None}) == "All trials failed (1)."

@@ -1,7 +1,7 @@
-"""Set up and run the quickstart: teacher, student, exports and report on reviews that come with the project.
+"""Run the quickstart in the project's own environment: teacher, student, exports and report on synthetic reviews.
 
 usage: python3 tools/demo.py [arguments for `distill run`]
-Needs Python 3.11 with venv and pip, and a network only to install.
+Needs Python 3.11 or newer with venv and pip. Only installing needs a network.
 """
 
 from __future__ import annotations

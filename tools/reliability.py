@@ -1,10 +1,10 @@
-"""What the tests of reliability did, counted by the tests themselves, as the table in docs/reliability.md.
+"""Write the table in docs/reliability.md: what the reliability tests tried, and what they counted.
 
 usage: python3 tools/reliability.py [--soak SOAK.json] [--fuzz deep]
 
-Runs the test files below in both tiers; what they note (pytest's record_property) is added up, and the table between
-the marks in docs/reliability.md is written anew, with docs/results/reliability.json beside it. Where a test fails,
-nothing is written. SOAK.json is the last line of tools/benchmarks/soak.py.
+Runs the test files below, slow tests included, and adds up what they count (pytest's record_property). Then it writes
+docs/results/reliability.json and the table between the marks in docs/reliability.md. If a test fails, nothing is
+written. SOAK.json is the last line of the output of tools/benchmarks/soak.py.
 """
 
 from __future__ import annotations
@@ -27,32 +27,34 @@ from distill.machine.provenance import now, versions
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- from tools/reliability.py -->\n", "<!-- to here -->\n"
-# Test files in the order of the page, and what each tried.
+# Test files in the order of the page, and what each tries.
 FILES = {
     "test_kills": "kill -9 at random moments of a run, and while files are written",
     "test_run_folder": "damaged checkpoints, second runs",
     "test_damage": "damaged results, moved runs, divergence",
-    "test_files": "power cuts, and files that come together",
+    "test_files": "power cuts, and files that are replaced together",
     "test_disk_full": "a disk that is full at any write",
     "test_bad_recipes": "recipes and --set",
     "test_bad_data": "data files",
-    "test_tables": "tables that are not what they seem",
-    "test_bad_models": "models, pickles, code of strangers",
+    "test_tables": "misleading tables",
+    "test_bad_models": "models, pickles, untrusted code",
     "test_bad_commands": "command lines",
     "test_fuzz": "random recipes and data files (Hypothesis)",
     "test_any_text": "texts of any script and length, files of many rows",
     "test_private": "network and tokens",
     "test_page": "reviews that attack the report's page",
-    "test_plots": "names and settings that attack its pictures",
-    "test_terminal": "texts that steer a terminal, outputs that go away",
+    "test_plots": "names and settings that attack the report's pictures",
+    "test_terminal": "control characters in texts, closed outputs",
 }
 
 
 def main() -> None:
-    """Run, count, write."""
-    parser = argparse.ArgumentParser(description="The table of docs/reliability.md.")
-    parser.add_argument("--soak", type=Path)
-    parser.add_argument("--fuzz", default="default", help="a profile of Hypothesis: default or deep")
+    """Run the tests and write the table."""
+    parser = argparse.ArgumentParser(
+        description="Run the reliability tests and write the table in docs/reliability.md."
+    )
+    parser.add_argument("--soak", type=Path, help="file with the last line of tools/benchmarks/soak.py")
+    parser.add_argument("--fuzz", default="default", help="Hypothesis profile: default or deep")
     arguments = parser.parse_args()
     rows, result = [], {}
     for name, subject in FILES.items():
@@ -60,10 +62,10 @@ def main() -> None:
         result[name] = found
         noted = ", ".join(f"{key}: {value}" for key, value in found["noted"].items())
         rows.append({
-            "what is done to it": subject,
+            "tried": subject,
             "tests": found["tests"],
             "failed": found["failed"],
-            "counted by them": noted or "-",
+            "counted": noted or "-",
             "command": f"`pytest tests/{name}.py`",
         })  # fmt: skip
         print(f"{name}: {found}", file=sys.stderr)
@@ -73,7 +75,7 @@ def main() -> None:
     if arguments.soak:
         soak = json.loads(arguments.soak.read_text().splitlines()[-1])
         if not soak["is_flat"]:
-            sys.exit("the soak's memory grew; nothing was written")
+            sys.exit("memory grew in the soak; nothing was written")
         result["soak"] = soak
         table += (
             f"\n\nSoak: {soak['texts']} texts of 1 to {soak['max_words']:,} words through {soak['format']} in "
@@ -87,7 +89,7 @@ def main() -> None:
 
 
 def run(name: str, fuzz: str) -> dict[str, object]:
-    """Run a test file in both tiers; return its tests, failures and what they noted, added up."""
+    """Run a test file, slow tests included; return its tests, failures and the sums of what the tests counted."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"tests/{name}.py", f"--junitxml={log}"]
@@ -99,7 +101,7 @@ def run(name: str, fuzz: str) -> dict[str, object]:
     counts, said = Counter[str](), {}
     for noted in tree.iter("property"):
         key, value = noted.attrib["name"], noted.attrib["value"]
-        if key.startswith("hypothesis"):  # it notes its own statistics
+        if key.startswith("hypothesis"):  # its own statistics
             continue
         if value.isdigit():
             counts[key] += int(value)

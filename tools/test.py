@@ -1,4 +1,4 @@
-"""Set up and run the tests.
+"""Run the tests in the project's own environment.
 
 usage: python3 tools/test.py [--tier default|slow|gpu|network|all] [arguments for pytest]
 """
@@ -22,6 +22,6 @@ if arguments[:1] == ["--tier"]:
     tier, arguments = arguments[1] if len(arguments) > 1 else "", arguments[2:]
 if tier not in TIERS:
     sys.exit(f"error: --tier {tier}: not one of {', '.join(TIERS)}")
-# A worker a core, a file to a worker: what a file's tests share is made once. The longest come first (conftest.py).
+# One worker per core and one file per worker, so fixtures of a file are made once. Long files come first (conftest.py).
 shared = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
 sys.exit(environment.run("-m", "pytest", *shared, "-m", TIERS[tier], *arguments))

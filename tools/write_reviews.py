@@ -1,12 +1,12 @@
-"""Write the quickstart's data: synthetic reviews whose label must be worked out.
+"""Write the quickstart's data: synthetic reviews whose labels follow from the text.
 
 usage: python tools/write_reviews.py [--output DIR]
 
 A review speaks about aspects of one thing, such as the plot and the acting of a film. Each aspect has a score from
 -4 to 4, put into words in one of several ways: "was good", "was fairly lovely" and "never bothered me" are all
-favourable, to different degrees. The form of a sentence weighs the scores: what follows "but" counts three times, and
-a rumour that proves wrong counts the other way round. The sum over all sentences decides the label, so that counting
-good and bad words is not enough. The label is never drawn by chance: every text can be worked out.
+favorable, to different degrees. The form of a sentence weights the scores: what follows "but" counts three times, and
+a rumor that proves wrong counts with the opposite sign. The sum over all sentences decides the label, so counting good
+and bad words is not enough. No label is random: each one can be derived from its text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEED = 1
 TRAIN_ROWS, TEST_ROWS = 7000, 1000
 LABELS = ("negative", "positive")
 
-# Words by the score they stand for; each goes with every aspect.
+# Words by score; each fits every aspect.
 ADJECTIVES = {
     3: ("brilliant", "superb", "wonderful"),
     2: ("good", "lovely", "impressive"),
@@ -50,7 +50,7 @@ VERB_NEGATIONS = ("never", "hardly")
 
 
 class Form(NamedTuple):
-    """A sentence with room for one or two opinions, how often it is used, and how much each opinion counts."""
+    """A sentence pattern for one or two opinions, how often it is used, and the weight of each opinion."""
 
     pattern: str
     frequency: int
@@ -70,7 +70,7 @@ FORMS = (
 
 
 class Domain(NamedTuple):
-    """A kind of thing under review: its aspects, and remarks that say nothing about its quality."""
+    """A kind of product or place: its aspects, and neutral remarks about it."""
 
     aspects: tuple[str, ...]
     remarks: tuple[str, ...]
@@ -96,11 +96,11 @@ DOMAINS = (
 )
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 FRIENDS = ("sister", "brother", "mother", "father", "neighbour", "colleague")
-# Most reviews are short, as real ones are: how many sentences hold opinions, and how many are remarks.
+# Drawn from for each review: the number of sentences with opinions, and of remarks. Most reviews are short.
 OPINIONS = (1, 1, 1, 2)
 REMARKS = (0, 0, 1)
 
-# The least scores for two, three, four and five stars.
+# The lowest scores for two, three, four and five stars.
 STARS = (-3, -1, 2, 4)
 THREE_STARS = 2
 
@@ -112,9 +112,9 @@ BERT = {
     "num_attention_heads": 4,
     "intermediate_size": 384,
     "max_position_embeddings": 128,
-    # Wider than BERT's 0.02, which suits 768 dimensions: with 96 the first epochs would pass before anything is learnt.
+    # BERT's 0.02 suits 768 dimensions. With 96, the model would learn nothing in the first epochs.
     "initializer_range": 0.06,
-    # No dropout: on a CPU it takes a third of the time, and three epochs are too few to overfit much.
+    # No dropout: it takes a third of the time on a CPU, and three epochs are too few to overfit much.
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
@@ -129,7 +129,7 @@ VOCABULARY = 1000
 
 
 class Review(NamedTuple):
-    """A text and its latent score, below zero for an unfavourable one."""
+    """A text and its score, below zero if it is unfavorable."""
 
     text: str
     score: int
@@ -142,11 +142,11 @@ def join(openers: Iterable[str], words: Iterable[str]) -> list[str]:
 
 @cache
 def predicates(score: int) -> list[list[str]]:
-    """Return what can be said of an aspect with exactly this score, one list for each way to say it."""
+    """Return the predicates for an aspect with this score, one list for each way to say it."""
     sign = 1 if score > 0 else -1
     mild, clear, strong = (ADJECTIVES[sign * strength] for strength in (1, 2, 3))
     clear_verbs, strong_verbs = (VERBS[sign * strength] for strength in (2, 3))
-    # A negation says the opposite, and how firmly depends on the negation alone: "not terrible" is faint praise.
+    # The strength of a negation does not depend on the word that it negates: "not terrible" is faint praise.
     opposites = ADJECTIVES[-sign * 2] + ADJECTIVES[-sign * 3]
     opposite_verbs = VERBS[-sign * 2] + VERBS[-sign * 3]
     adjectives, verbs = {
@@ -159,7 +159,7 @@ def predicates(score: int) -> list[list[str]]:
 
 
 def compose(form: Form, scores: tuple[int, int], aspects: tuple[str, str], rng: random.Random) -> Review:
-    """Return one sentence of this form that gives the aspects their scores, with its own score."""
+    """Return one sentence of this form about the aspects, with the sentence's score."""
     first, second = (
         f"the {aspect} {rng.choice(rng.choice(predicates(score)))}" for aspect, score in zip(aspects, scores)
     )
@@ -168,7 +168,7 @@ def compose(form: Form, scores: tuple[int, int], aspects: tuple[str, str], rng: 
 
 
 def draw_scores(form: Form, mood: float, rng: random.Random) -> tuple[int, int]:
-    """Return two scores that follow the mood loosely; in a sentence that weighs them, they are of opposite sign."""
+    """Return two scores near the mood; if the form weights them differently, they have opposite signs."""
     first, second = (max(-4, min(4, round(rng.gauss(mood, 1.2)))) or rng.choice((-1, 1)) for _ in range(2))
     if form.second not in (0, form.first):
         second = -abs(second) if first > 0 else abs(second)
@@ -194,7 +194,7 @@ def write_review(rng: random.Random) -> Review:
 def write_reviews(count: int, seed: int, stars: bool = False) -> list[tuple[str, int]]:
     """Return distinct texts with labels: 0 negative and 1 positive, or 0 to 4 for one to five stars.
 
-    With two labels, reviews of three stars are left out, as nobody could say which label they deserve.
+    With two labels, reviews of three stars are left out, since neither label fits them.
     """
     rng = random.Random(seed)
     labels: dict[str, int] = {}
@@ -215,7 +215,7 @@ def write_rows(path: Path, rows: list[tuple[str, int]]) -> None:
 
 
 def write_bert(folder: Path, texts: list[str]) -> None:
-    """Write a small BERT's configuration and a tokenizer with the vocabulary of these texts; no weights."""
+    """Write the configuration of a small BERT and a tokenizer trained on these texts; no weights."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))
@@ -242,10 +242,10 @@ def write_bert(folder: Path, texts: list[str]) -> None:
 def main() -> None:
     """Write train.csv, test.csv and the folder bert."""
     parser = argparse.ArgumentParser(description="Write the data, configuration and vocabulary of the quickstart.")
-    parser.add_argument("--output", type=Path, default=QUICKSTART, metavar="DIR", help="the folder to write into")
+    parser.add_argument("--output", type=Path, default=QUICKSTART, metavar="DIR", help="folder to write to")
     output: Path = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
-    # One draw for both files, so that no text of the one is in the other.
+    # Both files come from one list of distinct texts, so they share no text.
     reviews = write_reviews(TRAIN_ROWS + TEST_ROWS, SEED)
     train, test = reviews[:TRAIN_ROWS], reviews[TRAIN_ROWS:]
     write_rows(output / "train.csv", train)

@@ -1,4 +1,4 @@
-"""The card of a run folder: what the model is, how good, made from what, and what it is not."""
+"""The model card of a run folder: the model, its figures, data and limits."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def card(
     sizes: Mapping[str, int],
     parents: Mapping[str, Any],
 ) -> str:
-    """Return a README.md in the Hub's format; `metrics` are those of metrics.json, `sizes` texts per split.
+    """Return a README.md in the Hub's format.
 
-    It is made to be published: of paths it has the last name alone.
+    `metrics` are the contents of metrics.json, `sizes` the number of texts per split. The card can be published: of
+    every path, it has only the last name.
     """
     public = with_last_names(recipe)
     data = public.data.dataset or ", ".join(public.data.files.model_dump(exclude_none=True).values())

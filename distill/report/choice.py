@@ -1,4 +1,4 @@
-"""Which of the measured models to ship, if any is fit to be, and why: within a budget, or the fastest student."""
+"""The model that a report recommends to ship, or the reasons why none is fit to ship."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from distill.errors import BudgetError
 from distill.machine.timing import Speedup, speedup
 
 Row = Mapping[str, Any]  # an entry of report.json's measurements, or of its controls
-LEAST_BLOCKS = 3  # of calls: with fewer, a speed-up has no spread to be told with
+LEAST_BLOCKS = 3  # of calls: with fewer, the spread of a speed-up is unknown
 SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a user can afford: median latency in ms at the first shape, and test accuracy lost against the teacher."""
+    """A user's limits: median latency in ms at the first shape, and test accuracy lost against the teacher."""
 
     max_latency_ms: float | None = None
     max_drop: float | None = None
 
     def check(self, roles: Iterable[str]) -> None:
-        """Raise `BudgetError` where models of these roles do not tell what is within it."""
+        """Raise `BudgetError` if the budget cannot be applied to models of these roles."""
         if self.max_drop is not None and "teacher" not in roles:
             raise BudgetError(
                 "--max-drop: counts from the teacher, which is not among these models", hint="name it too"
@@ -35,7 +35,7 @@ class Budget:
             overruns.append(row["latency_ms"][shape]["p50"] / self.max_latency_ms - 1)
         if self.max_drop is not None and teacher is not None:
             over = round(teacher["accuracy"] - row["accuracy"] - self.max_drop, 9)  # 0.9 - 0.87 is more than 0.03
-            overruns.append(over / (self.max_drop or 0.01))  # a limit of 0 has no share, so a point is as bad as one
+            overruns.append(over / (self.max_drop or 0.01))  # a limit of 0 has no share: one point over counts as 1
         return max(overruns)
 
 
@@ -47,21 +47,23 @@ def choose(
     commonest_share: float,
     comparisons: Sequence[Row] = (),
 ) -> dict[str, Any]:
-    """Return the model to ship, how it stands against the teacher's fastest torch, and the reason in words.
+    """Return the model to ship, its accuracy and speed-up against the fastest torch teacher, and the reason in words.
 
-    `measurements` are entries of report.json, `shape` the one that decides, `commonest_share` the share of the
-    commonest class among the test texts, `comparisons` students against their controls (see metrics.compare_paired),
-    each with the folders of its `student` and `control`.
+    `measurements` are entries of report.json. Latencies are compared at `shape`. `commonest_share` is the share of the
+    most common class among the test texts. `comparisons` are students against their controls (see
+    metrics.compare_paired), each with the folders of its `student` and `control`.
 
-    Some models are never chosen, and not `nearest` either: a teacher or student that gives one answer for every test
-    text, is not above `commonest_share` or may answer by chance, a student significantly below its control, and every
-    export of these. They
-    are in `unfit`, each with `role`, `model`, `folder`, `why` and `cure`, and `reason` begins with them.
+    Without a budget, the choice is the student that is fastest at `shape`. Its formats passed their proof on
+    validation, so test accuracy decides nothing. With a budget, teachers and students are candidates, and their test
+    accuracy is compared with the limit. The choice is the fastest one within the budget or, if accuracy is not limited,
+    the most accurate one. If none is within it, `model` is None and `nearest` is the one least over it.
 
-    Of the others, without a budget, it is the student that is fastest at `shape`: its formats passed their proof on
-    validation, so test accuracy chooses nothing. With one, test accuracy is held against the limit: of the teachers and
-    students within it the fastest, or, if accuracy is not limited, the most accurate. If none is, `model` is None and
-    `nearest` the one least over it.
+    Some models are never chosen, and are never `nearest`:
+    - a teacher or student that gives the same answer for every test text, is not above `commonest_share`, or whose
+      answers may be chance;
+    - a student that is significantly below its control;
+    - every export of these.
+    They are listed in `unfit`, each with `role`, `model`, `folder`, `why` and `cure`, and `reason` begins with them.
 
     The speed-up has its range over blocks of calls beside it (see timing.speedup). Raises `BudgetError` if accuracy is
     limited and no teacher was measured.
@@ -70,44 +72,34 @@ def choose(
     faulty = {found["folder"] for found in unfit}
     fit = [row for row in measurements if row["folder"] not in faulty and row["model"] not in faulty]
     found = _choose(measurements, fit, shape, budget)
-    sentences = [*(_verdict(one, measurements) for one in unfit), *filter(None, [found["reason"]])]
-    # The first in lower case and the last without its full stop, since whoever prints the reason adds to both.
-    reason = ". ".join([sentences[0], *(sentence[0].upper() + sentence[1:] for sentence in sentences[1:])])
+    parts = [*(_verdict(one, measurements) for one in unfit), *filter(None, [found["reason"]])]
+    # The first in lower case and the last without its full stop: the command line prints it after "error: report: ".
+    reason = ". ".join([parts[0], *(part[0].upper() + part[1:] for part in parts[1:])])
     return found | {"reason": reason, "unfit": unfit}
 
 
 def _choose(
     measurements: Sequence[Row], fit: Sequence[Row], shape: str | None, budget: Budget | None
 ) -> dict[str, Any]:
-    """The choice among the rows that are `fit`; its reason is empty if what is said of the others is all there is."""
+    """The choice among the rows that are `fit`; its reason is empty if there are candidates and none is fit."""
     torch_teachers = [row for row in measurements if row["role"] == "teacher" and row["format"].startswith("torch")]
-    students = [row for row in measurements if row["role"] == "student"]
     if not shape:
         return {"model": None, "reason": "no shape fits every model"}
-    # The fastest that still is the teacher: in half precision a model can come apart.
+    # The fastest that is as accurate as the others: half precision can change a model's answers.
     best_bound = max((row["accuracy_ci95"][0] for row in torch_teachers), default=0.0)
     able_teachers = [row for row in torch_teachers if row["accuracy_ci95"][1] >= best_bound]
     teacher = min(able_teachers, key=lambda row: _p50(row, shape), default=None)
-    if budget is None:
-        if not students:
-            return {"model": None, "reason": "no student was measured"}
-        able = [row for row in students if row in fit]
-        if not able:
-            return {"model": None, "reason": ""}
-        best = min(able, key=lambda row: _p50(row, shape))
-        found = _described(best, shape, teacher, measurements, fit)
-        reason = f"the fastest student at {shape} among the formats that passed their proof"
-        return found | {"reason": f"{reason}: {_facts(best, found, teacher)}"}
-    budget.check("teacher" for _ in torch_teachers)
-    roles = ("teacher", "student")
+    roles = ("teacher", "student") if budget else ("student",)
+    if budget:
+        budget.check("teacher" for _ in torch_teachers)
     if not any(row["role"] in roles for row in measurements):
-        return {"model": None, "reason": "no teacher and no student was measured"}
-    affordable = [row for row in fit if row["role"] in roles]
-    if not affordable:
+        return {"model": None, "reason": f"no {' and no '.join(roles)} was measured"}
+    candidates = [row for row in fit if row["role"] in roles]
+    if not candidates:
         return {"model": None, "reason": ""}
-    within = [row for row in affordable if budget.excess(row, shape, teacher) <= 0]
-    if not within:
-        nearest = min(affordable, key=lambda row: budget.excess(row, shape, teacher))
+    within = [row for row in candidates if not budget or budget.excess(row, shape, teacher) <= 0]
+    if budget and not within:
+        nearest = min(candidates, key=lambda row: budget.excess(row, shape, teacher))
         found = _described(nearest, shape, teacher, measurements, fit)
         return {
             "model": None,
@@ -115,21 +107,24 @@ def _choose(
             "reason": f"no model is within {_limits(budget, shape)}; the nearest is "
             + f"the {nearest['role']} as {_facts(nearest, found, teacher)}",
         }
-    if budget.max_drop is not None:
-        best, most = min(within, key=lambda row: _p50(row, shape)), "fastest"
-    else:
+    if budget and budget.max_drop is None:
         best, most = max(within, key=lambda row: (row["accuracy"], -_p50(row, shape))), "most accurate"
-    reason = f"the {most} model within {_limits(budget, shape)} is the {best['role']}"
+    else:
+        best, most = min(within, key=lambda row: _p50(row, shape)), "fastest"
     found = _described(best, shape, teacher, measurements, fit)
-    return found | {"reason": f"{reason} as {_facts(best, found, teacher)}"}
+    if budget:
+        subject = f"the {most} model within {_limits(budget, shape)} is the {best['role']} as"
+    else:
+        subject = f"the fastest student at {shape} among the formats that passed their proof is"
+    return found | {"reason": f"{subject} {_facts(best, found, teacher)}"}
 
 
 def _unfit(measurements: Sequence[Row], commonest_share: float, comparisons: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each model that is not fit to ship, and each export that is not though its model is; see `choose`."""
+    """The models that are not fit to ship, and the exports that are not although their model is; see `choose`."""
     below = {found["student"]: found for found in comparisons if found["gain"] < 0 and found["p_value"] < SIGNIFICANT}
     rows = [row for row in measurements if row["role"] in ("teacher", "student")]
     unfit: dict[str, dict[str, Any]] = {}
-    # Models before their exports: what is wrong with a model is wrong with all its exports, and said once.
+    # Models before their exports: a fault of a model is a fault of all its exports, and is reported once.
     for row in sorted(rows, key=lambda row: (row["role"] == "student", row["folder"] != row["model"])):
         if row["model"] in unfit or row["folder"] in unfit:
             continue
@@ -152,15 +147,15 @@ def _is_fit(model: str, measurements: Sequence[Row], commonest_share: float) -> 
 
 
 def _faults(row: Row, commonest_share: float) -> list[str]:
-    if commonest_share == 1:  # texts of one class say nothing of the others
+    if commonest_share == 1:  # test texts of one class cannot show a fault
         return []
-    figures = f"{row['accuracy']:.2%} of the test texts right; the commonest class alone gives {commonest_share:.2%}"
+    figures = f"{row['accuracy']:.2%} accuracy; the most common class alone gives {commonest_share:.2%}"
     if row["classes_answered"] == 1:
-        return [f"it gives one answer for every test text ({figures})"]
+        return [f"it gives the same answer for every test text ({figures})"]
     if row["accuracy"] <= commonest_share:
-        return [f"it is no better than always giving the commonest answer ({figures})"]
+        return [f"it is no better than always answering the most common class ({figures})"]
     if row["chance_p_value"] >= SIGNIFICANT:
-        return [f"it may answer by chance ({figures}; {shown_p(row['chance_p_value'])})"]
+        return [f"its answers may be chance ({figures}; {shown_p(row['chance_p_value'])})"]
     return []
 
 
@@ -172,27 +167,30 @@ def _loss(control: Row) -> str:
 
 
 def _cure(row: Row, control: str | None, *, is_export: bool, teacher_is_unfit: bool) -> str:
-    """What to do about a model that is not fit; `control` is the folder of a control that is better, and fit."""
+    """What to do about a model that is not fit; `control` is the folder of a control that is better and fit."""
     if row["role"] == "teacher":
-        return "train it longer, at another learning rate or on more texts, then distil again"
+        return "train it longer, at another learning rate or on more texts, then distill again"
     if is_export:
         return "ship another format of it, or export it again"
     take = f"take the control instead (distill export {control}), or " if control else ""
     if teacher_is_unfit:
-        return f"{take}mend its teacher first, then distil again"
+        return f"{take}fix its teacher first, then distill again"
     if control:
-        return f"{take}distil with a lower student.loss.soft_weight or from a better teacher"
-    return "distil it longer, at another learning rate or with more layers"
+        return f"{take}distill with a lower student.loss.soft_weight or from a better teacher"
+    return "distill it longer, at another learning rate or with more layers"
 
 
 def _verdict(found: Row, measurements: Sequence[Row]) -> str:
     several = len({row["model"] for row in measurements if row["role"] == found["role"]}) > 1
     place = f" in {found['folder']}" if several or found["folder"] != found["model"] else ""
-    return f"the {found['role']}{place} is not fit to ship: {found['why']}; what to do: {found['cure']}"
+    return f"the {found['role']}{place} is not fit to ship: {found['why']}. What to do: {found['cure']}"
 
 
 def pareto_front(measurements: Sequence[Row], shape: str) -> list[Row]:
-    """Return the models that no other beats in both median latency at `shape` and accuracy, fastest first."""
+    """Return the models for which no other is both faster at `shape` (median latency) and more accurate, fastest first.
+
+    Of two models that are equal in one of the two figures, only the better one in the other is on the front.
+    """
     front: list[Row] = []
     for row in sorted(measurements, key=lambda row: (_p50(row, shape), -row["accuracy"])):
         if not front or row["accuracy"] > front[-1]["accuracy"]:
@@ -206,13 +204,13 @@ def _described(
     found: dict[str, Any] = {name: row[name] for name in ("role", "model", "folder", "format", "device")}
     found["shape"] = shape
     if teacher is not None:
-        if teacher in fit:  # a share of the accuracy of a teacher that learned nothing is no praise
+        if teacher in fit:  # a share of an unfit teacher's accuracy would say nothing
             found["accuracy_of_teacher"] = row["accuracy"] / teacher["accuracy"]
         found |= _named("speedup_over_teacher", speedup(_raw(teacher, shape), _raw(row, shape)))
         like_teacher = {name: row[name] for name in ("role", "model")} | {n: teacher[n] for n in ("format", "device")}
         same = next((one for one in measurements if all(one[n] == value for n, value in like_teacher.items())), None)
         if row["role"] == "student" and same is not None and same is not row:
-            # The rest is the runtime's and the format's, which the teacher could have had too.
+            # The rest comes from the runtime and the format, which the teacher could use too.
             found |= _named("speedup_of_the_student_itself", speedup(_raw(teacher, shape), _raw(same, shape)))
     return found
 
@@ -234,24 +232,27 @@ def shown_speedup(found: Speedup) -> str:
 
 def _facts(row: Row, found: Row, teacher: Row | None) -> str:
     shape = found["shape"]
-    text = f"{row['format']} on {row['device']}: {row['accuracy']:.2%} accuracy, {row['size_bytes'] / 1e6:.1f} MB, "
-    text += f"{_p50(row, shape):.1f} ms at {shape}, {row['texts_per_second']:.0f} texts/s"
+    parts = [
+        f"{row['format']} on {row['device']}: {row['accuracy']:.2%} accuracy, {row['size_bytes'] / 1e6:.1f} MB, "
+        f"{_p50(row, shape):.1f} ms at {shape}, {row['texts_per_second']:.0f} texts/s"
+    ]
     if teacher is None or row is teacher:
-        return text
-    over, is_measure = speedup_in(found), "accuracy_of_teacher" in found
-    if is_measure:
-        text += f"; {found['accuracy_of_teacher']:.1%} of the teacher's accuracy ({teacher['accuracy']:.2%}) and "
+        return parts[0]
+    if "accuracy_of_teacher" in found:
+        parts.append(f"It has {found['accuracy_of_teacher']:.1%} of the teacher's accuracy ({teacher['accuracy']:.2%})")
+    over = speedup_in(found)
     if over.blocks < LEAST_BLOCKS:
-        return f"{text.removesuffix(' and ')}; benchmark.rounds: 15 or more would tell how many times as fast it is"
-    text += f"{shown_speedup(over)} its speed" if is_measure else f"; {shown_speedup(over)} the teacher's speed"
-    text += f" over {over.blocks} block{'s' if over.blocks > 1 else ''} of calls"
-    text += f" ({teacher['format']} on {teacher['device']})"
+        return ". ".join([*parts, "To learn its speed-up, set benchmark.rounds to 15 or more"])
+    parts.append(
+        f"It runs at {shown_speedup(over)} the speed of the teacher in {teacher['format']} on {teacher['device']}, "
+        f"over {over.blocks} blocks of calls"
+    )
     if over.is_scattered:
-        return f"{text}, blocks that scatter too much for one figure: measure again on a quiet machine"
-    if "speedup_of_the_student_itself" in found:
+        parts.append("The blocks scatter too much for a single figure: measure again on a quiet machine")
+    elif "speedup_of_the_student_itself" in found:
         itself = shown_speedup(speedup_in(found, "speedup_of_the_student_itself"))
-        text += f", of which {itself} is the smaller model, the rest its export"
-    return text
+        parts.append(f"The smaller model alone gives {itself}; the rest comes from its export")
+    return ". ".join(parts)
 
 
 def _limits(budget: Budget, shape: str) -> str:
@@ -259,12 +260,13 @@ def _limits(budget: Budget, shape: str) -> str:
     if budget.max_latency_ms is not None:
         limits.append(f"{budget.max_latency_ms:g} ms at {shape}")
     if budget.max_drop is not None:
-        limits.append(f"{100 * budget.max_drop:g} points of the teacher's accuracy")
+        points = f"{100 * budget.max_drop:g}"
+        limits.append(f"{points} point{'' if points == '1' else 's'} of the teacher's accuracy")
     return " and ".join(limits)
 
 
 def shown_p(value: float) -> str:
-    """Return a p-value as it stands in a sentence."""
+    """Return a p-value as it is written in a sentence."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""Measurements to report.json, and to Markdown and a page that say the same; never imports torch."""
+"""The report: report.json with every figure, and a Markdown file and a page made from it; never imports torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from distill.report.choice import (
     shown_speedup,
     speedup_in,
 )
-from distill.report.page import render, shown
+from distill.report.page import render, sentence, shown
 from distill.storage.files import together, write_json, write_text
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
 REPORT_HTML = "report.html"
 PICTURE = "accuracy_latency.png"
-MOST_DIAGRAMS = 4  # reliability diagrams side by side that can still be read
+MOST_DIAGRAMS = 4  # more reliability diagrams side by side would be too small to read
 
 IDENTITY = ("role", "model", "format", "device")
 
@@ -37,14 +37,18 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Findings:
-    """What a report is made of; the fields are keys of report.json.
+    """What a report is made from.
 
-    `measurements` has an entry for each model in a format on a device (see benchmark.Measurement). `environment` has
-    the conditions, with the number of `test_examples` and the `commonest_class_share`. The first of `shapes` decides
-    the choice. `notes` say which rows are missing, and why. `comparisons` are students against their controls (see
-    metrics.compare_paired), each with the folder of its `student`. `trainings` are learning curves (see training_log).
-    `cascade` is a cascade.cascade_curve with its `student` and `teacher`. `flipped` has the texts whose label a format
-    changed. `sweeps` are searches (see search.sweep), and `recipe` is the text of the recipe.
+    `measurements`: an entry for each model in a format on a device (see benchmark.Measurement).
+    `environment`: the conditions, with the number of `test_examples` and the `commonest_class_share`.
+    `shapes`: "BATCHxTOKENS"; the first one that every model can take decides the choice.
+    `notes`: which rows are missing, and why.
+    `comparisons`: students against their controls (see metrics.compare_paired), each with the folder of its `student`.
+    `trainings`: learning curves (see training_log).
+    `cascade`: a cascade.cascade_curve with its `student` and `teacher`.
+    `flipped`: the texts whose label a format changed.
+    `sweeps`: searches (see search.sweep).
+    `recipe`: the text of the recipe.
     """
 
     measurements: Rows
@@ -63,11 +67,11 @@ class Findings:
 def write_report(folder: Path, findings: Findings, budget: Budget | None = None) -> dict[str, Any]:
     """Write report.json, report.md, report.html and the picture into `folder`; return the contents of report.json.
 
-    Every figure in the other files is one of report.json's.
+    Every figure in the other files is also in report.json.
     """
     measurements, shapes = findings.measurements, findings.shapes
     decisive = next((shape for shape in shapes if all(shape in row["latency_ms"] for row in measurements)), None)
-    moved = [f"The budget applies to {decisive}, because not every model takes {shapes[0]}."]
+    moved = [f"The limits apply to {decisive}, because not every model can take {shapes[0]}."]
     choice = choose(
         measurements,
         decisive,
@@ -82,7 +86,7 @@ def write_report(folder: Path, findings: Findings, budget: Budget | None = None)
         "measurements": list(measurements),
         "choice": choice,
         "controls": [{**found, "sentence": control_sentence(found)} for found in findings.comparisons],
-        # A model that is not fit to ship has no place in a cascade either.
+        # A model that is not fit to ship is not fit for a cascade either.
         "cascade": dict(findings.cascade) if findings.cascade and not choice["unfit"] else None,
         "trainings": list(findings.trainings),
         "flipped": list(findings.flipped),
@@ -98,51 +102,47 @@ def write_report(folder: Path, findings: Findings, budget: Budget | None = None)
         if decisive:
             front = pareto_front(measurements, decisive)
             plots.save_png(plots.accuracy_against_latency(measurements, front, decisive), made / PICTURE)
-        write_text(made / REPORT_MD, _markdown(report, shapes, picture=decisive is not None))
+        write_text(made / REPORT_MD, _markdown(report, picture=decisive is not None))
         write_text(made / REPORT_HTML, _html(report, decisive))
         write_json(made / REPORT_JSON, report)
     return report
 
 
 def _disturbed(measurements: Rows, shape: str | None) -> list[str]:
-    """A note where latencies scatter as they do beside other work; empty where they do not."""
+    """A note if latencies scatter as much as they do beside other work, else nothing."""
     ratios = {(row["role"], row["format"]): row["latency_ms"][shape] for row in measurements if shape}
     worst = max(ratios, key=lambda name: ratios[name]["p95"] / ratios[name]["p50"], default=None)
     if worst is None or (ratio := ratios[worst]["p95"] / ratios[worst]["p50"]) < SCATTERED:
         return []
     return [
-        f"Something else ran while latencies were taken (p95 is {ratio:.1f} times p50 for {worst[0]} {worst[1]} at "
-        f"{shape}): measure again on a quiet machine before you rely on them."
+        f"Other work disturbed the latencies (p95 is {ratio:.1f} times p50 for {worst[0]} {worst[1]} at {shape}): "
+        "measure again on a quiet machine before you rely on them."
     ]
 
 
 def cascade_sentence(cascade: Mapping[str, Any]) -> str:
-    """Return in words what passing the student's least sure texts on to the teacher wins, if anything."""
+    """Return in words what is won if the student passes the texts that it is least sure of to the teacher."""
     curve = cascade["curve"]
     alone, teacher = curve[0], curve[-1]
     pair = f"{cascade['student']} as student, {cascade['teacher']} as teacher"
     if alone["accuracy"] >= teacher["accuracy"]:
-        return f"Nothing is won by it here ({pair}): the student alone is as accurate as the teacher."
+        return f"This wins nothing here ({pair}): the student alone is as accurate as the teacher."
     enough = next(point for point in curve if point["accuracy"] >= teacher["accuracy"])
     if enough["latency_ms"] >= cascade["teacher_ms"]:
-        return f"It does not pay here ({pair}): by the time it is as accurate, the teacher alone is faster."
-    below = (
-        "every text goes"
-        if enough["below"] is None
-        else (f"the {enough['escalated']:.0%} of texts answered with a probability below {enough['below']:.4g} go")
-    )
+        return f"This does not pay here ({pair}): at the teacher's accuracy, the teacher alone is at least as fast."
+    # Passing on every text takes longer than the teacher alone, so `below` is a probability here.
     return (
-        f"Where {below} to the teacher, accuracy is {enough['accuracy']:.2%}, no less than the teacher's "
-        f"{teacher['accuracy']:.2%}, at {enough['latency_ms']:.1f} ms a text on average instead of "
-        f"{cascade['teacher_ms']:.1f} ({pair}). That probability was read off these very "
-        "texts, which flatters it a little."
+        f"If the student passes on the {enough['escalated']:.0%} of texts that it answers with a probability below "
+        f"{enough['below']:.4g}, accuracy is {enough['accuracy']:.2%} (the teacher alone: {teacher['accuracy']:.2%}). "
+        f"This takes {enough['latency_ms']:.1f} ms per text on average, not {cascade['teacher_ms']:.1f} ({pair}). "
+        "The probability was chosen on these test texts, so the figures are slightly optimistic."
     )
 
 
 def control_sentence(comparison: Mapping[str, Any]) -> str:
-    """Return what distilling gained over training the same student on labels alone, or that it gained nothing.
+    """Return what distilling gained or lost against the same student trained on labels alone.
 
-    The interval has the sign of what is said: points lost where points were lost, else points above the control.
+    If points were lost, the interval counts points lost; otherwise it counts points above the control.
     """
     points, (low, high) = 100 * comparison["gain"], (100 * bound for bound in comparison["gain_ci95"])
     p_value = comparison["p_value"]
@@ -160,7 +160,7 @@ def control_sentence(comparison: Mapping[str, Any]) -> str:
 
 
 def control_sentences(report: Mapping[str, Any]) -> list[str]:
-    """Return the sentence of each control in report.json, with the student's folder where there are several."""
+    """Return the sentence of each control in report.json, with the student's folder if there are several."""
     several = len(report["controls"]) > 1
     return [
         f"{found['student']}: {found['sentence']}" if several else found["sentence"] for found in report["controls"]
@@ -179,27 +179,27 @@ def sweep_table(found: Mapping[str, Any], *, style: str) -> str:
 
 
 def sweep_sentence(found: Mapping[str, Any]) -> str:
-    """Return which trial of a search was best, and what its figure is worth."""
+    """Return which trial of a search was best, and how far its figure can be trusted."""
     count, metric = len(found["trials"]), found["metric"]
     if found["best"] is None:
-        return f"None of {count} trials came to anything."
+        return f"All trials failed ({count})."
     best = found["trials"][found["best"] - 1]
-    level = sum(trial["objective"] == best["objective"] for trial in found["trials"]) - 1
-    shared = f", level with {level} more, of which it was the first" if level else ""
+    tied = sum(trial["objective"] == best["objective"] for trial in found["trials"])
+    shared = f", the first of {tied} that reached it" if tied > 1 else ""
     return (
         f"Trial {best['number']} of {count} was best, with a validation {metric} of {best['objective']:.4f}{shared}. "
-        f"These very texts chose it, so the best of {count} looks better than it is; what it is worth is said by the "
-        f"test figures of a {found['stage']} trained with its values."
+        f"The trial was chosen on the validation texts, so this figure is too optimistic. For a fair one, train a "
+        f"{found['stage']} with these values and read its test figures."
     )
 
 
 def shown_value(value: Any) -> str:
-    """Return a recipe's value as a person would write it, numbers to four digits."""
+    """Return a recipe's value as a person would write it, floats with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _trials(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row of cells for each trial, best first, those that failed last."""
+    """A row of cells for each trial, best first, failed ones last."""
     sign = -1 if found["direction"] == "maximize" else 1
     trials = sorted(found["trials"], key=lambda t: (t["error"] is not None, sign * (t["objective"] or 0), t["number"]))
     figure = f"validation {found['metric']}"
@@ -234,18 +234,19 @@ def _cells(row: Mapping[str, Any], shapes: Sequence[str], percentiles: Sequence[
     }
 
 
-def _markdown(report: Mapping[str, Any], shapes: Sequence[str], *, picture: bool) -> str:
+def _markdown(report: Mapping[str, Any], *, picture: bool) -> str:
     environment = report["environment"]
     parts = [
         "# Accuracy against latency",
-        report["choice"]["reason"][0].upper() + report["choice"]["reason"][1:] + ".",
+        sentence(report["choice"]["reason"]),
         "\n\n".join(control_sentences(report)),
         f"![accuracy against latency]({PICTURE})" if picture else "",
-        table(report["measurements"], shapes, style="github"),
-        "Accuracy with its Wilson 95 % interval, macro-F1, calibration error (ECE, 15 bins) and Brier score (squared "
-        f"distance of the probabilities from the truth, 0 best, 2 worst) on {environment['test_examples']} test texts. "
-        "Agreement: with the same model in torch fp32. Latency: the model alone, batch x tokens, median. texts/s: end "
-        "to end on the test texts, tokenising included.",
+        table(report["measurements"], report["shapes"], style="github"),
+        f"Measured on {environment['test_examples']} test texts. Accuracy has a 95 % Wilson interval. ECE is the "
+        "expected calibration error (15 bins). Brier score (0 best, 2 worst): the squared distance of the "
+        "probabilities from the truth. Agreement: the share of texts with the same answer as the same model in torch "
+        "fp32. Latency: the median of the model alone, without tokenizing; shapes are batch x tokens. texts/s: "
+        "measured end to end, with tokenizing.",
         "\n".join(f"- {note}" for note in report["notes"]),
         *(
             part
@@ -259,7 +260,7 @@ def _markdown(report: Mapping[str, Any], shapes: Sequence[str], *, picture: bool
 
 
 def _html(report: Mapping[str, Any], decisive: str | None) -> str:
-    """The page: one file that asks for nothing else. What users wrote is escaped, above all the texts."""
+    """The page: one file that loads nothing else. Whatever users wrote is escaped, above all the texts."""
     from markupsafe import Markup
 
     measurements, choice = report["measurements"], report["choice"]
@@ -271,8 +272,9 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
         "learning": report["trainings"] and plots.learning_curves(report["trainings"]),
         "cascade": report["cascade"] and plots.cascade(report["cascade"]["curve"]),
     }
-    detailed = [row for row in (*_whole_models(measurements), *chosen) if row.get("reliability")]
-    detailed = [row for index, row in enumerate(detailed) if row not in detailed[:index]][:MOST_DIAGRAMS]
+    whole = [row for row in measurements if row["format"] == "torch-fp32"]  # as they were trained
+    detailed = [*whole, *(row for row in chosen if row not in whole)]
+    detailed = [row for row in detailed if row.get("reliability")][:MOST_DIAGRAMS]
     drawn["reliability"] = detailed and plots.reliability_diagrams(detailed)
     cells = [_cells(row, report["shapes"], percentiles=("p50", "p95", "p99")) for row in measurements]
     rows = [
@@ -304,13 +306,8 @@ def _headline(choice: Mapping[str, Any]) -> str:
     if choice["model"]:
         return f"Ship {choice['format']}" + (" of the teacher" if choice["role"] == "teacher" else "")
     if "nearest" in choice:
-        return "No model fits"
-    return "No model is fit to ship" if choice["unfit"] else "Nothing to choose"
-
-
-def _whole_models(measurements: Rows) -> Rows:
-    """Teachers, students and controls as they were trained: in torch fp32."""
-    return [row for row in measurements if row["format"] == "torch-fp32"]
+        return "No model is within the limits"
+    return "No model is fit to ship" if choice["unfit"] else "No model can be chosen"
 
 
 def _latencies(row: Mapping[str, Any], shape: str, percentiles: Sequence[str]) -> str:

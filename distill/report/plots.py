@@ -1,14 +1,13 @@
-"""The report's pictures: drawn once by matplotlib, as PNG for Markdown and as SVG that a page can colour."""
+"""The report's pictures, drawn by matplotlib: as PNG for Markdown, and as SVG that takes the colors of its page."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,39 +29,43 @@ FORMAT_MARKERS = {
     "openvino-int8": "*",
     "openvino": "h",
 }
-INK = "#1d1d20"  # text and axes; on a page they take the colour of its text, light or dark
+INK = "#1d1d20"  # text and axes; on a page they take the color of its text, light or dark
 STYLE = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False,
     "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "grid.color": INK, "text.parse_math": False,  # a name with dollars in it is no formula
+    "grid.color": INK, "text.parse_math": False,  # a name with dollars in it is not a formula
 }  # fmt: skip
-# What matplotlib says not to set back: which windows it opens, which this module never does.
+# Settings that matplotlib does not want reset. They concern its windows, and this module opens none.
 NOT_STYLE = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "date.epoch", "webagg.port",
              "webagg.address", "webagg.port_retries", "webagg.open_in_browser", "tk.window_focus")  # fmt: skip
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Have all that a function draws in the report's style."""
+@contextlib.contextmanager
+def _style(**settings: Any) -> Iterator[None]:
+    """Within the block, matplotlib's defaults and the report's style, whatever any matplotlibrc says.
 
-    @functools.wraps(draw)
-    def drawn(*arguments: Any) -> Figure:
-        with _style():
-            return draw(*arguments)
+    A matplotlibrc in the working directory may be a stranger's, and can make TeX run for every text.
+    """
+    if "matplotlib" not in sys.modules:
+        _import_matplotlib()
+    from matplotlib import rc_context, rcParamsDefault
 
-    return drawn
+    own = {key: value for key, value in rcParamsDefault.items() if key not in NOT_STYLE}
+    with rc_context({**own, **STYLE, **settings}):
+        yield
 
 
-@_styled
+@_style()
 def accuracy_against_latency(measurements: Rows, front: Rows, shape: str) -> Figure:
-    """Draw accuracy with its interval against median latency at `shape`; colour is the role, the marker the format.
+    """Draw accuracy with its interval against median latency at `shape`; the color is the role, the marker the format.
 
-    A line joins the models of `front` that no other beats in both.
+    A dotted line joins the models of `front`, the Pareto front.
     """
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator, PercentFormatter, ScalarFormatter
+    from matplotlib.ticker import PercentFormatter
 
     figure, (axes,) = _figure(8, 4.8)
     axes.plot(
@@ -82,9 +85,7 @@ def accuracy_against_latency(measurements: Rows, front: Rows, shape: str) -> Fig
             capsize=2,
         )
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # more labels would run into one another
-    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        set_formatter(ScalarFormatter())
+    _label_log(axes.xaxis)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     axes.set_xlabel(f"median latency at {shape} in ms (log scale; left is faster)")
     axes.set_ylabel("test accuracy with 95 % interval")
@@ -97,14 +98,14 @@ def accuracy_against_latency(measurements: Rows, front: Rows, shape: str) -> Fig
     if {row["device"] for row in measurements} == {"cpu", "cuda"}:
         handles.append(Line2D([], [], color=INK, marker="o", fillstyle="none", linestyle="", label="hollow: cuda"))
     if len(front) > 1:
-        handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="beaten by none"))
+        handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="Pareto front"))
     figure.legend(handles=handles, loc="outside right upper")
     return figure
 
 
-@_styled
+@_style()
 def learning_curves(trainings: Rows) -> Figure:
-    """Draw training and validation loss over epochs, beside it validation accuracy, one colour per role."""
+    """Draw training and validation loss, and beside them validation accuracy, over epochs; one color per role."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import PercentFormatter
 
@@ -119,15 +120,15 @@ def learning_curves(trainings: Rows) -> Figure:
     losses.set(xlabel="epoch", ylabel="loss (thin: training; dots: validation)")
     accuracies.set(xlabel="epoch", ylabel="validation accuracy (ring: kept)")
     accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    roles = dict.fromkeys(run["role"] for run in trainings)  # a run without evaluations has a line, too, to be named
+    roles = dict.fromkeys(run["role"] for run in trainings)  # also of runs without evaluations
     handles = [Line2D([], [], color=_colour(role), marker="o", markersize=3, label=role) for role in roles]
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 
-@_styled
+@_style()
 def reliability_diagrams(measurements: Rows) -> Figure:
-    """Draw accuracy against confidence for each model, beside the diagonal where the two are equal."""
+    """Draw accuracy against confidence for each model, with the diagonal on which they are equal."""
     figure, axes = _figure(8, 2.7, columns=max(2, len(measurements)), share=True)
     for axis, row in zip(axes, measurements, strict=False):
         axis.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle=":")
@@ -147,11 +148,9 @@ def reliability_diagrams(measurements: Rows) -> Figure:
     return figure
 
 
-@_styled
+@_style()
 def latency_by_shape(measurements: Rows, shapes: Sequence[str]) -> Figure:
-    """Draw the median latency of every model at each shape, on a log scale."""
-    from matplotlib.ticker import LogLocator, ScalarFormatter
-
+    """Draw the median latency of each model at each shape that it takes, on a log scale."""
     figure, (axes,) = _figure(8, 3.8)
     for row in measurements:
         at = [index for index, shape in enumerate(shapes) if shape in row["latency_ms"]]
@@ -165,18 +164,16 @@ def latency_by_shape(measurements: Rows, shapes: Sequence[str]) -> Figure:
             label=f"{row['role']} {row['format']} {row['device']}",
         )
     axes.set_yscale("log")
-    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        set_formatter(ScalarFormatter())
+    _label_log(axes.yaxis)
     axes.set_xticks(range(len(shapes)), shapes)
     axes.set(xlabel="batch x tokens", ylabel="median latency in ms (log scale)")
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
-@_styled
+@_style()
 def cascade(curve: Rows) -> Figure:
-    """Draw accuracy against mean latency as more texts go from the student to the teacher."""
+    """Draw accuracy against mean latency as the student passes more texts to the teacher."""
     from matplotlib.ticker import PercentFormatter
 
     figure, (axes,) = _figure(8, 3.0)
@@ -188,20 +185,20 @@ def cascade(curve: Rows) -> Figure:
         markersize=3,
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    axes.set(xlabel="mean latency of a text in ms", ylabel="test accuracy")
+    axes.set(xlabel="mean latency per text in ms", ylabel="test accuracy")
     return figure
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write the picture as PNG, on white."""
+    """Write the picture as PNG with a white background."""
     with atomic_path(path) as partial, _style():
         figure.savefig(partial, dpi=150, format="png", facecolor="white")
 
 
 def as_svg(figure: Figure, name: str) -> str:
-    """Return the picture as an <svg> element whose text and axes have the colour of the text around it.
+    """Return the picture as an <svg> element; its text and axes take the color of the text around it.
 
-    `name` keeps the ids of several pictures on one page apart.
+    Pictures on the same page need different names, so that their ids differ.
     """
     with _style(**{"svg.hashsalt": name}):
         stream = io.StringIO()
@@ -214,25 +211,10 @@ def as_svg(figure: Figure, name: str) -> str:
     return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # the view box keeps the proportions at any width
 
 
-@contextlib.contextmanager
-def _style(**settings: Any) -> Iterator[None]:
-    """Within the block, matplotlib's defaults and the report's style, whatever a matplotlibrc of the folder says.
-
-    One that lies in the working directory may be a stranger's, and can have TeX run for every text.
-    """
-    if "matplotlib" not in sys.modules:
-        _import_matplotlib()
-    from matplotlib import rc_context, rcParamsDefault
-
-    own = {key: value for key, value in rcParamsDefault.items() if key not in NOT_STYLE}
-    with rc_context({**own, **STYLE, **settings}):
-        yield
-
-
 def _import_matplotlib() -> None:
-    """Import matplotlib from the folder of its own matplotlibrc: it reads the one of the working directory.
+    """Import matplotlib from the folder of its own matplotlibrc, since it reads the one in the working directory.
 
-    One that is no text would be an error, and one that is a pipe waited for.
+    If that one is not text, the import would fail; if it is a pipe, the import would wait forever.
     """
     found = importlib.util.find_spec("matplotlib")
     with contextlib.chdir(Path(found.origin).parent / "mpl-data"):
@@ -240,11 +222,20 @@ def _import_matplotlib() -> None:
 
 
 def _figure(width: float, height: float, *, columns: int = 1, share: bool = False) -> tuple[Figure, Any]:
-    """A figure that belongs to no window, and a row of `columns` axes in it."""
+    """A figure without a window, and the row of `columns` axes in it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False, sharey=share)[0]
+
+
+def _label_log(axis: Any) -> None:
+    """Label a log axis with plain numbers at 1, 2 and 5 of each decade; more would overlap."""
+    from matplotlib.ticker import LogLocator, ScalarFormatter
+
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(ScalarFormatter())
 
 
 def _colour(role: str) -> str:

@@ -1,13 +1,14 @@
-"""What each way of distilling is worth: teacher, students and their control over several seeds, as one table.
+"""Compare ways of distilling: accuracy of a teacher, its students and their control over several seeds.
 
 usage: python3 tools/benchmarks/distillation_gain.py --encoder DIR --train FILE --test FILE --work DIR
            [--unlabelled FILE] [--seeds 1 2 3] [--best KEY=VALUE ...] [--arms ARM ...] [--before RESULT.json]
 
-The train file is cut in two: `--labelled` texts keep their labels, the others become the transfer set (`--transfer 0`:
-none). Every student takes the same number of steps. Finished runs in WORK are kept, interrupted ones resumed, so the
-script can be stopped and started again, and seeds that were trained elsewhere are taken from their RESULT. Prints the
-table; the last line is the whole result as JSON, with which test texts each run got right (`correct`, packed bits in
-hexadecimal).
+The train file is split in two: `--labelled` texts keep their labels, and `--transfer` others become the transfer set
+(0: no transfer set). Every student takes the same number of steps.
+
+You can stop the script and start it again: it keeps finished runs in WORK and resumes interrupted ones. Seeds that were
+trained elsewhere are read from --before. It prints a table; the last line is the whole result as JSON. There, `correct`
+says for each run which test texts it answered correctly (packed bits, hexadecimal).
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from distill.storage.files import atomic_path, read_json
 from distill.storage.predictions import read_predictions
 from distill.storage.run_folder import RunFolder
 
-FIGURES = ("accuracy", "ece", "brier", "validation", "seconds", "texts", "correct")  # of an arm, by seed
+FIGURES = ("accuracy", "ece", "brier", "validation", "seconds", "texts", "correct")  # of each arm, by seed
 
 
 def main() -> None:
-    """Train what is missing and print what was found."""
-    parser = argparse.ArgumentParser(description="What each way of distilling is worth, over several seeds.")
+    """Train the runs that are missing and print the results."""
+    parser = argparse.ArgumentParser(description="Compare ways of distilling over several seeds.")
     parser.add_argument("--encoder", required=True, help="folder of the pretrained encoder")
     parser.add_argument("--train", required=True, help="parquet file with text and label")
     parser.add_argument("--test", required=True)
@@ -43,15 +44,15 @@ def main() -> None:
     parser.add_argument("--transfer", type=int, default=20_000)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--teacher-epochs", type=int, default=3)
-    parser.add_argument("--student-steps", type=int, default=1_530, help="for every student")
-    parser.add_argument("--batch", type=int, default=16, help="texts in a step")
+    parser.add_argument("--student-steps", type=int, default=1_530, help="training steps of every student")
+    parser.add_argument("--batch", type=int, default=16, help="texts per step")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--best", nargs="*", default=[], help="recipe keys of the arm `best`, chosen on validation")
+    parser.add_argument("--best", nargs="*", default=[], help="settings of the arm `best`, chosen on validation")
     parser.add_argument("--arms", nargs="+", default=["soft", "transfer", "best"])
-    parser.add_argument("--before", type=Path, help="a result of this script, with other seeds of the same texts")
-    parser.add_argument("--report-only", action="store_true", help="train nothing; say what the finished runs found")
+    parser.add_argument("--before", type=Path, help="a result of this script for other seeds and the same texts")
+    parser.add_argument("--report-only", action="store_true", help="train nothing; report the finished runs")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     if not arguments.report_only:
@@ -62,14 +63,14 @@ def main() -> None:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Cut the train file in two and write the recipe that all runs start from."""
+    """Split the train file in two and write the recipe that all runs share."""
     labelled, transfer = arguments.work / "labelled.parquet", arguments.work / "transfer.parquet"
     if not labelled.is_file():
         rows = Dataset.from_parquet(arguments.train).shuffle(seed=42)
         end = min(len(rows), arguments.labelled + arguments.transfer)
         if arguments.transfer:
             rows.select(range(arguments.labelled, end)).select_columns(["text"]).to_parquet(transfer)
-        with atomic_path(labelled) as partial:  # last and whole: what says that this was done
+        with atomic_path(labelled) as partial:  # written last: if it exists, this function is done
             rows.select(range(min(len(rows), arguments.labelled))).to_parquet(partial)
     training = {
         "learning_rate": arguments.learning_rate,
@@ -97,7 +98,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def arm_settings(arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """Return what each arm changes in the recipe."""
+    """Return the settings of each arm on top of the recipe."""
     file = (arguments.work / "transfer.parquet").absolute()
     transfer = [f"data.files.transfer={file}"] if arguments.transfer else []
     arms = {"soft": ["student.loss.soft_weight=0.5"]}
@@ -117,12 +118,12 @@ def arm_settings(arguments: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def controlled(arguments: argparse.Namespace) -> str:
-    """Return the arm whose control is trained: they are all of the same labelled texts, so one serves every arm."""
+    """Return the arm whose control is trained; all arms share the labeled texts, so one control is enough."""
     return "transfer" if arguments.transfer else "soft"
 
 
 def train(arguments: argparse.Namespace, seed: int) -> None:
-    """Train the teacher of a seed and every arm's student, skipping what is finished."""
+    """Train the teacher and the student of every arm for a seed, except finished ones."""
     recipe, folder = arguments.work / "recipe.yaml", arguments.work / f"seed-{seed}"
     teacher = RunFolder(folder / "teacher")
     if not teacher.is_finished:
@@ -137,7 +138,7 @@ def train(arguments: argparse.Namespace, seed: int) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Print accuracies per seed and on average, and each arm against the control of its seed."""
+    """Print each arm's accuracies, their mean, and its gains over the control and over the teacher."""
     control = f"{controlled(arguments)}-control"
     names = ["teacher", control, "soft", "transfer", "best", "unlabelled"]
     before = read_json(arguments.before)["arms"] if arguments.before else {}

@@ -1,13 +1,18 @@
-"""Latency of a model's formats against each other, in turn in one process, and how near the machine's limit they are.
+"""Compare the latency of a model's formats, in turn in one process, and their share of the machine's peak.
 
 usage: python3 tools/benchmarks/format_latency.py MODEL_DIR FOLDER... [--shapes 1x128 8x128 4x512] [--rounds 15]
            [--threads 2]
 
-MODEL_DIR is the torch model; a FOLDER is an export, distill's or Optimum's (model.onnx or openvino_model.xml with its
-config.json). The model's arithmetic (matrix products and attention, counted by torch in the model as distill runs it)
-over a format's median gives GFLOP/s; `of_peak` is that over the best of some runtimes at one large product in the same
-precision on the same threads. A format of another exporter may do more arithmetic for the same answers: its share
-counts what was needed. `time_by_node`, of ONNX formats, says where it goes.
+MODEL_DIR is the torch model. A FOLDER is an export of distill or Optimum: model.onnx or openvino_model.xml with its
+config.json.
+
+- GFLOP/s: the model's arithmetic divided by a format's median latency. Torch counts the arithmetic (matrix products and
+  attention) in the model as distill runs it. If an exporter's graph does more arithmetic for the same answers, the
+  surplus does not count.
+- `of_peak`: that figure divided by the peak, which is the fastest runtime's at one large matrix product, in the same
+  precision and with the same threads.
+- `time_by_node`: for ONNX formats, the share of the time that each kind of node takes.
+
 The last line of stdout is one JSON object.
 """
 
@@ -39,14 +44,16 @@ from distill.measuring.benchmark import call_at
 from distill.models.loading import load_config
 from distill.models.weights import ONNX_WEIGHTS
 
-SIDE = 2_048  # of the matrices of the large product
+SIDE = 2_048  # rows and columns of the matrices in the large product
 PRODUCTS = {"fp32": ("MatMul", TensorProto.FLOAT, TensorProto.FLOAT),
             "int8": ("MatMulInteger", TensorProto.UINT8, TensorProto.INT8)}  # fmt: skip
 
 
 def main() -> None:
-    """Time the formats in turn and print each one's median, ratio to the first folder and share of the peak."""
-    parser = argparse.ArgumentParser(description="Latency of formats in turn, and their share of the machine's peak.")
+    """Time the formats in turn; print each one's median, ratio to the first folder and share of the peak."""
+    parser = argparse.ArgumentParser(
+        description="Compare the latency of formats, and their share of the machine's peak."
+    )
     parser.add_argument("model")
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--shapes", nargs="+", default=["1x128", "8x128", "4x512"])
@@ -68,7 +75,7 @@ def main() -> None:
     for shape in arguments.shapes:
         calls = {name: call_at(session, shape, vocabulary=vocabulary) for name, session in sessions.items()}
         with torch.inference_mode():
-            raw = time_in_turn(calls | products, arguments.rounds)  # a drifting machine drifts for the peak as well
+            raw = time_in_turn(calls | products, arguments.rounds)  # so the machine's drift affects the peak as well
         medians = {name: statistics.median(times) for name, times in raw.items()}
         peaks = {
             precision: 2 * SIDE**3 / min(medians[name] for name in products if name.startswith(precision)) / 1e6
@@ -100,19 +107,19 @@ def main() -> None:
 
 
 def flops(model: str, shape: str) -> int:
-    """Return the floating-point operations of the model's matrix products and attention, as distill runs it."""
+    """Return the floating-point operations in the model's matrix products and attention, as distill runs it."""
     torch_model = load_torch(model, load_config(model))
-    torch_model.set_attn_implementation("eager")  # in which torch counts every product
+    torch_model.set_attn_implementation("eager")  # torch counts every product in eager attention
     session = TorchSession(torch_model, "cpu")
     with FlopCounterMode(display=False) as counter:
         call_at(session, shape, vocabulary=torch_model.config.vocab_size)()
-    # Eager attention is not narrowed to the first token: take off what the last layer computes for the others.
+    # Eager attention is not narrowed to the first token: subtract what the last layer computes for the others.
     batch, tokens = map(int, shape.split("x"))
     return counter.get_total_flops() - 4 * batch * (tokens - 1) * tokens * torch_model.config.hidden_size
 
 
 def time_by_node(path: Path, shape: str, threads: int) -> dict[str, float]:
-    """Return the share of the time that each kind of node takes in ONNX Runtime, largest first, those above 2 %."""
+    """Return the share of each kind of node in ONNX Runtime's time, largest first, without those up to 2 %."""
     batch, tokens = map(int, shape.split("x"))
     spent: Counter[str] = Counter()
     for node in executed(path, "cpu", np.full((batch, tokens), 5), threads=threads, runs=5):
@@ -121,14 +128,14 @@ def time_by_node(path: Path, shape: str, threads: int) -> dict[str, float]:
 
 
 def large_products(precision: str, threads: int) -> dict[str, Callable[[], object]]:
-    """Return the ways that torch and ONNX Runtime have of multiplying two large matrices, as calls."""
+    """Return calls that multiply two large matrices, one for each way that torch and ONNX Runtime have."""
     kind, left, right = PRODUCTS[precision]
     graph = helper.make_graph(
         [helper.make_node(kind, ["a", "b"], ["c"])],
         "product",
         [helper.make_tensor_value_info("a", left, [SIDE, SIDE])],
         [helper.make_tensor_value_info("c", TensorProto.FLOAT if kind == "MatMul" else TensorProto.INT32, None)],
-        # A constant, as weights are: runtimes pack those once.
+        # A constant, as weights are: runtimes repack constants once.
         [onnx.numpy_helper.from_array(np.ones((SIDE, SIDE), helper.tensor_dtype_to_np_dtype(right)), "b")],
     )
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""Texts per second of a stage of distill against another script's, in turn on the same models and texts."""
+"""Shared by the throughput comparisons: run a stage of distill and another script in turn, and compare texts/s."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from datasets import Dataset
 from distill.machine.devices import describe_hardware
 from distill.machine.provenance import versions
 
-HELD_OUT = 16  # texts that the finished model is judged on, for the run folder's sake
+HELD_OUT = 16  # texts for validation and test, which a run needs but the comparison does not
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, batch: int) -> None:
-    """Add what every such comparison takes beside its models."""
+    """Add the arguments that every such comparison takes, apart from its models."""
     parser.add_argument("train")
-    parser.add_argument("--peer", required=True, help="command of the other script")
+    parser.add_argument("--peer", required=True, help="command that runs the other script")
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--max-tokens", type=int, default=512)
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, batch: int) -> None:
 
 
 def write_recipe(arguments: argparse.Namespace, stages: dict[str, Any]) -> Path:
-    """Write the texts that both train on and the recipe of `stages`; return the recipe's path."""
+    """Write the train texts of both scripts and a recipe with `stages`; return the recipe's path."""
     arguments.work.mkdir(parents=True, exist_ok=True)
     rows = Dataset.from_parquet(arguments.train).shuffle(seed=42)
     train, held_out = texts_of(arguments), arguments.work / "held_out.parquet"
@@ -51,17 +51,17 @@ def write_recipe(arguments: argparse.Namespace, stages: dict[str, Any]) -> Path:
 
 
 def texts_of(arguments: argparse.Namespace) -> Path:
-    """Return the file of the texts that both train on."""
+    """Return the file with the train texts of both scripts."""
     return arguments.work / "train.parquet"
 
 
 def sets_of(arguments: argparse.Namespace) -> list[str]:
-    """Return the command line's --set for each of the settings."""
+    """Return the settings as --set options of distill."""
     return [part for setting in arguments.sets for part in ("--set", setting)]
 
 
 def peer_rate(peer: str, *words: object) -> float:
-    """Run the other script and return the samples_per_second of the JSON in its last line."""
+    """Run the other script and return samples_per_second from the JSON in its last line."""
     done = subprocess.run(
         [*shlex.split(peer), *map(str, words)], check=True, stdout=subprocess.PIPE, stderr=sys.stderr, text=True
     )
@@ -71,7 +71,7 @@ def peer_rate(peer: str, *words: object) -> float:
 def compare(
     peer: Callable[[], float], ours: Callable[[], tuple[float, dict[str, Any]]], arguments: argparse.Namespace
 ) -> None:
-    """Run both, turn by turn; print the medians and their ratio, then all of it as one line of JSON.
+    """Run both in turn; print the medians and their ratio, then every figure as one line of JSON.
 
     `ours` returns its texts per second and the figures that they come from.
     """

@@ -1,8 +1,8 @@
-"""What each way of making a model's weights int8 is worth: agreement with fp32, size and latency, on unlabelled texts.
+"""Compare int8 settings: agreement with fp32, size and latency, on unlabeled texts.
 
 usage: python3 tools/benchmarks/int8_settings.py MODEL_DIR TEXTS.parquet [--texts 1500] [--max-tokens 128] [--rounds 15]
 
-Latencies at 1x128 and 8x128 are taken in turn. The last line of stdout is one JSON object.
+Latencies are measured in turn at 1x128 and 8x128. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ SETTINGS = {
 
 
 def main() -> None:
-    """Quantise in each way and print how far it is from fp32."""
-    parser = argparse.ArgumentParser(description="What each way of making weights int8 is worth.")
+    """Quantize with each of the settings and print the differences from fp32."""
+    parser = argparse.ArgumentParser(description="Compare int8 settings.")
     parser.add_argument("model")
     parser.add_argument("texts_file")
     parser.add_argument("--texts", type=int, default=1_500)

@@ -1,8 +1,9 @@
-"""Say whether an exported ONNX folder loads in Optimum and gives the labels that distill gives.
+"""Check that an exported ONNX folder loads in Optimum and gives the same labels as in distill.
 
-usage: optimum_agrees.py ENVIRONMENT_PYTHON FOLDER TEXTS.parquet [--texts 2000]
-ENVIRONMENT_PYTHON is the Python of an environment with optimum-onnx, which cannot share ours (it pins transformers 4).
-Last line of stdout: one JSON object.
+usage: python3 tools/benchmarks/optimum_agrees.py ENVIRONMENT_PYTHON FOLDER TEXTS.parquet [--texts 2000]
+
+ENVIRONMENT_PYTHON is the Python of another environment with optimum-onnx, which needs transformers 4. The exit status
+is 1 if any label differs. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 import distill
 
-# Runs in Optimum's environment: batches of one text, so that padding plays no part in the comparison.
+# Runs in Optimum's environment, one text at a time, so that padding does not affect the comparison.
 THEIRS = """
 import json, sys
 import pyarrow.parquet as pq
@@ -35,8 +36,8 @@ print(json.dumps(labels))
 
 
 def main() -> None:
-    """Compare the labels of both and print the share that is equal."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Compare the labels of both and print how many are equal."""
+    parser = argparse.ArgumentParser(description="Compare the labels of an ONNX folder in Optimum and in distill.")
     parser.add_argument("python")
     parser.add_argument("folder")
     parser.add_argument("file")

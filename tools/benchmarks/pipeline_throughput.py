@@ -1,8 +1,7 @@
-"""Texts per second of transformers' own pipeline, tokenising included: a peer of predict_throughput.py.
+"""Measure texts per second of transformers' own pipeline, with tokenizing; a peer for predict_throughput.py.
 
 usage: python3 tools/benchmarks/pipeline_throughput.py MODEL_DIR TEXTS.parquet [--texts N] [--batch 16]
-           [--max-tokens 512]
-           [--device cuda] [--dtype float16]
+           [--max-tokens 512] [--device cuda] [--dtype float16]
 
 The last line of stdout is one JSON object.
 """
@@ -21,8 +20,8 @@ WARMUP_TEXTS = 64
 
 
 def main() -> None:
-    """Classify the texts once, after a warm-up, and print the rate."""
-    parser = argparse.ArgumentParser(description="Texts per second of transformers' pipeline.")
+    """Warm up, classify the texts once, and print the rate."""
+    parser = argparse.ArgumentParser(description="Measure texts per second of transformers' pipeline.")
     parser.add_argument("model")
     parser.add_argument("texts_file")
     parser.add_argument("--texts", type=int)

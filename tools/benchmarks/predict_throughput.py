@@ -1,12 +1,12 @@
-"""Texts per second of distill's predictor against other commands, on the same texts in turn, tokenising included.
+"""Compare texts per second of `distill.load` and other commands, in turn on the same texts, with tokenizing.
 
 usage: python3 tools/benchmarks/predict_throughput.py MODEL_OR_EXPORT_DIR TEXTS.parquet --peer "COMMAND"
-           [--peer ...] [--rounds 2]
-           [--texts N] [--device cpu]
+           [--peer ...] [--rounds 2] [--texts N] [--device cpu]
 
-A peer is a command that prints, as its last line, JSON with texts_per_second; TEXTS and --texts N are appended to
-it. Ours is `distill.load` and a call on all texts, the loading left out, as in the peers. Also timed: the whole command
-`distill predict MODEL --file TEXTS`, start to end. The last line of stdout is one JSON object.
+A peer is a command. It is called with TEXTS and --texts N appended, and prints JSON with texts_per_second as its last
+line. distill's own figure is one call on all texts after `distill.load`; like the peers, it leaves out loading. The
+whole command `distill predict MODEL --file TEXTS` is timed too, from start to end. The last line of stdout is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from distill.measuring.benchmark import timed_logits
 
 
 def main() -> None:
-    """Run all in turn and print their texts per second."""
-    parser = argparse.ArgumentParser(description="Texts per second of distill's predictor against other commands.")
+    """Run distill and the peers in turn and print their texts per second."""
+    parser = argparse.ArgumentParser(description="Compare texts per second of distill and other commands.")
     parser.add_argument("model")
     parser.add_argument("texts_file")
-    parser.add_argument("--peer", action="append", default=[], help="another command, without the texts' file")
+    parser.add_argument(
+        "--peer", action="append", default=[], help="command to compare with, without the file of texts"
+    )
     parser.add_argument("--texts", type=int)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu")

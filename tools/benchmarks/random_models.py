@@ -1,9 +1,9 @@
-"""Classifiers of BERT-base's and DistilBERT-base's shape with random weights: for measuring speed without a hub.
+"""Make classifiers in the shape of BERT-base and DistilBERT-base with random weights, to measure speed offline.
 
 usage: python3 tools/benchmarks/random_models.py TOKENIZER_DIR OUT [--toy]
 
-OUT/bert-base and OUT/distilbert-base load like any model, with the tokenizer of TOKENIZER_DIR. --toy makes them small
-enough for a rehearsal, and also OUT/encoder, which stands in for a pretrained one.
+Writes OUT/bert-base and OUT/distilbert-base, with the tokenizer of TOKENIZER_DIR; they load like any other model. --toy
+makes them tiny, for rehearsals, and adds OUT/encoder in place of a pretrained encoder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOKENS = 512
 
 def main() -> None:
     """Make the models and save them."""
-    parser = argparse.ArgumentParser(description="Classifiers with random weights.")
+    parser = argparse.ArgumentParser(description="Make classifiers with random weights.")
     parser.add_argument("tokenizer")
     parser.add_argument("out", type=Path)
     parser.add_argument("--toy", action="store_true")
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def configurations(vocabulary: int, *, toy: bool) -> dict[str, PretrainedConfig]:
-    """Return the configurations by name; the real ones are the defaults of transformers, which are the base sizes."""
+    """Return the configurations by name; if not `toy`, transformers' defaults, which are the base sizes."""
     shared = {"vocab_size": vocabulary, "max_position_embeddings": TOKENS}
     if not toy:
         return {"bert-base": BertConfig(**shared), "distilbert-base": DistilBertConfig(**shared)}

@@ -1,11 +1,12 @@
-"""What a data set of many rows costs each stage in time and memory, at two sizes: does time grow in step, memory not?
+"""Measure time and memory of each stage on many rows, at two sizes: time may grow with the rows, memory should not.
 
 usage: python3 tools/benchmarks/scale.py TOKENIZER_DIR --work DIR [--rows 65000 650000] [--classes 5]
 
-Writes texts of random words of the tokenizer's vocabulary, as long as Yelp's reviews (log-normal, some 129 tokens on
-average), a thirteenth as many to test on. Then `distill teacher` and `distill student` go through an epoch of them with
-a model of one tiny layer, so that what is measured is reading, tokenising, keeping the teacher's answers, sampling,
-batching and evaluating. Peak memory is the process's resident set, mapped files included. The last line is JSON.
+Writes texts of random words from the tokenizer's vocabulary, as long as Yelp's reviews (log-normal, about 129 tokens on
+average). There is one test text for 13 train texts. Then `distill teacher` and `distill student` train for one epoch.
+The model has one tiny layer, so the figures show everything else: reading, tokenizing, keeping the teacher's logits,
+sampling, batching and evaluating. Peak memory is the resident set of the process, with mapped files. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ PARTS = ("data", "tokenising", "teacher_logits", "training", "calibration", "tes
 
 
 def main() -> None:
-    """Measure each size and print a table and the ratios."""
-    parser = argparse.ArgumentParser(description="What many rows cost each stage in time and memory.")
+    """Measure each size; print the figures and their ratios."""
+    parser = argparse.ArgumentParser(description="Measure time and memory of each stage on many rows.")
     parser.add_argument("tokenizer")
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[65_000, 650_000])
@@ -64,7 +65,7 @@ def main() -> None:
         stage: {part: sizes[-1][stage][part] / sizes[0][stage][part] for part in sizes[0][stage]}
         for stage in ("teacher", "student")
     }
-    print(f"rows {arguments.rows[-1] / arguments.rows[0]:.1f} times, the rest: {ratios}")
+    print(f"rows: {arguments.rows[-1] / arguments.rows[0]:.1f} times as many; ratios of the figures: {ratios}")
     print(json.dumps({"sizes": sizes, "ratios": ratios, "hardware": describe_hardware(), "versions": versions()}))
 
 
@@ -95,7 +96,7 @@ def prepare(work: Path, tokenizer: PreTrainedTokenizerBase, rows: int, arguments
 
 
 def write_texts(path: Path, words: np.ndarray, rows: int, classes: int, *, seed: int) -> None:
-    """Write `rows` texts and labels in chunks, so that this script needs no memory either."""
+    """Write `rows` texts and labels in chunks, so that this script needs little memory."""
     rng = np.random.default_rng(seed)
     schema = pa.schema({"text": pa.string(), "label": pa.int64()})
     with pq.ParquetWriter(path, schema) as writer:
@@ -114,7 +115,7 @@ def bytes_in(folder: Path) -> int:
 
 
 def measure(work: Path, stage: str, *arguments: str) -> dict[str, float]:
-    """Return the seconds of each part of a stage, of the whole command, and the most memory that it held."""
+    """Run a stage; return the seconds of each part and of the whole command, and its peak memory in bytes."""
     command = [sys.executable, "-m", "distill", stage, *arguments, "--output", str(work / stage), "--overwrite"]
     environment = os.environ | {"HF_HOME": str(work / "huggingface"), "HF_HUB_OFFLINE": "1"}
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the scripts that train over several seeds share: running distill, who was right on test, one p for all seeds."""
+"""Shared by scripts that train over several seeds: run distill, find the correct texts, pool the p-value."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from distill.storage.run_folder import RunFolder
 
 
 def distill(*arguments: object) -> None:
-    """Run a command of distill; stop where it stops."""
+    """Run a command of distill; raise `CalledProcessError` if it fails."""
     command = [sys.executable, "-m", "distill", *map(str, arguments)]
     subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
 def correct_texts(run: RunFolder) -> np.ndarray:
-    """Return which of the test texts a finished run was right on, bool, shape (texts,)."""
+    """Return which test texts a finished run answered correctly: bool, shape (texts,)."""
     _, gold_labels, logits = read_predictions(run.predictions)
     return logits.argmax(axis=1) == gold_labels
 
 
 def pooled_p_value(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
-    """Return the p-value of the mean accuracy over seeds of two ways, each (seeds, texts) of right and wrong.
+    """Return the p-value of the difference in mean accuracy between two ways, each bool of shape (seeds, texts).
 
-    The seeds share their test texts, so it is texts, with their mean over seeds, that are exchanged.
+    All seeds share their test texts. The permutation test therefore exchanges texts, each with its mean over the seeds.
     """
     found = permutation_test(
         (np.mean(ours, 0), np.mean(theirs, 0)),

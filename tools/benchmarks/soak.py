@@ -1,10 +1,10 @@
-"""Memory of a process that classifies texts of mixed lengths for a long time: a curve, and whether it is flat.
+"""Measure the memory of a process that classifies texts of mixed lengths for a long time, and whether it grows.
 
 usage: python3 tools/benchmarks/soak.py MODEL_OR_EXPORT_DIR [--minutes 30] [--max-words 20000]
 
-Batches of texts of 1 to `--max-words` words (log-uniform, seeded), each a token or more, go through one classifier. The
-resident memory is read after each batch. Flat means: the median of the last tenth of the time is at most 2 % above the
-median of the second tenth (the first warms up). The last line of stdout is one JSON object.
+One classifier answers batches of texts with 1 to `--max-words` words (log-uniform, seeded). Resident memory is read
+after each batch. It counts as flat if the median in the last tenth of the time is at most 2 % above the median in the
+second tenth; the first tenth is the warm-up. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from distill.machine.progress import progress_line
 from distill.machine.provenance import versions
 
 BATCH = 64
-POINTS = 60  # of the curve that is printed
+POINTS = 60  # in the printed curve, about
 FLAT = 1.02
 WORDS = ["the", "film", "was", "good", "bad", "dull", "great", "a", "plot", "and", "very", "not", "never", "ending"]
 
 
 def main() -> None:
-    """Classify until the time is over and print the memory."""
-    parser = argparse.ArgumentParser(description="Memory of a classifier at work for a long time.")
+    """Classify until the time is over; print the memory."""
+    parser = argparse.ArgumentParser(description="Measure whether a classifier's memory grows.")
     parser.add_argument("model")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--max-words", type=int, default=20_000)

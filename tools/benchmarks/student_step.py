@@ -1,10 +1,10 @@
-"""What cached teacher logits cost a step: the same student's step with them and in plain fine-tuning, timed in turn.
+"""Compare a student's training step with kept teacher logits and in plain fine-tuning, timed in turn.
 
 usage: python3 tools/benchmarks/student_step.py MODEL_DIR TEXTS.parquet [--layers 3] [--batch 16] [--max-tokens 128]
            [--rounds 20]
 
-A step is all that Trainer does for it: rows from disk, collating, forward, loss, backward, clipping, optimiser. The
-last line of stdout is one JSON object.
+A step is all that Trainer does: rows from disk, collating, forward, loss, backward, clipping, optimizer. The last line
+of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from distill.training.trainer import ClassificationTrainer
 
 def main() -> None:
     """Time both steps and print their medians and ratio."""
-    parser = argparse.ArgumentParser(description="What cached teacher logits cost a step.")
+    parser = argparse.ArgumentParser(description="Measure what kept teacher logits cost per training step.")
     parser.add_argument("model")
     parser.add_argument("texts")
     parser.add_argument("--layers", type=int, default=3)

@@ -1,13 +1,14 @@
-"""Texts per second of the student stage against another distiller's, in turn on the same models and texts.
+"""Compare texts per second of `distill student` and another distillation script, in turn on the same models and texts.
 
 usage: python3 tools/benchmarks/student_throughput.py TEACHER_DIR STUDENT_DIR TRAIN.parquet --peer "PYTHON SCRIPT"
-           --work DIR
-           [--texts 256] [--epochs 3] [--max-tokens 512] [--batch 16] [--rounds 2] [--set KEY=VALUE ...]
+           --work DIR [--texts 256] [--epochs 3] [--max-tokens 512] [--batch 16] [--rounds 2] [--set KEY=VALUE ...]
 
-The peer is a command that takes TEACHER_DIR STUDENT_DIR TRAIN --texts N --batch N --max-tokens N and prints, as its
-last line, JSON with samples_per_second. Ours is `distill student` from nothing: the teacher's logits are computed and
-written, then `--epochs` over them; samples_per_second = epochs * texts / (logits + training), without reading the data,
-imports and the final test. The last line of stdout is one JSON object.
+The peer is a command that takes TEACHER_DIR STUDENT_DIR TRAIN --texts N --batch N --max-tokens N. Its last line is JSON
+with samples_per_second.
+
+`distill student` starts without teacher logits: it computes and writes them, then trains for --epochs. Its figure is
+epochs * texts / (seconds for the logits + seconds of training). Imports, reading the data and the final test do not
+count. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from distill.storage.files import read_json
 
 def main() -> None:
     """Run both in turn and print their throughput."""
-    parser = argparse.ArgumentParser(description="Texts per second of the student stage against a peer's.")
+    parser = argparse.ArgumentParser(description="Compare texts per second of `distill student` and a peer.")
     parser.add_argument("teacher")
     parser.add_argument("student")
     add_arguments(parser, batch=16)

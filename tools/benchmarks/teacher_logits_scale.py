@@ -1,10 +1,9 @@
-"""What kept teacher logits cost on disk and in memory, at two sizes: the larger must not take more memory.
+"""Measure kept teacher logits on disk and in memory, at two sizes; more rows should not take more memory.
 
 usage: python3 tools/benchmarks/teacher_logits_scale.py MODEL_DIR [--rows 65000 650000] [--classes 5]
 
-The teacher is a classifier that answers at once (random logits), so that what is measured is the keeping: computing,
-writing, checking and reading every row back in batches, each size in a process of its own. The last line of stdout is
-one JSON object.
+The teacher answers at once with random logits, so the figures show only the keeping: writing, checking and reading
+every row back in batches. Each size runs in its own process. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from distill.machine.provenance import versions
 
 def main() -> None:
     """Measure each size in its own process."""
-    parser = argparse.ArgumentParser(description="What kept teacher logits cost on disk and in memory.")
-    parser.add_argument("model", help="a classifier's folder with as many classes")
+    parser = argparse.ArgumentParser(description="Measure kept teacher logits on disk and in memory.")
+    parser.add_argument("model", help="folder of a classifier with --classes classes")
     parser.add_argument("--rows", type=int, nargs="+", default=[65_000, 650_000])
     parser.add_argument("--classes", type=int, default=5)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 def measure(model: str, rows: int, classes: int) -> dict[str, float]:
-    """Return the bytes on disk, the seconds and the growth of the peak memory of keeping and reading `rows` answers."""
+    """Keep and read the logits of `rows` texts; return bytes on disk, seconds, peak memory and its growth in bytes."""
     from distill.distillation.teacher_logits import KeptLogits, identify_teacher, teacher_logits
     from distill.models.loading import class_names, load_config
 
@@ -74,7 +73,7 @@ def measure(model: str, rows: int, classes: int) -> dict[str, float]:
 
 
 class Peak:
-    """The most anonymous memory (Linux's RssAnon: mapped files do not count) held while the block runs, in bytes."""
+    """The peak anonymous memory in bytes while the block runs (Linux's RssAnon, without mapped files)."""
 
     def __enter__(self) -> None:
         self.before = self.most = anonymous_bytes()
@@ -93,7 +92,7 @@ class Peak:
 
 
 def anonymous_bytes() -> int:
-    """Return the anonymous memory of this process now."""
+    """Return the anonymous memory of this process in bytes."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
 

@@ -1,16 +1,15 @@
-"""Texts per second of `distill teacher` against another fine-tuning script, in turn on the same encoder and texts.
+"""Compare texts per second of `distill teacher` and another fine-tuning script, in turn on the same encoder and texts.
 
 usage: python3 tools/benchmarks/teacher_throughput.py ENCODER_DIR TRAIN.parquet --peer "PYTHON SCRIPT" --work DIR
            [--texts 256] [--max-tokens 512] [--batch 8] [--rounds 2] [--set KEY=VALUE ...]
 
-The peer is a command that takes ENCODER_DIR TRAIN --texts N --batch N, trains one epoch at 512 tokens and prints, as
-its last line, JSON with samples_per_second, tokenising left out; so is ours counted. The last line is one JSON object.
+The peer is a command that takes ENCODER_DIR TRAIN --texts N --batch N and trains one epoch at 512 tokens. Its last line
+is JSON with samples_per_second. Both figures leave out tokenizing. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from in_turn import add_arguments, compare, peer_rate, sets_of, texts_of, write_recipe
@@ -21,11 +20,15 @@ from distill.storage.files import read_json
 
 def main() -> None:
     """Run both in turn and print their throughput."""
-    parser = argparse.ArgumentParser(description="Texts per second of the teacher stage against a peer's.")
+    parser = argparse.ArgumentParser(description="Compare texts per second of `distill teacher` and a peer.")
     parser.add_argument("encoder")
     add_arguments(parser, batch=8)
     arguments = parser.parse_args()
-    recipe = prepare(arguments)
+    training = {
+        "num_train_epochs": 1, "per_device_train_batch_size": arguments.batch, "eval_strategy": "no",
+        "save_strategy": "no",
+    }  # fmt: skip
+    recipe = write_recipe(arguments, {"teacher": {"model": arguments.encoder, "training": training}})
 
     def peer() -> float:
         counts = ("--texts", arguments.texts, "--batch", arguments.batch)
@@ -38,15 +41,6 @@ def main() -> None:
         return figures["samples_per_second"], figures
 
     compare(peer, ours, arguments)
-
-
-def prepare(arguments: argparse.Namespace) -> Path:
-    """Write the texts and the recipe of one epoch of the teacher; return the recipe's path."""
-    training = {
-        "num_train_epochs": 1, "per_device_train_batch_size": arguments.batch, "eval_strategy": "no",
-        "save_strategy": "no",
-    }  # fmt: skip
-    return write_recipe(arguments, {"teacher": {"model": arguments.encoder, "training": training}})
 
 
 if __name__ == "__main__":

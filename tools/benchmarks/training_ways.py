@@ -1,13 +1,14 @@
-"""What faster ways of fine-tuning cost in accuracy: the same teacher trained in each, over several seeds.
+"""Compare the accuracy of ways of fine-tuning: the same teacher trained in each way, over several seeds.
 
 usage: python3 tools/benchmarks/training_ways.py --encoder DIR --train FILE --test FILE --work DIR
-           [--ways plain no-attention-dropout by-length bf16] [--seeds 1 2 3] [--report-only]
+           [--ways plain no-attention-dropout bf16] [--seeds 1 2 3] [--report-only]
 
-Every way takes the same texts, epochs and number of steps; there is no validation, so the last state is judged. `plain`
-draws its texts at random and keeps the model's attention dropout, in fp32, as a Trainer does by itself: the same steps
-of 8 texts, computed in parts, which differs in nothing but padding. Finished runs in WORK are kept, so the
-script can be stopped and started again. Prints the table; the last line is JSON, with which test texts each run was
-right on (`correct`, packed bits in hexadecimal).
+All ways take the same texts, epochs and steps. Nothing is chosen on validation; the last step is tested. `plain` trains
+in fp32 and keeps the model's attention dropout, as a Trainer does by default. It differs from a Trainer only in padding
+(each step is computed in micro-batches).
+
+You can stop the script and start it again: it keeps finished runs in WORK. It prints a table; the last line is JSON.
+There, `correct` says for each run which test texts it answered correctly (packed bits, hexadecimal).
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from distill.machine.provenance import versions
 from distill.storage.files import read_json
 from distill.storage.run_folder import RunFolder
 
-HELD_OUT = 16  # texts as validation, which nothing is chosen on
+HELD_OUT = 16  # validation texts, which a recipe needs; nothing is chosen on them
 
 
 def main() -> None:
-    """Train what is missing and print what was found."""
-    parser = argparse.ArgumentParser(description="What faster ways of fine-tuning cost in accuracy.")
+    """Train the runs that are missing and print the results."""
+    parser = argparse.ArgumentParser(description="Compare the accuracy of ways of fine-tuning.")
     parser.add_argument("--encoder", required=True, help="folder of the pretrained encoder")
     parser.add_argument("--train", required=True, help="parquet file with text and label")
     parser.add_argument("--test", required=True)
@@ -39,10 +40,10 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=5e-5, help="Trainer's own by default")
-    parser.add_argument("--ways", nargs="+", default=["plain", "no-attention-dropout", "by-length"])
+    parser.add_argument("--learning-rate", type=float, default=5e-5, help="default: 5e-5, as in Trainer")
+    parser.add_argument("--ways", nargs="+", default=["plain", "no-attention-dropout"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--report-only", action="store_true", help="train nothing; say what the finished runs found")
+    parser.add_argument("--report-only", action="store_true", help="train nothing; report the finished runs")
     arguments = parser.parse_args()
     if not arguments.report_only:
         arguments.work.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def prepare(arguments: argparse.Namespace) -> Path:
-    """Write the texts and the recipe that all runs start from."""
+    """Write the texts and the recipe that all runs share; return the recipe's path."""
     train, held_out = arguments.work / "train.parquet", arguments.work / "held_out.parquet"
     if not held_out.is_file():
         rows = Dataset.from_parquet(arguments.train).shuffle(seed=42)
@@ -85,17 +86,16 @@ def prepare(arguments: argparse.Namespace) -> Path:
 
 
 def settings_of(way: str) -> list[str]:
-    """Return what a way changes in the recipe."""
-    training = "teacher.training."
+    """Return the settings of a way on top of the recipe."""
     return {
         "plain": ["teacher.attention_dropout=0.1"],
         "no-attention-dropout": [],
-        "bf16": [f"{training}bf16=true"],
+        "bf16": ["teacher.training.bf16=true"],
     }[way]
 
 
 def train(recipe: Path, way: str, seed: int, work: Path) -> None:
-    """Train one way with one seed unless that is finished."""
+    """Train one way with one seed, unless that run is finished."""
     folder = RunFolder(work / f"seed-{seed}" / way)
     if not folder.is_finished:
         settings = [*settings_of(way), f"teacher.training.seed={seed}"]
@@ -104,7 +104,7 @@ def train(recipe: Path, way: str, seed: int, work: Path) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Print each way's accuracies and how it stands against the first way, over the seeds that both have."""
+    """Print the accuracies of each way and its gain over the first way, for the seeds that both have."""
     runs = {
         way: {
             seed: run
