@@ -110,13 +110,13 @@ def write_report(folder: Path, findings: Findings, budget: Budget | None = None)
 
 def _disturbed(measurements: Rows, shape: str | None) -> list[str]:
     """A note if latencies scatter as much as they do beside other work, else nothing."""
-    ratios = {(row["role"], row["format"]): row["latency_ms"][shape] for row in measurements if shape}
-    worst = max(ratios, key=lambda name: ratios[name]["p95"] / ratios[name]["p50"], default=None)
-    if worst is None or (ratio := ratios[worst]["p95"] / ratios[worst]["p50"]) < SCATTERED:
+    ratios = [row["latency_ms"][shape]["p95"] / row["latency_ms"][shape]["p50"] for row in measurements if shape]
+    if max(ratios, default=0) < SCATTERED:
         return []
+    ratio, worst = max(ratios), measurements[ratios.index(max(ratios))]
     return [
-        f"Other work disturbed the latencies (p95 is {ratio:.1f} times p50 for {worst[0]} {worst[1]} at {shape}): "
-        "measure again on a quiet machine before you rely on them."
+        f"Other work disturbed the latencies (p95 is {ratio:.1f} times p50 for {worst['role']} {worst['format']} at "
+        f"{shape}): measure again on a quiet machine before you rely on them."
     ]
 
 
