@@ -168,7 +168,7 @@ CASES = {
         ["report", "{model}", "--recipe", "{recipe}", "--output", "ring"], "ring: cannot be written: ",
     ),
     "a report below a file": (
-        ["report", "{model}", "--recipe", "{recipe}", "--output", "{data}/train.csv/x"], "train.csv is no folder",
+        ["report", "{model}", "--recipe", "{recipe}", "--output", "{data}/train.csv/x"], "train.csv is not a folder",
     ),
     "an output in other bytes": (
         ["teacher", "{recipe}", "--output", "caf\udce9"], "caf\\udce9: bytes that are not UTF-8, in which files",
