@@ -87,6 +87,16 @@ class _Trials(TypedDict):
     trials: list[_Trial]
 
 
+class _Inside:
+    """A path inside a folder: `folder.card` is `folder.path / "README.md"` if `card = _Inside("README.md")`."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, folder: RunFolder, kind: type) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder that `distill teacher` or `distill student` writes; transformers' from_pretrained loads it."""
@@ -94,55 +104,18 @@ class RunFolder:
     path: Path
     grows_by: ClassVar[tuple[str, ...]] = ()  # recipe keys that make a run longer, even a finished one
 
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def started(self) -> Path:
-        """What the run depends on, written when it starts; a run whose dependencies changed cannot be resumed."""
-        return self.path / "started.json"
-
-    @property
-    def metrics_log(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def learning_curve(self) -> Path:
-        return self.path / "learning_curve.png"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def predictions(self) -> Path:
-        return self.path / "predictions.parquet"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def card(self) -> Path:
-        return self.path / "README.md"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def teacher_logits(self) -> Path:
-        """The logits that the model in this folder gave as a teacher."""
-        return self.path / "teacher_logits"
-
-    @property
-    def export(self) -> Path:
-        return self.path / "export"
+    recipe = _Inside("recipe.yaml")
+    started = _Inside("started.json")  # what the run depends on; if that has changed, the run cannot be resumed
+    metrics_log = _Inside("metrics.jsonl")
+    learning_curve = _Inside("learning_curve.png")
+    metrics = _Inside("metrics.json")
+    predictions = _Inside("predictions.parquet")
+    checkpoints = _Inside("checkpoints")
+    tensorboard = _Inside("tensorboard")
+    card = _Inside("README.md")
+    manifest = _Inside("manifest.json")  # written last
+    teacher_logits = _Inside("teacher_logits")  # the logits that the model in this folder gave as a teacher
+    export = _Inside("export")
 
     @property
     def next(self) -> Self:
@@ -468,25 +441,10 @@ class SweepFolder(RunFolder):
 
     grows_by: ClassVar[tuple[str, ...]] = ("sweep.trials",)
 
-    @property
-    def recipe(self) -> Path:
-        """The recipe of the search itself."""
-        return self.path / "sweep.yaml"
-
-    @property
-    def study(self) -> Path:
-        """Optuna's storage, a database; after a kill it holds only complete trials."""
-        return self.path / "trials.db"
-
-    @property
-    def results(self) -> Path:
-        """All trials, for reports and for people."""
-        return self.path / "sweep.json"
-
-    @property
-    def best(self) -> Path:
-        """The recipe with the values of the best trial, written last."""
-        return self.path / "recipe.yaml"
+    recipe = _Inside("sweep.yaml")  # the recipe of the search itself
+    study = _Inside("trials.db")  # Optuna's storage, a database; after a kill it holds only complete trials
+    results = _Inside("sweep.json")  # all trials, for reports and for people
+    best = _Inside("recipe.yaml")  # the recipe with the values of the best trial, written last
 
     @property
     def is_finished(self) -> bool:
