@@ -215,10 +215,10 @@ REFUSED = {
     "tabs in a csv file": (
         lambda t, c, i: f"{t}\t{c}", None, {"head": "text\tlabel"}, "not ','; name it .tsv, or save it with commas",
     ),
-    "a name twice": (lambda t, c, i: f"{t},{c},x", None, {"head": "text,label,label"}, "'label' stands there twice"),
+    "a name twice": (lambda t, c, i: f"{t},{c},x", None, {"head": "text,label,label"}, "'label' is there twice"),
     "a key twice": (
         lambda t, c, i: f'{{"text": "{t}", "label": "a", "label": "b"}}', None, {"head": "", "suffix": ".jsonl"},
-        "line 2: the key 'label' stands twice",
+        "line 2: an object has the key 'label' twice",
     ),
     "most labels missing": (
         lambda t, c, i: f"{t},{c * (i < 9)}", None, {},
@@ -245,7 +245,7 @@ def test_a_field_of_many_lines_is_named_and_kept(tmp_path):
     long = "a story\n" * 30
     found, splits = read(tmp_path, lambda t, c, i: f'"{t}{long * (i == 6)}",{c}')
     assert any(text.count("\n") == 30 for text in found)
-    said = "rows of more than 20 lines: 1, the first from line 8; see whether a stray quote opens a field there"
+    said = "rows of more than 20 lines: 1, the first from line 8; check whether a stray quote opens a field there"
     assert splits.notes[0].startswith(f"{tmp_path / 'train.csv'}: {said}")
 
 

@@ -49,8 +49,8 @@ def read_folder(folder: Path, subset: str | None) -> DataFolder:
         if not lies_in(path, folder):
             inside = path.relative_to(folder)
             raise DataError(f"data.dataset: {folder}: {inside} is a link to a place outside it; give data.files")
-    card = _card(folder)
     try:
+        card = _card(folder)
         configs, infos = MetadataConfigs.from_dataset_card_data(card), DatasetInfosDict.from_dataset_card_data(card)
         name = subset or configs.get_default_config_name()
     except CARD_ERRORS as error:
@@ -78,11 +78,8 @@ def read_folder(folder: Path, subset: str | None) -> DataFolder:
 def _card(folder: Path) -> Any:
     if not (folder / CARD).is_file():
         return DatasetCardData()
-    try:
-        text = (folder / CARD).read_text(encoding="utf-8-sig", errors="replace")
-        return DatasetCard(text, ignore_metadata_errors=False).data
-    except CARD_ERRORS as error:
-        raise DataError(f"data.dataset: {folder / CARD}: {one_line(error)}; give data.files") from None
+    text = (folder / CARD).read_text(encoding="utf-8-sig", errors="replace")
+    return DatasetCard(text, ignore_metadata_errors=False).data
 
 
 def _patterns(folder: Path, config: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -184,13 +184,10 @@ def _lengths(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_token
     lengths = np.array([len(row) for row in ids])
     kept = np.minimum(lengths, max_tokens)
     unknown = sum(row[:max_tokens].count(tokenizer.unk_token_id) for row in ids)
-    median, p95, p99 = (int(value) for value in np.percentile(lengths, [50, 95, 99]))
+    percentiles = map(int, np.percentile(lengths, [50, 95, 99, 100]))
     return {
         "measured": len(lengths),
-        "median": median,
-        "p95": p95,
-        "p99": p99,
-        "longest": int(lengths.max()),
+        **dict(zip(("median", "p95", "p99", "longest"), percentiles, strict=True)),
         "cut": float((lengths > max_tokens).mean()),
         "lost": float(1 - kept.sum() / lengths.sum()),
         "unknown": float(unknown / kept.sum()),

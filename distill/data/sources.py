@@ -174,7 +174,6 @@ def _check_file(path: str, place: str, *, also: Sequence[str] = ()) -> None:
 
     `also` names what the caller reads besides tables, for the message.
     """
-    suffix = Path(path).suffix.lower()
     try:
         if Path(path).is_dir():
             raise DataError(f"{place}: a folder, not a file")
@@ -182,16 +181,14 @@ def _check_file(path: str, place: str, *, also: Sequence[str] = ()) -> None:
             raise DataError(f"{place}: a device or a pipe, not a file")
         if not Path(path).is_file():
             raise DataError(f"{place}: no such file (relative paths start at the working directory)")
-        is_empty = Path(path).stat().st_size == 0
-        packed = packed_with(Path(path))
+        if Path(path).stat().st_size == 0:
+            raise DataError(f"{place}: the file is empty")
+        if packed := packed_with(Path(path)):
+            raise DataError(f"{place}: packed with {packed}; unpack it first")
     except (OSError, ValueError) as error:  # ValueError: a null in the name
         cause = getattr(error, "strerror", None) or one_line(error)
         raise DataError(f"{place}: cannot be read: {cause}") from None
-    if is_empty:
-        raise DataError(f"{place}: the file is empty")
-    if packed:
-        raise DataError(f"{place}: packed with {packed}; unpack it first")
-    if suffix not in READERS:
+    if Path(path).suffix.lower() not in READERS:
         raise DataError(f"{place}: not one of {', '.join((*READERS, *also))}")
 
 
