@@ -143,7 +143,7 @@ CASES = {
     ),
     "a class of each text's own": (
         rows(*((f"text {n}", f"id {n}") for n in range(500))), {"test": "of its classes"},
-        "500 classes of one text each: data.label_column probably names another column",
+        "500 classes of one text each: data.label_column probably names the wrong column",
     ),
     "100,000 classes": (
         content("train.csv", csv_of((f"text {n}", f"c{n // 2}") for n in range(200_000))), {"test": "of its classes"},

@@ -270,7 +270,7 @@ def _check_every_class_is_trained(
     counts, source = Counter(train["label"][:]), table.source
     if len(label_names) == len(train) > MOST_CLASSES_OF_ONE_TEXT:
         raise DataError(
-            f"{source}: {len(label_names)} classes of one text each: data.label_column probably names another column",
+            f"{source}: {len(label_names)} classes of one text each: data.label_column probably names the wrong column",
             hint="--set data.label_column=NAME names another",
         )
     if len(counts) == 1:

@@ -145,7 +145,7 @@ def clear_away(partial: Path) -> None:
     If new files are complete, they move into place (`together`, `take_places`). If old files were moved away and the
     new ones never came, the old ones go back (`take_place`, `take_places`).
     """
-    # READY without COMING: a kill came during the removal, after all files had moved.
+    # READY without COMING: a kill came before the switch in `take_places`, or during the removal below.
     if (partial / READY).is_file() and (partial / COMING).is_dir():
         # In the order in which they were written, so that the file that vouches for the others comes last.
         for ready in sorted((partial / COMING).iterdir(), key=lambda path: path.stat().st_mtime_ns):

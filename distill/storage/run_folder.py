@@ -263,7 +263,7 @@ class RunFolder:
         """
         self._check(recipe, resume=resume, overwrite=overwrite)
         if overwrite:
-            if self.is_finished and self.path == self.place:  # otherwise `check` would have returned `next`
+            if self.is_finished and self.path == self.place:  # not yet at `check`, which returns `next` then
                 raise FolderError(f"{self.path}: holds a run that has finished in the meantime", hint="try again")
             self._clear()
         if resume:
