@@ -162,13 +162,13 @@ CASES = {
     ),
     "a model that is a ring of links": (["predict", "ring", "a"], "ring: no such folder"),
     "a student into a ring of links": (
-        ["student", "{recipe}", "--teacher", "{model}", "--output", "ring", "--force"], "ring: a link that leads to",
+        ["student", "{recipe}", "--teacher", "{model}", "--output", "ring", "--force"], "ring: a broken link",
     ),
     "a report into a ring of links": (
         ["report", "{model}", "--recipe", "{recipe}", "--output", "ring"], "ring: cannot be written: ",
     ),
     "a report below a file": (
-        ["report", "{model}", "--recipe", "{recipe}", "--output", "{data}/train.csv/x"], "train.csv is no folder",
+        ["report", "{model}", "--recipe", "{recipe}", "--output", "{data}/train.csv/x"], "train.csv is not a folder",
     ),
     "an output in other bytes": (
         ["teacher", "{recipe}", "--output", "caf\udce9"], "caf\\udce9: bytes that are not UTF-8, in which files",

@@ -143,7 +143,7 @@ CASES = {
     ),
     "a class of each text's own": (
         rows(*((f"text {n}", f"id {n}") for n in range(500))), {"test": "of its classes"},
-        "500 classes of one text each: data.label_column is probably not that of labels",
+        "500 classes of one text each: data.label_column probably names the wrong column",
     ),
     "100,000 classes": (
         content("train.csv", csv_of((f"text {n}", f"c{n // 2}") for n in range(200_000))), {"test": "of its classes"},
@@ -279,7 +279,7 @@ FOLDERS = {
     "files elsewhere, split by Windows": (card("..\\secret.csv"), "README.md names data outside it: .."),
     "files elsewhere behind a folder": (card("a/../../secret.csv"), "outside it: a/../../secret.csv"),
     "files elsewhere in a list of lists": (card([["../secret.csv"]]), "README.md: Expected data_files"),
-    "files elsewhere in a pattern": (card("[.][.]/secret.csv"), "holds no files of data"),
+    "files elsewhere in a pattern": (card("[.][.]/secret.csv"), "holds no data files"),
     "files elsewhere in the second subset": (two_configs("../secret.csv"), ELSEWHERE, {"subset": "second"}),
     "a server in the second subset": (two_configs("http://a.b/x.csv"), "it: http://a.b/x", {"subset": "second"}),
 }  # fmt: skip

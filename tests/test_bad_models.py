@@ -751,7 +751,7 @@ STRANGERS = {
     "checksums of a device behind a name that counts": (
         sealed(**{f"tokenizer/{'../' * 12}dev/zero": "0"}), "checksums.json names a file outside the folder: tokenizer",
     ),
-    "checksums of a pipe": (sealed_pipe, "vocab.pipe is no regular file"),
+    "checksums of a pipe": (sealed_pipe, "vocab.pipe is not a regular file"),
     "checksums of a link that leaves": (sealed_link, f"checksums.json names a file outside the folder: {WEIGHTS}"),
     "checksums that are no table": (content("checksums.json", b"[[1, 2]]"), "checksums.json is damaged"),
     "more layers than weights": (config(num_hidden_layers=100_000_000), "num_hidden_layers: wants at most 100000, got"),
@@ -765,7 +765,7 @@ STRANGERS = {
     "weights beside those that are vouched for": (
         lambda folder: (seal(folder), content("model.onnx", b"x")(folder)), "model.onnx is not in checksums.json",
     ),
-    "checksums of nothing": (content("checksums.json", b"{}"), "config.json is not in checksums.json: it came later"),
+    "checksums of nothing": (content("checksums.json", b"{}"), "json is not in checksums.json: it was added later"),
     "no types at all": (config(type_vocab_size=0), "its config.json makes a layer (Embedding) whose weight is empty"),
     "layers without a width": (config(intermediate_size=0), "makes a layer (Linear) whose weight is empty"),
     "more classes than can be named": (

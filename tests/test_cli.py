@@ -477,7 +477,7 @@ def test_what_is_overwritten_answers_until_the_new_has_finished(finished, tmp_pa
         assert run(*command, "--overwrite")[0] == 130
     assert run("predict", student / "export", "good film")[0] == 0
     for more, expected in (
-        ([], f"{student}: holds a finished run, and an unfinished one that is to replace it"),
+        ([], f"{student}: holds a finished run, and an unfinished one that will replace it"),
         (["--resume", "--set", "student.loss.temperature=4"], "was started with another recipe"),
     ):
         code, _, err = run(*command, *more)

@@ -312,11 +312,11 @@ def test_a_better_evaluation_without_a_checkpoint_is_no_checkpoint(folder, tmp_p
         ("sub/../../../../../../../../../dev/zero", "names a file outside the folder"),
         ("/dev/zero", "names a file outside the folder: /dev/zero"),
         ("../secret", "names a file outside the folder: ../secret"),
-        ("pipe", "pipe is no regular file"),
+        ("pipe", "pipe is not a regular file"),
         ("device", "names a file outside the folder: device"),
         ("ring", "names a file outside the folder: ring"),
         ("a\0b", "names a file outside the folder: a"),
-        ("sub", "sub is no regular file"),
+        ("sub", "sub is not a regular file"),
     ],
 )
 def test_what_a_seal_names_is_read_only_in_its_folder_and_if_it_is_a_file(name, expected, tmp_path, record_property):
@@ -388,7 +388,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(name, tmp_path, record_prop
         "metrics.json": run.read_metrics, "manifest.json": run.read_manifest,
         "predictions.parquet": lambda: read_predictions(run.predictions),
     }  # fmt: skip
-    with pytest.raises(FolderError, match="no regular file"):
+    with pytest.raises(FolderError, match="not a regular file"):
         read[name]()
     record_property("attacks refused", 1)
 

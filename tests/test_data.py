@@ -235,7 +235,7 @@ def test_leaks_are_dropped_before_samples_are_taken(tmp_path):
     test = write(tmp_path / "b.csv", rows_of(30))
     splits = load_splits(data(write(tmp_path / "a.csv", rows_of(60)), test, train_samples=30))
     assert len(splits.train) + len(splits.validation) == 30
-    with pytest.raises(DataError, match="every train text stands in validation or test too"):
+    with pytest.raises(DataError, match="every train text is also in validation or test"):
         load_splits(data(test, test))
 
 

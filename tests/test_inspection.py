@@ -79,9 +79,9 @@ def test_repeated_torn_and_leaking_texts_are_counted_and_said(look):
     assert found["contradictions"] == {"count": 1, "shown": [{"text": "the PLOT  was torn", "labels": LABELS}]}
     assert found["validation_in_test"] == 1
     assert concerns(found) == [
-        "5 train texts stand in validation or test too; training drops them",
-        "1 validation texts stand in test too: what is chosen on it flatters test",
-        "5 train texts repeat an earlier one of their split, but for case and white space",
+        "5 train texts are also in validation or test; training drops them",
+        "1 validation texts are also in test: choices made on them make test figures look too good",
+        "5 train texts repeat an earlier one of their split, ignoring case and white space",
         "1 train texts have more than one label, such as negative and positive for: the PLOT was torn",
     ]
 
@@ -93,7 +93,7 @@ def test_what_max_tokens_cuts_off_is_counted(look):
     assert tokens["cut"] == 1.0 and tokens["median"] == 3 * 10 + 2
     assert tokens["lost"] == pytest.approx(1 - 16 / 32)
     assert any(
-        "50% of train's and 50% of validation's tokens lie past max_tokens (16)" in said for said in concerns(found)
+        "50% of train's and 50% of validation's tokens are beyond max_tokens (16)" in said for said in concerns(found)
     )
 
 

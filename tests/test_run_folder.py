@@ -66,7 +66,7 @@ def test_the_last_checkpoint_that_is_whole_is_the_one_to_go_on_from(tmp_path, ca
     DAMAGE[damage](last)
     assert folder.last_checkpoint() == whole
     (said,) = caplog.messages
-    assert said.startswith(str(last)) and "an earlier one is looked for" in said
+    assert said.startswith(str(last)) and "looking for an earlier one" in said
     record_property("damaged files named", 1)
 
 
@@ -225,7 +225,7 @@ def test_overwriting_follows_no_link(name, tmp_path, recipe_path):
     if name == "checkpoints":
         folder.checkpoints.rmdir()
     (folder.path / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FolderError, match=f"{name}: a link, and what it leads to"):
+    with pytest.raises(FolderError, match=f"{name}: a link, and distill does not delete"):
         folder.check(recipe, resume=False, overwrite=True)
     assert (tmp_path / "elsewhere" / "mine.txt").read_text() == "mine" and folder.recipe.is_file()
 
@@ -304,7 +304,7 @@ def test_another_rank_waits_until_the_first_has_ended_what_a_kill_cut_in_two(tmp
     (partial / REPLACED).mkdir(parents=True)
     monkeypatch.setattr("distill.storage.run_folder.rank", lambda: 1)
     monkeypatch.setattr("distill.storage.run_folder.SETTLING_SECONDS", 0.3)
-    with pytest.raises(FolderError, match="the first rank does not end it"):
+    with pytest.raises(FolderError, match="rank 0 does not clean up"):
         folder.settle()
     threading.Timer(0.2, lambda: clear_away(partial)).start()
     folder.settle()

@@ -112,7 +112,7 @@ def test_labels_are_read_as_written(name, tmp_path):
 def test_labels_taken_for_their_class_are_counted_in_a_note(tmp_path):
     _, splits = read(tmp_path, lambda t, c, i: f"{t},{c}{' ' * (i % 5 == 0)}")
     assert splits.notes[0] == (
-        f"{tmp_path / 'train.csv'}: 8 labels are written otherwise than their class and were taken for it, such as "
+        f"{tmp_path / 'train.csv'}: 8 labels are not spelled as their class and were matched to it, such as "
         "'good ' for 'good'"
     )
 
@@ -129,7 +129,7 @@ def test_a_word_among_numbers_means_the_same_wherever_it_stands(at, tmp_path):
 
 
 def test_a_class_whose_only_text_leaks_is_named_with_its_line(tmp_path):
-    with pytest.raises(DataError, match=r"train\.csv: line 9: no training text of class 'odd' is left: what there is"):
+    with pytest.raises(DataError, match=r"train\.csv: line 9: no training text of class 'odd' is left: its texts are"):
         read(tmp_path, lambda t, c, i: "it is so so,odd" if i == 7 else f"{t},{c}")
 
 
@@ -215,14 +215,14 @@ REFUSED = {
     "tabs in a csv file": (
         lambda t, c, i: f"{t}\t{c}", None, {"head": "text\tlabel"}, "not ','; name it .tsv, or save it with commas",
     ),
-    "a name twice": (lambda t, c, i: f"{t},{c},x", None, {"head": "text,label,label"}, "'label' stands there twice"),
+    "a name twice": (lambda t, c, i: f"{t},{c},x", None, {"head": "text,label,label"}, "'label' is there twice"),
     "a key twice": (
         lambda t, c, i: f'{{"text": "{t}", "label": "a", "label": "b"}}', None, {"head": "", "suffix": ".jsonl"},
-        "line 2: the key 'label' stands twice",
+        "line 2: an object has the key 'label' twice",
     ),
     "most labels missing": (
         lambda t, c, i: f"{t},{c * (i < 9)}", None, {},
-        "line 11: the label is empty (31 such rows); see that data.label_column names the right column",
+        "line 11: the label is empty (31 such rows); check that data.label_column names the right column",
     ),
     "truth values for indices": (
         lambda t, c, i: json.dumps({"text": t, "label": c == "good"}), ("bad", "good"),
@@ -245,7 +245,7 @@ def test_a_field_of_many_lines_is_named_and_kept(tmp_path):
     long = "a story\n" * 30
     found, splits = read(tmp_path, lambda t, c, i: f'"{t}{long * (i == 6)}",{c}')
     assert any(text.count("\n") == 30 for text in found)
-    said = "rows of more than 20 lines: 1, the first from line 8; see whether a stray quote opens a field there"
+    said = "rows of more than 20 lines: 1, the first from line 8; check whether a stray quote opens a field there"
     assert splits.notes[0].startswith(f"{tmp_path / 'train.csv'}: {said}")
 
 
@@ -340,7 +340,7 @@ def test_files_of_a_split_that_name_their_classes_otherwise_are_refused(tmp_path
     class_labels(tmp_path / "train-00000-of-00002.parquet", ["neg", "pos"], [0, 1] * 10)
     class_labels(tmp_path / "train-00001-of-00002.parquet", ["pos", "neg"], [0, 1] * 10)
     class_labels(tmp_path / "test-00000-of-00001.parquet", ["neg", "pos"], [0, 1] * 10)
-    with pytest.raises(DataError, match="the files of train name their classes otherwise than each other"):
+    with pytest.raises(DataError, match="the files of train name their classes differently"):
         load_splits(Data(dataset=str(tmp_path)))
     class_labels(tmp_path / "train-00001-of-00002.parquet", ["neg", "pos"], [0, 1] * 10)
     assert load_splits(Data(dataset=str(tmp_path))).label_names == ("neg", "pos")
@@ -361,7 +361,7 @@ def test_a_card_that_says_how_its_files_are_to_be_read_is_refused(tmp_path):
     for name in ("train", "test"):
         table(tmp_path, name, plain)
     (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  sep: ';'\n---\n")
-    with pytest.raises(DataError, match="says sep of its files, which distill does not follow"):
+    with pytest.raises(DataError, match="sets sep for its files, which distill does not support"):
         load_splits(Data(dataset=str(tmp_path)))
 
 

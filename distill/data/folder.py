@@ -1,6 +1,6 @@
-"""A local folder of data: which of its files make up each split, and what its card says of them.
+"""Find which files of a local data folder make up each split, and what the dataset card says about them.
 
-datasets itself never reads the folder: a card can send it to a server or to any file of the machine.
+datasets itself never reads the folder, since a card can point it to a server or to any file of the machine.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from distill.errors import DataError, one_line
 from distill.storage.files import lies_in
 
 CARD = "README.md"
-NOT_DATA = ("dataset_infos.json", "dataset_dict.json", "dataset_info.json", "state.json")  # datasets' own notes
-FOLLOWED = {"data_files", "data_dir", "default", "version", "description", "features"}  # what a configuration may say
-# What a card's fields of the wrong kind make of datasets' readers of it.
+# Files that datasets writes beside the data.
+NOT_DATA = ("dataset_infos.json", "dataset_dict.json", "dataset_info.json", "state.json")
+# The keys of a card's configuration that are supported.
+FOLLOWED = {"data_files", "data_dir", "default", "version", "description", "features"}
+# The errors that datasets and huggingface_hub raise for a malformed card.
 CARD_ERRORS = (YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
@@ -38,17 +40,17 @@ class DataFolder:
 
 
 def read_folder(folder: Path, subset: str | None) -> DataFolder:
-    """Return the splits of a folder laid out as on the Hub: by its card, else by the names of its files and folders.
+    """Return the splits of a folder laid out as on the Hub, from its card or else from its file and folder names.
 
-    `subset` is one of the card's configurations. Raises `DataError` if the card cannot be read or names files that are
-    not in the folder, if a file is a link that leaves it, or if it cannot be told which files are the data.
+    `subset` is one of the card's configurations. Raises `DataError` if the card cannot be read or names files outside
+    the folder, if a link leads out of the folder, or if it is unclear which files are the data.
     """
     for path in sorted(folder.rglob("*")):
         if not lies_in(path, folder):
             inside = path.relative_to(folder)
             raise DataError(f"data.dataset: {folder}: {inside} is a link to a place outside it; give data.files")
-    card = _card(folder)
     try:
+        card = _card(folder)
         configs, infos = MetadataConfigs.from_dataset_card_data(card), DatasetInfosDict.from_dataset_card_data(card)
         name = subset or configs.get_default_config_name()
     except CARD_ERRORS as error:
@@ -60,12 +62,13 @@ def read_folder(folder: Path, subset: str | None) -> DataFolder:
         raise DataError(
             f"data.dataset: {folder / CARD} has several subsets; data.subset is one of {', '.join(configs)}"
         )
-    if unknown := set(configs.get(name, {}) if name else ()) - FOLLOWED:
+    config = configs.get(name, {}) if name else {}
+    if unknown := set(config) - FOLLOWED:
         raise DataError(
-            f"data.dataset: {folder / CARD}: says {', '.join(sorted(unknown))} of its files, which distill does not "
-            "follow; save them as its formats are (docs/recipes.md), and give data.files"
+            f"data.dataset: {folder / CARD}: sets {', '.join(sorted(unknown))} for its files, which distill does not "
+            "support; save them in a format of docs/recipes.md, and give data.files"
         )
-    files = _files(folder, _patterns(folder, configs.get(name, {}) if name else {}))
+    files = _files(folder, _patterns(folder, config))
     info = infos.get(name or "default") or (next(iter(infos.values())) if len(infos) == 1 else None)
     features = (info.features if info else None) or {}
     names = {key: tuple(feature.names) for key, feature in features.items() if isinstance(feature, ClassLabel)}
@@ -75,15 +78,12 @@ def read_folder(folder: Path, subset: str | None) -> DataFolder:
 def _card(folder: Path) -> Any:
     if not (folder / CARD).is_file():
         return DatasetCardData()
-    try:
-        text = (folder / CARD).read_text(encoding="utf-8-sig", errors="replace")
-        return DatasetCard(text, ignore_metadata_errors=False).data
-    except CARD_ERRORS as error:
-        raise DataError(f"data.dataset: {folder / CARD}: {one_line(error)}; give data.files") from None
+    text = (folder / CARD).read_text(encoding="utf-8-sig", errors="replace")
+    return DatasetCard(text, ignore_metadata_errors=False).data
 
 
 def _patterns(folder: Path, config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Each split's patterns of names, relative to the folder."""
+    """The file name patterns of each split, relative to the folder."""
     try:
         if config.get("data_files"):
             patterns = {str(split): list(map(str, found)) for split, found in
@@ -96,7 +96,7 @@ def _patterns(folder: Path, config: Mapping[str, Any]) -> dict[str, list[str]]:
                 str(split): [f"{inner}/{one}" if inner else one for one in ones] for split, ones in found.items()
             }
     except EmptyDatasetError:
-        raise DataError(f"data.dataset: {folder}: holds no files of data") from None
+        raise DataError(f"data.dataset: {folder}: holds no data files") from None
     except CARD_ERRORS as error:
         raise DataError(f"data.dataset: {folder / CARD}: {one_line(error)}; give data.files") from None
     for one in (one for ones in patterns.values() for one in ones):
@@ -105,7 +105,7 @@ def _patterns(folder: Path, config: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _check_place(folder: Path, place: str) -> None:
-    # A scheme may hold more than letters (git+ssh:), and fsspec takes "://" and "::" wherever they stand.
+    # A scheme can hold more than letters (git+ssh:), and fsspec accepts "://" and "::" anywhere.
     is_address = re.match(r"[/~\\]|[\w.+-]+:", place) or "://" in place or "::" in place
     if is_address or ".." in re.split(r"[/\\]", place):
         raise DataError(f"data.dataset: {folder}: its {CARD} names data outside it: {place}; give data.files")
@@ -120,10 +120,9 @@ def _files(folder: Path, patterns: Mapping[str, Sequence[str]]) -> dict[str, tup
         if packed := sorted(path for path in paths if path.is_file() and packed_with(path)):
             inside = packed[0].relative_to(root)
             raise DataError(
-                f"data.dataset: {folder}: {inside} is packed with {packed_with(packed[0])}; unpack it or take it away"
+                f"data.dataset: {folder}: {inside} is packed with {packed_with(packed[0])}; unpack it or move it away"
             )
-        paths = {path for path in paths if path.suffix.lower() in READERS and not _is_note(path)}
-        if paths:
+        if paths := {path for path in paths if path.suffix.lower() in READERS and not _is_note(path)}:
             found[split] = tuple(folder / path.relative_to(root) for path in sorted(paths))
     kinds = sorted({path.suffix.lower() for paths in found.values() for path in paths})
     if len(kinds) > 1:
@@ -131,12 +130,12 @@ def _files(folder: Path, patterns: Mapping[str, Sequence[str]]) -> dict[str, tup
             f"data.dataset: {folder}: holds {' and '.join(kinds)} files; say which are the data: data.files"
         )
     if not found:
-        raise DataError(f"data.dataset: {folder}: holds no files of data ({', '.join(READERS)})")
+        raise DataError(f"data.dataset: {folder}: holds no data files ({', '.join(READERS)})")
     return found
 
 
 def _is_note(path: Path) -> bool:
-    """Whether a file is one of datasets' own: a description, or what a `map` left beside the rows it was made of."""
+    """Say whether datasets wrote the file beside the data: a description, or the cached result of a `map`."""
     return path.name in NOT_DATA or (path.suffix == ".arrow" and path.name.startswith(("cache-", "tmp")))
 
 

@@ -1,4 +1,4 @@
-"""What is in the data: examples, balance, lengths, and what looks wrong with it."""
+"""Inspect the data: example texts, class balance, token lengths, and what looks wrong."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from datasets import Dataset
 from tabulate import tabulate
 from transformers import PreTrainedTokenizerBase
 
-from distill.data.splits import SPLITS, Splits, text_keys
+from distill.data.splits import SPLITS, Splits, drawn, text_keys
 from distill.recipe.labels import joined
 
-MEASURED_TEXTS = 10_000  # of a split, drawn at random: enough to tell a length's share to a percent
-SHOWN = 3  # rows of each kind of suspicion
+MEASURED_TEXTS = 10_000  # per split, drawn at random: enough to know a share of the texts to about one percent
+SHOWN = 3  # examples of each kind of suspicious text
 TOKENS_IN_A_LINE, TOKENS_ON_A_PAGE = 12, 60
 MOST_COLUMNS = 20
 EXCERPT = 100  # characters of a text that a concern quotes
 
-# What is seldom meant in a text that a person wrote.
+# Patterns that a text written by a person seldom contains on purpose.
 SUSPICIONS = {
-    "broken_encoding": ("letters that a wrong encoding spoilt", re.compile("[\x80-\x9f\ufffd]|Ã[\xa0-\xbf]|â€[™œ]")),
+    "broken_encoding": ("letters broken by a wrong encoding", re.compile("[\x80-\x9f\ufffd]|Ã[\xa0-\xbf]|â€[™œ]")),
     "control_characters": ("control characters", re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")),
     "markup": ("HTML tags", re.compile(r"</?[a-zA-Z][^<>]{0,200}>")),
-    "no_letters": ("no letter", re.compile(r"\A[\W\d_]*\Z")),
-    "one_word": ("one word only", re.compile(r"\A\s*[!-\u024f]{1,40}\s*\Z")),
+    "no_letters": ("no letters", re.compile(r"\A[\W\d_]*\Z")),
+    "one_word": ("only one word", re.compile(r"\A\s*[!-\u024f]{1,40}\s*\Z")),
 }
 
 
 def inspect(
     splits: Splits, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, rows: int, seed: int
 ) -> dict[str, Any]:
-    """Return what is in the splits, as JSON: rows, balance, token lengths, duplicates, leaks, suspicious texts.
+    """Return as JSON what is in the splits: texts, class balance, token lengths, duplicates, leaks, suspicious texts.
 
-    Also `rows` train texts drawn with `seed`, and the first of them as the model will see it. Lengths are of at most
-    `MEASURED_TEXTS` texts of each split, drawn with the same seed; everything else is of all texts.
+    It also holds `rows` train texts, drawn with `seed`, and the first of them as the model sees it. Token lengths are
+    measured on at most `MEASURED_TEXTS` texts of each split, drawn with the same seed. All else covers all texts.
     """
     parts = {name: part for name in SPLITS if (part := getattr(splits, name)) is not None}
     examples = [
         {"example_id": example["example_id"], "label": splits.label_names[example["label"]], "text": example["text"]}
-        for example in map(dict, _drawn(splits.train, rows, seed))
+        for example in map(dict, drawn(splits.train, rows, seed))
     ]
     return {
         "max_tokens": max_tokens,
@@ -50,7 +50,7 @@ def inspect(
             name: {
                 "rows": len(part),
                 "labels": _balance(part, splits.label_names) if "label" in part.column_names else None,
-                "tokens": _lengths(_drawn(part, MEASURED_TEXTS, seed)["text"][:], tokenizer, max_tokens),
+                "tokens": _lengths(drawn(part, MEASURED_TEXTS, seed)["text"][:], tokenizer, max_tokens),
             }
             for name, part in parts.items()
         },
@@ -71,7 +71,7 @@ NOTHING_WRONG = (
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """Return what `inspect` found for a terminal: tables, then what looks wrong, or that nothing does."""
+    """Return what `inspect` found as text for a terminal: tables, then what looks wrong, or that nothing does."""
     names = found["label_names"]
     head = tabulate(split_rows(found), headers="keys", tablefmt="simple", disable_numparse=True)
     labels = {name: part["labels"] for name, part in found["splits"].items() if part["labels"]}
@@ -86,7 +86,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         "\n".join(
             f"[{_line(example['label'], EXCERPT)}] {_line(example['text'], 160)}" for example in found["examples"]
         ),
-        "as the model sees the first of them:\n"
+        "the first of them as the model sees it:\n"
         + tabulate(token_rows(found["tokenised"], TOKENS_IN_A_LINE), tablefmt="plain", disable_numparse=True),
         "\n".join(f"- {concern}" for concern in concerns(found)) or NOTHING_WRONG,
         *([unread(found)] if found["unread_columns"] else []),
@@ -95,7 +95,7 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 
 def split_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return a row of figures for each split: texts, tokens of a text, and how many are cut at `max_tokens`."""
+    """Return for each split: the number of texts, their lengths in tokens, and the share cut at `max_tokens`."""
     return [
         {
             "split": name,
@@ -109,7 +109,7 @@ def split_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def token_rows(tokenised: Mapping[str, Any], most: int) -> list[list[str]]:
-    """Return the first `most` tokens of a text with their ids and mask, three rows."""
+    """Return three rows: the first `most` tokens of a text, their ids, and their attention mask."""
     return [
         [name, *(_line(str(value), EXCERPT) for value in tokenised[name][:most])]
         for name in ("tokens", "input_ids", "attention_mask")
@@ -117,7 +117,7 @@ def token_rows(tokenised: Mapping[str, Any], most: int) -> list[list[str]]:
 
 
 def concerns(found: Mapping[str, Any]) -> list[str]:
-    """Return in words what may spoil training or its figures."""
+    """Return in words what may harm training or distort its figures."""
     said = list(found["notes"])
     if found["joined_labels"]:
         names = _listed([repr(_line(name, EXCERPT)) for name in found["joined_labels"][:SHOWN]])
@@ -127,13 +127,14 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
             "one class, so each combination is a class of its own"
         )
     if leaks := _counted(found["leaks_dropped"]):
-        said.append(f"{leaks} texts stand in validation or test too; training drops them")
+        said.append(f"{leaks} texts are also in validation or test; training drops them")
     if found["validation_in_test"]:
         said.append(
-            f"{found['validation_in_test']} validation texts stand in test too: what is chosen on it flatters test"
+            f"{found['validation_in_test']} validation texts are also in test: choices made on them make test figures "
+            "look too good"
         )
     if repeated := _counted(found["duplicates"]):
-        said.append(f"{repeated} texts repeat an earlier one of their split, but for case and white space")
+        said.append(f"{repeated} texts repeat an earlier one of their split, ignoring case and white space")
     if found["contradictions"]["count"]:
         first = found["contradictions"]["shown"][0]
         labels = " and ".join(_line(label, EXCERPT) for label in first["labels"])
@@ -143,7 +144,7 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
         )
     tokens = {name: part["tokens"] for name, part in found["splits"].items()}
     if lost := _shares(tokens, "lost", 0.1):
-        said.append(f"{lost} tokens lie past max_tokens ({found['max_tokens']}) and are lost")
+        said.append(f"{lost} tokens are beyond max_tokens ({found['max_tokens']}) and are lost")
     if unknown := _shares(tokens, "unknown", 0.05):
         said.append(f"{unknown} tokens are unknown to the tokenizer")
     balance = found["splits"]["train"]["labels"]
@@ -151,7 +152,7 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
     if balance[rarest] * 10 < balance[commonest]:
         said.append(
             f"{rarest!r} is rare ({balance[rarest]} train texts; {commonest!r} has {balance[commonest]}): read "
-            "macro-F1 beside accuracy"
+            "macro-F1 as well as accuracy"
         )
     for kind, (meaning, pattern) in SUSPICIONS.items():
         if suspicions := [suspicion for suspicion in found["suspicious"] if suspicion["kind"] == kind]:
@@ -164,15 +165,11 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
 
 
 def unread(found: Mapping[str, Any]) -> str:
-    """Return which columns nothing was taken from, in words; empty if there are none."""
+    """Return in words which columns are not read; empty if all are."""
     names = [_line(name, EXCERPT) for name in found["unread_columns"]]
     more = len(names) - MOST_COLUMNS
     shown = ", ".join([*names[:MOST_COLUMNS], *([f"and {more} more"] if more > 0 else [])])
     return f"Columns that are not read: {shown}" if names else ""
-
-
-def _drawn(rows: Dataset, count: int, seed: int) -> Dataset:
-    return rows.shuffle(seed=seed).select(range(min(count, len(rows))))
 
 
 def _balance(rows: Dataset, label_names: Sequence[str]) -> dict[str, int]:
@@ -187,13 +184,10 @@ def _lengths(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_token
     lengths = np.array([len(row) for row in ids])
     kept = np.minimum(lengths, max_tokens)
     unknown = sum(row[:max_tokens].count(tokenizer.unk_token_id) for row in ids)
-    median, p95, p99 = (int(value) for value in np.percentile(lengths, [50, 95, 99]))
+    percentiles = map(int, np.percentile(lengths, [50, 95, 99, 100]))
     return {
         "measured": len(lengths),
-        "median": median,
-        "p95": p95,
-        "p99": p99,
-        "longest": int(lengths.max()),
+        **dict(zip(("median", "p95", "p99", "longest"), percentiles, strict=True)),
         "cut": float((lengths > max_tokens).mean()),
         "lost": float(1 - kept.sum() / lengths.sum()),
         "unknown": float(unknown / kept.sum()),
@@ -211,23 +205,23 @@ def _tokenised(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -
 
 
 def _repeated(parts: Mapping[str, Dataset], label_names: Sequence[str]) -> dict[str, Any]:
-    """Texts that stand twice: within a split, in validation and test, and in train with two labels."""
+    """Count repeated texts: within a split, in both validation and test, and in train with different labels."""
     keys = {name: list(text_keys(part)) for name, part in parts.items()}
     labels: dict[bytes, set[int]] = {}
     for key, label in zip(keys["train"], parts["train"]["label"][:], strict=True):
         labels.setdefault(key, set()).add(label)
-    torn = [key for key, found in labels.items() if len(found) > 1]
+    contradictory = [key for key, found in labels.items() if len(found) > 1]
     shown = [
         {
             "text": parts["train"][keys["train"].index(key)]["text"],
             "labels": [label_names[label] for label in sorted(labels[key])],
         }
-        for key in torn[:SHOWN]
+        for key in contradictory[:SHOWN]
     ]
     return {
         "duplicates": {name: len(found) - len(set(found)) for name, found in keys.items()},
         "validation_in_test": len(set(keys["validation"]) & set(keys["test"])),
-        "contradictions": {"count": len(torn), "shown": shown},
+        "contradictions": {"count": len(contradictory), "shown": shown},
     }
 
 
@@ -244,17 +238,12 @@ def _suspicious(parts: Mapping[str, Dataset]) -> Iterator[dict[str, Any]]:
                             shown[kind].append({"example_id": example_id, "text": text})
         for kind, count in counts.items():
             if count:
-                yield {
-                    "split": split,
-                    "kind": kind,
-                    "meaning": SUSPICIONS[kind][0],
-                    "count": count,
-                    "shown": shown[kind],
-                }
+                meaning = SUSPICIONS[kind][0]
+                yield {"split": split, "kind": kind, "meaning": meaning, "count": count, "shown": shown[kind]}
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    """ "29 train and 60 transfer"; empty where there is nothing to count."""
+    """Return the counts that are not 0 as "29 train and 60 transfer"."""
     return _listed([f"{count} {name}" for name, count in counts.items() if count])
 
 
@@ -267,7 +256,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _around(text: str, pattern: re.Pattern[str]) -> str:
-    """The place in a text that a pattern found, on one line."""
+    """Return the part of a text around the match of a pattern, on one line."""
     found = pattern.search(text)
     start = max(0, found.start() - EXCERPT // 2) if found else 0
     return ("…" if start else "") + _line(text[start:], EXCERPT)
@@ -278,6 +267,6 @@ def _share(count: int, counts: Mapping[str, int]) -> str:
 
 
 def _line(text: str, width: int) -> str:
-    """A text on one line that a terminal can show: no line breaks, no control characters, cut at `width`."""
+    """Return a text as one line for a terminal: without line breaks and control characters, cut at `width`."""
     line = "".join(character if character.isprintable() else "\ufffd" for character in " ".join(text.split()))
     return line if len(line) <= width else f"{line[: width - 1]}…"

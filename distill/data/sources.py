@@ -1,4 +1,4 @@
-"""Where texts come from, as tables: files, folders, the Hub; what is packed, damaged or leads elsewhere is refused."""
+"""Read texts and labels as tables, from files, folders or the Hub; refuse packed, damaged or unsafe ones."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from distill.storage.hub import ask_hub
 
 log = logging.getLogger("distill")
 
-datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of each file that is read, local ones too
-FORMAT = 1  # of what is kept of a file; a reader that reads otherwise counts on
-# A number, a date, a share, an amount or nothing: a column of nothing else holds no texts.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else it tells a server of each file that is read, even a local one
+FORMAT = 1  # version of the cached tables; raise it if a reader reads a file differently
+# Matches a number, a date, a percentage, an amount or nothing; a column of only these does not hold texts.
 WORDLESS = r"^[\d\s.,:/+%$€£()-]*(\de[+-]?\d+)?$|^\s*(nan|inf|none|null|n/a|na|true|false)\s*$"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A split as it was read: `rows` with the wanted columns under their own names, and `source`, as errors name it.
+    """A split as it was read: `rows` with the wanted columns under their own names, and the `source` for errors.
 
-    `column_names` are all columns of the source, `class_names` those of a label column whose type names its classes,
-    `notes` what may be wrong with rows that were read all the same.
+    `column_names` are all columns of the source. `class_names` are there if the type of the label column names its
+    classes. `notes` say what may be wrong with rows that were read anyway.
     """
 
     source: str
@@ -49,7 +49,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def place(self, row: int) -> str:
-        """Return where a row stands, for errors: its line where the file is made of lines, else its number from 0."""
+        """Return the place of a row for errors: its line if the file consists of lines, else its number from 0."""
         where = f"line {self.rows[row][LINE]}" if LINE in self.rows.column_names else f"row {row}"
         return f"{self.source}: {where}"
 
@@ -65,25 +65,13 @@ def load_tables(data: Data) -> dict[str, Table]:
 
 
 def read_texts(path: str, text_column: str) -> Iterator[str]:
-    """Yield the texts of a file, one at a time: lines of .txt or of stdin ("-"), else the column `text_column`.
+    """Yield the texts of a file one at a time: the lines of .txt or of stdin ("-"), else the column `text_column`.
 
-    Holds a few thousand rows at once, whatever the size of the file, and leaves no copy. A blank line of .txt is a text
-    too, so that answers and lines stay in step. Raises `DataError` naming the file and the row if something is no text.
+    Holds at most a few thousand rows in memory and writes no cache. A blank line of .txt is a text too, so that line
+    numbers and answers match. Raises `DataError` that names the file and the row if a value is not a text.
     """
-    if path == "-":
-        if sys.stdin is None:
-            raise DataError("stdin: is closed, so there are no texts to read")
-        try:
-            yield from text_lines(sys.stdin.buffer, "stdin")
-        except OSError as error:
-            raise DataError(f"stdin: {error.strerror}") from None
-        return
-    if Path(path).suffix.lower() == ".txt":
-        try:
-            with open(path, "rb") as file:
-                yield from text_lines(file, path)
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from None
+    if path == "-" or Path(path).suffix.lower() == ".txt":
+        yield from _lines(path)
         return
     _check_file(path, path, also=(".txt", "- (stdin)"))
     table = TableFile(path, {text_column: "--text-column"}, path)
@@ -95,15 +83,26 @@ def read_texts(path: str, text_column: str) -> Iterator[str]:
         for text in texts.to_pylist():
             if text is None:
                 check_columns(table.wanted, list(table.column_names), path)
-                raise DataError(f"{path}: row {row}: {text_column} is missing; give it a text, if an empty one")
+                raise DataError(f"{path}: row {row}: {text_column} is missing; give it a text, which may be empty")
             yield text
             row += 1
     for note in table.notes:
         log.warning("%s", note)
 
 
+def _lines(path: str) -> Iterator[str]:
+    if path == "-" and sys.stdin is None:
+        raise DataError("stdin: is closed, so there are no texts to read")
+    name = "stdin" if path == "-" else path
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+            yield from text_lines(file, name)
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror}") from None
+
+
 def not_texts(column: pa.Array | pa.ChunkedArray) -> str | None:
-    """Return in words what a column holds instead of texts, or None if it holds texts."""
+    """Return in words what a column holds instead of texts; None if it holds texts."""
     if not is_string(column.type):
         return f"holds {column.type}, not text"
     if not len(column):
@@ -126,11 +125,11 @@ def _wanted(data: Data, split: str) -> dict[str, str]:
 
 
 def _load_file(path: str, place: str, wanted: dict[str, str]) -> Table:
-    """The table in a file, kept on disk under what the file holds: its name and its date say nothing about that."""
+    """Return the table in a file from a cache keyed by the file's content, since a name or a date can mislead."""
     _check_file(path, place)
     file = TableFile(path, wanted, path)
     digest = _digest(path)
-    depends = [FORMAT, path, digest, list(wanted)]  # the path, since notes name it
+    depends = [FORMAT, path, digest, list(wanted)]  # the path, since the cached notes name it
     key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
     kept = Path(datasets.config.HF_DATASETS_CACHE) / "distill" / key
     if not kept.is_dir():
@@ -139,24 +138,17 @@ def _load_file(path: str, place: str, wanted: dict[str, str]) -> Table:
             (Path(work) / key).mkdir()
             _keep(file, Path(work) / key)
             if _digest(path) != digest:
-                raise DataError(f"{place}: has changed while it was read; the same command, once it is whole")
-            with contextlib.suppress(FileExistsError):  # who was faster read the same contents
-                _rename(Path(work) / key, kept)
+                raise DataError(f"{place}: has changed while it was read; run this again once the file is complete")
+            try:
+                (Path(work) / key).rename(kept)
+            except OSError:
+                if not kept.is_dir():  # else another process was faster, and read the same content
+                    raise
     found = read_json(kept / "table.json")
     rows = Dataset.from_file(str(kept / "rows.arrow"))
-    rows._fingerprint = key  # what is made of it is kept under what it was made of, too
+    rows._fingerprint = key  # datasets keys its caches of derived rows by this
     names = next((tuple(found["names"][name]) for name in wanted if name in found["names"]), None)
     return Table(path, rows, tuple(found["column_names"]), names, tuple(found["notes"]))
-
-
-def _rename(made: Path, place: Path) -> None:
-    """Give a folder its name; raises `FileExistsError`, whatever this system calls it, if the name is taken."""
-    try:
-        made.rename(place)
-    except OSError as error:
-        if place.is_dir():
-            raise FileExistsError(str(place)) from error
-        raise
 
 
 def _digest(path: str) -> str:
@@ -178,11 +170,10 @@ def _keep(file: TableFile, folder: Path) -> None:
 
 
 def _check_file(path: str, place: str, *, also: Sequence[str] = ()) -> None:
-    """Raise `DataError` if a file is not there, is empty, is packed or is of a kind that is not read.
+    """Raise `DataError` if a file is missing, empty, packed or of an unsupported kind.
 
-    `also` is what is read beside files that hold tables, for the error that says so.
+    `also` names what the caller reads besides tables, for the message.
     """
-    suffix = Path(path).suffix.lower()
     try:
         if Path(path).is_dir():
             raise DataError(f"{place}: a folder, not a file")
@@ -190,16 +181,14 @@ def _check_file(path: str, place: str, *, also: Sequence[str] = ()) -> None:
             raise DataError(f"{place}: a device or a pipe, not a file")
         if not Path(path).is_file():
             raise DataError(f"{place}: no such file (relative paths start at the working directory)")
-        is_empty = Path(path).stat().st_size == 0
-        packed = packed_with(Path(path))
-    except (OSError, ValueError) as error:  # the second: a name with a null in it
+        if Path(path).stat().st_size == 0:
+            raise DataError(f"{place}: the file is empty")
+        if packed := packed_with(Path(path)):
+            raise DataError(f"{place}: packed with {packed}; unpack it first")
+    except (OSError, ValueError) as error:  # ValueError: a null in the name
         cause = getattr(error, "strerror", None) or one_line(error)
         raise DataError(f"{place}: cannot be read: {cause}") from None
-    if is_empty:
-        raise DataError(f"{place}: the file is empty")
-    if packed:
-        raise DataError(f"{place}: packed with {packed}; unpack it first")
-    if suffix not in READERS:
+    if Path(path).suffix.lower() not in READERS:
         raise DataError(f"{place}: not one of {', '.join((*READERS, *also))}")
 
 
@@ -211,8 +200,8 @@ def _load_folder(folder: Path, data: Data) -> dict[str, Table]:
         parts = [_load_file(str(path), f"data.dataset: {path}", wanted) for path in found.files[name]]
         if len({part.class_names for part in parts}) > 1:
             raise DataError(
-                f"data.dataset: {folder}: the files of {name} name their classes otherwise than each other, so their "
-                "labels mean different things; give data.files",
+                f"data.dataset: {folder}: the files of {name} name their classes differently, so their labels mean "
+                "different things; give data.files"
             )
         names = parts[0].class_names or next(
             (found.class_names[one] for one in wanted if one in found.class_names), None
@@ -222,12 +211,12 @@ def _load_folder(folder: Path, data: Data) -> dict[str, Table]:
 
 
 def _joined(parts: list[Table], folder: Path, split: str, names: tuple[str, ...] | None) -> Table:
-    """The files of a split as one table; a line of one of them says nothing without its file, so rows are counted."""
+    """Join the files of a split to one table, without line numbers, since those of different files would mix."""
     try:
         rows = concatenate_datasets([part.rows.select_columns([c for c in part.rows.column_names if c != LINE])
                                      for part in parts])  # fmt: skip
     except ValueError as error:  # columns of different types
-        raise DataError(f"data.dataset: {folder}: the files of {split} do not fit: {one_line(error)}") from None
+        raise DataError(f"data.dataset: {folder}: the files of {split} do not match: {one_line(error)}") from None
     columns = tuple(dict.fromkeys(name for part in parts for name in part.column_names))
     return Table(f"{folder}[{split}]", rows, columns, names, tuple(note for part in parts for note in part.notes))
 
@@ -253,7 +242,7 @@ def _load_dataset(data: Data) -> dict[str, Table]:
 
 
 def _split_names(data: Data, there: Collection[str]) -> dict[str, str]:
-    """Each of our splits that the data set has, under its own name; raises `DataError` if one is not there."""
+    """Map each split of ours to its name in the dataset; raises `DataError` if the dataset lacks one."""
     names = data.splits.model_dump()
     if names["validation"] is None and "validation" in there:
         names["validation"] = "validation"

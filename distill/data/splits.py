@@ -1,4 +1,4 @@
-"""A recipe's data section to labelled splits, each row with a stable example id; splits to token ids."""
+"""Make the splits that a recipe's data section describes: labelled, sampled, without leaks, with stable example ids."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from distill.recipe.schema import Data, Recipe
 
 log = logging.getLogger("distill")
 
-MOST = 2.0**53  # up to here whole numbers are themselves as floating-point ones
+MOST = 2.0**53  # up to this, floating-point numbers hold every whole number exactly
 MOST_CLASSES_OF_ONE_TEXT = 100
-FEW = 5  # rows that lack something and can go; more mean that something else is wrong
+FEW = 5  # rows without a text or label that can be left out; more mean that something else is wrong
 SPLITS = ("train", "validation", "test", "transfer")
 
 
@@ -33,9 +33,9 @@ SPLITS = ("train", "validation", "test", "transfer")
 class Splits:
     """Train, validation and test with columns example_id ("train/17"), text and label; class names in label order.
 
-    `transfer` has texts without labels, for the teacher to label. `leaks` counts what was dropped from train and
-    transfer because it stands in validation or test too. `notes` say what was read otherwise than it was written, and
-    `unread` are the columns that nothing was taken from.
+    `transfer` has texts without labels, which the teacher labels. `leaks` counts the texts that were dropped from train
+    and transfer because they are also in validation or test. `notes` say what was not taken exactly as it is written.
+    `unread` are the columns that were not read.
     """
 
     train: Dataset
@@ -49,19 +49,19 @@ class Splits:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Return a SHA-256 of the texts (and labels) of each split, for manifests."""
+        """Return the SHA-256 of the texts (and labels) of each split, for manifests."""
         labelled = {name: getattr(self, name) for name in ("train", "validation", "test")}
         prints = {name: _digest(rows, ["text", "label"]) for name, rows in labelled.items()}
         return prints | ({"transfer": _digest(self.transfer, ["text"])} if self.transfer is not None else {})
 
 
 def load_splits(data: Data) -> Splits:
-    """Return the splits that `data` describes: loaded, checked, sampled, and validation carved out where it is missing.
+    """Return the splits that `data` describes: loaded, checked and sampled.
 
-    A text that stands in validation or test too, but for case and white space, is dropped from train and transfer.
-    Samples are taken as shuffle with the seed, then the first N; the validation split is then carved out of the sampled
-    train rows, stratified by label, so `train_samples` is all the labelled text that a run may see besides test.
-    Raises `DataError` naming the file or split, the rule and the value.
+    If a train or transfer text is also in validation or test, ignoring case and white space, it is dropped. A sample is
+    the first N rows after a shuffle with the seed. If there is no validation split, it is taken from the sampled train
+    rows, stratified by label; so `train_samples` is all the labelled text that a run sees besides test. Raises
+    `DataError` that names the file or split, the rule and the value.
     """
     tables = load_tables(data)
     texts = {split: _texts(table, data) for split, table in tables.items()}
@@ -79,14 +79,13 @@ def load_splits(data: Data) -> Splits:
         if split in codes:
             rows = rows.add_column("label", codes[split], feature=ClassLabel(names=list(label_names)))
         splits[split] = rows.add_column("example_id", [f"{split}/{index}" for index in range(len(rows))])
-    for split in ("validation", "test"):
-        splits |= _sampled(splits, split, data)
+    _sample(splits, ("validation", "test"), data)
     leaks = _drop_leaks(splits, ("validation", "test"))
-    for split in ("train", "transfer"):
-        splits |= _sampled(splits, split, data)
+    _sample(splits, ("train", "transfer"), data)
     _check_every_class_is_trained(splits["train"], label_names, tables["train"], codes["train"])
     if "validation" not in splits:
         splits |= _carve_validation(splits["train"], label_names, data, tables["train"])
+        _sample(splits, ("validation",), data)
         for split, dropped in _drop_leaks(splits, ("validation",)).items():
             leaks[split] += dropped
     read = {data.text_column, data.label_column}
@@ -95,12 +94,12 @@ def load_splits(data: Data) -> Splits:
 
 
 def text_fingerprint(rows: Dataset) -> str:
-    """Return a SHA-256 of the texts and their example ids, in order."""
+    """Return the SHA-256 of the texts and their example ids, in order."""
     return _digest(rows, ["example_id", "text"])
 
 
 def _texts(table: Table, data: Data) -> Dataset:
-    """The text column alone, checked: text, no nulls, nothing blank."""
+    """Return the text column alone, after checks that it holds texts, and no null or blank one."""
     column = table.rows.data.column(data.text_column)
     if len(table.rows) == 0:
         raise DataError(f"{table.source}: has no rows")
@@ -123,25 +122,25 @@ def _is_blank(chunk: pa.Array) -> np.ndarray:
 
 
 def _such(rows: Sequence[int] | np.ndarray, table: Table, name: str) -> str:
-    """How many rows lack something, and the cure: a few can go, but many mean that something else is wrong."""
+    """Say how many rows lack a value, and the cure: leave out a few, but many mean that something else is wrong."""
     count = f"{len(rows)} such row{'s' * (len(rows) > 1)})"
     if len(rows) > max(FEW, 0.01 * len(table.rows)):
-        return f"{count}; see that data.{name}_column names the right column"
+        return f"{count}; check that data.{name}_column names the right column"
     return f"{count}; fill in what is missing, or leave {'that row' if len(rows) == 1 else 'those rows'} out"
 
 
 def _labels(table: Table, data: Data, train: Table) -> pa.ChunkedArray:
-    """The label column as text: none missing, and only of a type whose values can be labels.
+    """Return the label column as text, after checks that no label is missing and that its type can hold labels.
 
-    An integer of a column whose type names its classes is the name that it stands for; what stands for none stays. If
-    only train's column names them, they are those of the other splits' integers too.
+    If the type of an integer column names its classes, each integer becomes the name that it stands for; an integer
+    without a name stays. If only train's column names them, the names also apply to the other splits' integers.
     """
     stored = table.class_names or train.class_names
     column = table.rows.data.column(data.label_column)
     kind = column.type
     if pa.types.is_integer(kind) and stored:
         names = data.label_names or stored
-        renames = not set(map(label_key, names)) & set(map(label_key, stored))  # else they are meant by name
+        renames = not set(map(label_key, names)) & set(map(label_key, stored))  # else the recipe reorders them
         known = pa.array(names if renames else stored, pa.string())
         there = pc.index_in(column.cast(pa.int64(), safe=False), pa.array(range(len(known)), pa.int64()))
         column = pc.coalesce(pc.take(known, there), column.cast(pa.string()))
@@ -163,7 +162,7 @@ def _labels(table: Table, data: Data, train: Table) -> pa.ChunkedArray:
 
 
 def _float_texts(values: pa.Array) -> pa.Array:
-    """Floating-point labels as text, whole ones as whole numbers, which is what pandas had before a row was missing."""
+    """Return floating-point labels as text, whole ones without ".0": pandas makes 1.0 of 1 if a row has no label."""
     values = pc.if_else(pc.is_nan(values), None, values.cast(pa.float64()))
     whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), MOST))
     texts = pc.if_else(whole, values, None).cast(pa.int64()).cast(pa.string())
@@ -171,7 +170,7 @@ def _float_texts(values: pa.Array) -> pa.Array:
 
 
 def _label_names(labels: pa.ChunkedArray, table: Table, data: Data) -> tuple[str, ...]:
-    """Class names: the recipe's, else the data set's own, else the distinct train labels in order."""
+    """Return the class names: the recipe's, else the dataset's own, else the distinct train labels in order."""
     if data.label_names or table.class_names:
         return data.label_names or table.class_names or ()
     try:
@@ -189,9 +188,9 @@ def _distinct(labels: pa.ChunkedArray) -> list[str]:
 def _encode(
     labels: pa.ChunkedArray, table: Table, label_names: Sequence[str], indices: bool, notes: list[str]
 ) -> np.ndarray:
-    """Class indices of labels; what a number means is for every split what it is in train.
+    """Return the class index of each label; `indices` says whether labels are numbers of classes, as in train.
 
-    A label that names no class is an error; one that is written otherwise than its class becomes a note.
+    Raises `DataError` if a label names no class. If a label is not spelled as its class, adds a note.
     """
     distinct = _distinct(labels)
     found = classes_of(distinct, label_names, indices=indices)
@@ -199,38 +198,35 @@ def _encode(
     positions = pc.index_in(labels, pa.array(distinct, pa.string())).to_numpy()
     codes = classes[positions].astype(np.int64)
     if (codes < 0).any():
-        # If numbers and words name no class, a word is at fault: it alone keeps the numbers from being indices.
+        # Blame a word rather than a number: without the words, the numbers would be indices.
         words = np.array([found[label] is None and not WHOLE.fullmatch(cleaned(label)) for label in distinct])
         blamed = words[positions] if words.any() else codes < 0
         row = int(np.flatnonzero(blamed)[0])
         label = labels[row].as_py()
         more = ", ..." if len(label_names) > 10 else ""
-        looks = (
-            "; it looks like several labels in one, and a text has one"
-            if label in joined([*label_names, label])
-            else ""
-        )
+        is_joined = label in joined([*label_names, label])
+        looks = "; it looks like several labels in one, and a text has one" if is_joined else ""
         raise DataError(
             f"{table.place(row)}: label {label!r} is not one of {len(label_names)} classes: "
             f"{', '.join(label_names[:10])}{more}{looks}",
             hint="data.label_names: the names in your files, or null to take them from there",
         )
     counts = np.bincount(positions, minlength=len(distinct))
-    otherwise = [
+    respelled = [
         index for index, label in enumerate(distinct)
         if not indices and label not in (name := label_names[classes[index]], f"{name}.0")
     ]  # fmt: skip
-    if otherwise:
-        first = otherwise[0]
+    if respelled:
+        first = respelled[0]
         notes.append(
-            f"{table.source}: {counts[otherwise].sum()} labels are written otherwise than their class and were taken "
-            f"for it, such as {distinct[first]!r} for {label_names[classes[first]]!r}"
+            f"{table.source}: {counts[respelled].sum()} labels are not spelled as their class and were matched to it, "
+            f"such as {distinct[first]!r} for {label_names[classes[first]]!r}"
         )
     return codes
 
 
 def _drop_leaks(splits: dict[str, Dataset], held_out_splits: Sequence[str]) -> dict[str, int]:
-    """Drop what is held out too from train and transfer, in place; return how many rows each lost."""
+    """Drop from train and transfer, in place, the texts that are also held out; return how many each split lost."""
     held_out: set[bytes] = set()
     for split in held_out_splits:
         if split in splits:
@@ -241,52 +237,57 @@ def _drop_leaks(splits: dict[str, Dataset], held_out_splits: Sequence[str]) -> d
             kept = [row for row, key in enumerate(text_keys(splits[split])) if key not in held_out]
             leaks[split] = len(splits[split]) - len(kept)
             if not kept:
-                raise DataError(f"data: every {split} text stands in validation or test too; give texts of its own")
+                raise DataError(f"data: every {split} text is also in validation or test; give other texts")
             if leaks[split]:
                 splits[split] = splits[split].select(kept)
     return leaks
 
 
 def text_keys(rows: Dataset) -> Iterator[bytes]:
-    """Yield a digest of each text without regard to case and white space: a set of them fits where texts do not."""
+    """Yield a digest of each text, ignoring case and white space; a set of digests needs less memory than the texts."""
     for batch in rows.select_columns(["text"]).iter(batch_size=1_000):
         for text in batch["text"]:
             yield hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()
 
 
-def _sampled(splits: dict[str, Dataset], split: str, data: Data) -> dict[str, Dataset]:
-    samples = getattr(data, f"{split}_samples")
-    return {split: _sample(splits[split], samples, data.seed)} if samples and split in splits else {}
+def drawn(rows: Dataset, count: int, seed: int) -> Dataset:
+    """Return `count` rows at random, or all of them in random order if there are fewer."""
+    return rows.shuffle(seed=seed).select(range(min(count, len(rows))))
 
 
-def _sample(rows: Dataset, samples: int, seed: int) -> Dataset:
-    return rows.shuffle(seed=seed).select(range(min(samples, len(rows))))
+def _sample(splits: dict[str, Dataset], names: Sequence[str], data: Data) -> None:
+    """Reduce splits, in place, to the numbers of rows that the recipe gives."""
+    for split in names:
+        samples = getattr(data, f"{split}_samples")
+        if samples and split in splits:
+            splits[split] = drawn(splits[split], samples, data.seed)
 
 
 def _check_every_class_is_trained(
     train: Dataset, label_names: tuple[str, ...], table: Table, codes: np.ndarray
 ) -> None:
-    """Raise `DataError` if a class has no text in `train`, which is what is left of the rows of `codes`."""
+    """Raise `DataError` if a class has no text in `train`; `codes` are the classes of all train rows that were read."""
     counts, source = Counter(train["label"][:]), table.source
     if len(label_names) == len(train) > MOST_CLASSES_OF_ONE_TEXT:
         raise DataError(
-            f"{source}: {len(label_names)} classes of one text each: data.label_column is probably not that of labels",
+            f"{source}: {len(label_names)} classes of one text each: data.label_column probably names the wrong column",
             hint="--set data.label_column=NAME names another",
         )
     if len(counts) == 1:
         raise DataError(f"{source}: one class only ({label_names[next(iter(counts))]!r}); a classifier needs two")
     absent = [name for index, name in enumerate(label_names) if not counts[index]]
-    read = np.flatnonzero(codes == label_names.index(absent[0])) if absent else np.empty(0)
+    if not absent:
+        return
+    read = np.flatnonzero(codes == label_names.index(absent[0]))
     if len(read):
         raise DataError(
-            f"{table.place(int(read[0]))}: no training text of class {absent[0]!r} is left: what there is stands in "
-            "validation or test too, or was not sampled; correct the label, or give more texts of it"
+            f"{table.place(int(read[0]))}: no training text of class {absent[0]!r} is left: its texts are also in "
+            "validation or test, or were not sampled; correct the label, or give more texts of the class"
         )
-    if absent:
-        raise DataError(
-            f"{source}: no training text of class {', '.join(map(repr, absent))}; take more rows or drop it from "
-            "data.label_names"
-        )
+    raise DataError(
+        f"{source}: no training text of class {', '.join(map(repr, absent))}; take more rows or drop it from "
+        "data.label_names"
+    )
 
 
 def _carve_validation(train: Dataset, label_names: tuple[str, ...], data: Data, table: Table) -> dict[str, Dataset]:
@@ -306,10 +307,7 @@ def _carve_validation(train: Dataset, label_names: tuple[str, ...], data: Data, 
             f"stratified validation split of {len(label_names)} classes; take more rows, or give data.files.validation"
         )
     parts = train.train_test_split(test_size=size, seed=data.seed, stratify_by_column="label")
-    validation = parts["test"]
-    if data.validation_samples:
-        validation = _sample(validation, data.validation_samples, data.seed)
-    return {"train": parts["train"], "validation": validation}
+    return {"train": parts["train"], "validation": parts["test"]}
 
 
 def _digest(rows: Dataset, columns: list[str]) -> str:
@@ -320,7 +318,7 @@ def _digest(rows: Dataset, columns: list[str]) -> str:
 
 
 def read_splits(recipe: Recipe) -> Splits:
-    """Return the recipe's splits, having said what is read and which texts were dropped as leaks."""
+    """Return the recipe's splits; log what is read, what may be wrong, and how many texts were dropped as leaks."""
     files = recipe.data.files
     names = [Path(path).name for path in files.model_dump(exclude_none=True).values()] if files else []
     log.info("data: reading %s", recipe.data.dataset or ", ".join(names))
@@ -329,5 +327,5 @@ def read_splits(recipe: Recipe) -> Splits:
         log.warning("data: %s", note)
     for split, dropped in splits.leaks.items():
         if dropped:
-            log.info("data: %d %s texts dropped: they stand in validation or test too", dropped, split)
+            log.info("data: %d %s texts dropped: they are also in validation or test", dropped, split)
     return splits

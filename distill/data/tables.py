@@ -1,6 +1,6 @@
-"""Files of texts, row by row as they were written: csv, tsv, json, jsonl, Parquet and Arrow.
+"""Read tables of texts row by row, exactly as they are written: csv, tsv, json, jsonl, Parquet and Arrow.
 
-Nothing is guessed: a label is read as it stands, and a row that does not fit its header is refused with its line.
+Nothing is guessed: a label is read literally, and a row that does not fit its header is an error with its line.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,72 +24,73 @@ from distill.errors import DataError, one_line
 from distill.recipe.labels import WHOLE, label_key
 
 ROWS_AT_ONCE = 1_000
-FEW_ROWS = 16  # if each may be as long as the one before, and take a few bytes in the file
-MOST_UNPACKED = 2**27  # bytes of a column in a group of rows, if they are packed better than
-UNPACKED_TIMES = 100  # times, which no texts are
-BYTES_AT_ONCE = 2**24  # of texts; fewer rows if they are long
-LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is shorter than some texts
-MANY_LINES = 20  # in one field: more than most texts have, and what a stray quote soon swallows
-MOST_KNOWN, LONGEST_EDGE = 10_000, 200  # values of a column that are held to know a row by, and characters of one
+FEW_ROWS = 16  # instead, if a few bytes of the file can repeat a long text in each row (delta encoding)
+# A column of a row group is refused if it unpacks to more bytes than this and to more than this many times its size
+# in the file. Texts never do.
+MOST_UNPACKED, UNPACKED_TIMES = 2**27, 100
+BYTES_AT_ONCE = 2**24  # of texts; a batch of long texts has fewer rows
+LONGEST_FIELD = 2**31 - 1  # characters; the csv module's default of 131,072 is too short for some texts
+MANY_LINES = 20  # in one row: more than most texts have, so perhaps a stray quote has swallowed rows
+MOST_KNOWN, LONGEST_EDGE = 10_000, 200  # to recognize a row: remembered values of a column, compared characters
 SEPARATORS = {",": ".csv", "\t": ".tsv", ";": None, "|": None}
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-# How files begin that hold others: read as they are they are no text, and unpacked they can be anything.
+SURROGATE = re.compile("[\ud800-\udfff]")
+# The first bytes of packed files, which are refused: unpacked, they could be anything.
 PACKED = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
     b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4",
 }  # fmt: skip
-LINE = "distill.line"  # the column that says where a row began; only files made of lines have it
+LINE = "distill.line"  # column with the line on which each row begins; only for files that consist of lines
 
-Row = tuple[int, Sequence[Any]]  # the line it began on, and the value of each wanted column
+Row = tuple[int, Sequence[Any]]  # the line on which it begins, and the value of each wanted column
 
 
 @dataclass
 class TableFile:
-    """A file, the columns wanted of it, and what is found while it is read.
+    """A file, the columns wanted from it, and what is found while it is read.
 
-    `column_names` are all that it has. `names` are the classes of a column whose type names them. `notes` say in words
-    what may be wrong with rows that were read all the same.
+    `column_names` are all columns of the file. `names` has the class names of each column whose type names its classes.
+    `notes` say what may be wrong with rows that were read anyway.
     """
 
     path: str
-    wanted: Mapping[str, str]  # column to the key that names it; first the texts, then perhaps the labels
-    place: str  # how errors name it
-    unit: str = "line"  # what they count
+    wanted: Mapping[str, str]  # column to the setting that names it; first the texts, then perhaps the labels
+    place: str  # the file, as errors name it
+    unit: str = "line"  # what errors count: lines or rows
     separator: str = ","
     column_names: dict[str, None] = field(default_factory=dict)  # in order
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the wanted columns, at most `ROWS_AT_ONCE` rows at a time, and LINE if the file is made of lines.
+        """Yield the wanted columns in batches of at most `ROWS_AT_ONCE` rows, with LINE if the file consists of lines.
 
-        Of Parquet and Arrow also at most about `BYTES_AT_ONCE` of texts, however small the file is.
-
-        Text formats give strings (null where a value is missing), the others what they hold. Raises `DataError` with
-        the line or row, the rule and the cure.
+        A batch of Parquet or Arrow also has at most about `BYTES_AT_ONCE` of texts. Text formats give strings (null for
+        a missing value); the other formats give the types that they hold. Raises `DataError` with the line or row, the
+        rule and the cure.
         """
         yield from READERS[Path(self.path).suffix.lower()](self)
 
 
 def check_columns(wanted: Mapping[str, str], there: Sequence[str], place: str) -> None:
-    """Raise `DataError` if a wanted column is not there, or is there twice."""
+    """Raise `DataError` if a wanted column is missing or is there twice."""
     for name, key in wanted.items():
         if name not in there:
             cure = f"--set {key}=NAME" if key.startswith("data.") else f"{key} NAME"
             raise DataError(f"{place}: {key}: no column {name!r}, only {_some(there)}", hint=f"{cure} names another")
         if there.count(name) > 1:
-            raise DataError(f"{place}: {key}: column {name!r} stands there twice; name one of them otherwise")
+            raise DataError(f"{place}: {key}: column {name!r} is there twice; rename one of them")
 
 
 def packed_with(path: Path) -> str | None:
-    """Return what a file is packed with, by its first bytes; None if it is not."""
+    """Return what a file is packed with, judged by its first bytes; None if it is not packed."""
     with open(path, "rb") as file:
         beginning = file.read(8)
     return next((kind for magic, kind in PACKED.items() if beginning.startswith(magic)), None)
 
 
 def text_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file without their ends; a byte-order mark is no part of the first.
+    """Yield the lines of a UTF-8 file, without line ends and without a byte-order mark.
 
     Raises `DataError` with the line that is not UTF-8.
     """
@@ -112,7 +114,7 @@ def _read_tsv(table: TableFile) -> Iterator[pa.RecordBatch]:
 
 
 def _csv_rows(file: IO[str], table: TableFile) -> Iterator[Row]:
-    """The rows of a csv file (RFC 4180), or of a tsv file quoted in the same way."""
+    """Yield the rows of a csv file (RFC 4180), or of a tsv file with the same quoting."""
     csv.field_size_limit(LONGEST_FIELD)
     first_line = next(file, "")
     _check_separator(first_line, table)
@@ -136,10 +138,11 @@ def _csv_rows(file: IO[str], table: TableFile) -> Iterator[Row]:
 
 
 class _Swallowed:
-    """Watches for rows that a stray quote has swallowed: one opens a field, and another closes it some rows below.
+    """Detects rows that a stray quote has swallowed: one quote opens a field, and another closes it some rows below.
 
-    Such a field's lines are rows, so behind the text (or, if it stands last, before it) they have a label that other
-    rows have too. If no label is read, or it stands on the other side, they have values of most of the columns there.
+    The lines of such a field are rows. So a line has, after its text (or before it, if the text is the last column), a
+    label that other rows have too. If no label is read, or the label is on the other side, a line has known values in
+    most of the columns on this side.
     """
 
     def __init__(self, table: TableFile, text: int, label: int | None, width: int):
@@ -150,12 +153,12 @@ class _Swallowed:
         self.known: dict[int, set[str]] = {column: set() for column in self.others}
         self.written: dict[int, set[str]] = {column: set() for column in self.others}
         self.suspects: list[tuple[int, int, list[list[list[str]]]]] = []
-        self.long, self.first_long = 0, 0
+        self.long: list[int] = []  # the first lines of rows of many lines
 
     def see(self, row: Sequence[str], line: int, lines: int) -> None:
-        """Look at a row that runs over so many lines."""
+        """Look at a row that begins on `line` and has so many `lines`."""
         if lines > MANY_LINES:
-            self.long, self.first_long = self.long + 1, self.first_long or line
+            self.long.append(line)
         if lines == 1:
             for column, written in self.written.items():
                 if row[column] not in written and len(written) < MOST_KNOWN:
@@ -164,26 +167,25 @@ class _Swallowed:
             return
         inner = row[self.text].splitlines()
         inner = inner[1:] if self.is_last else inner[:-1]
-        values = [self._values_of(one) for one in inner if one.strip()]
-        if values:
-            self.suspects.append((line, lines, values))
+        if readings := [self._values_of(one) for one in inner if one.strip()]:
+            self.suspects.append((line, lines, readings))
 
     def end(self) -> None:
-        """Raise `DataError` for the first field that holds rows, and note fields that run over many lines."""
-        for line, lines, values in self.suspects:
-            if 2 * sum(map(self._is_row, values)) >= len(values):
+        """Raise `DataError` for the first field that holds rows; else note the rows of many lines."""
+        for line, lines, readings in self.suspects:
+            if 2 * sum(any(map(self._is_row, ways)) for ways in readings) >= len(readings):
                 raise DataError(
                     f"{self.table.place}: line {line}: a quote opens a field here that runs on for {lines} lines and "
                     'swallows the rows below; put the text in quotes and write each quote within it twice ("")'
                 )
         if self.long:
             self.table.notes.append(
-                f"{self.table.place}: rows of more than {MANY_LINES} lines: {self.long}, the first from line "
-                f"{self.first_long}; see whether a stray quote opens a field there and swallows the rows below"
+                f"{self.table.place}: rows of more than {MANY_LINES} lines: {len(self.long)}, the first from "
+                f"line {self.long[0]}; check whether a stray quote opens a field there and swallows the rows below"
             )
 
     def _values_of(self, line: str) -> list[list[str]]:
-        """What a line would hold in the other columns, if it were a row; also without separators at its end."""
+        """Return the values of the other columns if a line were a row: as it is, and without separators at its end."""
         separator, count = self.table.separator, len(self.others)
         found = []
         for one in {line, line.rstrip(separator + " ")}:
@@ -192,23 +194,21 @@ class _Swallowed:
                 found.append(parts[:count] if self.is_last else parts[-count:])
         return found
 
-    def _is_row(self, candidates: Sequence[Sequence[str]]) -> bool:
-        return any(self._is_one(dict(zip(self.others, values, strict=True))) for values in candidates)
-
-    def _is_one(self, values: Mapping[int, str]) -> bool:
-        if self.label in values:
-            return self._is_known(self.label, values[self.label])
-        return 2 * sum(self._is_known(*item) for item in values.items()) > len(values)
+    def _is_row(self, values: Sequence[str]) -> bool:
+        by_column = dict(zip(self.others, values, strict=True))
+        if self.label in by_column:
+            return self._is_known(self.label, by_column[self.label])
+        return 2 * sum(self._is_known(*item) for item in by_column.items()) > len(values)
 
     def _is_known(self, column: int, value: str) -> bool:
         if not value.strip():
             return False
-        # In prose a space follows a comma, so a value with one is a value only if others are written with it too.
+        # In prose a space follows a comma. So a value that begins with a space counts only if other rows have it too.
         return value in self.written[column] if value[0].isspace() else _alike(value) in self.known[column]
 
 
 def _alike(value: str) -> str:
-    """What two values share that are one label (see labels), or begin alike if they are long."""
+    """Return a key that is equal for spellings of one label (see recipe.labels), or if long values begin alike."""
     key = label_key(value[:LONGEST_EDGE])
     return found[1] if (found := WHOLE.fullmatch(key)) else key
 
@@ -235,13 +235,12 @@ def _csv_records(reader: Any, table: TableFile) -> Iterator[tuple[int, list[str]
 
 
 def _check_separator(first_line: str, table: TableFile) -> None:
-    """Raise `DataError` if the first line is a header of the wanted columns once it is cut at another separator."""
+    """Raise `DataError` if the first line is a header with the wanted columns, but with another separator."""
     if table.separator in first_line:
         return
     for separator, suffix in SEPARATORS.items():
-        if set(table.wanted) <= {name.strip().strip('"') for name in first_line.split(separator)} and (
-            separator in first_line
-        ):
+        names = {name.strip().strip('"') for name in first_line.split(separator)}
+        if separator in first_line and set(table.wanted) <= names:
             cure = f"name it {suffix}, or save it" if suffix else "save it"
             raise DataError(
                 f"{table.place}: line 1: separated by {separator!r}, not {table.separator!r}; "
@@ -266,11 +265,10 @@ def _read_json_lines(table: TableFile) -> Iterator[pa.RecordBatch]:
         lines = enumerate(text_lines(file, table.place), 1)
         objects = ((number, _parsed(line, f"{table.place}: line {number}")) for number, line in lines if line.strip())
         yield from _as_batches(_object_rows(objects, table), table)
-    check_columns(table.wanted, list(table.column_names), table.place)
 
 
 def _read_json(table: TableFile) -> Iterator[pa.RecordBatch]:
-    """A list of objects, or an object of equally long lists; anything else is read as a file of one object a line."""
+    """Read a list of objects, or an object of lists of one length; a file of several objects is read as jsonl."""
     with _decoded(table) as file:
         text = file.read()
     try:
@@ -281,11 +279,10 @@ def _read_json(table: TableFile) -> Iterator[pa.RecordBatch]:
     del text
     if isinstance(found, dict) and found and all(isinstance(column, list) for column in found.values()):
         if len({len(column) for column in found.values()}) > 1:
-            raise DataError(f"{table.place}: its lists are not equally long, so they are no columns of a table")
+            raise DataError(f"{table.place}: its lists have different lengths, so they are not the columns of a table")
         found = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
     table.unit = "row"
     yield from _as_batches(_object_rows(enumerate(found if isinstance(found, list) else [found]), table), table)
-    check_columns(table.wanted, list(table.column_names), table.place)
 
 
 def _object_rows(objects: Iterable[tuple[int, Any]], table: TableFile) -> Iterator[Row]:
@@ -302,10 +299,11 @@ def _object_rows(objects: Iterable[tuple[int, Any]], table: TableFile) -> Iterat
             except ValueError as error:
                 raise DataError(f"{place}: {name!r} {error}") from None
         yield number, row
+    check_columns(table.wanted, list(table.column_names), table.place)
 
 
 def _as_text(value: Any, *, is_text: bool) -> str | None:
-    """A JSON value as text; the first wanted column holds texts, the others labels."""
+    """Return a JSON value as text; only a label may be a number or a truth value."""
     if value is None or isinstance(value, str):
         return value
     if is_text or not isinstance(value, bool | int | float):
@@ -318,7 +316,7 @@ def _as_text(value: Any, *, is_text: bool) -> str | None:
 
 
 class _ExtraData(DataError):
-    """More follows the first JSON value of a file: it is one of lines."""
+    """More JSON follows the first value of a file, so it may be jsonl."""
 
 
 def _parsed(text: str, place: str) -> Any:
@@ -338,7 +336,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise ValueError(f"an object has the key {twice!r} twice")
     return found
 
 
@@ -348,7 +346,7 @@ def _read_parquet(table: TableFile) -> Iterator[pa.RecordBatch]:
             chunks = _chunks(file, table.wanted)
         _check_unpacked(chunks, table)
         rows = FEW_ROWS if _prefixed(chunks) else ROWS_AT_ONCE
-        # As it is written, a text that is repeated stands there once: a file of 300 bytes can hold 400 MB of them.
+        # Keep repeated texts as a dictionary, as in the file: a file of 300 bytes can hold 400 MB of texts.
         with pq.ParquetFile(table.path, read_dictionary=_repeated(chunks)) as file:
             _note_schema(file.schema_arrow, table)
             yield from _checked(file.iter_batches(rows, columns=list(table.wanted)), table)
@@ -372,31 +370,31 @@ def _read_arrow(table: TableFile) -> Iterator[pa.RecordBatch]:
 
 
 def _chunks(file: pq.ParquetFile, wanted: Iterable[str]) -> list[Any]:
-    """What the file says of each wanted column in each of its groups of rows."""
+    """Return the file's metadata on each wanted column of each row group."""
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
     return [chunk for chunk in chunks if chunk.path_in_schema in set(wanted)]
 
 
 def _check_unpacked(chunks: Iterable[Any], table: TableFile) -> None:
-    """Raise `DataError` if a file is small and what it unpacks to is not: a page is unpacked as a whole."""
+    """Raise `DataError` if a small file unpacks to a huge one, since pyarrow unpacks a page as a whole."""
     for chunk in chunks:
         size, unpacked = max(1, chunk.total_compressed_size), chunk.total_uncompressed_size
         if unpacked > MOST_UNPACKED and unpacked > UNPACKED_TIMES * size:
             raise DataError(
-                f"{table.place}: {chunk.path_in_schema!r} unpacks from {size} bytes to {unpacked}: no texts; "
-                "write it anew without compression if they are"
+                f"{table.place}: {chunk.path_in_schema!r} unpacks from {size} bytes to {unpacked}, which "
+                "texts do not; if they are texts, save them without compression"
             )
 
 
 def _repeated(chunks: Sequence[Any]) -> list[str]:
-    """The columns that write a value down once for many rows."""
+    """Return the columns that store a repeated value once (dictionary encoding)."""
     found = {chunk.path_in_schema for chunk in chunks if any("DICTIONARY" in name for name in chunk.encodings)}
     return sorted(found - set(_prefixed(chunks)))
 
 
 def _prefixed(chunks: Iterable[Any]) -> list[str]:
-    """The columns that write down how a value begins as the one before: pyarrow cannot keep it so."""
+    """Return the delta-encoded columns, which store what a value shares with the one before; pyarrow expands them."""
     return [chunk.path_in_schema for chunk in chunks if "DELTA_BYTE_ARRAY" in chunk.encodings]
 
 
@@ -406,7 +404,7 @@ def _note_schema(schema: pa.Schema, table: TableFile) -> None:
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         labels = {name: features[name]["names"] for name in table.wanted if features[name]["_type"] == "ClassLabel"}
-    except (ValueError, LookupError, TypeError, RecursionError):  # written by somebody else: no names there
+    except (ValueError, LookupError, TypeError, RecursionError):  # not written by datasets, so there are no class names
         return
     table.names = {
         name: tuple(names) for name, names in labels.items()
@@ -415,7 +413,7 @@ def _note_schema(schema: pa.Schema, table: TableFile) -> None:
 
 
 def _checked(batches: Iterable[pa.RecordBatch], table: TableFile) -> Iterator[pa.RecordBatch]:
-    """Batches whose columns hold what their types say, which a file of bytes need not; dictionaries are written out."""
+    """Yield batches without dictionaries, after a check that strings are UTF-8; their files may hold any bytes."""
     for batch in (part for whole in batches for part in _parts(whole.select(list(table.wanted)))):
         columns = [_plain(batch.column(name)) for name in table.wanted]
         for name, column in zip(table.wanted, columns, strict=True):
@@ -427,7 +425,7 @@ def _checked(batches: Iterable[pa.RecordBatch], table: TableFile) -> Iterator[pa
 
 
 def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """A batch cut so that each part holds about `BYTES_AT_ONCE` once its dictionaries are written out, or one row."""
+    """Cut a batch into parts of about `BYTES_AT_ONCE`, or one row, as they are with the dictionaries expanded."""
     sizes = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
         if pa.types.is_dictionary(column.type) and len(column.dictionary):
@@ -464,7 +462,7 @@ def _reading(table: TableFile, kind: str) -> Iterator[None]:
 
 @contextmanager
 def _decoded(table: TableFile) -> Iterator[IO[str]]:
-    """The file as text; if it is none, the error names the first line that is not UTF-8."""
+    """Open a file as UTF-8 text; if it is not, raise `DataError` with the first line that is not."""
     with open(table.path, "rb") as raw:
         _check_utf_8(raw.read(400), table.place)
     with open(table.path, encoding="utf-8-sig", newline="") as file:
@@ -478,7 +476,7 @@ def _decoded(table: TableFile) -> Iterator[IO[str]]:
 
 
 def _check_utf_8(beginning: bytes, place: str) -> None:
-    """Raise `DataError` if a file begins as UTF-16 does: with its mark, or with a null for each letter."""
+    """Raise `DataError` if a file begins like UTF-16: with its byte-order mark, or with a null for each letter."""
     if beginning.startswith(UTF_16) or beginning.count(0) > max(4, len(beginning) / 3):
         raise DataError(f"{place}: line 1: UTF-16, not UTF-8; save the file as UTF-8")
 
@@ -493,8 +491,8 @@ def _as_batches(rows: Iterator[Row], table: TableFile) -> Iterator[pa.RecordBatc
         columns = [[row[index] for _, row in chunk] for index in range(len(table.wanted))]
         try:
             arrays = [pa.array(column, pa.string()) for column in columns]
-        except (UnicodeEncodeError, pa.ArrowException):  # half of a surrogate pair, which JSON can write
-            number = next(number for number, row in chunk if not all(map(_is_encodable, row)))
+        except (UnicodeEncodeError, pa.ArrowException):  # half of a surrogate pair, which JSON can express
+            number = next(number for number, row in chunk if any(SURROGATE.search(value or "") for value in row))
             raise DataError(
                 f"{table.place}: {table.unit} {number}: holds half a character (a lone surrogate)"
             ) from None
@@ -502,14 +500,6 @@ def _as_batches(rows: Iterator[Row], table: TableFile) -> Iterator[pa.RecordBatc
         if table.unit == "line":
             names, arrays = [*names, LINE], [*arrays, pa.array([number for number, _ in chunk], pa.int64())]
         yield pa.record_batch(arrays, names)
-
-
-def _is_encodable(value: str | None) -> bool:
-    try:
-        (value or "").encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _kind(value: Any) -> str:

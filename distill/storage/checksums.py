@@ -1,27 +1,25 @@
-"""A folder sealed with the checksums of its files, so that damage is named instead of used."""
+"""Seal a folder with the checksums of its files, and check later that they have not changed."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from distill.errors import FolderError
 from distill.storage.files import lies_in, read_json, sync, sync_folder, write_json
 
-SEAL = "checksums.json"  # written when all that it covers is there
+SEAL = "checksums.json"  # written last, when every file that it covers is there
 NEVER_SEALED = "was not written to its end"
-# What decides a model's answers: weights, configuration, tokenizer.
+# The files that decide a model's answers: weights, configuration, tokenizer.
 ANSWERING = (
     "config.json", "model*.safetensors", "model.safetensors.index.json", "model.onnx*", "openvino_model.*",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
 )  # fmt: skip
-
-
-# The files of a model that libraries open by these names, whatever else is there.
+# The model files that libraries open by name if they find them.
 MODEL_FILES = (
     "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "model.onnx",
     "model.onnx.data", "openvino_model.xml", "openvino_model.bin", "tokenizer.json", "tokenizer_config.json",
@@ -30,15 +28,23 @@ MODEL_FILES = (
 )  # fmt: skip
 
 
-def seal(folder: Path, names: Sequence[str] = ("*",), *, coming: Mapping[str, str] | None = None) -> None:
-    """Write the files of a folder that match `names`, each with its SHA-256, into it; "*" goes into its folders.
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Say whether a file name matches one of the shell patterns."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
-    All others stay free to change; `coming` are texts of files that are written right after. The files are brought to
-    the disk first, and given one mode: libraries write some that nobody else may read beside others that all may.
+
+def seal(folder: Path, names: Sequence[str] = ("*",), *, coming: Mapping[str, str] | None = None) -> None:
+    """Write checksums.json: the SHA-256 of each file in the folder that matches `names`.
+
+    "*" includes the files of subfolders. Files that match no pattern may still change. `coming` holds the texts of
+    files that the caller writes right after, by name.
+
+    Flushes the files to disk first and gives all of them the default mode, since some libraries make files that only
+    their owner can read.
     """
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "." and path.name != SEAL]
-    files = [path for path in files if any(fnmatch(path.name, pattern) for pattern in names)]
-    if "*" in names:  # a sharded checkpoint has folders of its own, with a hidden file that they are nothing without
+    files = [path for path in files if matches(path.name, names)]
+    if "*" in names:  # a sharded checkpoint does not load without its subfolders and the hidden file in them
         files += [path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent != folder]
     for path in files:
         path.chmod(_mode())
@@ -50,14 +56,14 @@ def seal(folder: Path, names: Sequence[str] = ("*",), *, coming: Mapping[str, st
 
 
 def _mode() -> int:
-    """The mode of a new file, as this process's umask has it."""
+    """The mode that this process's umask gives to a new file."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
 
 
 def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:
-    """Return what is wrong with the files of a sealed folder that match `names`; None where each is as it was."""
+    """Return what is wrong with the files of a sealed folder that match `names`; None if all are unchanged."""
     if not (folder / SEAL).is_file():
         return NEVER_SEALED
     try:
@@ -65,38 +71,31 @@ def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:
     except (FolderError, AttributeError):
         return f"{SEAL} is damaged"
     for name, digest in sealed.items():
-        if not any(fnmatch(name, pattern) for pattern in names):
+        if not matches(name, names):
             continue
-        if outside := _leads_outside(folder, name):
-            return outside
+        if not lies_in(folder / name, folder):  # somebody else may have written checksums.json
+            return f"{SEAL} names a file outside the folder: {name[:100]}"
+        if (folder / name).exists() and not (folder / name).is_file():  # reading a device might never end
+            return f"{name} is not a regular file"
         try:
             found = _sha256(folder / name)
-        except OSError as error:  # it is gone, or the disk no longer gives it
+        except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
         if found != digest:
             return f"{name} is damaged (its checksum has changed)"
-    # A file that came later would answer in the place of those that are vouched for.
+    # A library would load a model file that was added later, instead of the sealed ones.
     for path in sorted(folder.iterdir()):
-        is_wanted = all(any(fnmatch(path.name, one) for one in patterns) for patterns in (MODEL_FILES, names))
-        if is_wanted and path.name not in sealed and path.is_file():
-            return f"{path.name} is not in {SEAL}: it came later"
-    return None
-
-
-def _leads_outside(folder: Path, name: str) -> str | None:
-    """What is wrong with a name that a stranger may have written: a device would be read for ever."""
-    if not lies_in(folder / name, folder):
-        return f"{SEAL} names a file outside the folder: {name[:100]}"
-    if (folder / name).exists() and not (folder / name).is_file():
-        return f"{name} is no regular file"
+        is_loaded = matches(path.name, MODEL_FILES) and matches(path.name, names)
+        if is_loaded and path.name not in sealed and path.is_file():
+            return f"{path.name} is not in {SEAL}: it was added later"
     return None
 
 
 def check_whole(folder: Path, names: Sequence[str]) -> None:
-    """Raise `FolderError` where a file that matches `names` has changed since the folder was sealed, if it ever was."""
+    """Raise `FolderError` if the folder was sealed and a file that matches `names` has changed since."""
     damage = damage_of(folder, names) if (folder / SEAL).is_file() else None
     if damage:
-        hint = f"restore it or make it again; where the change is yours, delete {folder / SEAL}"
+        hint = f"restore it or make it again; if you made this change yourself, delete {folder / SEAL}"
         raise FolderError(f"{folder}: {damage}", hint=hint)
 
 
@@ -107,6 +106,6 @@ def _sha256(path: Path) -> str:
 
 @functools.cache
 def _digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
-    """Of a file that has not changed since, once in a process: a model is looked at several times."""
+    """The SHA-256 of a file; size, time and inode make the cache hold only as long as the file has not changed."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

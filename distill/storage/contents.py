@@ -1,4 +1,4 @@
-"""What a folder holds: models, searches, a recipe, a manifest."""
+"""Find what a folder holds: models, searches, a recipe, a manifest."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ from distill.storage.run_folder import RunFolder, SweepFolder
 
 
 def manifest_of(model: str) -> dict[str, Any] | None:
-    """Return the manifest of a model that distill trained, None of any other, whatever a file of that name holds."""
+    """Return the manifest of a model that distill trained; None for any other model, or if the manifest is damaged."""
     folder = RunFolder(Path(model))
     try:
-        found = folder.read_manifest() if folder.is_finished else None
-    except FolderError:  # what must be whole of a teacher is looked at where it is read
+        return folder.read_manifest() if folder.is_finished else None
+    except FolderError:  # the code that loads a teacher checks its files and reports the damage
         return None
-    return found if isinstance(found, dict) and "role" in found else None
 
 
 def find_recipe(folders: Sequence[Path]) -> Path:
-    """Return the first recipe.yaml found in model folders, or in the run folder that an export lies in."""
+    """Return the first recipe.yaml found in model folders, or in the run folder that an export belongs to."""
     for model in (model for folder in folders for model in models_in(folder)):
         for folder in (model, model.parent.parent):
             if RunFolder(folder).recipe.is_file():
                 return RunFolder(folder).recipe
     raise FolderError(
-        f"{', '.join(map(str, folders))}: no recipe.yaml there, so the data is not known", hint="--recipe RECIPE"
+        f"{', '.join(map(str, folders))}: no recipe.yaml there, so the data is unknown", hint="--recipe RECIPE"
     )
 
 
 def text_column_of(model: Path | str) -> str:
-    """Return the column that a model's training texts stood in, if its run folder is known, else "text".
+    """Return the name of the column that held a model's training texts; "text" if its run folder is not known.
 
-    That is the model's own folder, or for an export, or a folder of them, the run folder whose export/ it lies in.
+    The run folder is the model's own folder. For an export or an export/ folder, it is the folder that holds export/.
     """
     own = Path(model).absolute()
     exports = [folder for folder in (own, own.parent) if folder == RunFolder(folder.parent).export]
@@ -46,9 +45,9 @@ def text_column_of(model: Path | str) -> str:
 
 
 def models_in(folder: Path) -> list[Path]:
-    """Return the folder itself, or the stages of a `run` in it; of a search, which has none, nothing.
+    """Return the folder itself if it is a model, else the models of a `distill run` in it; nothing for a search.
 
-    Raises `FolderError` where there is no model.
+    Raises `FolderError` if there is no model.
     """
     if SweepFolder(folder).results.is_file():
         return []
@@ -56,14 +55,13 @@ def models_in(folder: Path) -> list[Path]:
         return [folder]
     inner = [folder / name for name in ("teacher", "student", "control") if (folder / name / "config.json").is_file()]
     if not inner:
-        raise FolderError(
-            f"{folder}: no model there (no config.json)" if folder.is_dir() else f"{folder}: no such folder"
-        )
+        problem = "no model there (no config.json)" if folder.is_dir() else "no such folder"
+        raise FolderError(f"{folder}: {problem}")
     return inner
 
 
 def sweeps_in(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the trials of a search and its folder, if there is one in `folder` (see search.run_search)."""
+    """Yield the trials of each search in `folder` or its subfolder sweep/, with the folder (see search.run_search)."""
     for path in (folder, folder / "sweep"):
         if SweepFolder(path).results.is_file():
             yield {"folder": str(path), **SweepFolder(path).read_results()}

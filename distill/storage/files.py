@@ -1,4 +1,4 @@
-"""Files that are whole or, whatever happens, unchanged."""
+"""Write files and folders atomically: after a kill or a power cut, the old or the new is there, never a half."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from typing import Any
 
 from distill.errors import FolderError, UserError
 
-FULL = 2**20  # bytes: what no model fits into
-PARTIAL = ".partial-"  # how the name of a folder begins in which something is being written
-REPLACED = "replaced"  # in such a folder: what was moved away for something new
-COMING, READY = "coming", "ready"  # there too: files that come together, and that all of them are there
+FULL = 2**20  # bytes of free space; with less, a disk counts as full
+PARTIAL = ".partial-"  # prefix of the temporary folders in which something is being written
+REPLACED = "replaced"  # in such a folder: the old files, moved out of the way of the new ones
+COMING, READY = "coming", "ready"  # also there: the new files, and a mark that all of them are written
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that is whole or, whatever happens, unchanged."""
+    """Write a text file in UTF-8, atomically."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def as_json(value: Any) -> str:
-    """Return JSON as it stands in our files; without NaN, which not every reader takes."""
+    """Return a value as the JSON text of our files; raises `ValueError` for NaN, which not every reader accepts."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON that is whole or, whatever happens, unchanged."""
+    """Write a JSON file, atomically."""
     write_text(path, as_json(value))
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file; raises `FolderError` where it is missing or damaged."""
-    if path.exists() and not path.is_file():  # a device or a pipe would be read for ever
-        raise FolderError(f"{path}: no regular file")
+    """Return the value in a JSON file; raises `FolderError` if the file is missing or damaged."""
+    if path.exists() and not path.is_file():  # reading a device or a pipe might never end
+        raise FolderError(f"{path}: not a regular file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -49,16 +49,19 @@ def read_json(path: Path) -> Any:
 
 
 def lies_in(path: Path, folder: Path) -> bool:
-    """Say whether `path` lies in `folder`, also once links are followed; a ring of links lies nowhere."""
+    """Say whether `path` is inside `folder` after links are followed; a ring of links is not."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # the second: a ring; the third: a null in the name
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a ring of links; ValueError: a null in the name
         return False
 
 
 @contextlib.contextmanager
 def room_for(folder: Path) -> Iterator[None]:
-    """Where a library fails and the disk of `folder` is full, raise the `OSError` that says so: few libraries do."""
+    """If a library fails in the block and the disk of `folder` is full, raise an `OSError` that says so.
+
+    Few libraries say it themselves.
+    """
     try:
         yield
     except (UserError, OSError):
@@ -71,9 +74,9 @@ def room_for(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` for a file or folder; it takes the place of `path` only if the block ends well.
+    """Yield a temporary path for a file or folder, which replaces `path` if the block ends without an error.
 
-    What was written is on the disk before its name is, so that a power cut leaves the old or the new.
+    The content is flushed to disk before it gets its name, so a power cut leaves either the old or the new.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)) / path.name
@@ -85,9 +88,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def take_place(new: Path, place: Path) -> None:
-    """Put a file or folder, which lies in a folder of PARTIAL, in the place of another, once it is on the disk.
+    """Flush a file or folder to disk, then move it to `place`; `new` must be in a PARTIAL folder.
 
-    A folder cannot be replaced in one step. If that is cut in two, `clear_away` puts the old one back.
+    A folder cannot be replaced in one step. If a kill comes in between, `clear_away` puts the old one back.
     """
     sync(new)
     if place.is_dir() and not place.is_symlink():
@@ -99,9 +102,9 @@ def take_place(new: Path, place: Path) -> None:
 
 @contextlib.contextmanager
 def together(folder: Path) -> Iterator[Path]:
-    """Yield a folder whose files come to `folder` together, once the block ends well: all of them, or none.
+    """Yield a temporary folder whose files move to `folder` if the block ends without an error: all or none of them.
 
-    If a kill comes while they move, `clear_away` brings the rest.
+    If a kill comes while they move, `clear_away` moves the rest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
@@ -117,9 +120,9 @@ def together(folder: Path) -> Iterator[Path]:
 
 
 def take_places(new: Path, folder: Path, old: Iterable[Path]) -> None:
-    """Put what the folder `new` holds into `folder`, and remove `old`, which lies there: all of it, or nothing.
+    """Move the content of the folder `new` into `folder` and remove the paths `old` from it: both, or neither.
 
-    What `new` holds is on the disk already. If a kill comes, `clear_away` puts the old back or ends it.
+    The caller has flushed the content of `new` to disk. If a kill comes, `clear_away` undoes or finishes the move.
     """
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     (partial / REPLACED).mkdir()
@@ -129,7 +132,7 @@ def take_places(new: Path, folder: Path, old: Iterable[Path]) -> None:
         for path in old:
             if os.path.lexists(path):
                 os.replace(path, partial / REPLACED / path.name)
-        os.replace(new, partial / COMING)  # from here on it is the new that stays
+        os.replace(new, partial / COMING)  # from here on, the new files win
         sync_folder(partial)
     finally:
         clear_away(partial)
@@ -137,16 +140,17 @@ def take_places(new: Path, folder: Path, old: Iterable[Path]) -> None:
 
 
 def clear_away(partial: Path) -> None:
-    """Remove a folder of PARTIAL, after what was decided in it: what was ready comes (`together`, `take_places`).
+    """Finish or undo what a PARTIAL folder holds, then remove the folder.
 
-    What was moved away for something that never came goes back (`take_place`, `take_places`).
+    If new files are complete, they move into place (`together`, `take_places`). If old files were moved away and the
+    new ones never came, the old ones go back (`take_place`, `take_places`).
     """
-    # It may have been killed while it removed a folder of which all had come.
+    # READY without COMING: a kill came before the switch in `take_places`, or during the removal below.
     if (partial / READY).is_file() and (partial / COMING).is_dir():
-        # As they were written, so that what vouches for the others comes last.
+        # In the order in which they were written, so that the file that vouches for the others comes last.
         for ready in sorted((partial / COMING).iterdir(), key=lambda path: path.stat().st_mtime_ns):
             os.replace(ready, partial.parent / ready.name)
-        remove(partial / REPLACED)  # first: alone it would look like what has to go back
+        remove(partial / REPLACED)  # first: if it alone were left, the next call would put the old files back
     else:
         for replaced in (partial / REPLACED).glob("*"):
             if not (partial.parent / replaced.name).exists():
@@ -155,12 +159,12 @@ def clear_away(partial: Path) -> None:
 
 
 def is_cut(folder: Path) -> bool:
-    """Say whether a kill has left in `folder` what `clear_away` has to decide."""
+    """Say whether a kill has left something in `folder` that `clear_away` must finish or undo."""
     return any((left / name).exists() for left in folder.glob(f"{PARTIAL}*") for name in (READY, REPLACED))
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder, if it is there; raises `FolderError` if that fails, since what is left could pass for new."""
+    """Remove a folder if it exists; raises `FolderError` if that fails, since the rest could be taken for new files."""
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:
@@ -170,20 +174,20 @@ def remove(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or all of a folder, to the disk: until then a power cut may leave a name and nothing behind it."""
-    for inner in sorted(path.iterdir()) if path.is_dir() else ():
-        if not inner.is_symlink():
-            sync(inner)
-    if path.is_dir():
-        sync_folder(path)
-    else:
+    """Flush a file, or everything in a folder, to disk: before that, a power cut can leave a name without content."""
+    if not path.is_dir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
+        return
+    for inner in sorted(path.iterdir()):
+        if not inner.is_symlink():
+            sync(inner)
+    sync_folder(path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    if os.name == "nt":  # which keeps them itself, and opens no folders
+    """Flush the names in a folder to disk."""
+    if os.name == "nt":  # Windows does it by itself, and cannot open a folder
         return
     opened = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""A model's logits on the test split, in a Parquet file."""
+"""Write and read a model's logits on the test split, as a Parquet file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import pyarrow.parquet as pq
 
 from distill.errors import FolderError, one_line
 from distill.storage.checksums import check_whole
-from distill.storage.files import (
-    atomic_path,
-)
+from distill.storage.files import atomic_path
 
-MOST_LOGITS = 10**8  # in a file of predictions: a small file can say that it holds any number
-LONGEST_ID = 1_000  # characters; ours are a split's name and a number
+MOST_LOGITS = 10**8  # in one file; a small damaged file can claim any number
+LONGEST_ID = 1_000  # bytes; ours are a split's name and a number
 
 
 def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarray, logits: np.ndarray) -> None:
@@ -35,42 +33,41 @@ def write_predictions(path: Path, example_ids: list[str], gold_labels: np.ndarra
 
 
 def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return example ids, gold classes and logits (examples, classes).
+    """Return example ids, gold classes (examples) and logits (examples, classes).
 
-    Raises `FolderError` where they are missing or damaged.
+    Raises `FolderError` if the file is missing, is damaged, or is not as `write_predictions` leaves it.
     """
     check_whole(path.parent, (path.name,))
     if not path.is_file():
-        raise FolderError(f"{path}: not there, or no regular file")
+        raise FolderError(f"{path}: no such file, or not a regular file")
+    not_ours = f"{path}: not as distill writes it"
     try:
-        # Each id once, however often it stands there.
+        # As a dictionary: a small damaged file can repeat one huge id in every row.
         with pq.ParquetFile(path, read_dictionary=["example_id"]) as file:
-            fault = _fault_of_predictions(file)
-            table = None if fault else file.read(["example_id", "gold_label", "logits"])
-    except KeyError:  # there is no column to keep so
-        table, fault = None, "no column example_id"
+            if fault := _fault_of_layout(file):
+                raise FolderError(f"{not_ours}: {fault}")
+            table = file.read(["example_id", "gold_label", "logits"])
+    except KeyError:  # from read_dictionary
+        raise FolderError(f"{not_ours}: no column example_id") from None
     except (OSError, pa.ArrowException) as error:
         raise FolderError(f"{path}: cannot be read: {one_line(error)}") from None
-    ids = table["example_id"].chunks if table is not None else []
-    if max((pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in ids), default=0) > LONGEST_ID:
-        fault = "an example_id that is too long"
-    elif table is not None and any(table[name].null_count for name in table.column_names):
-        fault = "an empty value"
-    if table is None or fault:
-        raise FolderError(f"{path}: not as distill writes it: {fault}")
+    lengths = (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in table["example_id"].chunks)
+    if max(lengths, default=0) > LONGEST_ID:
+        raise FolderError(f"{not_ours}: an example_id that is too long")
+    if any(table[name].null_count for name in table.column_names):
+        raise FolderError(f"{not_ours}: an empty value")
     logits = np.stack(table["logits"].to_numpy()) if len(table) else np.zeros((0, 1), np.float32)
     return table["example_id"].to_pylist(), table["gold_label"].to_numpy(), logits
 
 
-def _fault_of_predictions(file: pq.ParquetFile) -> str | None:
-    """What is not as `write_predictions` leaves it, as far as it can be told before the rows are read."""
-    schema = file.schema_arrow
+def _fault_of_layout(file: pq.ParquetFile) -> str | None:
+    """What is wrong with the columns or the size of the file, before any row is read."""
     for name, is_right in (
         ("example_id", lambda kind: pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)),
         ("gold_label", pa.types.is_int64),
         ("logits", lambda kind: pa.types.is_fixed_size_list(kind) and pa.types.is_float32(kind.value_type)),
     ):
-        if schema.get_field_index(name) < 0 or not is_right(schema.field(name).type):
+        if file.schema_arrow.get_field_index(name) < 0 or not is_right(file.schema_arrow.field(name).type):
             return f"no column {name} of its type"
-    rows, classes = file.metadata.num_rows, schema.field("logits").type.list_size
+    rows, classes = file.metadata.num_rows, file.schema_arrow.field("logits").type.list_size
     return f"{rows} rows of {classes} logits" if rows * classes > MOST_LOGITS else None

@@ -1,4 +1,4 @@
-"""Values read back from JSON, checked against the types that distill writes."""
+"""Read JSON values back and check them against the types that distill writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def checked(kind: Any, value: Any, place: str) -> Any:
-    """Return `value`, read at `place`, if it has the keys and types of `kind`; else raise `FolderError`."""
+    """Return `value` if it has the keys and types of `kind`; else raise `FolderError` that names its `place`."""
     try:
         TypeAdapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
@@ -26,7 +26,7 @@ def checked(kind: Any, value: Any, place: str) -> Any:
 
 
 def read_lines(path: Path, kind: Any) -> list[dict[str, Any]]:
-    """Return the values in a file of JSON lines, each of `kind`; raises `FolderError`, with the line, if one is not."""
+    """Return the values in a file of JSON lines; raises `FolderError` with the line if one is not of `kind`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

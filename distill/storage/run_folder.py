@@ -1,4 +1,4 @@
-"""A run folder: every file name stated once, writes that are whole or absent, the manifest last."""
+"""The folder of a run or of a search: its file names, its start and resume, its checkpoints, its manifest."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ from distill.storage.files import as_json, is_cut, read_json, remove, take_place
 from distill.storage.lock import LOCK, NEXT, hold, is_ours
 from distill.storage.records import Number, checked, read_lines
 
-RUN = "run.json"  # in a checkpoint: the run that it belongs to
-
-SETTLING_SECONDS = 60.0
+RUN = "run.json"  # in a checkpoint: the id of the run that it belongs to
+SETTLING_SECONDS = 60.0  # how long the other ranks wait for rank 0
 
 log = logging.getLogger("distill")
 
 
 class _Manifest(TypedDict):
-    """What is read of a manifest.json; there is more in it, for people."""
+    """The keys of manifest.json that distill reads; the others are for people."""
 
     role: Literal["teacher", "student", "control"]
     weights: NotRequired[str]
@@ -44,7 +43,7 @@ class _Manifest(TypedDict):
 
 
 class _Started(TypedDict):
-    """What started.json holds: the run's own name, the processors it ran on, and what it depends on."""
+    """What started.json holds: the run's id, the processors it ran on, and what its result depends on."""
 
     run: str
     processors: list[str]
@@ -88,81 +87,54 @@ class _Trials(TypedDict):
     trials: list[_Trial]
 
 
+class _Inside:
+    """A path inside a folder: `folder.card` is `folder.path / "README.md"` if `card = _Inside("README.md")`."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, folder: RunFolder, kind: type) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """What `distill teacher` and `distill student` leave; the folder loads with transformers' from_pretrained."""
+    """The folder that `distill teacher` or `distill student` writes; transformers' from_pretrained loads it."""
 
     path: Path
-    grows_by: ClassVar[tuple[str, ...]] = ()  # recipe keys by which a run, also a finished one, may be made longer
+    grows_by: ClassVar[tuple[str, ...]] = ()  # recipe keys that make a run longer, even a finished one
 
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def started(self) -> Path:
-        """What the run depends on, written when it starts: whatever of that differs later cannot go on with it."""
-        return self.path / "started.json"
-
-    @property
-    def metrics_log(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def learning_curve(self) -> Path:
-        return self.path / "learning_curve.png"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def predictions(self) -> Path:
-        return self.path / "predictions.parquet"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def card(self) -> Path:
-        return self.path / "README.md"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def teacher_logits(self) -> Path:
-        """What the model in this folder answered as a teacher."""
-        return self.path / "teacher_logits"
-
-    @property
-    def export(self) -> Path:
-        return self.path / "export"
+    recipe = _Inside("recipe.yaml")
+    started = _Inside("started.json")  # what the run depends on; if that has changed, the run cannot be resumed
+    metrics_log = _Inside("metrics.jsonl")
+    learning_curve = _Inside("learning_curve.png")
+    metrics = _Inside("metrics.json")
+    predictions = _Inside("predictions.parquet")
+    checkpoints = _Inside("checkpoints")
+    tensorboard = _Inside("tensorboard")
+    card = _Inside("README.md")
+    manifest = _Inside("manifest.json")  # written last
+    teacher_logits = _Inside("teacher_logits")  # the logits that the model in this folder gave as a teacher
+    export = _Inside("export")
 
     @property
     def next(self) -> Self:
-        """The run that is to replace the finished one in this folder, which stays and answers until then."""
+        """The run that will replace the finished one in this folder; the finished model is used until then."""
         return type(self)(self.path / NEXT)
 
     @property
     def place(self) -> Path:
-        """Where the run is found once it has finished: this folder, or the one that it is the next of."""
+        """The final folder of the run: this one, or the parent if this is the `next` of a finished run."""
         return self.path.parent if self.path.name == NEXT else self.path
 
     @property
     def is_being_replaced(self) -> bool:
-        """Whether the finished run here is to be replaced by one that has not finished, or not begun."""
+        """Whether a new run, begun or only planned, will replace the finished run in this folder."""
         return self.is_finished and self.next.recipe.is_file()
 
     @property
     def owns_card(self) -> bool:
-        """Whether a card may be written: none is there, or one of ours."""
+        """Whether a model card may be written: there is none yet, or distill wrote the one that is there."""
         card = type(self)(self.place).card
         return not card.is_file() or "made with distill" in card.read_text(encoding="utf-8", errors="replace")
 
@@ -171,14 +143,14 @@ class RunFolder:
         return self.manifest.is_file()
 
     def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Self:
-        """Return the folder that a run of `recipe` works in: this one, or the `next` of a finished run to be replaced.
+        """Return the folder that a run of `recipe` works in: this one, or `next` if a finished run is to be replaced.
 
-        Raises `FolderError` where the run would lose something, and touches nothing: a finished run, a started one
-        (unless `resume` or `overwrite` says what to do with it), or files of somebody else.
+        Raises `FolderError` if the run would destroy something: a finished run, a started one (unless `resume` or
+        `overwrite` says what to do with it), or files that are not distill's. It then leaves them untouched.
         """
         self.settle()
         names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
-        # In a folder of somebody else's nothing is cleared away.
+        # Taking the lock cleans up; that must not happen in a folder that is not distill's.
         if rank() == 0 and LOCK in names and (self.recipe.is_file() or all(map(is_ours, names))):
             with hold(self.path):
                 pass
@@ -190,11 +162,11 @@ class RunFolder:
         return work
 
     def settle(self) -> None:
-        """End what a kill cut in two; of several ranks the first does, and the others wait until it has."""
+        """Finish or undo what a kill interrupted; rank 0 does it, and the other ranks wait."""
         until = time.monotonic() + SETTLING_SECONDS
         while rank() and self._is_cut:
             if time.monotonic() > until:
-                raise FolderError(f"{self.path}: a kill has cut a run in two here, and the first rank does not end it")
+                raise FolderError(f"{self.path}: a kill interrupted a run here, and rank 0 does not clean up after it")
             time.sleep(0.1)
         if self._is_cut:
             with hold(self.path):
@@ -206,7 +178,7 @@ class RunFolder:
         return is_cut(self.path) or self.next.is_finished
 
     def redo(self, recipe: Recipe) -> None:
-        """Note that the finished run here, if there is one, is to be replaced, which `resume` then begins or ends."""
+        """If there is a finished run here, mark it as to be replaced by a run of `recipe`, with `resume`."""
         if self.is_finished and rank() == 0:
             with hold(self.path):
                 self.next._clear()
@@ -218,12 +190,12 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise FolderError(f"{self.path}: a file, not a folder", hint="--output DIR")
         if self.path.is_symlink() and not self.path.exists():
-            raise FolderError(f"{self.path}: a link that leads to nothing", hint="--output DIR")
+            raise FolderError(f"{self.path}: a broken link", hint="--output DIR")
         if not self.path.exists() or all(is_ours(path.name) for path in self.path.iterdir()):
             return
-        if overwrite and self.path != self.place:  # of which a kill may have left anything
+        if overwrite and self.path != self.place:  # `next` is distill's own, whatever a kill left in it
             return
-        # A run writes the recipe under a lock, first of all; checkpoints may be deleted once it has finished.
+        # A run first takes the lock, then writes the recipe; the user may delete the checkpoints of a finished run.
         marks = (self.checkpoints, self.manifest, self.place / LOCK)
         if not (self.recipe.is_file() and any(mark.exists() for mark in marks)):
             raise FolderError(f"{self.path}: not empty and not a run folder; nothing was touched", hint="--output DIR")
@@ -231,15 +203,15 @@ class RunFolder:
             self._check_links()
             return
         if self.is_being_replaced:
-            problem = f"{self.path}: holds a finished run, and an unfinished one that is to replace it"
-            hint = f"--resume to go on, --overwrite to restart, or delete {self.next.path} to keep what is there"
+            problem = f"{self.path}: holds a finished run, and an unfinished one that will replace it"
+            hint = f"--resume to go on, --overwrite to restart, or delete {self.next.path} to keep the finished run"
             raise FolderError(problem, hint=hint)
         if self.is_finished and not (resume and self.grows_by):
             raise FolderError(f"{self.path}: holds a finished run", hint="--overwrite, or --output for another folder")
         if not resume:
             raise FolderError(f"{self.path}: holds an unfinished run", hint="--resume to go on, --overwrite to restart")
         begun = load_recipe(self.recipe)
-        # What was only noted (see redo) is not settled yet.
+        # Settle both: `redo` wrote the recipe as it was given.
         differing = differences(as_settled(recipe, begun), as_settled(begun, recipe))
         differing = {key: values for key, values in differing.items() if key not in self.grows_by}
         if differing:
@@ -254,20 +226,20 @@ class RunFolder:
         for place in self._made_folders:
             if place.is_dir() and (os.path.ismount(place) or not os.access(place, os.W_OK)):
                 raise FolderError(
-                    f"{place}: cannot be moved away: it is mounted, or may not be written", hint="--output DIR"
+                    f"{place}: cannot be moved away: it is a mount point or not writable", hint="--output DIR"
                 )
             if place.is_symlink():
-                problem = f"{place}: a link, and what it leads to is not distill's to delete"
+                problem = f"{place}: a link, and distill does not delete what a link points to"
                 raise FolderError(problem, hint="remove the link, or --output DIR")
 
     def as_begun(self, recipe: Recipe) -> Recipe:
-        """Return `recipe` with what it leaves open settled as when the run in this folder began, if there is one."""
+        """Return `recipe` with its open choices settled as the run in this folder settled them, if there is one."""
         return as_settled(recipe, load_recipe(self.recipe)) if self.recipe.is_file() else recipe
 
     def check_origin(self, origin: Mapping[str, str]) -> None:
-        """Raise `FolderError`, one line for each, for what the started run in this folder depends on otherwise.
+        """Raise `FolderError`, with one line for each, if something that the started run depends on has changed.
 
-        `origin` is what depends (data, teacher, torch) to what it is now: a version, a number or a fingerprint.
+        `origin` maps the name of a dependency (data, teacher, torch) to its present version, number or fingerprint.
         """
         if not self.started.is_file():
             if self._has_work:
@@ -280,25 +252,26 @@ class RunFolder:
             problem = f"{self.path}: cannot be resumed: {{}} differs: {{:.20}} now, {{:.20}} when it began"
             raise FolderError(
                 *(problem.format(name, origin.get(name, "none"), begun.get(name, "none")) for name in differing),
-                hint="put it back as it was, --overwrite to restart, or --output for another folder",
+                hint="restore it, --overwrite to restart, or --output for another folder",
             )
 
     def start(self, recipe: Recipe, origin: Mapping[str, str], *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, which is held, that of a run of `recipe`; what was free to use may have changed since.
+        """Begin or resume a run of `recipe` in this folder, which the caller holds the lock of.
 
-        `origin` is what the run depends on, see `check_origin`.
+        `origin` is what the run depends on (see `check_origin`). Checks again, since another process may have used
+        the folder since `check`.
         """
         self._check(recipe, resume=resume, overwrite=overwrite)
         if overwrite:
-            if self.is_finished and self.path == self.place:  # it was not, when it was looked at
-                raise FolderError(f"{self.path}: holds a run that has finished meanwhile", hint="try again")
+            if self.is_finished and self.path == self.place:  # not yet at `check`, which returns `next` then
+                raise FolderError(f"{self.path}: holds a run that has finished in the meantime", hint="try again")
             self._clear()
         if resume:
             self.check_origin(origin)
         try:
             (self.path / SEAL).unlink(missing_ok=True)
             write_text(self.recipe, dump_recipe(recipe))
-            begun = self._begun() if resume and self.started.is_file() else {"run": uuid.uuid4().hex, "processors": []}
+            begun = {"run": uuid.uuid4().hex, "processors": []} | (self._begun() if resume else {})
             processors = dict.fromkeys([*begun["processors"], cpu_name()])
             write_json(self.started, {**begun, "processors": list(processors), "origin": dict(origin)})
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -307,20 +280,22 @@ class RunFolder:
 
     @property
     def origin(self) -> dict[str, str]:
-        """What the run in this folder depended on when it began (see `check_origin`); empty if nothing says it."""
-        return self._begun()["origin"] if self.started.is_file() else {}
+        """What the run in this folder depended on when it began (see `check_origin`); empty if it is not known."""
+        return self._begun().get("origin", {})
 
     @property
     def processors(self) -> list[str]:
         """The kinds of processor that the run in this folder was started and resumed on."""
-        return self._begun()["processors"] if self.started.is_file() else []
+        return self._begun().get("processors", [])
 
     @property
     def _run(self) -> str | None:
-        return self._begun()["run"] if self.started.is_file() else None
+        return self._begun().get("run")
 
     def _begun(self) -> dict[str, Any]:
-        """What started.json holds; raises `FolderError` if that is not what a run writes there."""
+        """What started.json holds, empty if there is none; raises `FolderError` if the file is damaged."""
+        if not self.started.is_file():
+            return {}
         try:
             return checked(_Started, read_json(self.started), str(self.started))
         except FolderError as error:
@@ -328,18 +303,19 @@ class RunFolder:
 
     @property
     def _has_work(self) -> bool:
-        """Whether there is anything that a resumed run would go on from."""
+        """Whether there is anything that a resumed run could continue from."""
         return any(self.checkpoints.glob("checkpoint-*"))
 
     def seal_checkpoint(self, path: Path) -> None:
-        """Seal a checkpoint that is written to its end, as one of this run."""
+        """Mark a complete checkpoint as one of this run, and seal it."""
         write_json(path / RUN, {"run": self._run})
         seal(path)
 
     def put_away_checkpoints(self, *, beyond: int) -> None:
-        """Delete the checkpoints that are damaged and past the step `beyond`, and rename those of another run.
+        """Take away the checkpoints that are in the way of training from the step `beyond`.
 
-        Training is about to make others of these steps, and counts what is there when it deletes old ones.
+        Damaged ones after that step are deleted. Undamaged ones are renamed if they are after it or of another run.
+        Training will write checkpoints of the same steps, and it counts all that are there when it deletes old ones.
         """
         for path in self._checkpoints():
             damage = damage_of(path)
@@ -349,7 +325,7 @@ class RunFolder:
                 path.rename(path.with_name(f"unused-{path.name}-{uuid.uuid4().hex[:8]}"))
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Seal what the folder holds and write its manifest; then the run takes its place, if it is the next of one."""
+        """Seal the folder and write its manifest; then, if this is the `next` of a finished run, replace that run."""
         text = as_json(manifest)
         seal(self.path, self.sealed, coming={self.manifest.name: text})
         write_text(self.manifest, text)
@@ -362,45 +338,53 @@ class RunFolder:
 
     @property
     def sealed(self) -> tuple[str, ...]:
-        """Patterns of the files that are sealed when the run has finished."""
+        """Name patterns of the files that are sealed when the run has finished."""
         return (*ANSWERING, self.metrics.name, self.metrics_log.name, self.predictions.name)
 
     def read_manifest(self) -> dict[str, Any]:
-        """Return what the finished run left to identify it; raises `FolderError` where that is damaged."""
+        """Return the manifest of the finished run; raises `FolderError` if it is missing or damaged."""
         check_whole(self.path, (self.manifest.name,))
         return checked(_Manifest, read_json(self.manifest), str(self.manifest))
 
     def read_metrics(self) -> dict[str, Any]:
-        """Return the final figures; raises `FolderError` where they are missing or damaged."""
+        """Return the final figures; raises `FolderError` if they are missing or damaged."""
         check_whole(self.path, (self.metrics.name,))
         return checked(_Metrics, read_json(self.metrics), str(self.metrics))
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Return the training log, an entry for each time that Trainer logged; raises `FolderError` if it is none."""
+        """Return the entries that Trainer logged; raises `FolderError` if the log is missing or damaged."""
         check_whole(self.path, (self.metrics_log.name,))
         return read_lines(self.metrics_log, _Logged)
 
     def last_checkpoint(self) -> Path | None:
-        """Return the last checkpoint that is whole, and whose best one is; None where there is none."""
+        """Return the last undamaged checkpoint whose best checkpoint is undamaged too; None if there is none."""
         for path in reversed(self._checkpoints()):
-            damage = damage_of(path)
-            if damage is None and not self._is_own(path):
-                damage = "is of another run"
-            if damage is None:
-                try:
-                    best = self.best_checkpoint(path)
-                    damage = best and self._fault_of_best(best)
-                except FolderError as error:
-                    damage = str(error)
-            if damage is None:
+            fault = self._fault_of(path)
+            if fault is None:
                 return path
-            log.warning("%s: %s; an earlier one is looked for", path, damage)
+            log.warning("%s: %s; looking for an earlier one", path, fault)
         return None
 
-    def best_checkpoint(self, checkpoint: Path) -> Path | None:
-        """Return the best checkpoint that a checkpoint of this run knows, which lies beside it, None if it knows none.
+    def _fault_of(self, checkpoint: Path) -> str | None:
+        """Why training cannot be resumed from a checkpoint; None if it can."""
+        if damage := damage_of(checkpoint):
+            return damage
+        if not self._is_own(checkpoint):
+            return "is of another run"
+        try:
+            best = self.best_checkpoint(checkpoint)  # training ends with its weights
+            if best is None:
+                return None
+            if damage := damage_of(best):
+                return damage
+            return None if self._is_own(best) else f"its best checkpoint, {best.name}, is of another run"
+        except FolderError as error:
+            return str(error)
 
-        Raises `FolderError` if what it names is no checkpoint, or if the state is of another step.
+    def best_checkpoint(self, checkpoint: Path) -> Path | None:
+        """Return the best checkpoint so far, as a checkpoint of this run recorded it; None if it recorded none.
+
+        Raises `FolderError` if the recorded name is not a checkpoint's, or if the state is of another step.
         """
         state = read_json(checkpoint / "trainer_state.json")
         best = state.get("best_model_checkpoint") if isinstance(state, dict) else state
@@ -417,11 +401,6 @@ class RunFolder:
         found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.split("-", 1)[1].isdigit()]
         return sorted(found, key=_step)
 
-    def _fault_of_best(self, best: Path) -> str | None:
-        """What keeps training from ending with the weights of its best checkpoint."""
-        damage = damage_of(best)
-        return damage if damage or self._is_own(best) else f"its best checkpoint, {best.name}, is of another run"
-
     def _is_own(self, checkpoint: Path) -> bool:
         run = self._run
         return run is None or ((checkpoint / RUN).is_file() and read_json(checkpoint / RUN) == {"run": run})
@@ -432,9 +411,9 @@ class RunFolder:
 
     @property
     def _made(self) -> Iterator[Path]:
-        """What a run wrote, the manifest first, so that no kill leaves a folder that looks finished.
+        """What the run wrote, and only that, since users may keep their own files here.
 
-        Nothing else: a user may keep files of his own here.
+        The manifest comes first: if a kill interrupts the removal, the folder must not look finished.
         """
         yield self.manifest
         yield from (self.metrics, self.metrics_log, self.predictions, self.learning_curve, self.started)
@@ -446,7 +425,7 @@ class RunFolder:
         yield from self._made_folders
 
     def _clear(self) -> None:
-        if self.path != self.place:  # it holds nothing else
+        if self.path != self.place:  # `next` holds nothing of the user's
             remove(self.path)
             return
         for path in list(self._made):
@@ -458,29 +437,14 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class SweepFolder(RunFolder):
-    """What `distill sweep` leaves: its trials, and a recipe with the values of the best."""
+    """The folder that `distill sweep` writes: its trials, and a recipe with the values of the best one."""
 
     grows_by: ClassVar[tuple[str, ...]] = ("sweep.trials",)
 
-    @property
-    def recipe(self) -> Path:
-        """The recipe of the search itself."""
-        return self.path / "sweep.yaml"
-
-    @property
-    def study(self) -> Path:
-        """Optuna's storage: a database, in which a kill leaves whole trials."""
-        return self.path / "trials.db"
-
-    @property
-    def results(self) -> Path:
-        """Every trial, for reports and for reading."""
-        return self.path / "sweep.json"
-
-    @property
-    def best(self) -> Path:
-        """The recipe with the values of the best trial, written last."""
-        return self.path / "recipe.yaml"
+    recipe = _Inside("sweep.yaml")  # the recipe of the search itself
+    study = _Inside("trials.db")  # Optuna's storage, a database; after a kill it holds only complete trials
+    results = _Inside("sweep.json")  # all trials, for reports and for people
+    best = _Inside("recipe.yaml")  # the recipe with the values of the best trial, written last
 
     @property
     def is_finished(self) -> bool:
@@ -491,19 +455,19 @@ class SweepFolder(RunFolder):
         return self.study.is_file()
 
     def start(self, recipe: Recipe, origin: Mapping[str, str], *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, which is held, that of a search of `recipe`; see RunFolder.start."""
+        """Begin or resume a search of `recipe` in this folder; see RunFolder.start."""
         super().start(recipe, origin, resume=resume, overwrite=overwrite)
-        self.best.unlink(missing_ok=True)  # what was best may not stay it
+        self.best.unlink(missing_ok=True)  # more trials may find a better recipe
 
     def finish_sweep(self, best: Recipe) -> None:
-        """Seal the trials and write the recipe of the best, last of all."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)  # Trainer's folder, in which trials keep nothing
+        """Seal the trials, then write the recipe of the best one, which marks the search as finished."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)  # Trainer makes this folder, but trials keep nothing in it
         seal(self.path, (self.results.name,))
         write_text(self.best, dump_recipe(best))
         self._take_place()
 
     def read_results(self) -> dict[str, Any]:
-        """Return the trials (see search.run_search); raises `FolderError` where they are damaged."""
+        """Return the trials (see search.run_search); raises `FolderError` if they are damaged."""
         check_whole(self.path, (self.results.name,))
         return checked(_Trials, read_json(self.results), str(self.results))
 
