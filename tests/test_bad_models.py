@@ -476,8 +476,8 @@ GRAPHS = {
         ": has 3 outputs, but its config.json (id2label)",
     ),
     "another name": (("batch", 2), "scores", "has no output named logits, but scores"),
-    "an output of three sizes": (("batch", 2, 1), "logits", "its output has the shape any x 2 x 1, and logits have"),
-    "an output for one text": ((1, 2), "logits", "its output has the shape 1 x 2, and logits have one row a text"),
+    "an output of three sizes": (("batch", 2, 1), "logits", "its output has the shape any x 2 x 1, but logits need"),
+    "an output for one text": ((1, 2), "logits", "its output has the shape 1 x 2, but logits need any x classes"),
 }
 
 
@@ -585,18 +585,18 @@ BROKEN_GRAPHS = {
     "data that is not there": (without_its_data, ONNX, OPENVINO),
     "half of the inputs": (of_inputs(INT64, IDS), ONNX, OPENVINO),
     "an input of others": (
-        of_inputs(INT64, IDS, MASK, "position_ids"), *["wants the input position_ids, and is fed no others than"] * 2,
+        of_inputs(INT64, IDS, MASK, "position_ids"), *["wants the input position_ids, but distill feeds only"] * 2,
     ),
     "one shape": (
         of_inputs(INT64, IDS, MASK, shape=(1, 128)),
-        *["its input input_ids has the shape 1 x 128, and texts are any x any"] * 2,
+        *["its input input_ids has the shape 1 x 128, but texts need any x any"] * 2,
     ),
-    "one length": (of_inputs(INT64, IDS, MASK, shape=("batch", 128)), *["the shape any x 128, and texts are"] * 2),
+    "one length": (of_inputs(INT64, IDS, MASK, shape=("batch", 128)), *["the shape any x 128, but texts need"] * 2),
     "inputs in 32 bits": (of_inputs(TensorProto.INT32, IDS, MASK), None, None),
     "token types too": (of_inputs(INT64, IDS, MASK, "token_type_ids"), None, None),
     "inputs that are fractions": (
         edited(lambda graph: setattr(graph.input[0].type.tensor_type, "elem_type", TensorProto.FLOAT)),
-        "its input input_ids wants tensor(float), and is fed", "its input input_ids wants f32, and is fed",
+        "its input input_ids wants tensor(float), but distill", "its input input_ids wants f32, but distill feeds",
     ),
     "an id that it does not know": (
         edited(lambda graph: (graph.node.insert(0, helper.make_node("Gather", ["few", IDS], ["known"], axis=0)),
@@ -835,7 +835,7 @@ EXPORTED = {"passed": True, "reason": "", "device": "cpu", "texts_per_second": 1
 @pytest.mark.parametrize(
     ("proofs", "said"),
     [
-        ({"../model": EXPORTED}, "no format there that runs here"),
+        ({"../model": EXPORTED}, "none of its formats that run here"),
         ({"onnx-fp32": EXPORTED | {"texts_per_second": "many"}}, "export.json: not as distill writes it"),
         ([1], "export.json: not as distill writes it"),
     ],
