@@ -131,7 +131,8 @@ def _set_size(config: PretrainedConfig, key: str, value: Any) -> str | None:
     there = getattr(config, key)
     # A number may be int or float: the configuration's class checks which of the two it takes.
     number = isinstance(there, int | float) and not isinstance(there, bool)
-    if not (type(value) in (int, float) if number else there is None or isinstance(value, type(there))):
+    same = type(value) in (int, float) if number else there is None or isinstance(value, type(there))
+    if not same:
         return f"{place}: wants {type(there).__name__}, as the teacher's {there!r}, got {value!r}"
     if type(there) is int and there > 0 and value <= 0:
         return f"{place}: wants a number above 0, got {value!r}"
