@@ -55,7 +55,7 @@ CASES = {
     "no value": (["teacher", "{recipe}", "--set"], "Option '--set' requires an argument"),
     "no recipe named": (["teacher"], "Missing argument 'RECIPE'"),
     "no teacher named": (["student", "{recipe}"], "Missing option '--teacher'"),
-    "no name": (["student", "{recipe}", "--teacher", ""], "a model is named by a folder or by"),
+    "no name": (["student", "{recipe}", "--teacher", ""], "wants a model's folder or its name on"),
     "a model for a recipe": (["check", "{model}/model.safetensors"], "not UTF-8 at byte"),
     "data for a recipe": (["check", "{data}/train.csv"], "train.csv"),
     "a recipe for a model": (["predict", "{recipe}", "a"], "recipe.yaml: no such folder"),
@@ -174,7 +174,7 @@ CASES = {
         ["teacher", "{recipe}", "--output", "caf\udce9"], "caf\\udce9: bytes that are not UTF-8, in which files",
     ),
     "exports in other bytes": (["export", "{model}", "--output", "caf\udce9"], "caf\\udce9: bytes that are not UTF-8"),
-    "a model in other bytes": (["predict", "./caf\udce9", "a"], "./caf\\udce9: holds control characters, or bytes"),
+    "a model in other bytes": (["predict", "./caf\udce9", "a"], "./caf\\udce9: a model's name cannot hold control"),
     "a key in other bytes": (["check", "{recipe}", "--set", "caf\udce9=1"], "--set caf\\udce9=1: "),
     "a tracker that is not installed": (
         ["check", "{recipe}", "--set", "teacher.training.report_to=comet_ml"],

@@ -145,10 +145,8 @@ def pad_id_null(folder):
     (folder / "config.json").write_text(json.dumps(values | {"pad_token_id": None}))
 
 
-MULTI_LABEL = "config.json: gives a text any number of labels (problem_type: multi_label_classification), which"
-REGRESSION = (
-    "config.json: gives a text a number (regression: problem_type, or a single output), which distill cannot do"
-)
+MULTI_LABEL = "config.json: gives a text any number of labels (problem_type: multi_label_classification); distill"
+REGRESSION = "config.json: gives a text a number (regression: problem_type, or a single output); distill supports"
 ONE_OUTPUT = {"id2label": {"0": "score"}, "label2id": {"score": 0}}
 THREE = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 GAPS = "config.json: id2label: wants a name for each of 0 to 1, got names for 0, 2"
@@ -176,13 +174,13 @@ CASES = {
     "fewer embeddings than tokens": (config(vocab_size=5), BOTH, "embeds 5 tokens, but the tokenizer's ids go up to"),
     "an id above the embeddings": (
         token_id(good=1_000_000), ("predict", "student", "report", "export"),
-        "embeds 29 tokens, but the tokenizer's ids go up to 1000000: they are not a pair",
+        "embeds 29 tokens, but the tokenizer's ids go up to 1000000: they do not fit together",
     ),
     "another number of classes": (
         config(id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 0, "b": 1, "c": 2}), ("teacher",),
         "classifies into 3 classes, the data has 2: negative, positive",
     ),
-    "two classes of one name": (config(id2label={"0": "a", "1": "a"}), ("predict",), "the same name stands"),
+    "two classes of one name": (config(id2label={"0": "a", "1": "a"}), ("predict",), "two classes have the same name"),
     "several labels a text": (config(problem_type="multi_label_classification"), EVERY, MULTI_LABEL),
     "a number for a text": (config(problem_type="regression"), EVERY, REGRESSION),
     "a single output": (lambda folder: (config(**ONE_OUTPUT)(folder), heads(1)(folder)), EVERY, REGRESSION),
@@ -201,8 +199,8 @@ CASES = {
         lambda folder: (config(model_type="roberta")(folder), pad_id_null(folder)), ("predict",), "positions from it",
     ),
     "a pair of tokenizers": (tokenizer_config(tokenizer_class="RagTokenizer"), BOTH, "no fast tokenizer"),
-    "numbers of a module": (config(dtype="os"), BOTH, "dtype: wants a kind of numbers such as float32, got 'os'"),
-    "whole numbers": (config(torch_dtype="int8"), ("predict",), "torch_dtype: wants a kind of numbers such as float32"),
+    "numbers of a module": (config(dtype="os"), BOTH, "dtype: wants a floating-point type such as float32, got 'os'"),
+    "whole numbers": (config(torch_dtype="int8"), ("predict",), "torch_dtype: wants a floating-point type"),
     "numbers of a part": (config(dtype={"": "__class__"}), ("predict",), "such as float32, got '__class__'"),
     "an activation of nobody": (config(hidden_act="foo"), BOTH, "config.json: hidden_act: 'foo' is not known"),
     "an activation that is a number": (config(hidden_act=5), ("predict",), "Field 'hidden_act' expected str, got int"),
@@ -217,8 +215,8 @@ CASES = {
     **{
         f"a longest text of {value!r} tokens": (
             tokenizer_config(model_max_length=value), ("predict",),
-            f"tokenizer_config.json: model_max_length: wants a whole number of tokens, at least 3 (one and the special "
-            f"ones), got {value!r}",
+            f"tokenizer_config.json: model_max_length: wants a whole number of tokens, at least 3 (one plus the "
+            f"special tokens), got {value!r}",
         )
         for value in (-1, 2, 1.5, float("nan"), "many", [3], True)
     },
@@ -244,11 +242,11 @@ CASES = {
         lambda folder: (indexed()(folder), content("model.safetensors.index.json", b"[1]")(folder)), BOTH, "no",
     ),
     "no graph": (content("model.onnx", b"not a graph"), ("predict",), "ONNX Runtime cannot load it"),
-    "an export for a teacher": (content("model.onnx", b"x"), ("teacher",), "an export, which is for answering"),
+    "an export for a teacher": (content("model.onnx", b"x"), ("teacher",), "an export, which can only predict"),
     "a pickle": (
         as_pickle, BOTH, "its weights are a pickle, which can run code when it is read; only safetensors are loaded",
     ),
-    "weights named elsewhere": (elsewhere, BOTH, "transformers_weights names weights of its own"),
+    "weights named elsewhere": (elsewhere, BOTH, "transformers_weights: names other weight files"),
     "a pickle that does harm": (harmful_pickle, BOTH, "its weights are a pickle"),
     "code of its own": (harmful_code(config={"auto_map": THEIRS, "model_type": "theirs"}), BOTH, "custom code"),
 }  # fmt: skip
@@ -335,7 +333,7 @@ def test_a_pickle_is_converted_only_when_asked_and_answers_as_before(tmp_path, t
     assert (code, out.strip()) == (0, str(tmp_path / "converted"))
     assert not list((tmp_path / "converted").glob("*.bin"))
     assert run("predict", tmp_path / "converted", "a good film") == run("predict", tiny_bert, "a good film")
-    check_refused(tmp_path, ["is there already"], "convert", model, "--output", tmp_path / "converted")
+    check_refused(tmp_path, ["already exists"], "convert", model, "--output", tmp_path / "converted")
 
 
 @pytest.mark.parametrize(
@@ -346,11 +344,11 @@ def test_a_pickle_is_converted_only_when_asked_and_answers_as_before(tmp_path, t
         (lambda folder: torch.save([1], folder / "pytorch_model.bin"), "not a table of named tensors"),
         (lambda folder: None, "there is nothing to convert"),
         (raw_pickle, "damaged or half downloaded, or a pickle that torch.save did not write"),
-        (pickled(big=torch.zeros(1).expand(2**40)), "repeat themselves to weights of 4398046511104 bytes"),
-        (pickled(weight=torch.eye(3).to_sparse()), "weight: sparse, quantised or otherwise no plain numbers"),
-        (pickled(weight=torch.eye(3).to_sparse_csr()), "weight: sparse, quantised or otherwise no plain numbers"),
-        (pickled(weight=torch.empty(3, device="meta")), "weight: sparse, quantised or otherwise no plain numbers"),
-        (pickled(weight=torch.zeros(3, dtype=torch.complex128)), "weight: sparse, quantised or otherwise no plain num"),
+        (pickled(big=torch.zeros(1).expand(2**40)), "would expand to weights of 4398046511104 bytes"),
+        (pickled(weight=torch.eye(3).to_sparse()), "weight: wants a dense tensor of a type that safetensors has"),
+        (pickled(weight=torch.eye(3).to_sparse_csr()), "weight: wants a dense tensor of a type that safetensors has"),
+        (pickled(weight=torch.empty(3, device="meta")), "weight: wants a dense tensor of a type that safetensors has"),
+        (pickled(weight=torch.zeros(3, dtype=torch.complex128)), "weight: wants a dense tensor of a type that saf"),
         (pickled(**{"\ud800": torch.zeros(3)}), "wants names of letters and digits for its tensors, got '\\ud800'"),
         (lambda folder: torch.save({5: torch.zeros(3)}, folder / "pytorch_model.bin"), "for its tensors, got 5"),
         (
@@ -478,8 +476,8 @@ GRAPHS = {
         ": has 3 outputs, but its config.json (id2label)",
     ),
     "another name": (("batch", 2), "scores", "has no output named logits, but scores"),
-    "an output of three sizes": (("batch", 2, 1), "logits", "its output has the shape any x 2 x 1, and logits have"),
-    "an output for one text": ((1, 2), "logits", "its output has the shape 1 x 2, and logits have one row a text"),
+    "an output of three sizes": (("batch", 2, 1), "logits", "its output has the shape any x 2 x 1, but logits need"),
+    "an output for one text": ((1, 2), "logits", "its output has the shape 1 x 2, but logits need any x classes"),
 }
 
 
@@ -587,18 +585,18 @@ BROKEN_GRAPHS = {
     "data that is not there": (without_its_data, ONNX, OPENVINO),
     "half of the inputs": (of_inputs(INT64, IDS), ONNX, OPENVINO),
     "an input of others": (
-        of_inputs(INT64, IDS, MASK, "position_ids"), *["wants the input position_ids, and is fed no others than"] * 2,
+        of_inputs(INT64, IDS, MASK, "position_ids"), *["wants the input position_ids, but distill feeds only"] * 2,
     ),
     "one shape": (
         of_inputs(INT64, IDS, MASK, shape=(1, 128)),
-        *["its input input_ids has the shape 1 x 128, and texts are any x any"] * 2,
+        *["its input input_ids has the shape 1 x 128, but texts need any x any"] * 2,
     ),
-    "one length": (of_inputs(INT64, IDS, MASK, shape=("batch", 128)), *["the shape any x 128, and texts are"] * 2),
+    "one length": (of_inputs(INT64, IDS, MASK, shape=("batch", 128)), *["the shape any x 128, but texts need"] * 2),
     "inputs in 32 bits": (of_inputs(TensorProto.INT32, IDS, MASK), None, None),
     "token types too": (of_inputs(INT64, IDS, MASK, "token_type_ids"), None, None),
     "inputs that are fractions": (
         edited(lambda graph: setattr(graph.input[0].type.tensor_type, "elem_type", TensorProto.FLOAT)),
-        "its input input_ids wants tensor(float), and is fed", "its input input_ids wants f32, and is fed",
+        "its input input_ids wants tensor(float), but distill", "its input input_ids wants f32, but distill feeds",
     ),
     "an id that it does not know": (
         edited(lambda graph: (graph.node.insert(0, helper.make_node("Gather", ["few", IDS], ["known"], axis=0)),
@@ -744,8 +742,8 @@ def outside_weights(location):
     return change
 
 
-TOO_LARGE = "its config.json makes a larger model than its weights hold: 73 tensors of"
-KERNEL = "may be code from a hub, which is not run"
+TOO_LARGE = "its config.json makes a larger model than its weights hold: 73 tensors with"
+KERNEL = "may be code from the Hub, which is not run"
 # Of each: how a stranger made the folder, and the one line of `predict`, in seconds.
 STRANGERS = {
     "checksums of a device behind a name that counts": (
@@ -784,9 +782,9 @@ STRANGERS = {
     "a kernel of a part": (config(text_config={"_attn_implementation": "mallory/kernel"}), KERNEL),
     "a kernel within": (config(_attn_implementation_internal="mallory/kernel"), KERNEL),
     "experts by a kernel": (config(experts_implementation="mallory/kernel"), KERNEL),
-    "a quantiser": (config(quantization_config={"quant_method": "fp8"}), "quantization_config: quantised weights"),
+    "a quantiser": (config(quantization_config={"quant_method": "fp8"}), "quantization_config: quantized weights"),
     "an adapter of a model elsewhere": (
-        content("adapter_config.json", b'{"base_model_name_or_path": "mallory/model"}'), "an adapter of another model",
+        content("adapter_config.json", b'{"base_model_name_or_path": "mallory/model"}'), "an adapter, not a model",
     ),
     "a tokenizer that names a file": (
         harmful_code(tokenizer_config={"init_inputs": ["/dev/zero"]}), "init_inputs: names a file, which is not read",
@@ -837,7 +835,7 @@ EXPORTED = {"passed": True, "reason": "", "device": "cpu", "texts_per_second": 1
 @pytest.mark.parametrize(
     ("proofs", "said"),
     [
-        ({"../model": EXPORTED}, "no format there that runs here"),
+        ({"../model": EXPORTED}, "none of its formats that run here"),
         ({"onnx-fp32": EXPORTED | {"texts_per_second": "many"}}, "export.json: not as distill writes it"),
         ([1], "export.json: not as distill writes it"),
     ],

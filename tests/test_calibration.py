@@ -86,7 +86,7 @@ def test_a_temperature_is_applied_if_it_helps_texts_that_it_was_not_fitted_on(na
         assert found.ece < found.ece_before and found.log_loss < found.log_loss_before
     else:
         assert found.temperature == 1.0
-        few = f"{examples} validation texts are too few to tell whether it helps (50)"
+        few = f"{examples} validation texts are too few to judge it (at least 50)"
         assert found.refused == few if examples < FEWEST else found.refused.startswith("it raises ")
 
 

@@ -104,7 +104,7 @@ def test_a_run_folder_holds_what_the_contract_says(finished):
             "seconds", "samples_per_second", "tokens_per_second", "padding_fraction", "peak_memory_bytes",
         } <= set(metrics["training"])  # fmt: skip
         if role == "student":
-            few = "16 validation texts are too few to tell whether it helps (50)"
+            few = "16 validation texts are too few to judge it (at least 50)"
             assert metrics["calibration"]["refused"] == few and model.config.calibration_temperature == 1.0
             assert (
                 f"student: not calibrated: a temperature of {metrics['calibration']['fitted_temperature']:.2f}" in err

@@ -255,7 +255,7 @@ def test_a_folder_of_exports_runs_the_fastest_that_passed_and_can_run(exported, 
     entries["onnx-fp32"]["passed"] = False
     assert chosen() == "onnx-int8"
     shutil.rmtree(tmp_path / "onnx-int8")
-    with pytest.raises(ModelError, match="no format there that runs here was timed on cpu"):
+    with pytest.raises(ModelError, match="none of its formats that run here was timed on cpu"):
         chosen()
 
 

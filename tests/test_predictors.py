@@ -262,7 +262,7 @@ def test_a_classifier_is_refused_in_a_fork(by_runtime):
         try:
             by_runtime["torch"]([TEXTS[0]])
         except ModelError as error:
-            status = 0 if "of which this is a fork" in str(error) and "spawn" in (error.hint or "") else 2
+            status = 0 if "this process is a fork of it" in str(error) and "spawn" in (error.hint or "") else 2
         os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 

@@ -261,4 +261,4 @@ def test_what_is_for_one_process_refuses_more(command):
         [sys.executable, "-m", "distill", *command], capture_output=True, text=True, timeout=60, env=environment
     )
     assert done.returncode == 2
-    assert f"error: {command[0]}: runs in one process, and 2 were launched" in done.stderr
+    assert f"error: {command[0]}: runs in one process, but 2 were launched" in done.stderr

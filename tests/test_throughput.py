@@ -155,7 +155,7 @@ def test_a_gpu_that_nvml_does_not_know_is_said_and_stops_nothing(monkeypatch, ca
     monkeypatch.setattr(torch.cuda, "utilization", unknown)
     with caplog.at_level("WARNING"), GpuWatch("cuda") as gpu:
         time.sleep(0.1)
-    assert gpu.figures() == {} and "GPU utilisation is not recorded" in caplog.text
+    assert gpu.figures() == {} and "GPU utilization is not recorded" in caplog.text
 
 
 def test_a_gpu_whose_memory_nvml_does_not_know_has_no_figures(monkeypatch):

@@ -54,8 +54,8 @@ STOPS = {
     "the best checkpoint": (
         (15, 250, 3.0, "checkpoint-5"),
         {"step": 15, "planned_steps": 250, "epoch": 3.0, "planned_epochs": 50.0, "kept": "checkpoint-5"},
-        "stopped early, at step 15 of 250 (epoch 3 of 50); checkpoint-5 is kept, whose validation log loss of 0.4000 "
-        "was the best",
+        "stopped early, at step 15 of 250 (epoch 3 of 50); checkpoint-5 is kept, with the best validation "
+        "log loss (0.4000)",
     ),
     "the last step": (
         (10, 20, 2.5, None),
@@ -105,4 +105,4 @@ def test_a_finished_run_says_it_and_keeps_it(recipe_path, tmp_path, caplog):
     kept = {"epoch": 2.0, "kept": "checkpoint-9", "planned_epochs": 3.0, "planned_steps": 27, "step": 18}
     assert training["stopped_early"] == kept
     (stopped,) = [line for line in caplog.messages if "stopped early" in line]
-    assert stopped.startswith("teacher: stopped early, at step 18 of 27 (epoch 2 of 3); checkpoint-9 is kept, whose ")
+    assert stopped.startswith("teacher: stopped early, at step 18 of 27 (epoch 2 of 3); checkpoint-9 is kept, with ")

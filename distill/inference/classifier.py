@@ -1,4 +1,4 @@
-"""Texts to logits: tokenised, packed by length, run in a session, put back in order."""
+"""Classify texts: tokenize them, pack them by length, run them in a session and restore their order."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from distill.models.loading import (
 from distill.models.weights import weight_files
 from distill.storage.exports import EXPORT_PROOFS, read_proofs
 
-TOKENISED_AT_ONCE = 4_096  # a tokenizer notes where each token stood, which takes far more than the token itself
+TOKENISED_AT_ONCE = 4_096  # texts: a tokenizer also keeps each token's position, which takes far more than the token
 
 
 class Classifier:
     """A tokenizer, a session and class names: `classifier(texts)` gives labels, in the texts' order.
 
-    Several threads may share one. A process that is forked may not: runtimes have threads, which do not come along.
+    Several threads may share a classifier. A forked process may not, because it lacks the runtime's threads.
     """
 
     def __init__(
@@ -60,28 +60,26 @@ class Classifier:
         ]
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Return class probabilities, float32, shape (texts, classes); raises `ModelError` where logits give none."""
+        """Return class probabilities, float32, shape (texts, classes); raises `ModelError` if logits are not finite."""
         logits = self.logits(texts)
         check_finite(logits, f"{self.session.format} on {self.session.device}")
         return softmax(logits, axis=1)
 
     def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
-        """Return logits, float32, shape (texts, classes); `progress` is told how many texts each batch held.
+        """Return logits, float32, shape (texts, classes); `progress` is called with the number of texts of each batch.
 
-        Texts are tokenised, cut at `max_tokens`, sorted by length and packed into batches of about equal token count,
-        so that little is spent on padding; the order of the texts is restored. What is held of a text is its token ids.
+        Texts are tokenized, cut at `max_tokens`, sorted by length and packed into batches of about equal token count,
+        so that there is little padding. The logits are in the order of the texts. Only token ids are held in memory.
         """
         if isinstance(texts, str):
             raise TypeError("wants a list of texts, got one text: [text]")
         if os.getpid() != self._process:
             raise ModelError(
-                f"{self.session.format}: was loaded in the process {self._process}, of which this is a fork",
-                hint='distill.load in the new process, or start it with multiprocessing.get_context("spawn")',
+                f"{self.session.format}: was loaded in process {self._process}, and this process is a fork of it",
+                hint='call distill.load in the new process, or start it with multiprocessing.get_context("spawn")',
             )
         logits = np.zeros((len(texts), len(self.label_names)), np.float32)
-        if not len(texts):
-            return logits
-        texts = [_encodable(text) for text in texts[:]]  # a column of datasets gives them one by one, slowly
+        texts = [_encodable(text) for text in texts[:]]  # [:] because a column of datasets is slow text by text
         ids = [row for start in range(0, len(texts), TOKENISED_AT_ONCE) for row in self._ids(texts, start)]
         packed = list(pack([len(row) for row in ids], self.session.batch_tokens))
         batches = (pad([ids[row] for row in rows], self.tokenizer.pad_token_id) for rows in packed)
@@ -93,31 +91,31 @@ class Classifier:
 
     def _ids(self, texts: Sequence[str], start: int) -> Iterator[np.ndarray]:
         chunk = texts[start : start + TOKENISED_AT_ONCE]
-        with self._alone:  # a tokenizer keeps how it cuts, and complains if two set that at once
+        with self._alone:  # a tokenizer stores its truncation, and raises an error if two threads set it at once
             encoded = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
         return (np.asarray(row or nothing(self.tokenizer), np.int32) for row in encoded["input_ids"])
 
 
 def check_finite(logits: np.ndarray, name: str) -> None:
-    """Raise `ModelError` where a logit of the model `name` is not a number or infinite: that is no answer."""
+    """Raise `ModelError` if a logit of the model `name` is NaN or infinite."""
     broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(broken):
         raise ModelError(
             f"{name}: its logits on {len(broken)} of {len(logits)} texts are not finite (first: text {broken[0]})",
-            hint="try it in fp32; where they are not finite there either, train it again at a lower learning rate",
+            hint="try it in fp32; if that does not help, train it again with a lower learning rate",
         )
 
 
 def _encodable(text: str) -> str:
-    """Half of a surrogate pair, which no encoding holds, as the character that stands for what cannot be read."""
+    """Return the text with unpaired surrogates, which cannot be encoded, replaced by the replacement character."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def pack(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
-    """Yield the indices of each batch, longest texts first, so that rows x longest stays within `batch_tokens`.
+    """Yield the indices of each batch, so that rows x longest stays within `batch_tokens`.
 
-    A text longer than `batch_tokens` gets a batch of its own. Longest first: what does not fit into memory fails at
-    once, not after an hour.
+    A text longer than `batch_tokens` gets a batch of its own. The longest texts come first, so that a batch that does
+    not fit into memory fails at once and not after an hour.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     start = 0
@@ -143,25 +141,23 @@ def load(
 ) -> Classifier:
     """Return the classifier in a run folder, a folder of exports, one export or any transformers model (or Hub name).
 
-    Of a folder of exports, the one that answered fastest when it was proved (`fastest_export`). What runs it, and in
-    which dtype, is told in `sessions.open_session`. Texts are cut at the tokenizer's model_max_length. Raises
-    `ModelError` where the model is no classifier or its calibration temperature no temperature, `DeviceError` where
-    the device is not there.
+    From a folder of exports it takes the one that was fastest in its proof (`fastest_export`). The runtime and dtype
+    are those of `sessions.open_session`. Texts are cut at the tokenizer's model_max_length. Raises `ModelError` if the
+    model is no classifier or its calibration temperature is invalid, `DeviceError` if the device is missing.
     """
-    name = str(folder)
     if (Path(folder) / EXPORT_PROOFS).is_file() and not (Path(folder) / "config.json").is_file():
-        chosen, device = fastest_export(Path(folder), device)
-        name = str(chosen)
+        folder, device = fastest_export(Path(folder), device)
+    name = str(folder)
     config, tokenizer, max_tokens = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
     return Classifier(session, tokenizer, class_names(config, name), max_tokens)
 
 
 def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:
-    """Return the format in a folder of exports that answered most texts a second when it was proved, and where.
+    """Return the folder and device of the export with the highest throughput (texts per second) in its proof.
 
-    "auto" is the device that served one of them best, of those that are here; formats whose runtime is not installed
-    are passed over. Raises `ModelError` where none was timed on `device`.
+    With "auto", all devices of this machine count. Formats whose runtime is not installed are skipped. Raises
+    `ModelError` if no format was timed on `device`.
     """
     wanted = sorted({"cpu", resolve_device("auto")} if device == "auto" else {resolve_device(device)})
     rates: dict[tuple[Path, Device], float] = {}
@@ -171,23 +167,23 @@ def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:
             rates[folder / name, timed_on] = rate
     if not rates:
         raise ModelError(
-            f"{folder}: no format there that runs here was timed on {' or '.join(wanted)}",
-            hint="name one of its folders, or export again, with --device",
+            f"{folder}: none of its formats that run here was timed on {' or '.join(wanted)}",
+            hint="name one of its folders, or export again with --device",
         )
-    return max(rates, key=lambda chosen: rates[chosen])
+    return max(rates, key=rates.__getitem__)
 
 
 def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]:
-    """Return a classifier's configuration, tokenizer and most tokens that it reads, without loading its weights.
+    """Return a classifier's configuration, tokenizer and maximum number of tokens, without loading its weights.
 
-    Raises `ModelError` where the model is no classifier, gives a text several labels or a number, its tokenizer is not
-    there or not its own, a class has no name, or its calibration temperature is no temperature.
+    Raises `ModelError` if the model is no classifier, gives a text several labels or a number, has no tokenizer or
+    another model's, has a class without a name, or has an invalid calibration temperature.
     """
     config = load_config(name)
     if not is_classifier(config):
         raise ModelError(f"{name}: not a text classifier, but {', '.join(config.architectures or ['unknown'])}")
     check_single_label(config, name)
-    class_names(config, name)  # like the temperature: a broken one is an error here, before the weights are read
+    class_names(config, name)  # raises an error before the weights are read, as temperature_of does
     temperature_of(config)
     tokenizer = load_tokenizer(name)
     share_padding(config, tokenizer)
@@ -197,11 +193,11 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]
 
 
 def weights_bytes(folder: Path) -> int:
-    """Return the size of a model folder's weights in bytes: whatever runs it (see models.weight_files)."""
+    """Return the size in bytes of a model folder's weights, of any format (see weights.weight_files)."""
     return sum(file.stat().st_size for file in weight_files(str(folder)))
 
 
 def nothing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of a text of which the tokenizer makes no token, not even a special one: a model needs one."""
+    """Return the ids for a text that the tokenizer turns into no token at all, because a model needs at least one."""
     known: tuple[Any, ...] = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return [next(token for token in known if token is not None)]

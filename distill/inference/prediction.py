@@ -1,4 +1,4 @@
-"""Answers to a stream of texts, by one classifier, or by a second one if the first is not sure."""
+"""Classify a stream of texts with one classifier, or with a second one if the first is not sure."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from distill.storage.run_folder import RunFolder
 
 log = logging.getLogger("distill")
 
-MOST_TEXTS = 4_096  # held at once
-MOST_CHARACTERS = 4_000_000  # in them; their tokens take some forty bytes a character
+MOST_TEXTS = 4_096  # in memory at once
+MOST_CHARACTERS = 4_000_000  # in those texts; their tokens take some forty bytes per character
 
 
 def predictions(
@@ -28,7 +28,7 @@ def predictions(
     below: float = 0.8,
     device: str = "auto",
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield each text and its probability per label, in order, holding only a few thousand texts at a time.
+    """Yield each text and its probability per label, in order; only a few thousand texts are in memory at a time.
 
     If the likeliest label of a text has a probability below `below`, the classifier `escalate` answers it instead.
     """
@@ -55,7 +55,7 @@ def predictions(
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Cut into lists of at most `MOST_TEXTS` texts, or fewer if they are long."""
+    """Cut a stream into lists of at most `MOST_TEXTS` texts, or fewer if they are long."""
     chunk: list[str] = []
     characters = 0
     for text in texts:

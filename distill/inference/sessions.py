@@ -1,4 +1,4 @@
-"""A finished classifier on a device, token ids in and logits out: torch, ONNX Runtime and OpenVINO."""
+"""Run a finished classifier on a device, from token ids to logits, in torch, ONNX Runtime or OpenVINO."""
 
 from __future__ import annotations
 
@@ -30,48 +30,49 @@ from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.storage.checksums import ANSWERING, check_whole
 
 TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
-# Padded tokens in one batch. Larger ones stop being faster long before they stop costing memory; on one thread of a CPU
-# they are slower, since what a layer makes of them no longer fits into the cache.
+# Padded tokens in one batch. Larger batches cost memory and are not faster. On one CPU thread they are even slower,
+# because a layer's activations no longer fit into the cache.
 BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 65_536}
 ONE_THREAD_BATCH_TOKENS = 1_024
 
-# ONNX Runtime's errors have nothing in common but Python's Exception.
+# ONNX Runtime's errors have no common base class but Exception.
 ONNX_ERRORS = (
     RuntimeError, onnx_errors.EPFail, onnx_errors.Fail, onnx_errors.InvalidArgument, onnx_errors.InvalidGraph,
     onnx_errors.InvalidProtobuf, onnx_errors.NoModel, onnx_errors.NoSuchFile, onnx_errors.NotImplemented,
     onnx_errors.RuntimeException,
 )  # fmt: skip
-# What the runtimes say before they come to the point: which of their own lines it was.
+# The runtimes begin an error with the line of their own source code that raised it.
 ONNX_PLACE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/\S+:\d+ .*?\) (?=[A-Z])")
 OPENVINO_PLACES = ("Exception from ", "Check '", "FrontEnd API failed", "Loading input model", "Model wasn't fully")
-# The types of numbers that a graph may want and give, as ONNX Runtime and as OpenVINO call them.
+# The types that a graph's inputs and output may have, by the names of ONNX Runtime and of OpenVINO.
 INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "i64": np.int64, "i32": np.int32}
 FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)", "f32", "f16", "f64", "bf16")
-TOKEN_TYPES = "token_type_ids"  # an input of other exporters' graphs; always 0 here
+TOKEN_TYPES = "token_type_ids"  # an input in graphs of other exporters; distill feeds zeros
 
 Batch = tuple[np.ndarray, np.ndarray]  # int64 ids and mask, both (batch, tokens)
 
 
 class Session(Protocol):
-    """A classifier on a device: token ids in, logits out; `batch_tokens` is the best size of a batch among many."""
+    """A classifier on a device, from token ids to logits; `batch_tokens` is the best batch size for many texts."""
 
     device: Device
     format: str
     batch_tokens: int
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """Return float32 logits (batch, classes) of int64 ids and mask, both (batch, tokens), as soon as it can."""
+        """Return float32 logits (batch, classes) of int64 ids and mask, both (batch, tokens), with low latency."""
         ...
 
     def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
-        """Yield the logits of each batch, in order, as many a second as it can."""
+        """Yield the logits of each batch, in order, with high throughput."""
         ...
 
 
 class TorchSession:
-    """A transformers model in eval mode, in the dtype of its weights, its logits divided by its config's temperature.
+    """A transformers model in eval mode; its logits are divided by the temperature in its configuration.
 
-    Except fp16 on a CPU, which computes in fp32: torch's fp16 kernels for CPUs are many times slower.
+    It computes in the dtype of its weights, but in fp32 for fp16 on a CPU: torch's fp16 kernels for CPUs are many times
+    slower.
     """
 
     def __init__(self, model: PreTrainedModel, device: Device):
@@ -82,7 +83,7 @@ class TorchSession:
         self.device: Device = device
         self.batch_tokens = BATCH_TOKENS[device]
         self._last_layer = last_layer(self.model)
-        self._alone = threading.Lock()  # the last layer is another one while a batch runs
+        self._alone = threading.Lock()  # `first_token_only` changes the model while a batch runs
 
     @torch.inference_mode()
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
@@ -99,32 +100,29 @@ class TorchSession:
 class OnnxSession:
     """An ONNX file with inputs input_ids and attention_mask and output logits, in ONNX Runtime.
 
-    The logits are the graph's own: what calibrates them is in the graph, for those who run it without distill. One
-    batch runs on all threads; of many, as many at once as there are threads, each on one, where none waits for another.
+    The graph itself divides the logits by the calibration temperature, so that it works without distill too. A single
+    batch runs on all threads. If there are many batches, each thread runs one of its own, so that none waits.
     """
 
     def __init__(self, path: Path, device: Device, threads: int | None = None, *, format: str = "onnx"):
-        onnxruntime.disable_telemetry_events()  # which builds for Windows send
+        onnxruntime.disable_telemetry_events()  # only builds for Windows send them
         options = onnxruntime.SessionOptions()
-        # Warnings are about the graph's history, nothing a user can act on; errors are raised too, and printed past
-        # Python they would carry a stranger's names of nodes to the terminal as they are.
+        # Only fatal messages are logged. A user cannot act on the warnings. Errors are raised as well, and the log does
+        # not pass through Python, so a stranger's node names would reach the terminal with their control characters.
         options.log_severity_level = 4
         onnxruntime.set_default_logger_severity(4)
         self._path, self._threads = path, threads or joblib.cpu_count()
         options.intra_op_num_threads = self._threads
         if device == "cuda" and not onnx_runs_on_cuda():
-            raise DeviceError(
-                f"{path.parent}: this onnxruntime has no CUDA provider", hint="pip install onnxruntime-gpu"
-            )
+            problem = f"{path.parent}: this onnxruntime has no CUDA provider"
+            raise DeviceError(problem, hint="pip install onnxruntime-gpu")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
         except ONNX_ERRORS as error:
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {_onnx_reason(error)}") from error
-        # ONNX Runtime falls back to the CPU in silence where CUDA cannot start; a figure would then carry a false name.
+        # If CUDA cannot start, ONNX Runtime silently falls back to the CPU, and figures would name the wrong device.
         if device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
-            raise DeviceError(
-                f"{path}: ONNX Runtime could not start CUDA", hint="distill works on the CPU: --device cpu"
-            )
+            raise DeviceError(f"{path}: ONNX Runtime could not start CUDA", hint="use the CPU: --device cpu")
         inputs = {item.name: (item.type, item.shape) for item in self._session.get_inputs()}
         outputs = {item.name: (item.type, item.shape) for item in self._session.get_outputs()}
         if "logits" not in outputs:
@@ -156,10 +154,10 @@ class OnnxSession:
 
 
 class OpenVinoSession:
-    """An OpenVINO model of the same inputs and output as an ONNX one, on the CPU.
+    """An OpenVINO model with the same inputs and output as an ONNX one, on the CPU.
 
-    What is not int8 runs in bf16 where the CPU is faster in it, else in fp32: without the instructions OpenVINO
-    emulates bf16, some forty times slower. Raises `DeviceError` where the extra is not installed.
+    Layers that are not int8 run in bf16 if this CPU is faster in it, otherwise in fp32: a CPU without bf16 instructions
+    emulates it, some forty times slower. Raises `DeviceError` if the extra is not installed.
     """
 
     device: Device = "cpu"
@@ -180,7 +178,7 @@ class OpenVinoSession:
         self.format = format
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        with self._alone:  # a request holds one text's answer at a time
+        with self._alone:  # a request holds the answer of one call at a time
             return self._infer(self._request, input_ids, attention_mask)
 
     def _infer(self, request: Any, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
@@ -188,7 +186,8 @@ class OpenVinoSession:
             request.infer(_feed(self._types, input_ids, attention_mask), share_inputs=True)
         except RuntimeError as error:
             raise ModelError(f"{self._path}: OpenVINO cannot run it: {_openvino_reason(error)}") from error
-        return np.array(request.get_output_tensor(self._output).data, np.float32)  # a copy: the next call writes there
+        # A copy, because the next call overwrites the tensor.
+        return np.array(request.get_output_tensor(self._output).data, np.float32)
 
     def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
         are_many, batches = _are_many(batches, self._threads)
@@ -229,9 +228,9 @@ def open_session(
 ) -> Session:
     """Return the session of a model folder or Hub name: model.onnx in ONNX Runtime, openvino_model.xml in OpenVINO.
 
-    Anything else runs in torch, in the dtype it was saved in or in `dtype` ("bfloat16"). `device` "auto" is CUDA where
-    that can run it. Raises `ModelError` where it cannot be loaded or has another number of outputs than the
-    configuration has classes, `DeviceError` where the device is not there.
+    Anything else runs in torch, in the dtype it was saved in or in `dtype` ("bfloat16"). `device` "auto" is CUDA if
+    that can run the model. Raises `ModelError` if the model cannot be loaded or has more or fewer outputs than its
+    configuration has classes, `DeviceError` if the device is missing.
     """
     folder = Path(name)
     if (folder / OPENVINO_WEIGHTS).is_file():
@@ -246,29 +245,29 @@ def open_session(
         session = OnnxSession(folder / ONNX_WEIGHTS, resolved, threads, format=_format(folder, "onnx"))
     else:
         return TorchSession(load_torch(name, config, dtype), resolve_device(device))
-    if isinstance(session.outputs, int):  # if the graph leaves it open, the first answers tell (Classifier.logits)
+    if isinstance(session.outputs, int):  # if the graph leaves it open, Classifier.logits checks the first answers
         check_outputs(session.outputs, config.num_labels, name)
     return session
 
 
 def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:
-    """Return the finished classifier `name` from safetensors; raises `ModelError` where a weight of it is missing."""
+    """Return the finished classifier `name` from safetensors; raises `ModelError` if a weight is missing."""
     model, missing = load_weights(name, config, dtype or "auto")
     if missing:
         raise ModelError(f"{name}: {len(missing)} weights are missing, first {missing[0]}")
-    return model if model.dtype in TORCH_FORMATS else model.float()  # float64, which nothing here computes in
+    return model if model.dtype in TORCH_FORMATS else model.float()  # float64 becomes fp32
 
 
 def _are_many(batches: Iterable[Batch], threads: int) -> tuple[bool, Iterator[Batch]]:
-    """Say whether there is a batch for each of several threads; return the batches whole again."""
+    """Say whether there is a batch for each of several threads, and return an iterator over all batches."""
     rest = iter(batches)
     first = list(islice(rest, threads))
     return len(first) == threads > 1, chain(first, rest)
 
 
 def _at_once(run: Callable[..., np.ndarray], batches: Iterable[Batch], threads: int) -> Iterator[np.ndarray]:
-    """Yield what `run` makes of each batch, in order, `threads` at work at once and few of them taken ahead."""
-    with ThreadPoolExecutor(threads) as pool:  # runtimes let go of Python's lock while they compute
+    """Run `threads` batches at a time and yield the results in order; only a few batches are taken ahead."""
+    with ThreadPoolExecutor(threads) as pool:  # runtimes release the GIL while they compute
         begun: deque[Future[np.ndarray]] = deque()
         for batch in batches:
             begun.append(pool.submit(run, *batch))
@@ -279,7 +278,7 @@ def _at_once(run: Callable[..., np.ndarray], batches: Iterable[Batch], threads: 
 
 
 def _run_bound(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], device: Device) -> np.ndarray:
-    """Run with inputs and output bound to `device`: one copy there and one back, none between the graph's parts."""
+    """Run with inputs and output bound to `device`: one copy in and one copy out, none in between."""
     binding = session.io_binding()
     for name, values in feed.items():
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0))
@@ -289,34 +288,38 @@ def _run_bound(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndar
 
 
 def _input_types(inputs: Mapping[str, tuple[str, Sequence[Any]]], path: Path) -> dict[str, type[np.integer]]:
-    """The integers that each input of a graph wants, of `inputs` by name: type and shape, an open size no int.
+    """Return the integer type of each input of a graph.
 
-    Raises `ModelError` if it wants what it is not fed, lacks what it is fed, or takes texts of one length alone.
+    `inputs` has the type and shape of each input by name; a dynamic size is not an int. Raises `ModelError` if the
+    graph has another input, lacks one of `INPUTS`, or takes only texts of one length.
     """
     fed = (*INPUTS, TOKEN_TYPES)
     if others := [name for name in inputs if name not in fed]:
-        raise ModelError(f"{path}: wants the input {others[0]}, and is fed no others than {', '.join(fed)}")
+        raise ModelError(f"{path}: wants the input {others[0]}, but distill feeds only {', '.join(fed)}")
     if lacking := [name for name in INPUTS if name not in inputs]:
         raise ModelError(f"{path}: has no input {lacking[0]}, only {', '.join(inputs)}")
     for name, (kind, shape) in inputs.items():
         if kind not in INTEGERS:
-            raise ModelError(f"{path}: its input {name} wants {kind}, and is fed 64-bit or 32-bit integers")
+            raise ModelError(f"{path}: its input {name} wants {kind}, but distill feeds 64-bit or 32-bit integers")
         if shape and (len(shape) != 2 or any(isinstance(size, int) for size in shape)):
-            shown = " x ".join(str(size) if isinstance(size, int) else "any" for size in shape)
             raise ModelError(
-                f"{path}: its input {name} has the shape {shown}, and texts are any x any: export it with open sizes"
+                f"{path}: its input {name} has the shape {_shown(shape)}, but texts need any x any: "
+                "export it with dynamic axes"
             )
     return {name: INTEGERS[kind] for name, (kind, _) in inputs.items()}
 
 
 def _classes_of(kind: str, shape: Sequence[Any], path: Path) -> int | None:
-    """How many classes such an output has, None if it leaves that open; raises `ModelError` if it gives no logits."""
+    """Return the number of classes of an output, None if it is dynamic; raises `ModelError` if it gives no logits."""
     if kind not in FLOATS:
-        raise ModelError(f"{path}: its output is {kind}, and logits are floats")
+        raise ModelError(f"{path}: its output is {kind}, but logits are floats")
     if shape and (len(shape) != 2 or isinstance(shape[0], int)):
-        shown = " x ".join(str(size) if isinstance(size, int) else "any" for size in shape)
-        raise ModelError(f"{path}: its output has the shape {shown}, and logits have one row a text: any x classes")
+        raise ModelError(f"{path}: its output has the shape {_shown(shape)}, but logits need any x classes")
     return shape[1] if shape and isinstance(shape[1], int) else None
+
+
+def _shown(shape: Sequence[Any]) -> str:
+    return " x ".join(str(size) if isinstance(size, int) else "any" for size in shape)
 
 
 def _feed(
@@ -330,12 +333,12 @@ def _feed(
 
 
 def _name_of(port: Any) -> str:
-    """The name of an OpenVINO model's input or output: of several the one that is known here, of none a word for it."""
+    """Return the name of an OpenVINO model's input or output; if it has several names, one that distill knows."""
     return min(port.names, key=lambda name: (name not in (*INPUTS, TOKEN_TYPES, "logits"), name), default="(no name)")
 
 
 def _shape_of(port: Any) -> list[int | None]:
-    """The shape of an OpenVINO model's input or output, an open size None; empty if not even the rank is known."""
+    """Return the shape of an OpenVINO model's input or output: None for a dynamic size, empty for a dynamic rank."""
     shape = port.partial_shape
     return [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
 
@@ -346,7 +349,7 @@ def _onnx_reason(error: BaseException) -> str:
 
 def _openvino_reason(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(OPENVINO_PLACES)]
-    # Of many lines on a graph that it cannot read, the one that names the operations.
+    # If OpenVINO cannot convert a graph, only this one of its many lines names the operations.
     summary = [line for line in lines if "No conversion rule" in line]
     return (summary or lines or [one_line(error)])[0].lstrip("- ")[:300]
 

@@ -1,4 +1,4 @@
-"""The device to run on and the precision that it trains in."""
+"""The device to run on, its training precision, and its memory and utilization."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from distill.machine.timing import time_in_turn
 log = logging.getLogger("distill")
 
 Device = Literal["cpu", "cuda"]
-TIMED_AT_ONCE, MOST_TIMINGS = 10, 6  # calls of each precision, and how often they may be repeated
-QUIET = 1.15  # the median of timings over the least of them, on a machine that does nothing else
-WORTHWHILE = 1.2  # times fp32's rate; with less, rounding to bf16 buys nothing
+TIMED_AT_ONCE, MOST_TIMINGS = 10, 6  # calls of each precision, and the maximum number of repetitions
+QUIET = 1.15  # median over minimum of the timings; an otherwise idle machine stays below it
+WORTHWHILE = 1.2  # times fp32's rate; below this, bf16 is not worth its rounding
 GPU_SAMPLE_SECONDS = 1.0
 
 
 def resolve_device(wanted: str) -> Device:
-    """Return "cuda" where `wanted` is "cuda", or "auto" and a GPU is there, else "cpu".
+    """Return "cuda" if `wanted` is "cuda", or if it is "auto" and there is a GPU; otherwise "cpu".
 
-    Raises `DeviceError` where CUDA is asked for and torch sees none.
+    Raises `DeviceError` if `wanted` is "cuda" and torch sees no GPU.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda: torch sees no CUDA device here", hint="leave --device out, or use cpu")
@@ -37,7 +37,7 @@ def resolve_device(wanted: str) -> Device:
 
 
 def has_fast_bf16(device: Device) -> bool:
-    """Say whether products are faster in bf16 than in fp32: on GPUs from Ampere on, on a CPU where `bf16_rate` is."""
+    """Say whether bf16 is faster than fp32: on GPUs since Ampere, and on CPUs with a high `bf16_rate`."""
     if device == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     return bf16_rate() >= WORTHWHILE
@@ -45,11 +45,11 @@ def has_fast_bf16(device: Device) -> bool:
 
 @functools.cache
 def bf16_rate() -> float:
-    """Return how many times as fast as in fp32 this CPU multiplies in bf16; 0 without the instructions.
+    """Return how many times as fast this CPU multiplies in bf16 as in fp32; 0 if it lacks the instructions.
 
-    Having AVX512-BF16 does not say that it is fast: if a hypervisor hides AMX, a Xeon multiplies bf16 at 0.6 of its
-    fp32 rate, and an EPYC with the same flag at twice. The best of each is compared, since other work only adds time;
-    while the timings scatter, which is how other work shows, more are taken.
+    AVX512-BF16 alone does not make a CPU fast: if a hypervisor hides AMX, a Xeon multiplies bf16 at 0.6 times its fp32
+    rate, an EPYC with the same flag at twice. The fastest timings are compared, because other work on the machine only
+    adds time. If the timings scatter, there is other work, and more are taken.
     """
     capabilities = torch.cpu.get_capabilities()
     if not (capabilities.get("avx512_bf16") or capabilities.get("amx_tile")):
@@ -70,9 +70,9 @@ def bf16_rate() -> float:
 
 
 def training_precision(device: Device, training: dict[str, Any]) -> tuple[dict[str, bool], str]:
-    """Return the TrainingArguments fields for mixed precision and the reason; `training` itself has the last word.
+    """Return the TrainingArguments fields for mixed precision and the reason; fields in `training` take precedence.
 
-    Weights and optimiser state stay fp32 in every case (autocast).
+    Weights and optimizer state always stay fp32 (autocast).
     """
     if "bf16" in training or "fp16" in training:
         chosen = next((name for name in ("bf16", "fp16") if training.get(name)), "fp32")
@@ -80,14 +80,13 @@ def training_precision(device: Device, training: dict[str, Any]) -> tuple[dict[s
     if device == "cuda":
         if has_fast_bf16(device):
             return {"bf16": True}, "bf16: this GPU multiplies it in hardware"
-        return {"fp16": True}, "fp16 with loss scaling: this GPU is older than bf16"
+        return {"fp16": True}, "fp16 with loss scaling: this GPU has no bf16 in hardware"
     rate = bf16_rate()
     if rate == 0:
         return {"bf16": False}, "fp32: this CPU has neither AVX512-BF16 nor AMX"
     if rate < WORTHWHILE:
-        return {
-            "bf16": False
-        }, f"fp32: this CPU multiplies in bf16 at {rate:.2f} times the rate of fp32, less than {WORTHWHILE}"
+        reason = f"fp32: this CPU multiplies in bf16 at {rate:.2f} times the rate of fp32, less than {WORTHWHILE}"
+        return {"bf16": False}, reason
     return {"bf16": True}, f"bf16: this CPU multiplies in it at {rate:.1f} times the rate of fp32"
 
 
@@ -104,19 +103,18 @@ def refuse_fp16(training: Mapping[str, Any], device: Device, stage: str) -> None
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return the processor, its cores and capability, and the GPUs with their drivers, for manifests and reports."""
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    """Return the processor, its cores and vector instructions, the GPUs and the system, for manifests and reports."""
     return {
         "cpu": cpu_name(),
         "cores": joblib.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
 def peak_memory_bytes(device: Device) -> int | None:
-    """Return the most memory held so far, in bytes, of the GPU or of this process; None where the system hides it."""
+    """Return the peak memory in bytes, of torch on the GPU or of this process; None on Windows."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
@@ -128,9 +126,9 @@ def peak_memory_bytes(device: Device) -> int | None:
 
 
 class GpuWatch:
-    """How busy this process's GPU is while the block runs, and how much of its memory is taken, by NVML once a second.
+    """Sample by NVML, once a second while the block runs, how busy the GPU is and how much of its memory is used.
 
-    Where NVML has no say (another maker's GPU, a slice of one) the reason is logged and there are no figures.
+    If NVML cannot tell (a GPU of another maker, a slice of a GPU), the reason is logged and there are no figures.
     """
 
     def __init__(self, device: Device):
@@ -155,7 +153,7 @@ class GpuWatch:
         try:
             from pynvml import NVMLError
         except ImportError as error:
-            log.warning("GPU utilisation is not recorded: %s (pip install nvidia-ml-py)", error)
+            log.warning("GPU utilization is not recorded: %s (pip install nvidia-ml-py)", error)
             return
         try:
             while not self.done.wait(GPU_SAMPLE_SECONDS):
@@ -163,12 +161,12 @@ class GpuWatch:
                 self.busy.append(busy)
                 self.memory.append(memory)
         except (NVMLError, RuntimeError) as error:
-            log.warning("GPU utilisation is not recorded: %s", error)
+            log.warning("GPU utilization is not recorded: %s", error)
 
     def figures(self) -> dict[str, float]:
-        """Return gpu_utilisation, the share of the time in which it was busy, and gpu_memory_bytes, the most taken.
+        """Return gpu_utilisation, the share of time that the GPU was busy, and gpu_memory_bytes, the most memory used.
 
-        That memory is what the driver has given to anyone, where `peak_memory_bytes` is what torch held.
+        That is the memory of all processes on the GPU; `peak_memory_bytes` counts only torch's in this process.
         """
         if not self.busy:
             return {}

@@ -1,4 +1,4 @@
-"""One line on stderr for long work: how far, how fast, how long still."""
+"""A progress line on stderr for long work: the share done, the speed and the time left."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from distill.machine.ranks import rank
 
 
 def progress_line(title: str, total: int | None, unit: str, *, initial: int = 0, keep: bool = False) -> tqdm[Any]:
-    """Return an open progress line, to be used in a `with` block; `keep` leaves it standing when it is done.
+    """Return a progress line to use in a `with` block; `keep` leaves it on the screen when it is done.
 
-    Of several ranks the first alone shows one.
+    Only rank 0 shows one.
     """
     interval = 0.2 if sys.stderr.isatty() else 10  # a log file needs no animation
     return tqdm(

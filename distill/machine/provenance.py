@@ -1,4 +1,4 @@
-"""When, with which versions and on what hardware something was made: for manifests and reports."""
+"""The time, library versions and processor that manifests and reports record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def now() -> str:
 
 
 def cpu_name() -> str:
-    """Return what the processor calls itself."""
+    """Return the processor's name."""
     try:
         with open("/proc/cpuinfo") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

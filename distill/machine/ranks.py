@@ -1,4 +1,4 @@
-"""The processes that `torchrun` or `accelerate launch` started: which one this is, and what only one may do."""
+"""The processes (ranks) that `torchrun` or `accelerate launch` started."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from distill.errors import UserError
 
 
 def rank() -> int:
-    """Return the number of this process among those that a launcher started; 0 where none did."""
+    """Return the rank of this process; 0 without a launcher."""
     return _number("RANK", 0)
 
 
 def world_size() -> int:
-    """Return the number of processes that a launcher started; 1 where none did."""
+    """Return the number of processes that a launcher started; 1 without a launcher."""
     return _number("WORLD_SIZE", 1)
 
 
 def check_launcher() -> None:
-    """Raise `UserError` for what a launcher says, in the environment, that is no number of a process."""
+    """Raise `UserError` if one of the launcher's environment variables is not a valid number."""
     hint = "unset it, or start distill by torchrun or accelerate launch, which set it"
     for name, least in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", -1), ("LOCAL_WORLD_SIZE", 1)):
         if (text := os.environ.get(name)) and _number(name, least - 1) < least:
@@ -31,21 +31,21 @@ def check_launcher() -> None:
 def _number(name: str, default: int) -> int:
     try:
         return int(os.environ.get(name) or default)
-    except ValueError:  # `check_launcher` says so
+    except ValueError:  # `check_launcher` raises the error
         return default
 
 
 def refuse_ranks(command: str) -> None:
-    """Raise `UserError` where a launcher started several processes of a command that is for one."""
+    """Raise `UserError` if a launcher started several processes of a command that runs in one."""
     if world_size() > 1:
         raise UserError(
-            f"{command}: runs in one process, and {world_size()} were launched",
-            hint="launch several for teacher, student and run; start the others as they are",
+            f"{command}: runs in one process, but {world_size()} were launched",
+            hint="use a launcher only for teacher, student and run",
         )
 
 
 def leave() -> None:
-    """End this process's part in the group, which torch warns of at exit otherwise."""
+    """Leave torch's process group; without this, torch prints a warning at exit."""
     if "torch.distributed" in sys.modules:
         from torch import distributed
 

@@ -1,4 +1,4 @@
-"""stdout and stderr as a command has them: nothing in them steers a terminal, and what is not written is told."""
+"""Safe stdout and stderr for commands: no control characters reach the terminal, and failed writes are reported."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, TextIO
 
 from distill.errors import STEERING
 
-# What the lines of progress move the cursor by: to the beginning of the line, and up if there are several.
+# Progress lines move the cursor with these: back to the beginning of the line, and up if there are several lines.
 PROGRESS = re.compile(r"(\r|\n+|(\x1b\[A)+)")
 
 
 class NotWritten(Exception):
-    """What was to be printed was not: `errno` of the reason, and the reason in words."""
+    """Output could not be written; holds the `errno` and the reason in words."""
 
     def __init__(self, error: OSError | ValueError):
         self.errno = getattr(error, "errno", None)
@@ -24,15 +24,15 @@ class NotWritten(Exception):
 
 
 class Guarded:
-    """A text stream in which control characters are spelt as JSON does (\\u001b), so that JSON stays what it was.
+    """A text stream that writes control characters as JSON escapes (\\u001b), so that JSON keeps its meaning.
 
-    Line ends and tabs stay, and what moves a line of progress if `is_log`. Of a log, too, nobody minds if its reader
-    has gone; other streams raise `NotWritten`.
+    Line ends and tabs are written as they are. With `is_log`, so are the cursor moves of progress lines, and failed
+    writes are ignored (the log's reader may have gone). Without it, they raise `NotWritten`.
     """
 
     def __init__(self, stream: TextIO, *, is_log: bool):
         self._stream, self._is_log = stream, is_log
-        self._failed: NotWritten | None = None  # for good: those between may have thought nothing of it
+        self._failed: NotWritten | None = None  # kept, because callers in between may have caught the exception
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -55,7 +55,7 @@ class Guarded:
     def _try(self, act: Any, *arguments: str) -> None:
         try:
             act(*arguments)
-        except (OSError, ValueError) as error:  # the second: it is closed
+        except (OSError, ValueError) as error:  # ValueError if the stream is closed
             self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
             if not self._is_log:
                 self._failed = NotWritten(error)
@@ -64,9 +64,9 @@ class Guarded:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Within the block, print to guarded streams; at its end what was printed has been written, or `NotWritten`."""
+    """Within the block, print to guarded streams; at its end, everything is written or `NotWritten` is raised."""
     before = sys.stdout, sys.stderr
-    if sys.stderr is None:  # closed by who started this
+    if sys.stderr is None:  # closed by the parent process
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = Guarded(sys.stderr, is_log=True)  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -80,7 +80,7 @@ def guarded() -> Iterator[None]:
 
 
 def give_up_stdout() -> None:
-    """Let what is still held for stdout go nowhere: Python would complain of it as it ends."""
+    """Discard what is still buffered for stdout; otherwise Python prints an error at exit."""
     if sys.stdout is None:
         return
     with contextlib.suppress(OSError, ValueError):

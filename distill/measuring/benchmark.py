@@ -1,4 +1,4 @@
-"""Classifiers on a labelled split and at fixed shapes: one Measurement each, all timed in turn in one process."""
+"""Measure classifiers on a labeled split and at fixed shapes; all are timed in turn in one process."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from distill.models.loading import align_labels, load_config, token_limit, vocab
 from distill.storage.checksums import ANSWERING, check_whole
 
 WARMUP_TEXTS = 16
-MOST_CLASSES = 50  # of which a confusion matrix can be read; its size is their square
+MOST_CLASSES = 50  # in a confusion matrix: a larger one is hard to read, and its size grows with the square
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to measure: a folder on a device, in the dtype it was saved in or another, and its role."""
+    """A folder to measure on a device, with its role; `dtype` is None for the dtype it was saved in."""
 
     role: str
     model: str
@@ -42,10 +42,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one candidate; the fields are those of report.json.
+    """The figures of one candidate; the fields are those of report.json.
 
-    `classes_answered` is how many of the classes it gave as an answer: with 1, it answers the same whatever the text.
-    `chance_p_value` is that of its answers having nothing to do with the labels (see metrics.chance_p_value).
+    `classes_answered` is the number of classes that it gave as an answer: if it is 1, every text got the same answer.
+    `chance_p_value` is the p-value for answers that are independent of the labels (see metrics.chance_p_value).
     """
 
     role: str
@@ -71,7 +71,7 @@ class Measurement:
     logits: np.ndarray = field(repr=False)  # float32 (texts, classes), on the texts in their order
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entry of report.json: all but the logits."""
+        """Return the entry of report.json: all fields but the logits."""
         return {name: value for name, value in asdict(self).items() if name != "logits"}
 
 
@@ -87,20 +87,21 @@ def measure(
 ) -> list[Measurement]:
     """Return a measurement of each candidate, in order.
 
-    `texts_per_second` is end to end on `texts`, tokenising and copies included; the same pass gives the accuracy.
-    Latency is of the model alone at each of `shapes` ("8x128"), in milliseconds, candidates in turn; a shape longer
-    than a model's positions is left out for it. `agreement` is with the same model's torch-fp32, None where that is not
-    among the candidates. Raises `ModelError` for a model whose classes are not `label_names`.
+    `texts_per_second` is end to end on `texts`, including tokenization and copies; the same pass gives the accuracy.
+    Latency is that of the model alone at each of `shapes` ("8x128"), in milliseconds, with the candidates in turn. A
+    shape longer than a model's positions is left out for that model. `agreement` is with the same model's torch-fp32 on
+    the same device, None if that is not among the candidates. Raises `ModelError` for a model whose classes are not
+    `label_names`.
     """
     classifiers, load_seconds, columns = {}, {}, {}
     for candidate in candidates:
-        check_whole(candidate.folder, ANSWERING)  # not a part of loading, and done once
+        check_whole(candidate.folder, ANSWERING)  # hashes the files once in a process, so not while loading is timed
         start = time.perf_counter()
-        classifiers[candidate] = load(candidate.folder, candidate.device, dtype=candidate.dtype, threads=threads)
+        classifier = load(candidate.folder, candidate.device, dtype=candidate.dtype, threads=threads)
         load_seconds[candidate] = time.perf_counter() - start
-        columns[candidate] = align_labels(
-            classifiers[candidate].label_names, label_names, teacher=str(candidate.folder)
-        )
+        classifiers[candidate] = classifier
+        columns[candidate] = align_labels(classifier.label_names, label_names, teacher=str(candidate.folder))
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     logits, rates = {}, {}
     latency: dict[Candidate, dict[str, Any]] = {candidate: {} for candidate in candidates}
     with _torch_threads(threads or joblib.cpu_count()):
@@ -118,17 +119,18 @@ def measure(
                 if tokens <= (token_limit(load_config(str(candidate.folder))) or tokens)
             }
             with progress_line(f"latency at {shape}", rounds * len(calls), "call") as line:
-                timed = time_in_turn(calls, rounds, synchronize=_synchronize, progress=line.update)
+                timed = time_in_turn(calls, rounds, synchronize=synchronize, progress=line.update)
             for candidate, latencies in timed.items():
                 latency[candidate][shape] = summarise(latencies)
     references = {
-        (candidate.model, candidate.device): candidate
+        (candidate.model, candidate.device): logits[candidate]
         for candidate, classifier in classifiers.items()
         if classifier.session.format == "torch-fp32"
     }
     measurements = []
     for candidate, classifier in classifiers.items():
-        found = figures(logits[candidate], gold_labels)
+        own = logits[candidate]
+        found, answers = figures(own, gold_labels), own.argmax(axis=1)
         reference = references.get((candidate.model, candidate.device))
         measurements.append(
             Measurement(
@@ -138,21 +140,17 @@ def measure(
                 format=classifier.session.format,
                 device=candidate.device,
                 max_tokens=classifier.max_tokens,
-                accuracy=found["accuracy"],
-                accuracy_ci95=found["accuracy_ci95"],
-                classes_answered=len(np.unique(logits[candidate].argmax(axis=1))),
-                chance_p_value=chance_p_value(logits[candidate].argmax(axis=1), gold_labels),
-                macro_f1=found["macro_f1"],
-                ece=found["ece"],
-                brier=found["brier"],
-                agreement=agreement(logits[candidate], logits[reference]) if reference else None,
+                **{name: found[name] for name in ("accuracy", "accuracy_ci95", "macro_f1", "ece", "brier")},
+                classes_answered=len(np.unique(answers)),
+                chance_p_value=chance_p_value(answers, gold_labels),
+                agreement=None if reference is None else agreement(own, reference),
                 size_bytes=weights_bytes(candidate.folder),
                 load_seconds=load_seconds[candidate],
                 latency_ms=latency[candidate],
                 texts_per_second=rates[candidate],
-                confusion=confusion(logits[candidate], gold_labels) if len(label_names) <= MOST_CLASSES else None,
-                reliability=reliability(softmax(logits[candidate], axis=1), gold_labels),
-                logits=logits[candidate],
+                confusion=confusion(own, gold_labels) if len(label_names) <= MOST_CLASSES else None,
+                reliability=reliability(softmax(own, axis=1), gold_labels),
+                logits=own,
             )
         )
     return measurements
@@ -161,13 +159,13 @@ def measure(
 def timed_logits(
     classifier: Classifier, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None
 ) -> tuple[np.ndarray, float]:
-    """Return the logits of `texts`, float32 (texts, classes), and the texts per second, tokenising included.
+    """Return the logits of `texts`, float32 (texts, classes), and the texts per second, including tokenization.
 
-    What a session opens or compiles at its first calls is done before the clock starts.
+    A session opens and compiles things at its first calls; these are made before the clock starts.
     """
-    time.sleep(PAUSE_SECONDS)  # let the last runtime's threads come to rest
+    time.sleep(PAUSE_SECONDS)  # until the last runtime's threads stop spinning
     one = np.ones((1, 1), np.int64)
-    list(classifier.session.run_each([(one, one)] * (joblib.cpu_count())))  # at least one for each of its threads
+    list(classifier.session.run_each([(one, one)] * joblib.cpu_count()))  # at least one for each of its threads
     classifier.logits(texts[:WARMUP_TEXTS])
     start = time.perf_counter()
     logits = classifier.logits(texts, progress=progress)
@@ -177,7 +175,7 @@ def timed_logits(
 def call_at(session: Session, shape: str, *, vocabulary: int) -> Callable[[], object]:
     """Return a call of the model alone at `shape` ("8x128"), on random ordinary tokens without padding.
 
-    What the tokens are does not change the time.
+    The time does not depend on which tokens these are.
     """
     batch, tokens = map(int, shape.split("x"))
     ids = np.random.default_rng(0).integers(5, vocabulary, (batch, tokens), dtype=np.int64)
@@ -187,7 +185,7 @@ def call_at(session: Session, shape: str, *, vocabulary: int) -> Callable[[], ob
 
 @contextlib.contextmanager
 def _torch_threads(threads: int) -> Iterator[None]:
-    """Let torch use as many as the other runtimes take; whoever launched this may have told it to use fewer."""
+    """Let torch use `threads`, as the other runtimes do, even if a launcher gave it fewer (OMP_NUM_THREADS)."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -196,13 +194,11 @@ def _torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def cascade_of(measurements: Sequence[Measurement], gold_labels: np.ndarray, shape: str) -> dict[str, Any] | None:
-    """The fastest student before the fastest teacher, where texts come one by one; None where either lacks."""
+    """Return the cascade of the fastest student and the fastest teacher, for texts that come one by one.
+
+    None if `shape` has another batch size than 1, or if student or teacher is missing.
+    """
     able = [item for item in measurements if shape.startswith("1x") and shape in item.latency_ms]
     fastest = {
         role: min(those, key=lambda item: item.latency_ms[shape]["p50"])
@@ -211,8 +207,7 @@ def cascade_of(measurements: Sequence[Measurement], gold_labels: np.ndarray, sha
     }
     if len(fastest) < 2:
         return None
-    logits = {role: item.logits for role, item in fastest.items()}
     times = {f"{role}_ms": item.latency_ms[shape]["p50"] for role, item in fastest.items()}
-    curve = cascade_curve(logits["student"], logits["teacher"], gold_labels, **times)
+    curve = cascade_curve(fastest["student"].logits, fastest["teacher"].logits, gold_labels, **times)
     named = {role: f"{item.format} on {item.device}" for role, item in fastest.items()}
     return {**named, **times, "shape": shape, "curve": curve}

@@ -1,4 +1,4 @@
-"""What a report measures: the models in folders and their exports, each on the devices that run it."""
+"""What a report reads from model folders: candidates to measure, learning curves and flipped texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distill.storage.exports import EXPORT_PROOFS, FLIPPED, read_proofs
 from distill.storage.records import read_lines
 from distill.storage.run_folder import RunFolder
 
-FLIPPED_SHOWN = 10  # texts of each format; all are in its file
+FLIPPED_SHOWN = 10  # texts per format; its file has them all
 
 
 class _Flipped(TypedDict):
@@ -42,26 +42,26 @@ def learning_curves(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def flipped_texts(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield for each export its format, how many texts it answers otherwise than its model, and the first of them."""
+    """Yield for each export its format, how many texts it answers differently from its model, and the first of them."""
     for exports in (RunFolder(model).export for model in models):
         for name in FORMATS:
             path = exports / name / FLIPPED
             if path.is_file():
                 check_whole(path.parent, (path.name,))
                 texts = read_lines(path, _Flipped)
-                total = len(texts)
-                yield {"model": str(exports.parent), "format": name, "total": total, "texts": texts[:FLIPPED_SHOWN]}
+                first = texts[:FLIPPED_SHOWN]
+                yield {"model": str(exports.parent), "format": name, "total": len(texts), "texts": first}
 
 
 def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> Iterator[Candidate]:
-    """Yield a model and its exports on each device; what cannot be measured there becomes a note."""
+    """Yield a model and its exports on each device; add a note for each that cannot be measured there."""
     run = RunFolder(model)
     role = run.read_manifest().get("role", "other") if run.is_finished else "other"
-    exports = RunFolder(model).export
+    exports = run.export
     proofs = read_proofs(exports) if (exports / EXPORT_PROOFS).is_file() else {}
     for name, proof in proofs.items():
         if not proof["passed"]:
-            notes.append(f"{role} {name} is not here: it failed its proof ({proof['reason']}).")
+            notes.append(f"{role} {name} is not measured: it failed its proof ({proof['reason']}).")
     for device in devices:
         is_torch = not any((model / weights).is_file() for weights in (ONNX_WEIGHTS, OPENVINO_WEIGHTS))
         if device == "cuda" and (model / OPENVINO_WEIGHTS).is_file():
@@ -71,9 +71,7 @@ def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> I
         if has_fast_bf16(device) and is_torch:
             yield Candidate(role, str(model), model, device, "bfloat16")
         for name in FORMATS:
-            if not (exports / name / "config.json").is_file():
-                continue
-            if name in FOR_CPUS and device == "cuda":
+            if not (exports / name / "config.json").is_file() or (name in FOR_CPUS and device == "cuda"):
                 continue
             if not can_run(name, device):
                 lacking = f"OpenVINO ({OPENVINO_EXTRA})" if device == "cpu" else "an onnxruntime with a CUDA provider"
@@ -86,4 +84,4 @@ def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> I
             if name == "openvino-bf16" and not has_fast_bf16("cpu"):
                 notes.append(f"{role} openvino-bf16 ran in fp32: this CPU is not faster in bf16.")
             if name == "onnx-fp16" and device == "cpu":
-                notes.append(f"{role} onnx-fp16 is meant for GPUs; a CPU converts it to fp32 as it goes.")
+                notes.append(f"{role} onnx-fp16 is meant for GPUs: a CPU converts it to fp32 at run time.")

@@ -1,4 +1,4 @@
-"""A student that passes the texts it is least sure of to its teacher: what that costs and wins."""
+"""A cascade: the student passes the texts it is least sure of to its teacher. Accuracy gained and latency added."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def cascade_curve(
 ) -> list[dict[str, Any]]:
     """Return accuracy against mean latency as more of the student's least sure texts go to the teacher.
 
-    Logits are (texts, classes) of the same texts, calibrated, so that probabilities compare; `student_ms` and
-    `teacher_ms` are the latencies of one text, and a text that is passed on costs both. Each entry has `below`, the
-    probability under which the student passes a text on (None: all of them), the share `escalated` that this is of the
-    texts, `accuracy` and `latency_ms`. Texts of equal probability go together.
+    Both logits are (texts, classes), of the same texts, and calibrated. `student_ms` and `teacher_ms` are the latencies
+    of one text; a text that is passed on costs both. Each entry has `below`, the probability under which the student
+    passes a text on (None: it passes on all texts), `escalated`, the share of texts passed on, `accuracy` and
+    `latency_ms`. Texts of equal probability go together.
     """
     confidence = softmax(student_logits, axis=1).max(axis=1)
     order = np.argsort(confidence, kind="stable")

@@ -1,4 +1,4 @@
-"""Students against their controls on the test split."""
+"""Compare students with their controls on the test split."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from distill.storage.run_folder import RunFolder
 
 
 def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict[str, Any]]:
-    """Return how students stand against their controls on test, one entry for each pair among the run folders `models`.
+    """Compare each student with its control on the test split; one entry for each pair among the run folders `models`.
 
-    A control whose student is not among them becomes a note. Raises `FolderError` where the two saw other test texts.
+    A control without its student adds a note. Raises `FolderError` if the two were tested on different texts.
     """
     manifests = {model: run.read_manifest() for model in models if (run := RunFolder(model)).is_finished}
     for model, manifest in manifests.items():
@@ -32,19 +32,20 @@ def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict
             other for other, its in manifests.items() if its["weights"] == manifest["parents"]["student_weights"]
         ]
         if not students:
-            notes.append(f"{model} is the control of a student that is not here ({manifest['parents']['student']}).")
+            student = manifest["parents"]["student"]
+            notes.append(f"{model} is the control of a student that is not among these models ({student}).")
             continue
         ids, gold_labels, student_logits = read_predictions(RunFolder(students[0]).predictions)
         control_ids, _, control_logits = read_predictions(RunFolder(model).predictions)
         if ids != control_ids or manifests[students[0]]["data"]["test"] != manifest["data"]["test"]:
-            raise FolderError(f"{model}: was tested on other texts than {students[0]}; make it anew")
+            raise FolderError(f"{model}: was tested on other texts than {students[0]}; train it again")
         correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
         found.append({"student": str(students[0]), "control": str(model), **compare_paired(*correct)})
     return found
 
 
 class _OfAny(TypedDict):
-    """What of a manifest says which model it is of."""
+    """The part of a manifest that says which model it is about."""
 
     weights: str
 

@@ -1,4 +1,4 @@
-"""Models in folders to all that a report says of them: measured, controls, learning curves, cascade."""
+"""Gather everything that a report says about models: measurements, controls, learning curves, cascade."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def findings_of(
     devices: Sequence[Device],
     budget: Budget | None = None,
 ) -> Findings:
-    """Measure `models` and their exports on the test split of `recipe`; return the findings, with those of `sweeps`.
+    """Measure `models` and their exports on the test split of `recipe`; return these findings and those of `sweeps`.
 
-    Raises `BudgetError` before anything is measured if no model can be within `budget`.
+    Raises `BudgetError` before anything is measured if the models do not allow a check of `budget`.
     """
     splits, benchmark = read_splits(recipe), recipe.benchmark
     notes: list[str] = []
     candidates = [item for model in models for item in candidates_of(model, devices, notes)]
     if budget:
         budget.check({item.role for item in candidates})
-    # All files in the folders are read before the measuring, which takes minutes.
+    # Measuring takes minutes, so all files in the folders are read (and refused) first.
     comparisons = compare_with_controls(models, notes)
     trainings, flipped = list(learning_curves(models)), list(flipped_texts(models))
     gold_labels = np.asarray(splits.test["label"][:])

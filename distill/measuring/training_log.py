@@ -1,4 +1,4 @@
-"""What a training's log says of how it went: as a curve, and in words."""
+"""Read a training's log: its learning curve, an early stop, and warnings in words."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-WORSE = 1.15  # validation loss over its best: less is noise
-FELL = 0.97  # last training losses over the first ones: more is no learning, and more than its inverse a rise
-JUMPS = 0.5  # mean step from one logged loss to the next over their mean: batches of a healthy run differ by less
-FEWEST = 6  # logged losses without which nothing is said of their course
+WORSE = 1.15  # last validation loss divided by the best one; a lower ratio is noise
+FELL = 0.97  # last training losses divided by the first ones; above this nothing is learned, above 1 / FELL they rose
+JUMPS = 0.5  # mean change from one logged loss to the next, divided by the mean loss; a healthy run has less
+FEWEST = 6  # logged losses; with fewer there is no warning about them
 
 
 def training_curve(role: str, log: Sequence[Mapping[str, Any]], selected_step: int | None) -> dict[str, Any]:
-    """Return a run's learning curve from the entries of its metrics.jsonl: losses of steps, figures of evaluations."""
-    values = {"loss": "loss", "log_loss": "eval_log_loss", "accuracy": "eval_accuracy"}
+    """Return a run's learning curve from the entries of its metrics.jsonl: training losses and evaluation figures."""
     steps = [
         {"step": entry["step"], "epoch": entry["epoch"], "loss": entry["loss"]} for entry in log if "loss" in entry
     ]
     evaluations = [
         {"step": entry["step"], "epoch": entry["epoch"]}
-        | {name: entry[key] for name, key in values.items() if name != "loss" and key in entry}
+        | {name: entry[f"eval_{name}"] for name in ("log_loss", "accuracy") if f"eval_{name}" in entry}
         for entry in log
         if "eval_accuracy" in entry
     ]
@@ -28,7 +27,7 @@ def training_curve(role: str, log: Sequence[Mapping[str, Any]], selected_step: i
 
 
 def selected_step(training: Mapping[str, Any]) -> int | None:
-    """Return the step whose checkpoint was kept, of the training figures in metrics.json; None where it is the last."""
+    """Return the step of the checkpoint that was kept, from the training figures in metrics.json; None if the last."""
     checkpoint = training.get("best_checkpoint")
     return int(checkpoint.rpartition("-")[2]) if checkpoint else None
 
@@ -36,17 +35,17 @@ def selected_step(training: Mapping[str, Any]) -> int | None:
 def early_stop(step: int, planned_steps: int, epoch: float | None, kept: str | None) -> dict[str, Any] | None:
     """Return where a training stopped before its `planned_steps`, for metrics.json; None if it did not.
 
-    `epoch` is what it had come to at `step`, `kept` the checkpoint that it ended with, None if that is its last step.
+    `step` and `epoch` are where it ended. `kept` is the checkpoint that was kept, None for the last step.
     """
     if step >= planned_steps:
         return None
     planned_epochs = epoch * planned_steps / step if epoch else None
-    found = {"step": step, "planned_steps": planned_steps, "epoch": epoch, "planned_epochs": planned_epochs}
-    return found | {"kept": kept}
+    epochs = {"epoch": epoch, "planned_epochs": planned_epochs}
+    return {"step": step, "planned_steps": planned_steps, **epochs, "kept": kept}
 
 
 def early_stop_in_words(training: Mapping[str, Any]) -> str:
-    """Return what `early_stop` found of a training that stopped early, from the training figures in metrics.json."""
+    """Return in words what `early_stop` found, from the training figures in metrics.json."""
     found = training["stopped_early"]
     text = f"stopped early, at step {found['step']} of {found['planned_steps']}"
     if found["epoch"]:
@@ -54,14 +53,14 @@ def early_stop_in_words(training: Mapping[str, Any]) -> str:
     if found["kept"] is None:
         return f"{text}; the last step is kept"
     metric = training["selected_by"].removeprefix("eval_").replace("_", " ")
-    return f"{text}; {found['kept']} is kept, whose validation {metric} of {training['selected_at']:.4f} was the best"
+    return f"{text}; {found['kept']} is kept, with the best validation {metric} ({training['selected_at']:.4f})"
 
 
 def warnings_of(log: Sequence[Mapping[str, Any]], *, loss_is_scheduled: bool = False) -> list[str]:
-    """Return what a user should know of a finished training, from Trainer's log history; empty where it went well.
+    """Return what a user should know about a finished training, from Trainer's log history; empty if it went well.
 
-    Rules of thumb for hints, no more: nothing is decided by them. Where the loss itself follows a schedule, nothing is
-    said of its course.
+    These are hints by rules of thumb; nothing is decided by them. If the loss itself follows a schedule, there are no
+    hints about its course.
     """
     losses = [entry["loss"] for entry in log if "loss" in entry and not loss_is_scheduled]
     rates = [entry["learning_rate"] for entry in log if entry.get("learning_rate")]
@@ -79,11 +78,11 @@ def warnings_of(log: Sequence[Mapping[str, Any]], *, loss_is_scheduled: bool = F
                 course = "hardly fell" if last <= first else "did not fall"
                 cure = f"the learning rate ({rate}) is probably too low, or far too high"
             said.append(f"the training loss {course} {figures}: {cure}")
-        # Where the loss is nearly gone, a single hard batch makes it jump.
+        # If the loss is close to 0, a single hard batch makes it jump.
         elif mean(steps) > JUMPS * mean(losses[third:]) and last > 0.2 * first:
             said.append(
                 f"the training loss jumps by {mean(steps):.3f} from one log to the next (its mean is "
-                f"{mean(losses[third:]):.3f}): a lower learning rate, a longer warm-up or larger batches steady it"
+                f"{mean(losses[third:]):.3f}): try a lower learning rate, a longer warm-up or larger batches"
             )
     if len(evaluations) > 1:
         best = min(evaluations, key=lambda entry: entry["eval_log_loss"])
@@ -94,7 +93,7 @@ def warnings_of(log: Sequence[Mapping[str, Any]], *, loss_is_scheduled: bool = F
         if last["eval_log_loss"] > WORSE * best["eval_log_loss"] and still_falls:
             said.append(
                 f"validation log loss was best at epoch {best['epoch']:.2f} ({best['eval_log_loss']:.3f}) and rose to "
-                f"{last['eval_log_loss']:.3f} while the training loss went on falling: it memorises; what helps is "
-                "fewer epochs, more texts, or early_stopping_patience with metric_for_best_model: log_loss"
+                f"{last['eval_log_loss']:.3f} while the training loss went on falling: it overfits; try fewer epochs, "
+                "more texts, or early_stopping_patience with metric_for_best_model: log_loss"
             )
     return said

@@ -1,4 +1,4 @@
-"""Calibration: how often probabilities are right, and temperature scaling, which mends them and changes no answer."""
+"""How far probabilities can be trusted (calibration), and temperature scaling, which corrects them after training."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from transformers import PretrainedConfig
 
 from distill.errors import ModelError
 
-CONFIG_KEY = "calibration_temperature"  # in the model's config.json: what its logits are to be divided by
+CONFIG_KEY = "calibration_temperature"  # in the model's config.json: divide the logits by it
 CALIBRATION_BINS = 15  # Guo et al. 2017 and most papers since
 BOUNDS = (0.05, 20.0)
 FOLDS = 5
-FEWEST = 50  # texts with which the error of calibration can be told at all: ten in a fold
+FEWEST = 50  # texts: with fewer than ten in a fold, the calibration error is mostly noise
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature to divide logits by, and what it does to texts that it was not fitted on.
+    """The temperature to divide logits by, and its effect on texts that it was not fitted on.
 
-    `fitted` is what all texts together give, `refused` why `temperature` is 1 all the same, None if it is not refused.
-    Errors of calibration (ECE) and log losses are before and after, and None with too few texts.
+    `fitted` is the temperature that all texts together give. If it is refused, `temperature` is 1 and `refused` says
+    why; otherwise `refused` is None. The calibration errors (ECE) and log losses are before and after scaling, and None
+    if there are too few texts.
     """
 
     temperature: float
@@ -59,16 +60,16 @@ class Calibration:
 
 
 def calibrate(logits: np.ndarray, gold_labels: np.ndarray) -> Calibration:
-    """Return the temperature that `fit_temperature` gives, or 1 if that does not make probabilities better.
+    """Return the temperature that `fit_temperature` gives, or 1 if that does not make the probabilities better.
 
-    `logits` is (examples, classes), `gold_labels` (examples,), of texts that the model was not trained on. A
-    temperature flatters itself on the texts that it was fitted on, so it is judged by cross-fitting: each fifth of the
-    texts is divided by what the other four give. It is refused if it makes ECE or log loss worse there, and with fewer
-    than 50 texts, which cannot tell.
+    `logits` is (examples, classes) and `gold_labels` (examples,), both of texts that the model was not trained on. A
+    temperature always looks good on the texts that it was fitted on. So cross-fitting judges it: each fifth of the
+    texts is divided by the temperature of the other four fifths. The temperature is refused if it makes ECE or log loss
+    worse there, or if there are fewer than 50 texts.
     """
     fitted, examples = fit_temperature(logits, gold_labels), len(gold_labels)
     if examples < FEWEST:
-        return Calibration(1.0, fitted, f"{examples} validation texts are too few to tell whether it helps ({FEWEST})")
+        return Calibration(1.0, fitted, f"{examples} validation texts are too few to judge it (at least {FEWEST})")
     divisors = np.empty(examples)
     for fold in np.array_split(np.random.default_rng(0).permutation(examples), FOLDS):
         others = np.setdiff1d(np.arange(examples), fold)
@@ -77,20 +78,21 @@ def calibrate(logits: np.ndarray, gold_labels: np.ndarray) -> Calibration:
     errors = [expected_calibration_error(softmax(one, axis=1), gold_labels) for one in scaled]
     losses = [_log_loss(one, gold_labels) for one in scaled]
     worse = [
-        f"{name} from {found[0]:.4f} to {found[1]:.4f}"
-        for name, found in (("calibration error", errors), ("log loss", losses))
-        if found[1] > found[0]
+        f"{name} from {before:.4f} to {after:.4f}"
+        for name, (before, after) in (("calibration error", errors), ("log loss", losses))
+        if after > before
     ]
     refused = f"it raises {' and '.join(worse)} on texts that it was not fitted on" if worse else None
     return Calibration(1.0 if refused else fitted, fitted, refused, *errors, *losses)
 
 
 def fit_temperature(logits: np.ndarray, gold_labels: np.ndarray) -> float:
-    """Return the T above 0 that minimises the log loss of softmax(logits / T) (Guo et al. 2017, section 4.2).
+    """Return the T above 0 that minimizes the log loss of softmax(logits / T) (Guo et al. 2017, section 4.2).
 
-    `logits` is (examples, classes), `gold_labels` (examples,); they must be examples that the model was not trained on.
-    The log loss is convex in 1/T, so the one minimum is found, or the nearer of the bounds 0.05 and 20. Where every
-    example is right it falls for ever as T goes to 0, which says nothing about how sure the model may be: T is then 1.
+    `logits` is (examples, classes) and `gold_labels` (examples,), both of examples that the model was not trained on.
+    The log loss is convex in 1/T, so it has one minimum. If that lies outside the bounds 0.05 and 20, the nearer bound
+    is returned. If every answer is right, the log loss falls without end as T goes to 0. That says nothing about how
+    sure the model may be, so T is then 1.
     """
     if (logits.argmax(axis=1) == gold_labels).all():
         return 1.0
@@ -107,7 +109,7 @@ def _log_loss(logits: np.ndarray, gold_labels: np.ndarray) -> float:
 
 
 def expected_calibration_error(probabilities: np.ndarray, gold_labels: np.ndarray) -> float:
-    """Return the mean gap between confidence and accuracy, weighted by bin (Guo et al. 2017, equation 3).
+    """Return the mean gap between confidence and accuracy, weighted by bin size (Guo et al. 2017, equation 3).
 
     `probabilities` is (examples, classes). Confidences fall into 15 bins of equal width, each open on the left.
     """
@@ -129,7 +131,7 @@ def reliability(probabilities: np.ndarray, gold_labels: np.ndarray) -> list[dict
 
 
 def _binned(probabilities: np.ndarray, gold_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each bin of confidence: examples, sum of confidences, number right."""
+    """Return three values for each bin of confidence: examples, sum of confidences, number of right answers."""
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == gold_labels
     bins = np.ceil(confidence * CALIBRATION_BINS).astype(int)
@@ -138,7 +140,10 @@ def _binned(probabilities: np.ndarray, gold_labels: np.ndarray) -> tuple[np.ndar
 
 
 def temperature_of(config: PretrainedConfig) -> float:
-    """Return what the configuration says the logits are to be divided by; 1.0 where it says nothing."""
+    """Return the temperature in the configuration, by which logits are divided; 1.0 if there is none.
+
+    Raises `ModelError` if it is not a finite number above 0.
+    """
     value = getattr(config, CONFIG_KEY, None)
     if value is None:
         return 1.0

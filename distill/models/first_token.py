@@ -1,4 +1,4 @@
-"""The last layer on the first token alone, in architectures whose classification head reads no other."""
+"""A shortcut through the last layer: compute it only for the first token, if the classification head reads no other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from distill.models.loading import BERT_LIKE, layer_count, layer_list
 
-# A layer's attention, its query projection, and what works on attention's output, in turn.
+# For each architecture: a layer's attention, its query projection, and the modules that read the attention's output.
 ARCHITECTURES = dict.fromkeys(BERT_LIKE, ("attention.self", "query", ("attention.output",))) | {
     "distilbert": ("attention", "q_lin", ("attention.out_lin", "sa_layer_norm"))
 }
@@ -23,7 +23,7 @@ ARCHITECTURES = dict.fromkeys(BERT_LIKE, ("attention.self", "query", ("attention
 
 @dataclass(frozen=True)
 class LastLayer:
-    """The parts of a model's last layer that `first_token_only` changes, and the configuration its attention then has.
+    """The parts of a model's last layer that `first_token_only` changes, and the attention's configuration within it.
 
     Looking them up takes as long as a small batch, so it is done once per model.
     """
@@ -35,7 +35,7 @@ class LastLayer:
 
 
 def last_layer(model: PreTrainedModel) -> LastLayer | None:
-    """Return the model's last layer; None where the head may read more than the first token."""
+    """Return the model's last layer; None if the head may read more than the first token."""
     if model.config.model_type not in ARCHITECTURES:
         return None
     attention_name, query, after = ARCHITECTURES[model.config.model_type]
@@ -43,7 +43,7 @@ def last_layer(model: PreTrainedModel) -> LastLayer | None:
     attention = layer.get_submodule(attention_name)
     config = copy.copy(attention.config)
     name = config._attn_implementation
-    if name in ALL_ATTENTION_FUNCTIONS:  # "eager" is not: it stays as it is, which costs time and changes nothing
+    if name in ALL_ATTENTION_FUNCTIONS:  # "eager" is not among them: it keeps computing every token, with equal results
         AttentionInterface.register(f"{name}_of_first_token", _of_first_token(ALL_ATTENTION_FUNCTIONS[name]))
         config._attn_implementation = f"{name}_of_first_token"
     return LastLayer(attention, attention.get_submodule(query), tuple(map(layer.get_submodule, after)), config)
@@ -51,17 +51,17 @@ def last_layer(model: PreTrainedModel) -> LastLayer | None:
 
 @contextlib.contextmanager
 def first_token_only(layer: LastLayer | None) -> Iterator[None]:
-    """Within the block, the layer computes queries, attention and all that follows for the first token alone.
+    """Within the block, the layer computes queries, attention and everything after them only for the first token.
 
-    The head reads nothing else, so logits and gradients are what they were, but for rounding. What remains of the
-    layer for the other tokens is their keys and values: a sixth of its matrix products, and none of its attention.
-    `last_hidden_state` then holds that one token. None changes nothing.
+    The head reads nothing else, so logits and gradients stay the same except for rounding. For the other tokens the
+    layer still computes keys and values: a sixth of its matrix products, and no attention. `last_hidden_state` then
+    holds only the first token. With None, nothing changes.
     """
     if layer is None:
         yield
         return
     config = layer.attention.config
-    # Modules between these reshape to the length of the input, so to them all tokens have the first one's query.
+    # The modules in between reshape to the length of the input, so every position gets the first token's query.
     narrow = type(layer.query).forward
     layer.query.forward = lambda hidden: narrow(layer.query, hidden[:, :1]).expand(-1, hidden.shape[1], -1)
     layer.attention.config = layer.config
@@ -80,7 +80,7 @@ def _first_tokens(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[
 
 
 def _of_first_token(attention: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an attention of transformers' signature that runs `attention` for the first query alone."""
+    """Return an attention function with the signature of transformers that computes only the first query."""
 
     def forward(
         module: nn.Module,

@@ -1,4 +1,4 @@
-"""Models and tokenizers: loaded and identified, with every misfit named."""
+"""Load models, tokenizers and configurations, and check that they fit each other and the data."""
 
 from __future__ import annotations
 
@@ -42,19 +42,20 @@ from distill.models.strangers import (
 from distill.models.weights import ADAPTER, weight_files
 from distill.storage.checksums import ANSWERING, check_whole
 
-# These number positions from pad_token_id + 1 (fairseq's habit), so the rows of the position table before are unused.
+# These number positions from pad_token_id + 1, as fairseq does, so the earlier rows of the position table are unused.
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
-# BERT's embeddings (word + token type + position before the first LayerNorm), layers and reading of the first token.
+# These have BERT's embeddings (word + token type + position, then LayerNorm), its layers, and a head that reads only
+# the first token.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-NO_LIMIT = 2**31 - 1  # tokens: what the tokenizers' own library takes for none; some folders say 1e30
+NO_LIMIT = 2**31 - 1  # tokens: more than this overflows in the tokenizers library; some folders say 1e30
 LAYER = re.compile(r"^(?!.*decoder).*?\b((?:layers?|\w*layer_groups|blocks?|h)\.\d+)\.")  # in the name of a weight
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt")
 TOKENIZER_CONFIG = "tokenizer_config.json"
-INPUTS = ("input_ids", "attention_mask")  # what every model is fed; token types are all 0, as they are without any
+INPUTS = ("input_ids", "attention_mask")  # of every model; without token_type_ids, models take all token types as 0
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Return the fast tokenizer of a Hub name or local folder; raises `ModelError` where there is none."""
+    """Return the fast tokenizer of a Hub name or local folder; raises `ModelError` if there is none."""
     require_reachable(name)
     folder = Path(name)
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
@@ -64,8 +65,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if found := cached_file(name, TOKENIZER_CONFIG, _raise_exceptions_for_missing_entries=False):
             check_tokenizer_settings(read_settings(Path(found)), name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    # Where the files are missing, transformers 5 makes a tokenizer that knows its special tokens and nothing else.
-    # A pair of tokenizers (RAG's) is no tokenizer.
+    # If files are missing, transformers 5 makes a tokenizer with only special tokens. RAG's "tokenizer" is a pair of
+    # tokenizers and no PreTrainedTokenizerBase.
     is_fast = isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.is_fast
     if not is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{name}: has no fast tokenizer (tokenizer.json or a vocabulary)")
@@ -74,39 +75,39 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise `ModelError` if a setting of the tokenizer cannot be used; put right what cannot change an answer."""
+    """Raise `ModelError` if a setting of the tokenizer cannot be used; correct settings that change no answer."""
     limit, least = tokenizer.model_max_length, tokenizer.num_special_tokens_to_add() + 1
     is_whole = type(limit) is int or (isinstance(limit, float) and (limit.is_integer() or limit == math.inf))
     if not is_whole or limit < least:
         raise ModelError(
             f"{name}: tokenizer_config.json: model_max_length: wants a whole number of tokens, at least {least} (one "
-            f"and the special ones), got {limit!r:.50}"
+            f"plus the special tokens), got {limit!r:.50}"
         )
     tokenizer.model_max_length = int(min(limit, NO_LIMIT))
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
-                f"{name}: its tokenizer has no padding token, so texts of different lengths cannot be put together",
-                hint="tokenizer_config.json: pad_token: one of its tokens; the attention mask hides it",
+                f"{name}: its tokenizer has no padding token, so texts of different lengths cannot share a batch",
+                hint="set pad_token in tokenizer_config.json to any of its tokens; the attention mask hides it",
             )
-        tokenizer.pad_token = tokenizer.eos_token  # the attention mask hides it, whichever token it is
+        tokenizer.pad_token = tokenizer.eos_token  # any token will do, because the attention mask hides it
     if not set(INPUTS) <= set(tokenizer.model_input_names):
         tokenizer.model_input_names = list(INPUTS)
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many rows a model needs to embed every id of the tokenizer, which may leave some out."""
+    """Return how many embeddings a model needs for the tokenizer: its highest id plus 1."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """Return the configuration of a Hub name or local folder; raises `ModelError` where there is none."""
+    """Return the configuration of a Hub name or local folder; raises `ModelError` if there is none."""
     require_reachable(name)
     check_whole(Path(name), (CONFIG_NAME,))
     if (Path(name) / ADAPTER).is_file():  # with peft installed, transformers would load the model that it names
-        raise ModelError(f"{name}: {ADAPTER}: an adapter of another model; merge the two into one and name that")
+        raise ModelError(f"{name}: {ADAPTER}: an adapter, not a model; merge it into its model and name the result")
     with _reading(name, "no model configuration can be loaded"):
-        # Before anything is made of it: some configurations make lists as long as their numbers say.
+        # Checked before AutoConfig reads it: some configuration classes make lists of whatever length they are told.
         check_settings(read_settings(Path(cached_file(name, CONFIG_NAME))), name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     _check_config(config, name)
@@ -114,7 +115,7 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def _check_config(config: PretrainedConfig, name: str) -> None:
-    """Raise `ModelError` if a value that no library looks at cannot be used; put right what cannot change an answer."""
+    """Raise `ModelError` if a value that no library checks cannot be used; correct settings that change no answer."""
     classes: Any = config.architectures
     if classes is not None and not (isinstance(classes, list) and all(isinstance(one, str) for one in classes)):
         raise ModelError(f"{name}: config.json: architectures: wants a list of names of classes, got {classes!r:.80}")
@@ -122,16 +123,15 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
     if isinstance(layers, int) and layers < 1:
         raise ModelError(f"{name}: config.json: num_hidden_layers: wants a number above 0, got {layers}")
     if config.model_type in POSITIONS_AFTER_PADDING and config.pad_token_id is None:
-        kind = config.model_type
-        raise ModelError(f"{name}: config.json: pad_token_id: missing, and {kind} counts positions from it")
-    # These say how an answer is handed over and in how many pieces it is computed, not what it is.
+        raise ModelError(f"{name}: config.json: pad_token_id: missing; {config.model_type} counts positions from it")
+    # These set the form of the output and the number of chunks it is computed in, not its values.
     config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
     if hasattr(config, "chunk_size_feed_forward"):
         config.chunk_size_feed_forward = 0
 
 
 def share_padding(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tell a model that knows no padding which token its tokenizer pads with: decoders find a text's end by it."""
+    """If a model has no padding token, give it the tokenizer's: decoders need it to find the end of a text."""
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
 
@@ -146,25 +146,17 @@ def load_classifier(
     pretrained: bool = True,
     attention_dropout: float = 0.0,
 ) -> PreTrainedModel:
-    """Return a sequence classifier over `label_names`, fp32: pretrained weights, or random ones from the configuration.
+    """Return a sequence classifier over `label_names`, fp32: with pretrained weights, or random ones if not.
 
-    A head that knows the same names in another order is put in this one; what the weights lack (usually the head) is
-    drawn with `seed`. `attention_dropout` replaces the model's own. Weights come from safetensors only, and no code
-    that lies beside them is run. Raises `ModelError` where the model cannot be had, is no encoder that takes a head,
-    has another number of classes, embeds fewer than `vocabulary` tokens, or takes fewer than `max_tokens`.
+    If its head has the same classes in another order, they are reordered. Weights that are missing (usually the head's)
+    are drawn with `seed`. `attention_dropout` replaces the model's own. Only safetensors are read, and no code in the
+    model's folder is run. Raises `ModelError` if the model cannot be loaded, is no encoder that takes a head, has
+    another number of classes, embeds fewer than `vocabulary` tokens, or takes fewer than `max_tokens`.
     """
     config = load_config(name)
-    had: list[str] = []
-    if is_classifier(config):
-        if pretrained:  # else its head is not kept
-            check_single_label(config, name)
-        had = list(class_names(config, name))
-        if len(had) != len(label_names):
-            raise ModelError(
-                f"{name}: classifies into {len(had)} classes, the data has {len(label_names)}: {', '.join(label_names)}"
-            )
+    had = _classes_of_base(config, name, label_names, pretrained=pretrained)
     name_classes(config, label_names)
-    vars(config).pop(CONFIG_KEY, None)  # of the logits before this training
+    vars(config).pop(CONFIG_KEY, None)  # it calibrates the logits before this training
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary)
     config = with_attention_dropout(config, attention_dropout)
     set_seed(seed)
@@ -173,46 +165,62 @@ def load_classifier(
         with _reading(name, "no classifier can be made"):
             return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model, missing = load_weights(name, config, torch.float32)
-    # A head and a pooler may be new; an encoder of random weights would train, badly, and nobody would know.
+    # A head and a pooler may be new. An encoder with some random weights would train, but badly, and nobody would know.
     prefix = f"{model.base_model_prefix}."
     random = [key for key in missing if key.startswith(prefix) and ".pooler." not in key]
     if random:
         raise ModelError(f"{name}: the weights lack {len(random)} tensors of the encoder, first {min(random)}")
-    if had != list(label_names) and set(had) == set(label_names):  # the same classes in another order
+    if had != tuple(label_names) and set(had) == set(label_names):
         return reorder_classes(model, [had.index(label) for label in label_names], label_names)
     return model
 
 
 def check_base(name: str, label_names: Sequence[str] | None, *, pretrained: bool = True) -> None:
-    """Raise what `load_classifier` would of the model `name`, as far as its configuration and the names of files tell.
+    """Raise what `load_classifier` would for the model `name`, if its configuration and file names show it.
 
-    `label_names` are the recipe's, None if the data is to name its classes. Nothing is fetched.
+    `label_names` are the recipe's; None if the data names its classes. No weights are fetched.
     """
-    config = load_config(name)
-    if is_classifier(config):
-        if pretrained:
-            check_single_label(config, name)
-        had = class_names(config, name)
-        if label_names and len(had) != len(label_names):
-            raise ModelError(
-                f"{name}: classifies into {len(had)} classes, the data has {len(label_names)}: {', '.join(label_names)}"
-            )
-    if pretrained and Path(name).is_dir() and weight_files(name)[0].suffix != ".safetensors":
-        raise ModelError(f"{name}: an export, which is for answering; name the model that it came from")
+    _classes_of_base(load_config(name), name, label_names, pretrained=pretrained)
+    if pretrained and Path(name).is_dir():
+        _safetensors_of(name)
+
+
+def _classes_of_base(
+    config: PretrainedConfig, name: str, label_names: Sequence[str] | None, *, pretrained: bool
+) -> tuple[str, ...]:
+    """Return the class names of a model that is to be trained, none if it is no classifier.
+
+    Raises `ModelError` if they are not as many as `label_names`, or if its head is to be kept and is for another task.
+    """
+    if not is_classifier(config):
+        return ()
+    if pretrained:
+        check_single_label(config, name)
+    had = class_names(config, name)
+    if label_names and len(had) != len(label_names):
+        raise ModelError(
+            f"{name}: classifies into {len(had)} classes, the data has {len(label_names)}: {', '.join(label_names)}"
+        )
+    return had
+
+
+def _safetensors_of(name: str) -> list[Path]:
+    files = weight_files(name)
+    if files[0].suffix != ".safetensors":
+        raise ModelError(f"{name}: an export, which can only predict; name the model that it was made from")
+    return files
 
 
 def load_weights(
     name: str, config: PretrainedConfig, dtype: torch.dtype | str
 ) -> tuple[PreTrainedModel, Sequence[str]]:
-    """Return the classifier `name` with the weights of its safetensors files, and the names of those that they lack.
+    """Return the classifier `name` with the weights of its safetensors files, and the names of missing weights.
 
-    Raises `ModelError` where there are no such files (a pickle can run code, and is not read), where they are damaged,
-    or where one has another shape than the configuration says.
+    Raises `ModelError` if there are no such files (a pickle is not read, because it can run code), if they are damaged,
+    or if a weight has another shape than the configuration says.
     """
     check_whole(Path(name), ANSWERING)
-    files = weight_files(name)
-    if files[0].suffix != ".safetensors":
-        raise ModelError(f"{name}: an export, which is for answering; name the model that it came from")
+    files = _safetensors_of(name)
     with _reading(name, "its weights cannot be loaded"), within(weights_in(files), name):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
@@ -232,58 +240,57 @@ def load_weights(
             )
         if is_classifier(config) and wanted[0] == config.num_labels:
             check_outputs(found[0], wanted[0], name)
-    # A head of another shape is another task's: as good as none.
+    # A head of another shape is for another task, so it counts as missing.
     return model, sorted({*report["missing_keys"], *(key for key, _, _ in report["mismatched_keys"])})
 
 
 @contextlib.contextmanager
 def _reading(name: str, problem: str) -> Iterator[None]:
-    """Where a library gives up on what a stranger wrote, say so in one line, whatever it raises."""
+    """Turn whatever a library raises while it reads a model's files into a `ModelError` of one line."""
     try:
         yield
     except ModelError:
         raise
     except SafetensorError as error:
-        raise ModelError(
-            f"{name}: {problem}: damaged or half downloaded: {one_line(error)}", hint="fetch it again"
-        ) from error
+        reason = f"damaged or half downloaded: {one_line(error)}"
+        raise ModelError(f"{name}: {problem}: {reason}", hint="fetch it again") from error
     except Exception as error:  # from a KeyError to tokenizers' bare Exception
         kind = ModelError if Path(name).is_dir() else AwayError
-        said = one_line(error)
+        reason = one_line(error)
         if isinstance(error, KeyError) and (keys := keys_of(error.args[0], read_settings(Path(name, CONFIG_NAME)))):
-            said = f"config.json: {', '.join(keys)}: {said} is not known"  # a table lacks it, whose error says no more
-        raise kind(f"{name}: {problem}: {said}") from error
+            reason = f"config.json: {', '.join(keys)}: {reason} is not known"  # a KeyError names only the value
+        raise kind(f"{name}: {problem}: {reason}") from error
 
 
 def with_attention_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
     """Return the configuration with this dropout of attention probabilities, whatever the architecture calls it.
 
-    Raises `ModelError` where it is above 0 and the architecture has none.
+    Raises `ModelError` if it is above 0 and the architecture has no such setting.
     """
-    names = [name for name in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, name)]
-    if not names and dropout:
+    for name in ("attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(config, name):
+            config = copy.deepcopy(config)
+            setattr(config, name, dropout)
+            return config
+    if dropout:
         raise ModelError(f"attention_dropout: {config.model_type} has no such setting; leave it out")
-    if not names:
-        return config
-    config = copy.deepcopy(config)
-    setattr(config, names[0], dropout)
     return config
 
 
 def check_fit(config: PretrainedConfig, name: str, *, max_tokens: int, vocabulary: int) -> None:
-    """Raise `ModelError` where the model takes fewer tokens than `max_tokens` or embeds fewer than `vocabulary`."""
+    """Raise `ModelError` if the model takes fewer tokens than `max_tokens` or embeds fewer than `vocabulary`."""
     limit = token_limit(config)
     if limit is not None and max_tokens > limit:
         raise ModelError(f"{name}: takes at most {limit} tokens, but data.max_tokens is {max_tokens}")
     size = getattr(config, "vocab_size", None)
     if size is not None and vocabulary > size:
         raise ModelError(
-            f"{name}: embeds {size} tokens, but the tokenizer's ids go up to {vocabulary - 1}: they are not a pair"
+            f"{name}: embeds {size} tokens, but the tokenizer's ids go up to {vocabulary - 1}: they do not fit together"
         )
 
 
 def token_limit(config: PretrainedConfig) -> int | None:
-    """Return how many tokens the position table takes, or None where the architecture has none (relative positions)."""
+    """Return how many tokens the position table takes; None if the architecture has none (relative positions)."""
     positions = getattr(config, "max_position_embeddings", None)
     if not positions or positions < 0:
         return None
@@ -291,25 +298,25 @@ def token_limit(config: PretrainedConfig) -> int | None:
 
 
 def is_classifier(config: PretrainedConfig) -> bool:
-    """Say whether the configuration belongs to a model that already has a classification head."""
+    """Say whether the configuration is of a model that already has a classification head."""
     return any("ForSequenceClassification" in name for name in config.architectures or ())
 
 
 def check_single_label(config: PretrainedConfig, name: str) -> None:
-    """Raise `ModelError` if a classifier's configuration is of several labels a text, or of a number (regression)."""
+    """Raise `ModelError` if the configuration is for several labels per text, or for a number (regression)."""
     if config.problem_type == "multi_label_classification":
         kind = "gives a text any number of labels (problem_type: multi_label_classification)"
     elif config.problem_type == "regression" or config.num_labels == 1:
         kind = "gives a text a number (regression: problem_type, or a single output)"
     else:
         return
-    raise ModelError(f"{name}: config.json: {kind}, which distill cannot do yet: it wants one class of several a text")
+    raise ModelError(f"{name}: config.json: {kind}; distill supports only exactly one class per text")
 
 
 def class_names(config: PretrainedConfig, name: str) -> tuple[str, ...]:
-    """Return the class names of the configuration of the model `name`, in the order of its outputs.
+    """Return the class names in the configuration of the model `name`, in the order of its outputs.
 
-    Raises `ModelError` if an output has no name, or none that is text, or two classes share one.
+    Raises `ModelError` if an output has no name, if a name is not text, or if two classes have the same name.
     """
     found = config.id2label
     if sorted(found) != list(range(len(found))):
@@ -318,25 +325,25 @@ def class_names(config: PretrainedConfig, name: str) -> tuple[str, ...]:
             f"{', '.join(map(str, sorted(found)))}"
         )
     for index, named in found.items():
-        if type(named) not in (str, int) or named == "":  # a number is taken for the text that shows it
+        if type(named) not in (str, int) or named == "":  # a whole number becomes text
             raise ModelError(
                 f"{name}: config.json: id2label: wants text for the name of class {index}, got {named!r:.80}"
             )
     names = tuple(str(found[index]) for index in range(len(found)))
     if len(set(names)) < len(names):
-        raise ModelError(f"{name}: config.json: id2label: the same name stands in it twice")
+        raise ModelError(f"{name}: config.json: id2label: two classes have the same name")
     return names
 
 
 def name_classes(config: PretrainedConfig, label_names: Sequence[str]) -> None:
-    """Write into the configuration that its model gives one of these classes a text."""
+    """Set up the configuration for one of these classes per text."""
     config.id2label = dict(enumerate(label_names))
     config.label2id = {label: index for index, label in enumerate(label_names)}
-    config.problem_type = "single_label_classification"  # by which others (transformers' pipeline) take a softmax
+    config.problem_type = "single_label_classification"  # tells transformers' pipeline to use a softmax
 
 
 def check_outputs(outputs: int, classes: int, name: str) -> None:
-    """Raise `ModelError` if the model `name` has another number of `outputs` than its config.json names `classes`."""
+    """Raise `ModelError` if the model `name` has more or fewer `outputs` than the `classes` in its config.json."""
     if outputs != classes:
         raise ModelError(f"{name}: has {outputs} outputs, but its config.json (id2label) names {classes} classes")
 
@@ -349,8 +356,8 @@ def layer_count(config: PretrainedConfig) -> int:
 def align_labels(teacher_labels: Sequence[str], label_names: Sequence[str], *, teacher: str) -> list[int]:
     """Return for each of `label_names` the teacher's column of that name.
 
-    A teacher that was never told its names ("LABEL_0", "LABEL_1", ...) is taken to use the data's order. Raises
-    `ModelError` where the names or their number differ.
+    A teacher without names of its own ("LABEL_0", "LABEL_1", ...) is assumed to use the data's order. Raises
+    `ModelError` if the names or their number differ.
     """
     unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in teacher_labels)
     if unnamed and len(teacher_labels) == len(label_names):
@@ -363,7 +370,7 @@ def align_labels(teacher_labels: Sequence[str], label_names: Sequence[str], *, t
 
 
 def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names: Sequence[str]) -> PreTrainedModel:
-    """Make class i of `model` what its class `columns[i]` was, name them `label_names`, and return it."""
+    """Reorder the classes of `model` so that class i is its former class `columns[i]`; name them and return it."""
     head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     if head.out_features != len(columns):
         raise ModelError(f"{type(model).__name__}: its last linear layer is not its classification head")
@@ -381,25 +388,25 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def parameters_of(name: str) -> int:
-    """Return the number of parameters of a model folder or Hub name, from its configuration alone.
+    """Return the number of parameters of a model folder or Hub name; only its configuration is read.
 
-    Raises `ModelError` where that is not the configuration of a classifier or an encoder.
+    Raises `ModelError` if that is not the configuration of a classifier or an encoder.
     """
     return parameter_count(skeleton(name, load_config(name)))
 
 
 def skeleton(name: str, config: PretrainedConfig) -> PreTrainedModel:
-    """Return the classifier that a configuration makes, on torch's device "meta": shapes, and no weights.
+    """Return the classifier of a configuration on torch's device "meta": it has shapes, but no weights.
 
-    Raises `ModelError`, which calls it `name`, if it is not the configuration of a classifier or an encoder, or if the
-    model would not fit into this machine.
+    Raises `ModelError` about the model `name` if the configuration is not of a classifier or an encoder, or if the
+    model would not fit into this machine's memory.
     """
     with _reading(name, "no classifier can be made of it"), within(machine(), name), torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 
 
 def layer_list(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
-    """Return the name and the list of the transformer layers: the one ModuleList as long as the configuration says."""
+    """Return the name and the list of the transformer layers: the only ModuleList of length `count`."""
     lists = [
         (name, module)
         for name, module in model.named_modules()
@@ -413,14 +420,14 @@ def layer_list(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
 
 
 def normalized_config(config: PretrainedConfig) -> NormalizedConfig:
-    """Return optimum's view of the configuration, which knows each architecture's own names for its sizes."""
+    """Return optimum's view of the configuration, which has the same names for the sizes of all architectures."""
     try:
         return NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
     except KeyError:
-        raise ModelError(f"{config.model_type}: not an architecture that optimum knows the sizes of") from None
+        raise ModelError(f"{config.model_type}: optimum does not know this architecture") from None
 
 
 def config_fingerprint(name: str) -> str:
     """Return the SHA-256, in hex, of the config.json of a Hub name or local folder."""
-    load_config(name)  # names what is wrong where there is none
+    load_config(name)  # raises an error with the reason if there is none
     return hashlib.sha256(Path(cached_file(name, CONFIG_NAME)).read_bytes()).hexdigest()

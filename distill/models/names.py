@@ -1,4 +1,4 @@
-"""The name of a model: a folder or a name on the Hub, and which key or option gave it."""
+"""The name of a model: whether it is a folder or a name on the Hub, and which key or option gave it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distill.storage.hub import ask_hub
 
 
 class AwayError(ModelError):
-    """A model cannot be had: it is not on this disk, and no hub gives it. See `named_by`."""
+    """A model is neither on this disk nor on a hub that answers. See `named_by`."""
 
     def __init__(self, *problems: str):
         super().__init__(*problems, hint="a folder that holds the model, or a hub that answers (distill doctor)")
@@ -19,7 +19,7 @@ class AwayError(ModelError):
 
 @contextlib.contextmanager
 def named_by(key: str, hint: str | None = None) -> Iterator[None]:
-    """Within the block, a model that cannot be had is an error that says which `key` of the recipe named it.
+    """Within the block, add to the error about a missing model which `key` of the recipe named it.
 
     `hint` is the cure, if it is not another value of that key.
     """
@@ -31,17 +31,21 @@ def named_by(key: str, hint: str | None = None) -> Iterator[None]:
 
 
 def is_path(name: str) -> bool:
-    """Say whether the name of a model can only be that of a folder: no name on the Hub looks like it."""
+    """Say whether a model's name can only be a folder, because no name on the Hub looks like it."""
     return name.startswith((".", "/", "~")) or Path(name).is_absolute() or name.count("/") > 1
 
 
 def require_reachable(name: str) -> None:
-    """A path that is not there would be looked for on the Hub, with an answer that names the wrong fault."""
+    """Raise `ModelError` if `name` is neither a model folder nor possibly a name on the Hub.
+
+    Without this check a mistyped path would be looked for on the Hub, and the error would be about the Hub. For a name
+    on the Hub this also finds out whether a hub answers (see hub.ask_hub).
+    """
     path = Path(name)
     if not name.strip():
-        raise ModelError("a model is named by a folder or by its name on the Hub, got nothing")
+        raise ModelError("wants a model's folder or its name on the Hub, got an empty name")
     if STEERING.search(name):
-        raise ModelError(f"{name}: holds control characters, or bytes that are not UTF-8, by which no model is found")
+        raise ModelError(f"{name}: a model's name cannot hold control characters or bytes that are not UTF-8")
     if not path.is_dir() and (is_path(name) or path.is_symlink()):
         raise AwayError(f"{name}: no such folder")
     if path.is_dir() and not (path / "config.json").is_file():

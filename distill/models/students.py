@@ -1,4 +1,4 @@
-"""Students made from a teacher: some of its layers, or its shape with other sizes."""
+"""Students made from a teacher: a copy of some of its layers, or its architecture with other sizes."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from distill.errors import ModelError, one_line
 from distill.models.calibration import CONFIG_KEY
 from distill.models.loading import BERT_LIKE, layer_count, layer_list, normalized_config
 
-# Keys of a configuration that say what classes, vocabulary or architecture a model has, or what form it answers in.
+# Keys of a configuration that set a model's classes, vocabulary, architecture or form of output.
 NOT_SIZES = {
     "vocab_size", "num_labels", "id2label", "label2id", "problem_type", "model_type", "architectures", "auto_map",
     "is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_word_embeddings", "dtype", "torch_dtype",
     "return_dict", "output_attentions", "output_hidden_states", "transformers_version", "_name_or_path",
     CONFIG_KEY,
 }  # fmt: skip
-# What configurations and models raise for sizes that do not go together, and for what is no size at all.
+# The errors that configurations and models raise for sizes that do not fit together or have the wrong type.
 SIZE_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError)
 
 
 def choose_layers(count: int, layers: int | Sequence[int]) -> tuple[int, ...]:
     """Return which of a teacher's `count` layers a student keeps, counted from 0.
 
-    A number means that many, evenly spread from the first to the last: 6 of 12 are 0, 2, 4, 7, 9, 11, which DistilBERT
-    kept (transformers, research_projects/distillation/scripts/extract_distilbert.py). One layer is the first: later
-    ones expect what earlier ones put out. Layers given one by one are checked and kept as they are. Raises
-    `ModelError` for layers the teacher lacks, and for none at all.
+    A number means that many layers, evenly spread from the first to the last: 6 of 12 are 0, 2, 4, 7, 9, 11, the layers
+    of DistilBERT (transformers, research_projects/distillation/scripts/extract_distilbert.py). A single layer is the
+    first one, because later layers expect the output of earlier ones. A list of layers is checked and returned. Raises
+    `ModelError` if the teacher lacks a layer or if there are none.
     """
     number = layers if isinstance(layers, int) else len(layers)
     if number < 1:
@@ -50,22 +50,22 @@ def choose_layers(count: int, layers: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def check_layers(skeleton: PreTrainedModel, layers: int | Sequence[int]) -> PretrainedConfig:
-    """Return the configuration of a student of `layers`; raises what `build_from_layers` would, without any weights.
+    """Return the configuration of a student of `layers`; raises what `build_from_layers` would, but needs no weights.
 
-    `skeleton` is the teacher without weights (see models.skeleton).
+    `skeleton` is the teacher without weights (see loading.skeleton).
     """
     with torch.device("meta"):
         return build_from_layers(skeleton, layers).config
 
 
 def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> PreTrainedModel:
-    """Return a student of the teacher's architecture with copies of `layers`, of its embeddings, pooler and head.
+    """Return a student with copies of the teacher's `layers`, embeddings, pooler and head.
 
-    With every layer chosen it computes what the teacher computes. `layers` as in `choose_layers`; starting from the
-    teacher's own is DistilBERT's initialisation (Sanh et al. 2019, section 2). As a text is always of token type 0, the
-    embedding of that type is added to each word's and the table of types is zeros; it keeps its size, since exporters
-    that know nothing of the student feed it all types. A temperature that calibrates the teacher's logits is not
-    carried over. Raises `ModelError` for layers the teacher lacks.
+    `layers` is as in `choose_layers`. With all layers the student computes what the teacher computes. To start from the
+    teacher's layers is DistilBERT's initialization (Sanh et al. 2019, section 2). A text always has token type 0, so
+    that type's embedding is added to each word's, and the table of types becomes zeros. The table keeps its size,
+    because other exporters feed all types. The teacher's calibration temperature is not copied. Raises `ModelError` if
+    the teacher lacks a layer.
     """
     count = layer_count(teacher.config)
     layers = choose_layers(count, layers)
@@ -78,7 +78,7 @@ def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> 
     if config.model_type in BERT_LIKE:
         embeddings = f"{teacher.base_model_prefix}.embeddings"
         types = kept[f"{embeddings}.token_type_embeddings.weight"]
-        # The padding row is shifted as well: padding is masked, and padding_idx only keeps gradients from its row.
+        # The padding row is shifted too. That changes nothing: padding is masked, and padding_idx only stops gradients.
         kept[f"{embeddings}.word_embeddings.weight"] = kept[f"{embeddings}.word_embeddings.weight"].float() + types[0]
         kept[f"{embeddings}.token_type_embeddings.weight"] = torch.zeros_like(types)
     student = type(teacher)(config)
@@ -92,12 +92,12 @@ def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> 
 
 
 def build_from_config(teacher_config: PretrainedConfig, sizes: Mapping[str, Any], *, seed: int) -> PreTrainedModel:
-    """Return a student of the teacher's architecture, classes and vocabulary with other `sizes` and random weights.
+    """Return a student with the teacher's architecture, classes and vocabulary, other `sizes` and random weights.
 
-    `sizes` are keys of the teacher's configuration ({"hidden_size": 192, "num_hidden_layers": 3}); what they leave out
-    is as in the teacher. The weights are fp32, drawn with `seed`. Raises `ModelError` with one line for each key that
-    is unknown, is no size but a matter of classes, vocabulary or architecture, or has a value of another type than the
-    teacher's, and where the model cannot be built or run with these sizes together.
+    `sizes` are keys of the teacher's configuration ({"hidden_size": 192, "num_hidden_layers": 3}). All other keys are
+    as in the teacher. The weights are fp32, drawn with `seed`. Raises `ModelError`, with one line for each key that is
+    unknown, is not a size (classes, vocabulary, architecture), or has a value of another type than the teacher's. It is
+    also raised if the model cannot be built or run with these sizes together.
     """
     config = copy.deepcopy(teacher_config)
     vars(config).pop(CONFIG_KEY, None)
@@ -112,24 +112,25 @@ def build_from_config(teacher_config: PretrainedConfig, sizes: Mapping[str, Any]
         set_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
         with torch.no_grad():
-            model(input_ids=torch.tensor([[0, 1]]))  # sizes that do not fit each other may be built and not run
+            model(input_ids=torch.tensor([[0, 1]]))  # some models with unfit sizes can be built but not run
     except SIZE_ERRORS as error:
         raise ModelError(f"student.config: no {config.model_type} model has these sizes: {_reason(error)}") from error
     return model
 
 
 def _set_size(config: PretrainedConfig, key: str, value: Any) -> str | None:
-    """Set `key` to `value`, or say in one line why that cannot be."""
+    """Set `key` to `value`, or return in one line why that is not possible."""
     place = f"student.config.{key}"
     if key in NOT_SIZES or key.endswith("_token_id"):
-        return f"{place}: is the teacher's: classes, vocabulary and architecture stay as they are"
+        return f"{place}: cannot be changed: classes, vocabulary and architecture are the teacher's"
     known = [name for name in (*config.to_dict(), *config.attribute_map) if name not in NOT_SIZES]
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"{place}: {config.model_type} has no such key{hint}"
     there = getattr(config, key)
-    number = isinstance(there, int | float) and not isinstance(there, bool)  # which of the two is the class's to say
+    # A number may be int or float: the configuration's class checks which of the two it takes.
+    number = isinstance(there, int | float) and not isinstance(there, bool)
     same = type(value) in (int, float) if number else there is None or isinstance(value, type(there))
     if not same:
         return f"{place}: wants {type(there).__name__}, as the teacher's {there!r}, got {value!r}"
@@ -143,7 +144,7 @@ def _set_size(config: PretrainedConfig, key: str, value: Any) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    """The one line that says why: the last of a strict configuration, which begins with where, else the first."""
+    """Return the line of an error that gives the reason: in a strict configuration's error the last, else the first."""
     if isinstance(error, StrictDataclassError):
         return re.sub(r"^\w+: ", "", str(error).strip().splitlines()[-1].strip())
     return one_line(error)

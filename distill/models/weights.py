@@ -1,4 +1,4 @@
-"""The weight files of a model: which they are, and their fingerprint."""
+"""The weight files of a model: their paths and their fingerprint."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 def weights_fingerprint(name: str) -> str:
     """Return the SHA-256, in hex, of the weight files of a Hub name or local folder, without loading the model.
 
-    It covers names and bytes of `weight_files`, and nothing else beside them: what `sha256sum FILES | sha256sum` prints
-    in the folder. Raises `ModelError` where there are no weights.
+    It covers the names and bytes of `weight_files` and nothing else. `sha256sum FILES | sha256sum` in the folder prints
+    the same. Raises `ModelError` if there are no weights.
     """
     digest = hashlib.sha256()
     for path in weight_files(name):
@@ -35,37 +35,36 @@ def weights_fingerprint(name: str) -> str:
 def weight_files(name: str) -> list[Path]:
     """Return the weight files of a Hub name (fetched if need be) or local folder, sorted by name.
 
-    They are model.onnx and its data, or openvino_model.xml and .bin, where a local folder has them, else
-    model.safetensors or its shards. Raises `ModelError` where there are none.
+    In a local folder they are model.onnx and its data, or openvino_model.xml and .bin, if it has them. Otherwise they
+    are model.safetensors or its shards. Raises `ModelError` if there are none.
     """
     require_reachable(name)
-    folder = Path(name)
-    if folder.is_dir():
-        graph = next((graph for graph in (ONNX_WEIGHTS, OPENVINO_WEIGHTS) if (folder / graph).is_file()), None)
-        patterns = {ONNX_WEIGHTS: f"{ONNX_WEIGHTS}*", OPENVINO_WEIGHTS: "openvino_model.*"}
-        pattern = patterns[graph] if graph else "model*.safetensors"
-        files = [path for path in folder.glob(pattern) if path.is_file()]
-        if not graph and (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-            files = list({*files, *shards_of(folder / SAFE_WEIGHTS_INDEX_NAME)})
-    else:
+    folder, index = Path(name), Path(name, SAFE_WEIGHTS_INDEX_NAME)
+    if not folder.is_dir():
         files = _hub_weights(name)
-    if not files and folder.is_dir() and any(any(folder.glob(pattern)) for pattern in PICKLES):
+    elif (folder / ONNX_WEIGHTS).is_file():
+        files = folder.glob(f"{ONNX_WEIGHTS}*")
+    elif (folder / OPENVINO_WEIGHTS).is_file():
+        files = folder.glob("openvino_model.*")
+    else:
+        files = {*folder.glob("model*.safetensors"), *(shards_of(index) if index.is_file() else ())}
+    if found := sorted(filter(Path.is_file, files), key=lambda path: path.name):
+        return found
+    if not folder.is_dir():
+        raise ModelError(
+            f"{name}: holds no weights in safetensors, the only format that is loaded",
+            hint=f"if it has pickles: hf download {name} --local-dir DIR, then distill convert DIR --output NEW",
+        )
+    if any(any(folder.glob(pattern)) for pattern in PICKLES):
         raise ModelError(
             f"{name}: its weights are a pickle, which can run code when it is read; only safetensors are loaded",
             hint=f"distill convert {name} --output DIR",
         )
-    if not files and not folder.is_dir():
-        raise ModelError(
-            f"{name}: holds no weights in safetensors, the only kind that is loaded",
-            hint=f"where it has pickles: hf download {name} --local-dir DIR, then distill convert DIR --output NEW",
-        )
-    if not files:
-        raise ModelError(f"{name}: holds no weights ({SAFE_WEIGHTS_NAME}, {ONNX_WEIGHTS} or {OPENVINO_WEIGHTS})")
-    return sorted(files, key=lambda path: path.name)
+    raise ModelError(f"{name}: holds no weights ({SAFE_WEIGHTS_NAME}, {ONNX_WEIGHTS} or {OPENVINO_WEIGHTS})")
 
 
 def shards_of(index: Path) -> list[Path]:
-    """Return the files that an index of weights names; raises `ModelError` where one is not in its folder."""
+    """Return the files that an index of weights names; raises `ModelError` if one is not in its folder."""
     shards = _shard_names(index)
     for shard in shards:
         if not (index.parent / shard).is_file():
@@ -76,7 +75,7 @@ def shards_of(index: Path) -> list[Path]:
 
 
 def _is_in(file: Path, folder: Path) -> bool:
-    # A hub's cache keeps the files of all revisions in one place, and of a revision links to them.
+    # A Hub cache keeps the files of all revisions in the folder "blobs"; a revision holds only links to them.
     folder = folder.resolve()
     blobs = folder.parent.parent / "blobs"
     return lies_in(file, folder) or (folder.parent.name == "snapshots" and lies_in(file, blobs))
@@ -86,7 +85,7 @@ def _shard_names(index: Path) -> list[str]:
     try:
         shards = sorted(set(map(str, json.loads(index.read_bytes())["weight_map"].values())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{index}: not an index of weights: {one_line(error)}") from error
+        raise ModelError(f"{index}: not an index of weight files: {one_line(error)}") from error
     for shard in shards:
         if Path(shard).name != shard:
             raise ModelError(f"{index}: names weights outside its folder: {shard}")
@@ -96,7 +95,7 @@ def _shard_names(index: Path) -> list[str]:
 def _hub_weights(name: str) -> list[Path]:
     try:
         return [Path(cached_file(name, SAFE_WEIGHTS_NAME))]
-    except OSError:  # in shards, or not there
+    except OSError:  # sharded, or missing
         try:
             index = Path(cached_file(name, SAFE_WEIGHTS_INDEX_NAME))
             return [Path(cached_file(name, shard)) for shard in _shard_names(index)]
