@@ -359,7 +359,7 @@ def test_teacher_and_student_train_in_one_precision_whatever_the_stopwatch_says(
     for folder in runs:
         settled = load_recipe(folder.recipe)
         assert (settled.teacher if folder is teacher else settled.student).training["bf16"] is True
-        assert "recipe.yaml, which says the precision" in manifest(folder)["repeatable"]
+        assert "recipe.yaml, which holds the precision" in manifest(folder)["repeatable"]
     shutil.rmtree(tmp_path / "student-control")
     unfinished(student)
     (student.path / "model.safetensors").unlink()
