@@ -120,7 +120,7 @@ def run_search(
             kind = functools.partial(DistillationTrainer, loss=settings.loss, teacher_weights=weights)
         trials.trainer = make_trainer(
             kind, tokenizer, rows, validation_rows, arguments, folder, padding=recipe.data.padding,
-            max_tokens=recipe.data.max_tokens, title=stage, model_init=trials.begin,
+            max_tokens=recipe.data.max_tokens, stage=stage, model_init=trials.begin,
         )  # fmt: skip
         found = trials.run()
         if found["best"] is None:

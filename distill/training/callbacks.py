@@ -88,9 +88,9 @@ class ProgressLine(TrainerCallback):
 class StopOnDivergence(TrainerCallback):
     """Stops a training whose loss or weights are not finite, so that no broken checkpoint is sealed."""
 
-    def __init__(self, folder: RunFolder, title: str):
+    def __init__(self, folder: RunFolder, stage: str):
         self.folder = folder
-        self.title = title
+        self.stage = stage
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -114,7 +114,7 @@ class StopOnDivergence(TrainerCallback):
         kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         raise TrainingError(
             f"training diverged: {problem} at step {state.global_step}; {kept}",
-            hint=f"--output ANOTHER --set {self.title}.training.learning_rate=LOWER (it is {args.learning_rate:g}); "
+            hint=f"--output ANOTHER --set {self.stage}.training.learning_rate=LOWER (it is {args.learning_rate:g}); "
             "more warmup_steps or a smaller max_grad_norm help too",
         )
 

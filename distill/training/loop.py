@@ -58,7 +58,7 @@ def make_trainer(
     *,
     padding: str,
     max_tokens: int,
-    title: str,
+    stage: str,
     callbacks: Sequence[TrainerCallback] = (),
     model: PreTrainedModel | None = None,
     model_init: Callable[[Any], PreTrainedModel] | None = None,
@@ -67,7 +67,7 @@ def make_trainer(
 
     It trains `model`, or the model that `model_init` returns for a trial of a sweep.
     """
-    divergence = StopOnDivergence(folder, title)
+    divergence = StopOnDivergence(folder, stage)
 
     def validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
         logits = np.asarray(prediction.predictions)
@@ -156,6 +156,7 @@ def train(
     `checkpoint`, if there is one, and the figures include the time before it. Raises `Interrupted` on SIGINT or
     SIGTERM, after the current step and a checkpoint, and `TrainingError` if the loss diverges.
     """
+    stage = "teacher" if title == "teacher" else "student"  # whose settings a control uses
     limit, arguments.save_total_limit = arguments.save_total_limit, None  # SealCheckpoints deletes in Trainer's place
     totals = KeepTotals(checkpoint)
     callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log), totals, SealCheckpoints(limit, folder, checkpoint)]
@@ -172,7 +173,7 @@ def train(
         callbacks.append(EarlyStoppingCallback(early_stopping_patience))
     trainer = make_trainer(
         trainer_class, tokenizer, train_rows, validation_rows, arguments, folder, padding=padding,
-        max_tokens=max_tokens, title=title, callbacks=callbacks, model=model,
+        max_tokens=max_tokens, stage=stage, callbacks=callbacks, model=model,
     )  # fmt: skip
     trainer.throughput = throughput_of(model, trainer, device)
     totals.trainer = trainer
@@ -186,7 +187,6 @@ def train(
             raise
         if stop.signal_number is None:
             problem = f"at step {trainer.state.global_step} a worker of the loader was killed: {one_line(error)}"
-            stage = "teacher" if title == "teacher" else "student"
             hint = f"is there enough memory? --resume --set {stage}.training.dataloader_num_workers=0"
             raise TrainingError(problem, hint=hint) from None
         # The signal also killed a worker that was still starting, and so did not ignore signals yet.
