@@ -75,7 +75,7 @@ class OnlineTeacher:
 
     def student_states(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> States:
         """Return the student's states; `model` is the student, perhaps wrapped by DDP or autocast."""
-        return _forward(model, self.student, inputs, hidden=self.distance is not None, heads=self.relations)
+        return self._forward(model, self.student, inputs)
 
     @torch.no_grad()
     def teacher_states(self, inputs: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> States:
@@ -83,7 +83,16 @@ class OnlineTeacher:
         self.teacher.to(inputs["input_ids"].device)  # Trainer has moved the student there
         device = self.teacher.device.type
         with torch.autocast(device, dtype=dtype, enabled=dtype is not None), self._timed(device):
-            return _forward(self.teacher, self.teacher, inputs, hidden=self.distance is not None, heads=self.relations)
+            return self._forward(self.teacher, self.teacher, inputs)
+
+    def _forward(self, model: nn.Module, modules: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> States:
+        tokens = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        output = model(**tokens, output_hidden_states=self.distance is not None)
+        recorded = ()
+        if self.relations:  # modules come in the order of the layers, so the last layer's heads remain
+            for module in modules.modules():
+                recorded = module.__dict__.pop("recorded_heads", recorded)
+        return States(output.logits, tuple(output.hidden_states[1:]) if self.distance else (), recorded)
 
     def seconds(self) -> float:
         """Return how long the teacher has run so far, in seconds."""
@@ -108,8 +117,8 @@ class OnlineTeacher:
         """Return the mean distance of the mapped layers' outputs, shape (batch,)."""
         assert self.distance is not None
         hidden: Sequence[torch.Tensor] = student.hidden
-        projections = getattr(self.student, PROJECTIONS, None)
-        if projections is not None:
+        if self.projects:
+            projections = getattr(self.student, PROJECTIONS)
             hidden = [project(states) for project, states in zip(projections, hidden, strict=True)]
         distances = [
             self.distance(states, teacher.hidden[layer], attention_mask)
@@ -161,17 +170,6 @@ def relation_heads(teacher: PretrainedConfig, student: PretrainedConfig, given: 
             f"{sizes[0].hidden_size} and {sizes[1].hidden_size}"
         )
     return heads
-
-
-def _forward(
-    model: nn.Module, modules: PreTrainedModel, inputs: Mapping[str, torch.Tensor], *, hidden: bool, heads: bool
-) -> States:
-    output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=hidden)
-    recorded = ()
-    if heads:  # modules come in the order of the layers, so the last layer's heads remain
-        for module in modules.modules():
-            recorded = module.__dict__.pop("recorded_heads", recorded)
-    return States(output.logits, tuple(output.hidden_states[1:]) if hidden else (), recorded)
 
 
 def _record_attention(model: PreTrainedModel) -> None:

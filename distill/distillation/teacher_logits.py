@@ -181,10 +181,8 @@ def answered(kept: KeptLogits) -> Dataset:
     if not missing:
         log.info("%s: %d texts were answered before (%s)", kept.title, len(kept.rows), kept.folder)
         return kept.read()
-    total = len(kept.starts)
-    if len(missing) < total:
-        there = total - len(missing)
-        log.info("%s: continues, %d of %d shards are there (%s)", kept.title, there, total, kept.folder)
+    if there := len(kept.starts) - len(missing):
+        log.info("%s: continues, %d of %d shards are there (%s)", kept.title, there, len(kept.starts), kept.folder)
     if own := missing[state.process_index :: state.num_processes]:
         kept.answer(own)
     state.wait_for_everyone()

@@ -87,14 +87,13 @@ def answers_of(
     They are kept in `cache` (default: in each teacher's folder) and computed only if they are not there. Raises
     `ModelError` if a teacher is no better than always answering the commonest class, unless `force` is set.
     """
-    titles = [Path(teacher.name).name if len(teachers) > 1 else "teacher" for teacher in teachers]
-    kept = [
-        kept_logits(teacher, splits, cache, device, bf16=bf16, title=title)
-        for teacher, title in zip(teachers, titles, strict=True)
-    ]
-    for teacher, by_split, title in zip(teachers, kept, titles, strict=True):
+    kept = []
+    for teacher in teachers:
         # All teachers are checked before the first one classifies the training texts, which may take hours.
+        title = Path(teacher.name).name if len(teachers) > 1 else "teacher"
+        by_split = kept_logits(teacher, splits, cache, device, bf16=bf16, title=title)
         _check_teacher(teacher, answered(by_split.pop("validation")), splits.validation, title, force=force)
+        kept.append(by_split)
     answers = []
     while kept:
         by_split = kept.pop(0)  # frees the classifier too

@@ -20,14 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.errors import FolderError, ModelError
 from distill.export import fusion
-from distill.export.int8 import (
-    CALIBRATION_TEXTS,
-    Int8Settings,
-    import_nncf,
-    int8_settings,
-    quantise,
-    quantise_openvino,
-)
+from distill.export.int8 import CALIBRATION_TEXTS, Int8Settings, import_nncf, int8_settings, quantise, quantise_openvino
 from distill.export.onnx_graph import check_architecture, quiet, trace
 from distill.export.outliers import RANGE_TEXTS, widest
 from distill.export.proofs import Bounds, Proof, flips, prove
@@ -176,15 +169,14 @@ def export_formats(
             yield proof
 
 
-def keep_proofs(proofs: Generator[Proof, None, None], folder: Path, formats: Sequence[str]) -> list[Proof]:
-    """Write the proofs of `formats` (see `export_formats`) to export.json one by one; keep those of other formats."""
+def keep_proofs(proofs: Generator[Proof, None, None], folder: Path) -> list[Proof]:
+    """Write the proofs of `export_formats` to export.json one by one, and keep those of other formats there."""
     path = folder / EXPORT_PROOFS
     made = []
     with hold(folder), contextlib.closing(proofs):
         (folder / SEAL).unlink(missing_ok=True)  # an earlier version of distill sealed export.json
         entries = read_proofs(folder) if path.is_file() else {}
-        for _ in formats:
-            proof = next(proofs)
+        for proof in proofs:
             made.append(proof)
             entries[proof.format] = proof.as_json()
             write_json(path, {name: entries[name] for name in FORMATS if name in entries})

@@ -57,4 +57,4 @@ def export_model(
         ),
         progress=lambda step: log.info("export: %s", step),
     )
-    return keep_proofs(proofs, folder, formats)
+    return keep_proofs(proofs, folder)

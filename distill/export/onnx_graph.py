@@ -77,17 +77,12 @@ def trace(model: PreTrainedModel, path: Path) -> None:
 
 def _forget_where_it_was_traced(model: onnx_ir.Model) -> None:
     """Drop torch's notes on every node, which hold stack traces and so the paths of this machine."""
+    noted: list[Any] = [model, *model.graph.initializers.values()]
     for graph in (model.graph, *model.functions.values()):
-        graph.metadata_props.clear()
-        for node in graph.all_nodes():
-            node.metadata_props.clear()
-            for value in node.outputs:
-                value.metadata_props.clear()
-        for value in graph.inputs:
-            value.metadata_props.clear()
-    for value in model.graph.initializers.values():
-        value.metadata_props.clear()
-    model.metadata_props.clear()
+        nodes = list(graph.all_nodes())
+        noted += [graph, *graph.inputs, *nodes, *(value for node in nodes for value in node.outputs)]
+    for part in noted:
+        part.metadata_props.clear()
 
 
 class _LogitsOnly(torch.nn.Module):

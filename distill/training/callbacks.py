@@ -144,13 +144,14 @@ class KeepTotals(TrainerCallback):
     checkpoint of the last step trains no further.
     """
 
+    trainer: ClassificationTrainer  # set once it is made, since it is made with this callback
+
     def __init__(self, resumed: Path | None):
         self.resumed = resumed
-        self.trainer: ClassificationTrainer | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Continue from the totals of the checkpoint."""
-        if self.resumed is None or self.trainer is None:
+        if self.resumed is None:
             return
         kept = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
         control.should_training_stop = bool(kept.get("should_training_stop"))
@@ -162,8 +163,6 @@ class KeepTotals(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Write the totals into the checkpoint that Trainer has just written."""
-        if self.trainer is None:
-            return
         totals = gather_object([self.trainer.totals()])
         if state.is_world_process_zero:
             write_json(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / TOTALS, totals)
@@ -236,7 +235,7 @@ class StopOnSignal(TrainerCallback):
         self.is_alone = trainer.args.world_size == 1
         # A group of its own over gloo: to read a result on a GPU would wait for the step that runs there.
         self.group = None if self.is_alone else distributed.new_group(backend="gloo")
-        self.asked: tuple[distributed.Work | None, torch.Tensor] | None = None
+        self.asked: Any = None  # the running exchange with the other ranks, and its result
         self.previous: dict[int, Any] = {}
         trainer.add_callback(self)
 
@@ -282,8 +281,7 @@ class StopOnSignal(TrainerCallback):
             return
         if self.asked is not None:
             work, answer = self.asked
-            if work is not None:
-                work.wait()
+            work.wait()
             self.agreed = int(answer) or None
         number = torch.tensor(self.signal_number or 0)
         self.asked = distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self.group, async_op=True), number

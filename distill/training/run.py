@@ -268,15 +268,14 @@ def _manifest(training: Training, parents: dict[str, Any]) -> dict[str, Any]:
 
 def _to_go_on_from(folder: RunFolder, role: str) -> Path | None:
     """Return the checkpoint that all ranks resume from, as rank 0 sees it; disks may differ in what they show."""
-    found: list[Any] = [None]
+    checkpoint = None
     if PartialState().is_main_process:
         checkpoint = folder.last_checkpoint()
-        found = [checkpoint.name if checkpoint else None]
         if checkpoint:
             log.info("%s: goes on from %s", role, checkpoint.name)
         elif any(folder.checkpoints.glob("checkpoint-*")):
             log.warning("%s: no checkpoint is whole, so training starts from the beginning", role)
-    (name,) = broadcast_object_list(found)
+    (name,) = broadcast_object_list([checkpoint.name if checkpoint else None])
     return folder.checkpoints / name if name else None
 
 
