@@ -1,4 +1,4 @@
-"""A search for better values of recipe keys: Trainer's own, with Optuna, all trials on the same rows and answers."""
+"""Search better values of recipe keys with Trainer and Optuna; all trials share the same texts and teacher logits."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")
 
-KEPT_OUT = {"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"}  # of a trial
+TRIAL = {"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"}  # overrides for a trial
 STUDY = "sweep"  # the name of the study in its storage
 
-# Settings of a stage to its model before training and the teacher that its loss runs beside it, if it runs one.
+# From the settings of a stage, makes its model before training and the teacher that its loss runs beside it, if any.
 Make = Callable[[Any], tuple[PreTrainedModel, OnlineTeacher | None]]
 
 
@@ -62,14 +62,15 @@ def run_search(
     force: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Try the values of the recipe's `sweep` on validation; leave the trials and the best one's recipe in `folder`.
+    """Try the values of the recipe's `sweep` on validation; write the trials and the best trial's recipe to `folder`.
 
-    Returns what sweep.json holds: stage, metric, direction ("maximize" or "minimize"), which evaluation of a trial
-    counts, the keys with their spaces, and the trials with number, values, objective, epoch, seconds and error. The
-    values of a trial depend on the recipe and on what the trials before found alone, so a search that was interrupted
-    goes on as if it had not been, as far as training repeats itself; the trial that was interrupted is made anew. A
-    trial that comes to nothing is kept with its error; raises `TrainingError` where all do. Of the test split nothing
-    is looked at but its texts, which are dropped from train.
+    Returns the content of sweep.json: stage, metric, direction ("maximize" or "minimize"), which evaluation of a trial
+    counts, the keys with their spaces, and the trials with number, values, objective, epoch, seconds and error.
+
+    The values of a trial depend only on the recipe and the results of earlier trials. So an interrupted search resumes
+    with the same trials, as far as training is repeatable, and repeats the interrupted trial. A trial that fails is
+    kept with its error. Raises `TrainingError` if all trials fail. The test split is not used, except that its texts
+    are dropped from train.
     """
     assert recipe.sweep is not None
     optuna = import_optuna()
@@ -80,13 +81,13 @@ def run_search(
     models = architectures(settings, teachers[0]) if stage == "student" else [load_config(settings.model).model_type]
     training = open_training(
         recipe, stage, folder, models, parent=manifest_of(teachers[0]) if teachers else None,
-        changed=lambda section: {**section, **KEPT_OUT}, resume=resume, overwrite=overwrite, device=device,
+        changed=lambda section: {**section, **TRIAL}, resume=resume, overwrite=overwrite, device=device,
     )  # fmt: skip
     folder = SweepFolder(training.folder.path)
     recipe, arguments, splits = training.recipe, training.arguments, training.splits
     resolved, settings = training.device, training.settings
     assert recipe.sweep is not None
-    for key, space in recipe.sweep.keys.items():  # what transformers refuses is said before the work
+    for key, space in recipe.sweep.keys.items():  # refuse bad values before the first trial
         for value in space.candidates().values():
             changed = with_values(recipe, {key: value})
             _arguments(getattr(changed, stage), folder, resolved, stage)
@@ -120,14 +121,14 @@ def run_search(
             kind = functools.partial(DistillationTrainer, loss=settings.loss, teacher_weights=weights)
         trials.trainer = make_trainer(
             kind, tokenizer, rows, validation_rows, arguments, folder, padding=recipe.data.padding,
-            max_tokens=recipe.data.max_tokens, title=stage, model_init=trials.begin,
+            max_tokens=recipe.data.max_tokens, stage=stage, model_init=trials.begin,
         )  # fmt: skip
         found = trials.run()
         if found["best"] is None:
             last = found["trials"][-1]["error"]
             raise TrainingError(
-                f"sweep: none of {len(found['trials'])} trials came to anything; the last: {last}",
-                hint=f"other keys or spaces; every trial is in {folder.results}",
+                f"sweep: all {len(found['trials'])} trials failed; the last: {last}",
+                hint=f"use other keys or spaces; every trial is in {folder.results}",
             )
         values = found["trials"][found["best"] - 1]["values"]
         folder.finish_sweep(with_values(recipe, values))
@@ -135,17 +136,17 @@ def run_search(
 
 
 def import_optuna() -> Any:
-    """Return the module optuna, its own log silent; raises `UserError` where the extra is not installed."""
+    """Return the module optuna, with its own log silenced; raise `UserError` if the extra is not installed."""
     try:
         import optuna
     except ImportError as error:
         raise UserError("Optuna, which distill sweep needs, is not installed", hint=SWEEP_EXTRA) from error
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what it logs is said in our own lines
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # distill logs the trials itself
     return optuna
 
 
 class _Search:
-    """One Trainer for all trials: what a trial changes is its arguments, its loss and a fresh model."""
+    """Runs all trials with one Trainer; each trial gets its own arguments, loss and new model."""
 
     trainer: ClassificationTrainer
 
@@ -166,7 +167,7 @@ class _Search:
         training = getattr(recipe, self.stage).training
         self.metric = str(training.get("metric_for_best_model", "accuracy")).removeprefix("eval_")
         self.direction = "minimize" if self.metric in LOWER_IS_BETTER else "maximize"
-        # As the run that follows would choose: the best checkpoint, or the last state where none is loaded at the end.
+        # As in a run of the best recipe: the best evaluation, or the last one if no checkpoint is loaded at the end.
         self.counts = "best" if training.get("load_best_model_at_end") else "last"
         self.storage = _storage(optuna, folder)
         self.study = optuna.create_study(**self._study())
@@ -176,14 +177,14 @@ class _Search:
         self.within = contextlib.ExitStack()
 
     def run(self) -> dict[str, Any]:
-        """Make the trials that are still to make; return all of them."""
+        """Run the remaining trials; return the content of sweep.json."""
         states = self.optuna.trial.TrialState
         for killed in self.study.get_trials(states=(states.RUNNING,)):
             self.study.tell(killed.number, state=states.FAIL)
         found = self._found()
         if found["trials"]:
             more = len(self._left(found["trials"]))
-            log.info("sweep: %d trials were made before, %d are left", len(found["trials"]), more)
+            log.info("sweep: %d trials are done, %d are left", len(found["trials"]), more)
         while left := self._left(found["trials"]):
             if left[0] is not None and not self.study.get_trials(states=(states.WAITING,)):
                 self.study.enqueue_trial({key: json.dumps(value) for key, value in left[0].items()})
@@ -196,7 +197,7 @@ class _Search:
         return found
 
     def _left(self, trials: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, Any] | None]:
-        """The trials still to make: of what, where there are few enough choices to make each, or None."""
+        """Return an entry for each remaining trial: its values if every combination is tried, else None."""
         every = self.wanted.combinations()
         if every is None:
             return [None] * (self.wanted.trials - len(trials))
@@ -204,7 +205,7 @@ class _Search:
         return [values for values in every if values not in made]
 
     def _try(self, number: int, total: int) -> None:
-        """One trial, through Trainer; the sampler begins anew, so that an interrupted search draws as a whole one."""
+        """Run a trial through Trainer, with a new sampler, so that a resumed search draws the same values."""
         self.title = f"trial {number} of {total}"
         watching: list[Any] = [watch(self.trainer, self.title)]
         if patience := getattr(self.recipe, self.stage).early_stopping_patience:
@@ -217,7 +218,7 @@ class _Search:
                     hp_space=lambda _: {}, compute_objective=self.judge, n_trials=1, backend="optuna",
                     sampler=sampler, pruner=self.optuna.pruners.NopPruner(), **self._study(),
                 )  # fmt: skip
-        except (TrainingError, RecipeError) as error:  # it diverged, or its values do not go together
+        except (TrainingError, RecipeError) as error:  # it diverged, or its values do not fit together
             self._fail(str(error.problems[0]).partition("; ")[0])
         except (RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
@@ -232,11 +233,12 @@ class _Search:
         self.study.set_user_attr(f"error of {self.trial.number}", reason)
 
     def begin(self, trial: Any = None) -> PreTrainedModel:
-        """Return the model of a trial, once its values are drawn and in the Trainer: Trainer's `model_init`.
+        """Draw the values of a trial, set them in the Trainer and return the trial's model (Trainer's `model_init`).
 
-        They are not left to `hp_space`: Trainer would cast each to the type of the one before (0.1 warm-up steps to 0).
+        `hp_space` does not set them, because Trainer would cast each value to the type of the one before (0.1 warm-up
+        steps to 0).
         """
-        if trial is None:  # Trainer wants to see one before there is a trial
+        if trial is None:  # Trainer asks for a model before the first trial
             model, self.first_model = self.first_model, None
             assert model is not None
             return model
@@ -252,11 +254,11 @@ class _Search:
             self.trainer.learn_by(settings.loss, online)
         self.trainer.throughput = throughput_of(model, self.trainer, self.device)
         self.within.enter_context(narrowed(self.trainer, last_layer(model)))
-        set_seed(self.seed)  # as Trainer does where it is given a model: a run of the recipe repeats the trial
+        set_seed(self.seed)  # as Trainer does with a given model, so that a run of the recipe repeats the trial
         return model
 
     def judge(self, metrics: Mapping[str, float]) -> float:
-        """Return what the trial is worth so far, after an evaluation: Trainer's `compute_objective`."""
+        """Return the trial's objective so far, after an evaluation (Trainer's `compute_objective`)."""
         value = float(metrics[f"eval_{self.metric}"])
         sign = 1 if self.direction == "maximize" else -1
         if self.objective is None or self.counts == "last" or sign * value > sign * self.objective:
@@ -270,7 +272,7 @@ class _Search:
         }  # fmt: skip
 
     def _found(self) -> dict[str, Any]:
-        """What sweep.json holds. A trial that failed without an error was interrupted, and counts as not made."""
+        """Return the content of sweep.json; a trial that failed without an error was interrupted and does not count."""
         errors = {name.rpartition(" ")[2]: text for name, text in self.study.user_attrs.items()}
         trials = []
         for trial in self.study.get_trials():
@@ -307,7 +309,7 @@ class _Search:
 def _students(
     recipe: Recipe, teachers: Sequence[str], known: Sequence[Teacher], splits: Splits, seed: int
 ) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:
-    """What makes a student before training, the recipe's own one, and its tokenizer."""
+    """Return a function that makes a student before training, and the recipe's own student with its tokenizer."""
 
     def make(settings: Any) -> tuple[PreTrainedModel, OnlineTeacher | None]:
         model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=seed)
@@ -319,7 +321,7 @@ def _students(
 
 
 def _teachers(recipe: Recipe, splits: Splits, seed: int) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:
-    """What makes a teacher before training, the recipe's own one, and its tokenizer."""
+    """Return a function that makes a teacher before training, and the recipe's own teacher with its tokenizer."""
 
     def new(settings: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return new_teacher(settings, splits.label_names, max_tokens=recipe.data.max_tokens, seed=seed)
@@ -331,8 +333,8 @@ def _teachers(recipe: Recipe, splits: Splits, seed: int) -> tuple[Make, PreTrain
 
 
 def _arguments(settings: Stage, folder: SweepFolder, device: Device, stage: str) -> tuple[TrainingArguments, str]:
-    """Transformers' arguments for a trial, which keeps no checkpoints and tells no tracker."""
-    return training_arguments({**settings.training, **KEPT_OUT}, folder, device, stage=stage)
+    """Return the TrainingArguments of a trial, which keeps no checkpoints and reports to no tracker."""
+    return training_arguments({**settings.training, **TRIAL}, folder, device, stage=stage)
 
 
 def _storage(optuna: Any, folder: SweepFolder) -> Any:
@@ -340,12 +342,12 @@ def _storage(optuna: Any, folder: SweepFolder) -> Any:
 
     try:
         return optuna.storages.RDBStorage(f"sqlite:///{folder.study.absolute()}")
-    except (SQLAlchemyError, RuntimeError) as error:  # the second: of another version of Optuna
+    except (SQLAlchemyError, RuntimeError) as error:  # RuntimeError: another version of Optuna wrote it
         raise FolderError(f"{folder.study}: cannot be read: {one_line(error)}", hint="--overwrite to restart") from None
 
 
 def _suggested(trial: Any, key: str, space: Space) -> Any:
-    """A trial's value of a key. One of a list is known to Optuna as JSON: it takes no lists or mappings."""
+    """Draw a trial's value of a key; Optuna gets listed values as JSON, because it takes no lists or mappings."""
     if space.values is not None:
         return json.loads(trial.suggest_categorical(key, [json.dumps(value) for value in space.values]))
     draw = trial.suggest_int if space.is_whole else trial.suggest_float

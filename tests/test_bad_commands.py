@@ -120,7 +120,7 @@ CASES = {
     ),
     "processes that talk alone": (
         ["teacher", "{recipe}", "--set", "teacher.training.ddp_backend=gloo"],
-        "teacher.training.ddp_backend: is how several processes talk, and this is one",
+        "teacher.training.ddp_backend: needs several processes, but there is only one",
     ),
     "no such column": (
         ["predict", "{model}", "--file", "{data}/train.csv", "--text-column", "x"], "--text-column: no column 'x'",
@@ -187,7 +187,7 @@ CASES = {
     "no full batch": (
         ["teacher", "{recipe}", "--set", "teacher.training.dataloader_drop_last=true", "--set",
          "teacher.training.per_device_train_batch_size=500"],
-        "teacher.training.dataloader_drop_last: drops the only batch, of 144 texts where 500 make one",
+        "teacher.training.dataloader_drop_last: drops the only batch, which has 144 of 500 texts",
     ),
     "nothing to convert": (["convert", "{model}", "--output", "x"], "there is nothing to convert"),
 }  # fmt: skip

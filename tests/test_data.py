@@ -300,7 +300,7 @@ def test_a_text_may_hold_special_tokens(rows):
 
 def test_a_tokenizer_for_other_texts_is_refused(rows):
     stranger = make_tokenizer(["bonjour", "monde"])
-    with pytest.raises(DataError, match="unknown to the tokenizer"):
+    with pytest.raises(DataError, match="of the tokens are unknown"):
         check_tokenised(rows, tokenise(rows, stranger, 16), stranger, 16)
 
 

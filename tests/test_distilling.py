@@ -188,7 +188,7 @@ def test_hidden_states_want_one_tokenizer_and_one_teacher(world, tmp_path):
     other = make_classifier(tmp_path / "other", words=["bad", "good", "film"])
     with pytest.raises(RecipeError, match="hidden_states compare token by token"):
         distil(world, tmp_path / "x", f"student.model={other}", "student.loss.hidden_states={}")
-    with pytest.raises(RecipeError, match="attention_relations match one teacher's layers, got 2"):
+    with pytest.raises(RecipeError, match="attention_relations need exactly one teacher, got 2"):
         distil(world, tmp_path / "x", "student.loss.attention_relations={}", teachers=[world / "teacher"] * 2)
 
 
@@ -359,7 +359,7 @@ def test_teacher_and_student_train_in_one_precision_whatever_the_stopwatch_says(
     for folder in runs:
         settled = load_recipe(folder.recipe)
         assert (settled.teacher if folder is teacher else settled.student).training["bf16"] is True
-        assert "recipe.yaml, which says the precision" in manifest(folder)["repeatable"]
+        assert "recipe.yaml, which holds the precision" in manifest(folder)["repeatable"]
     shutil.rmtree(tmp_path / "student-control")
     unfinished(student)
     (student.path / "model.safetensors").unlink()
@@ -374,7 +374,7 @@ def test_a_control_is_not_made_from_the_layers_of_another_teacher(world, tmp_pat
     student = distil(world, tmp_path / "student", teachers=teacher)
     other = distil(world, tmp_path / "other", "student.layers=4", "student.training.max_steps=1")
     recipe = load_recipe(world / "recipe.yaml")
-    with pytest.raises(FolderError, match=r"other: is not the teacher that .* was made from"):
+    with pytest.raises(FolderError, match=r"other: is not the teacher of .*, so its control"):
         train_control(recipe, str(other.path), student, RunFolder(tmp_path / "control"), device="cpu")
 
 

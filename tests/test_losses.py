@@ -317,9 +317,9 @@ def test_attention_relations_of_a_wider_teacher_can_be_met():
 
 def test_a_width_that_does_not_divide_by_the_relation_heads_is_refused_by_name():
     narrow, wide = states(1, (3, 2, 7, 6)), states(2, (3, 2, 7, 10))
-    with pytest.raises(ValueError, match="teacher's width 20 does not divide by 6"):
+    with pytest.raises(ValueError, match="teacher's width 20 is not divisible by 6"):
         attention_relation_loss(narrow, wide, MASK, 6)
-    with pytest.raises(ValueError, match="student's width 12 does not divide by 5"):
+    with pytest.raises(ValueError, match="student's width 12 is not divisible by 5"):
         attention_relation_loss(narrow, wide, MASK, 5)
 
 

@@ -83,16 +83,16 @@ def test_the_surest_change_comes_first():
 LOST = {
     "a rare class": (
         [0] * 8 + [2], [0] * 8 + [2], [0] * 7 + [1, 1],
-        "has none of 1 texts of class good right, of which the model has 1",
+        "gets 0 of 1 texts of class good right, the model 1",
     ),
     "one of the two that the model had": (
         [0, 0, 2, 2, 2], [0, 0, 2, 2, 1], [0, 0, 1, 1, 1],
-        "has none of 3 texts of class good right, of which the model has 2",
+        "gets 0 of 3 texts of class good right, the model 2",
     ),
     "two classes": (
         [0, 0, 1, 2], [0, 0, 1, 2], [0, 0, 2, 1],
-        "has none of 1 texts of class fair right, of which the model has 1; "
-        "has none of 1 texts of class good right, of which the model has 1",
+        "gets 0 of 1 texts of class fair right, the model 1; "
+        "gets 0 of 1 texts of class good right, the model 1",
     ),
     "a class that the model had none of either": ([0, 1, 2, 2], [0, 1, 1, 0], [0, 1, 0, 1], None),
     "a class without texts": ([0, 0, 1, 1], [0, 0, 1, 1], [0, 2, 1, 1], None),

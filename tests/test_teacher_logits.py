@@ -77,7 +77,7 @@ def test_shards_that_others_answered_in_any_order_are_found(teacher, rows):
     """As the workers of a cluster do: each knows nothing but the folder and the shards that are its own."""
     asked = kept(teacher, rows, LABELS, Teacher(teacher))
     assert asked.missing() == [0, 16, 32, 48]
-    with pytest.raises(FolderError, match="shard 0 was answered and is not there"):
+    with pytest.raises(FolderError, match="shard 0 was written but is not there"):
         asked.read()
     for starts in ([48, 16], [32, 0]):
         kept(teacher, rows, LABELS, Teacher(teacher)).answer(starts)

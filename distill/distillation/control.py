@@ -1,4 +1,4 @@
-"""The control: the same student, trained on the labels alone, which shows what distillation was worth."""
+"""Train the control: the same student, trained only on the labels, which shows what distillation gained."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ def train_control(
     overwrite: bool = False,
     device: str = "auto",
 ) -> RunFolder:
-    """Train the same student, with the same seed and number of steps, on the labels alone: what distilling is worth.
+    """Train the same student only on the labels, with the same seed and number of steps; return its run folder.
 
-    `student` is the finished run to compare with. It is evaluated as often, so its checkpoint is chosen among as many.
+    `student` is the finished run to compare with. The control is evaluated as often as the student, so its checkpoint
+    is chosen from as many. Raises `FolderError` if the teacher or the data are not those of `student`.
     """
     settings = student_of(recipe)
     manifest = student.read_manifest()
     taught_by = list(manifest["parents"]["teachers"].values())
     if settings.model is None and weights_fingerprint(teacher) != taught_by[0]:
-        raise FolderError(
-            f"{teacher}: is not the teacher that {student.path} was made from, so its control cannot be made from it"
-        )
+        raise FolderError(f"{teacher}: is not the teacher of {student.path}, so its control cannot be made from it")
     figures = student.read_metrics()["training"]
     training = open_training(
         recipe, "control", folder, architectures(settings, teacher), parent=manifest,
@@ -51,11 +50,11 @@ def train_control(
     if changed:
         raise FolderError(
             f"{folder.path}: texts or labels of {' and '.join(changed)} have changed since {student.path} was trained, "
-            "so its control cannot be compared with it",
-            hint="put them back, or distil anew",
+            "so a control could not be compared with it",
+            hint="restore them, or distill the student again",
         )
     model, tokenizer = new_student(settings, recipe, teacher, splits.label_names, seed=training.arguments.seed)
-    log.info("control: %s; learns by the labels alone", made_from(settings, teacher))
+    log.info("control: %s; learns from the labels alone", made_from(settings, teacher))
     with training.clock("tokenising"):
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     origin = origin_of(splits, training.device, student=manifest["weights"], **base_of(settings, tokenizer))
@@ -64,7 +63,7 @@ def train_control(
 
 
 def _for_as_many_steps(training: Mapping[str, Any], steps: int, steps_per_epoch: float) -> dict[str, Any]:
-    """`training` for exactly `steps`, evaluated at the same steps as before however long its own epochs are."""
+    """Return the `training` section for exactly `steps`, evaluated at the student's steps, whatever its own epochs."""
     changed = {**training, "max_steps": steps}
     every = max(1, round(steps_per_epoch))
     if training["eval_strategy"] == "epoch":

@@ -1,4 +1,4 @@
-"""A teacher that runs beside its student: how far the student's hidden states and attention relations are from its."""
+"""Run the teacher beside the student, and compare their hidden states and attention relations."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ DISTANCES = {"cosine": hidden_cosine_loss, "mse": hidden_mse_loss}
 
 
 class States(NamedTuple):
-    """What one forward pass leaves: logits (batch, classes), the layers' outputs and the last layer's attention.
+    """The results of a forward pass: logits (batch, classes), the layers' outputs and the last layer's attention.
 
-    `hidden` is one (batch, tokens, width) per layer, `heads` the last layer's queries, keys and values (batch, heads,
-    tokens, size); each is empty where it was not asked for.
+    `hidden` has a (batch, tokens, width) tensor for each layer. `heads` has the last layer's queries, keys and values
+    (batch, heads, tokens, size). Each is empty if it was not asked for.
     """
 
     logits: torch.Tensor
@@ -36,11 +36,11 @@ class States(NamedTuple):
 
 
 class OnlineTeacher:
-    """The teacher's hidden states and attention relations for each batch, and the student's distance from them.
+    """Computes the teacher's hidden states and attention relations for each batch, and the student's losses on them.
 
-    Widths that differ are joined by one linear projection per layer, kept as a submodule of the student while it
-    trains, so that optimiser, checkpoints and DDP know it; `close` takes it away. Both must read the same tokens.
-    Raises `RecipeError` for layers or relation heads that do not fit the two models.
+    If the two widths differ, each student layer gets a linear projection. The projections are a submodule of the
+    student while it trains, so that optimizer, checkpoints and DDP include them; `close` removes them. Both models must
+    read the same tokens. Raises `RecipeError` if layers or relation heads do not fit the two models.
     """
 
     def __init__(
@@ -74,16 +74,25 @@ class OnlineTeacher:
             _record_attention(student)
 
     def student_states(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> States:
-        """Return the student's states; `model` is the student, or what DDP or autocast made of it."""
-        return _forward(model, self.student, inputs, hidden=self.distance is not None, heads=self.relations)
+        """Return the student's states; `model` is the student, perhaps wrapped by DDP or autocast."""
+        return self._forward(model, self.student, inputs)
 
     @torch.no_grad()
     def teacher_states(self, inputs: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> States:
-        """Return the teacher's states for the same tokens, computed in `dtype` (autocast)."""
-        self.teacher.to(inputs["input_ids"].device)  # where Trainer has put the student since
+        """Return the teacher's states for the same tokens, computed under autocast to `dtype`; None is fp32."""
+        self.teacher.to(inputs["input_ids"].device)  # Trainer has moved the student there
         device = self.teacher.device.type
         with torch.autocast(device, dtype=dtype, enabled=dtype is not None), self._timed(device):
-            return _forward(self.teacher, self.teacher, inputs, hidden=self.distance is not None, heads=self.relations)
+            return self._forward(self.teacher, self.teacher, inputs)
+
+    def _forward(self, model: nn.Module, modules: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> States:
+        tokens = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        output = model(**tokens, output_hidden_states=self.distance is not None)
+        recorded = ()
+        if self.relations:  # modules come in the order of the layers, so the last layer's heads remain
+            for module in modules.modules():
+                recorded = module.__dict__.pop("recorded_heads", recorded)
+        return States(output.logits, tuple(output.hidden_states[1:]) if self.distance else (), recorded)
 
     def seconds(self) -> float:
         """Return how long the teacher has run so far, in seconds."""
@@ -93,7 +102,7 @@ class OnlineTeacher:
 
     @contextlib.contextmanager
     def _timed(self, device: str) -> Iterator[None]:
-        if device == "cuda":  # events: waiting for the GPU at each step only to time it would slow the run
+        if device == "cuda":  # with events, since waiting for the GPU at each step would slow the run
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             yield
@@ -108,8 +117,8 @@ class OnlineTeacher:
         """Return the mean distance of the mapped layers' outputs, shape (batch,)."""
         assert self.distance is not None
         hidden: Sequence[torch.Tensor] = student.hidden
-        projections = getattr(self.student, PROJECTIONS, None)
-        if projections is not None:
+        if self.projects:
+            projections = getattr(self.student, PROJECTIONS)
             hidden = [project(states) for project, states in zip(projections, hidden, strict=True)]
         distances = [
             self.distance(states, teacher.hidden[layer], attention_mask)
@@ -118,13 +127,13 @@ class OnlineTeacher:
         return torch.stack(distances).mean(dim=0)
 
     def relation_loss(self, student: States, teacher: States, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Return the divergence of the last layers' query, key and value relations, summed, shape (batch,)."""
+        """Return the sum of the divergences of the last layers' query, key and value relations, shape (batch,)."""
         pairs = zip(student.heads, teacher.heads, strict=True)
         losses = [attention_relation_loss(own, its, attention_mask, self.heads) for own, its in pairs]
         return torch.stack(losses).sum(dim=0)
 
     def close(self) -> None:
-        """Leave the student as it was: no projections, transformers' own attention."""
+        """Restore the student: remove the projections and set its own attention again."""
         if hasattr(self.student, PROJECTIONS):
             delattr(self.student, PROJECTIONS)
         if self.relations:
@@ -132,9 +141,9 @@ class OnlineTeacher:
 
 
 def map_layers(teacher_layers: int, student_layers: int, given: Sequence[int] | None) -> tuple[int, ...]:
-    """Return for each student layer the teacher layer it learns from: those given, or evenly spread, last to last.
+    """Return the teacher layer that each student layer learns from: those given, or evenly spread up to the last.
 
-    The spread is TinyBERT's (Jiao et al. 2020, section 3.1). Raises `RecipeError` where the two do not fit.
+    The even spread is TinyBERT's (Jiao et al. 2020, section 3.1). Raises `RecipeError` if the layers do not fit.
     """
     key = "student.loss.hidden_states.teacher_layers"
     if given is None:
@@ -149,9 +158,9 @@ def map_layers(teacher_layers: int, student_layers: int, given: Sequence[int] | 
 
 
 def relation_heads(teacher: PretrainedConfig, student: PretrainedConfig, given: int | None) -> int:
-    """Return the number of relation heads: the one given, or the teacher's attention heads.
+    """Return the number of relation heads: the given one, or the number of the teacher's attention heads.
 
-    Raises `RecipeError` where the widths of the two do not divide by it.
+    Raises `RecipeError` if a width is not divisible by it.
     """
     sizes = [normalized_config(config) for config in (teacher, student)]
     heads = given or sizes[0].num_attention_heads
@@ -163,31 +172,20 @@ def relation_heads(teacher: PretrainedConfig, student: PretrainedConfig, given: 
     return heads
 
 
-def _forward(
-    model: nn.Module, modules: PreTrainedModel, inputs: Mapping[str, torch.Tensor], *, hidden: bool, heads: bool
-) -> States:
-    output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=hidden)
-    recorded = ()
-    if heads:  # modules come in the order of the layers, so the last one stays
-        for module in modules.modules():
-            recorded = module.__dict__.pop("recorded_heads", recorded)
-    return States(output.logits, tuple(output.hidden_states[1:]) if hidden else (), recorded)
-
-
 def _record_attention(model: PreTrainedModel) -> None:
-    """Let each attention module keep its queries, keys and values, through transformers' own extension point."""
+    """Let each attention module keep its queries, keys and values, through transformers' AttentionInterface."""
     AttentionInterface.register(RECORDING, _recording_attention)
     AttentionMaskInterface.register(RECORDING, sdpa_mask)
     model.set_attn_implementation(RECORDING)
     if model.config._attn_implementation != RECORDING:  # transformers only logs it
         raise RecipeError(
-            f"student.loss.attention_relations: {model.config.model_type} does not run its attention through "
-            "transformers' AttentionInterface, where queries, keys and values could be read; leave it out"
+            f"student.loss.attention_relations: {model.config.model_type} does not use transformers' "
+            "AttentionInterface, so its queries, keys and values cannot be read: leave it out"
         )
 
 
 def _recording_attention(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
 ) -> Any:
-    module.__dict__["recorded_heads"] = (query, key, value)  # past nn.Module's own bookkeeping of tensors
+    module.__dict__["recorded_heads"] = (query, key, value)  # hidden from nn.Module's own bookkeeping
     return sdpa_attention_forward(module, query, key, value, *args, **kwargs)

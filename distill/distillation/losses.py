@@ -1,4 +1,4 @@
-"""Distillation losses: pure functions of tensors, one value per example, so that any reduction stays the caller's."""
+"""Distillation losses: pure functions of tensors that return one value per example, for the caller to reduce."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn import functional
 
 
 def soft_target_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return T^2 * KL(teacher_T || student_T) per example, shape (batch,), in nats; zero where both agree.
+    """Return T^2 * KL(teacher_T || student_T) per example, shape (batch,), in nats; zero if both agree.
 
     Both arguments are (batch, classes). T^2 keeps the gradient's scale independent of T: Hinton, Vinyals and Dean 2015,
-    "Distilling the Knowledge in a Neural Network", section 2. Computed in fp32, since the differences of nearly equal
-    log-probabilities vanish in half precision.
+    "Distilling the Knowledge in a Neural Network", section 2. Computed in fp32, because the difference of nearly equal
+    log-probabilities vanishes in half precision.
     """
     student_log_probabilities = functional.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher_log_probabilities = functional.log_softmax(teacher_logits.float() / temperature, dim=-1)
@@ -25,14 +25,14 @@ def soft_target_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor,
 
 
 def logit_mse_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """Return half the squared distance of centred logits per example, shape (batch,), in squared logits.
+    """Return half the squared distance of centered logits per example, shape (batch,), in squared logits.
 
     Both arguments are (batch, classes). Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?", equation 1, on
-    logits less their mean over the classes. It grows with the number of classes, and an outlying logit outweighs all
-    others. Computed in fp32.
+    logits minus their mean over the classes. The loss grows with the number of classes, and one outlying logit can
+    dominate it. Computed in fp32.
     """
     difference = student_logits.float() - teacher_logits.float()
-    # A constant added to an example's logits changes no probability, so the student need not learn the teacher's.
+    # Adding a constant to an example's logits changes no probability, so the student need not learn it.
     difference = difference - difference.mean(dim=-1, keepdim=True)
     return difference.square().sum(dim=-1) / 2
 
@@ -48,15 +48,15 @@ def decoupled_loss(
 ) -> torch.Tensor:
     """Return T^2 * (target_weight * TCKD + other_weight * NCKD) per example, shape (batch,), in nats.
 
-    Logits are (batch, classes), `target_classes` (batch,), each a class. TCKD is the
-    divergence of target against the rest, NCKD that among the other classes: Zhao et al. 2022, "Decoupled Knowledge
-    Distillation", equation 7. `soft_target_loss` weighs them 1 and the teacher's 1 - p(target) at T, which mutes what a
-    sure teacher knows of the other classes; `other_weight` may be (batch,). With two classes NCKD is zero.
-    Computed in fp32.
+    Logits are (batch, classes), and `target_classes` (batch,) holds class indices. TCKD is the divergence of the target
+    class against the rest, NCKD the divergence among the other classes: Zhao et al. 2022, "Decoupled Knowledge
+    Distillation", equation 7. `soft_target_loss` is the same with target_weight 1 and other_weight 1 - p(target), from
+    the teacher at T, so a confident teacher's knowledge of the other classes counts little there. `other_weight` may be
+    (batch,). With two classes NCKD is zero. Computed in fp32.
     """
     student_target, student_others = _split_target(student_logits.float() / temperature, target_classes)
     teacher_target, teacher_others = _split_target(teacher_logits.float() / temperature, target_classes)
-    # The other classes taken as one have the logit logsumexp: 1 - p(target) would round to zero for a sure model.
+    # All other classes together have the logit logsumexp; 1 - p(target) would round to zero for a confident model.
     target_divergence = soft_target_loss(
         torch.cat([student_target, student_others.logsumexp(dim=-1, keepdim=True)], dim=-1),
         torch.cat([teacher_target, teacher_others.logsumexp(dim=-1, keepdim=True)], dim=-1),
@@ -70,8 +70,8 @@ def _split_target(logits: torch.Tensor, target_classes: torch.Tensor) -> tuple[t
     """Return the logits of the target class, (batch, 1), and of the other classes in order, (batch, classes - 1)."""
     target = target_classes.unsqueeze(-1)
     others = torch.arange(logits.shape[-1] - 1, device=logits.device)
-    others = others + (others >= target)  # steps over the target
-    # Gathered, not masked: nothing infinite is left whose gradient would be NaN.
+    others = others + (others >= target)  # skips the target
+    # gather instead of a mask of -inf, whose gradient would be NaN.
     return logits.gather(-1, target), logits.gather(-1, others)
 
 
@@ -81,8 +81,8 @@ def hidden_cosine_loss(
     """Return the mean of 1 - cosine over an example's real tokens, shape (batch,), from 0 (same direction) to 2.
 
     Hidden states are (batch, tokens, width), `attention_mask` (batch, tokens), nonzero at real tokens. Sanh et al.
-    2019, "DistilBERT, a distilled version of BERT", section 3. Blind to lengths; both widths must be equal. Computed in
-    fp32.
+    2019, "DistilBERT, a distilled version of BERT", section 3. It ignores vector lengths. Both widths must be equal.
+    Computed in fp32.
     """
     cosine = functional.cosine_similarity(
         _without_padding(student_hidden, attention_mask), _without_padding(teacher_hidden, attention_mask), dim=-1
@@ -93,10 +93,10 @@ def hidden_cosine_loss(
 def hidden_mse_loss(
     student_hidden: torch.Tensor, teacher_hidden: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Return the mean squared difference over an example's real tokens and the width, shape (batch,), in squared units.
+    """Return the mean squared difference over an example's real tokens and the width, shape (batch,), squared units.
 
     Hidden states are (batch, tokens, width), `attention_mask` (batch, tokens), nonzero at real tokens. Jiao et al.
-    2020, "TinyBERT", equation 8, whose projection of a narrower student is the caller's. Computed in fp32.
+    2020, "TinyBERT", equation 8; the caller projects a narrower student. Computed in fp32.
     """
     difference = _without_padding(student_hidden, attention_mask) - _without_padding(teacher_hidden, attention_mask)
     return _mean_over_tokens(difference.square().mean(dim=-1), attention_mask)
@@ -107,11 +107,11 @@ def attention_relation_loss(
 ) -> torch.Tensor:
     """Return KL(teacher || student) of token relations, mean over relation heads and real tokens, (batch,), in nats.
 
-    The heads are those of one of query, key or value, (batch, heads, tokens, head_size), `attention_mask` (batch,
+    The heads are the queries, the keys or the values, (batch, heads, tokens, head_size). `attention_mask` is (batch,
     tokens), nonzero at real tokens. Heads and widths of student and teacher may differ: the heads are concatenated and
-    split into `relation_heads`, and a token's relations are softmax(A A^T / sqrt(size)) over the real tokens. Wang et
-    al. 2021, "MiniLMv2", equations 3 to 5. Takes memory for batch * relation_heads * tokens^2 numbers a model. Computed
-    in fp32. Raises ValueError where a width does not divide by `relation_heads`.
+    split into `relation_heads`. A token's relations are softmax(A A^T / sqrt(size)) over the real tokens. Wang et al.
+    2021, "MiniLMv2", equations 3 to 5. Needs memory for batch * relation_heads * tokens^2 numbers per model. Computed
+    in fp32. Raises ValueError if a width is not divisible by `relation_heads`.
     """
     student_relations = _relation_logits(student_heads, attention_mask, relation_heads, "student")
     teacher_relations = _relation_logits(teacher_heads, attention_mask, relation_heads, "teacher")
@@ -120,25 +120,25 @@ def attention_relation_loss(
 
 
 def _relation_logits(heads: torch.Tensor, attention_mask: torch.Tensor, relation_heads: int, role: str) -> torch.Tensor:
-    """Return A A^T / sqrt(size), (batch, relation_heads, tokens, tokens), the least number at padding columns."""
+    """Return A A^T / sqrt(size), (batch, relation_heads, tokens, tokens), with the lowest number in padding columns."""
     states = heads.transpose(1, 2).flatten(2)
     width = states.shape[-1]
     if width % relation_heads:
-        raise ValueError(f"the {role}'s width {width} does not divide by {relation_heads} relation heads")
+        raise ValueError(f"the {role}'s width {width} is not divisible by {relation_heads} relation heads")
     states = _without_padding(states, attention_mask).unflatten(2, (relation_heads, -1)).transpose(1, 2)
-    with torch.autocast(states.device.type, enabled=False):  # it would multiply matrices in half precision
+    with torch.autocast(states.device.type, enabled=False):  # autocast would multiply in half precision
         logits = states @ states.transpose(-1, -2) / math.sqrt(width // relation_heads)
-    # Not -inf: the difference of two is NaN, while that of two least numbers is zero, as padding should weigh.
+    # Not -inf: the difference of two is NaN. The difference of two lowest numbers is zero, so padding has no weight.
     return logits.masked_fill(~attention_mask.bool()[:, None, None, :], torch.finfo(logits.dtype).min)
 
 
 def _without_padding(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return (batch, tokens, width) in fp32 with zeros at padding, where attention may leave anything, NaN included."""
+    """Return (batch, tokens, width) in fp32 with zeros at padding, where attention may leave any value, even NaN."""
     return states.float().masked_fill(~attention_mask.bool().unsqueeze(-1), 0.0)
 
 
 def _mean_over_tokens(values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean of (batch, tokens) over each example's real tokens, zero for one that has none."""
+    """Return the mean of (batch, tokens) over each example's real tokens; zero if there are none."""
     real = attention_mask.bool()
     return values.masked_fill(~real, 0.0).sum(dim=-1) / real.sum(dim=-1).clamp(min=1)
 
@@ -146,10 +146,11 @@ def _mean_over_tokens(values: torch.Tensor, attention_mask: torch.Tensor) -> tor
 def mean_of_teachers(teacher_logits: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
     """Return logits, (batch, classes), whose softmax is the weighted mean of the teachers' probabilities.
 
-    `teacher_logits` is (batch, teachers, classes), `weights` one positive number per teacher, of any sum. Hinton,
-    Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", section 1, the arithmetic mean. A temperature
-    applied later softens the mean, not each teacher. One teacher's logits come back as they are, several teachers' as
-    log-probabilities in fp32. Raises ValueError where the weights do not fit.
+    `teacher_logits` is (batch, teachers, classes). `weights` has one positive number per teacher, with any sum. This is
+    the arithmetic mean of Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", section 1. A
+    temperature that is applied later softens the mean, not each teacher. The logits of a single teacher come back
+    unchanged; for several teachers the result is log-probabilities in fp32. Raises ValueError if the weights do not
+    fit.
     """
     teachers = teacher_logits.shape[1]
     if len(weights) != teachers or min(weights) <= 0:
@@ -173,9 +174,9 @@ def distillation_loss(
 ) -> torch.Tensor:
     """Return soft_weight * soft_loss + (1 - soft_weight) * cross-entropy per example, shape (batch,).
 
-    Logits are (batch, classes), `soft_loss` (batch,), one of the losses above, `gold_labels` (batch,), each a class.
-    An example that the mask `labelled` (batch,) leaves out has no cross-entropy and keeps soft_weight * soft_loss
-    alone. Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", section 2. Computed in fp32.
+    Logits are (batch, classes), `soft_loss` (batch,) is one of the losses above, and `gold_labels` (batch,) holds class
+    indices. If `labelled` (batch,) is False for an example, its loss is soft_weight * soft_loss only. Hinton, Vinyals
+    and Dean 2015, "Distilling the Knowledge in a Neural Network", section 2. Computed in fp32.
     """
     hard = functional.cross_entropy(
         student_logits.float(), gold_labels, reduction="none", label_smoothing=label_smoothing

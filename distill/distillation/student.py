@@ -1,4 +1,4 @@
-"""One or more teachers to a student, and the control that tells whether they were worth it."""
+"""Make a student from a recipe, and distill one or more teachers into it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from distill.distillation.hidden_states import OnlineTeacher, map_layers, relation_heads
-from distill.distillation.teacher_logits import (
-    check_unchanged,
-    identify_teacher,
-)
+from distill.distillation.teacher_logits import check_unchanged, identify_teacher
 from distill.distillation.teachers import (
     TEACHER_HINT,
     answered_rows,
@@ -60,14 +57,14 @@ log = logging.getLogger("distill")
 
 
 def check_student(recipe: Recipe, teacher: str, device: str) -> None:
-    """Raise what is wrong with the recipe's student and its formats before any training.
+    """Raise an error if the recipe's student or its export formats cannot be made, before any training.
 
-    Of `teacher` only the configuration is read. What data or weights alone can show is left for later.
+    Only the configuration of `teacher` is read, so mistakes that only data or weights show are found later.
     """
     settings, resolved = student_of(recipe), resolve_device(device)
     check_training(settings.training, resolved, "student")
-    if world_size() == 1:  # several processes join each other where the first arguments are made: those of their stage
-        # Which precision is settled by a stopwatch has no part in what may be refused.
+    if world_size() == 1:  # several processes join each other with the first arguments, which must be their stage's
+        # A precision that is still to be measured changes nothing in what is refused.
         settled = {} if any(name in settings.training for name in PRECISION) else {"bf16": False}
         training = {**settings.training, **settled}
         training_arguments(training, RunFolder(Path(settings.output)), resolved, stage="student")
@@ -107,10 +104,11 @@ def distil(
     force: bool = False,
     device: str = "auto",
 ) -> RunFolder:
-    """Distil the recipe's student from the classifiers `teachers` and leave a run folder.
+    """Distill the classifiers `teachers` into the recipe's student and return its run folder.
 
-    A teacher that is no better than always answering the commonest class is an error unless `force`d. `cache` is where
-    teacher logits are kept (default: in each teacher's folder). A student of layers is made of the first teacher's.
+    A teacher that is no better than always predicting the commonest class raises `ModelError` unless `force` is set.
+    `cache` is the folder for teacher logits (default: in each teacher's folder). A student that is made of layers gets
+    the layers of the first teacher.
     """
     settings = student_of(recipe)
     weights = weights_of(settings, teachers)
@@ -129,13 +127,13 @@ def distil(
     log.info("student: %s; learns by %s", made_from(settings, teachers[0]), loss_in_words(settings.loss))
     origin = origin_of(splits, training.device, **fingerprints_of(known), **base_of(settings, tokenizer))
     if resume:
-        training.folder.check_origin(origin)  # before hours go into a teacher's answers
+        training.folder.check_origin(origin)  # before the teachers classify all texts
     online = online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
-        arguments.ddp_find_unused_parameters = False  # projections work outside forward, where DDP does not see them
+        arguments.ddp_find_unused_parameters = False  # DDP does not see projections, used outside forward
     with clock("teacher_logits"):
         answers = answers_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
-        for teacher in known:  # layers, hidden states and answers were read from it, one after the other
+        for teacher in known:  # its layers, hidden states and logits must come from the same files
             check_unchanged(teacher)
     with clock("tokenising"):
         rows = answered_rows(answers, splits, tokenizer, recipe.data.max_tokens)
@@ -152,21 +150,21 @@ def distil(
 
 
 def base_of(settings: Student, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return what a run depends on of the pretrained model that its student begins with, if it begins with one."""
+    """Return the fingerprint of the student's pretrained base, by its recipe key; empty if it has none."""
     return {"student.model": base_fingerprint(settings.model, tokenizer)} if settings.model else {}
 
 
 def student_of(recipe: Recipe) -> Student:
-    """Return the recipe's student; raises `RecipeError` if it has none."""
+    """Return the recipe's `student` section; raise `RecipeError` if it has none."""
     if recipe.student is None:
-        raise RecipeError("student: missing, and a student is to be distilled")
+        raise RecipeError("student: missing, but this command trains a student")
     return recipe.student
 
 
 def new_student(
     settings: Student, recipe: Recipe, teacher: str, label_names: Sequence[str], *, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the student before training, and its tokenizer: its own, or the teacher's where it is made from it."""
+    """Return the student before training and its tokenizer: its own, or the teacher's if made from it."""
     max_tokens = recipe.data.max_tokens
     if settings.model is not None:
         with named_by("student.model"):
@@ -195,14 +193,14 @@ def new_student(
 
 
 def architectures(settings: Student, teacher: str) -> list[str]:
-    """Return the architectures that a student's training runs: its own, and its teacher's if that runs beside it."""
+    """Return the architectures in a student's training: its own, and the teacher's if that runs beside it."""
     runs_teacher = settings.model is None or settings.loss.runs_teacher
     names = [name for name in (settings.model, teacher if runs_teacher else None) if name]
     return [load_config(name).model_type for name in names]
 
 
 def made_from(settings: Student, teacher: str) -> str:
-    """In words, what a student is made from."""
+    """Return in words what a student is made from."""
     if settings.layers is not None:
         count = layer_count(load_config(teacher))
         copied = ", ".join(map(str, choose_layers(count, settings.layers)))
@@ -214,9 +212,9 @@ def made_from(settings: Student, teacher: str) -> str:
 
 
 def loss_in_words(loss: Loss) -> str:
-    """Return which losses a student learns by, with their temperature and weights; what changes, from start to end."""
+    """Return in words the losses of a student, with temperature and weights; a schedule shows its start and end."""
     soft = loss.soft
-    if soft != "logit_mse":  # which has no temperature
+    if soft != "logit_mse":  # it has no temperature
         soft += f" at temperature {_shown(loss.temperature)}"
     losses = [f"{soft} with soft weight {_shown(loss.soft_weight)} (the rest: cross-entropy on labels)"]
     if loss.hidden_states:
@@ -239,21 +237,24 @@ def online_teacher(
     *,
     max_tokens: int,
 ) -> OnlineTeacher | None:
-    """Return the teacher that the student's loss runs at every step; None where it needs cached logits alone."""
+    """Return the teacher that the student's loss runs at every step; None if cached logits are enough.
+
+    Raises `RecipeError` if there are several teachers, or if the two models tokenize differently.
+    """
     hidden, relations = settings.loss.hidden_states, settings.loss.attention_relations
     if not settings.loss.runs_teacher:
         return None
     names = _online_losses(settings)
     if len(teachers) > 1:
-        raise RecipeError(f"student.loss: {names} match one teacher's layers, got {len(teachers)} teachers")
+        raise RecipeError(f"student.loss: {names} need exactly one teacher, got {len(teachers)}")
     _check_one_tokenizer(settings, tokenizer, teachers[0])
     config = load_config(teachers[0])
     check_fit(config, teachers[0], max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
     share_padding(config, tokenizer)
     teacher = load_torch(teachers[0], config, "float32")
     log.info(
-        "student: %s: the teacher (%.1f M parameters) runs at every step, beside a student of %.1f M; "
-        "the other losses need its cached logits alone",
+        "student: %s: the teacher (%.1f M parameters) runs at every step beside the student (%.1f M); "
+        "the other losses need only its cached logits",
         names, parameter_count(teacher) / 1e6, parameter_count(model) / 1e6,
     )  # fmt: skip
     return OnlineTeacher(
@@ -275,4 +276,4 @@ def _check_one_tokenizer(settings: Student, tokenizer: PreTrainedTokenizerBase, 
         return
     if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(load_tokenizer(teacher)):
         names = _online_losses(settings)
-        raise RecipeError(f"student.loss: {names} compare token by token, but teacher and student tokenise differently")
+        raise RecipeError(f"student.loss: {names} compare token by token, but teacher and student tokenize differently")

@@ -1,4 +1,4 @@
-"""A teacher's logits on a split: computed once, kept in shards under what they depend on, read memory-mapped."""
+"""Compute a teacher's logits on a split once, and keep them in shards under a key of all that they depend on."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from distill.training.tokens import tokenizer_fingerprint
 
 log = logging.getLogger("distill")
 
-SHARD_ROWS = 4_096  # what an interrupted pass may lose; enough texts to sort by length within
+SHARD_ROWS = 4_096  # the most that an interruption loses; enough texts to sort by length
 COLUMN = "teacher_logits"
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A classifier and all that its logits depend on besides the texts: fingerprints of what it is made of, and order.
+    """A classifier with the fingerprints of all that its logits depend on, besides the texts.
 
-    `columns` puts its classes in the order of `label_names`. It reads `max_tokens` of a text, as it was made to.
+    `columns` puts its classes in the order of `label_names`. It reads the first `max_tokens` tokens of a text.
     """
 
     name: str
@@ -52,30 +52,30 @@ class Teacher:
 
     @property
     def cache(self) -> Path:
-        """Where its logits are kept: in its folder, and for one from the Hub in HF_HOME."""
+        """The folder for its logits: in its own folder, or in HF_HOME if it comes from the Hub."""
         folder = Path(self.name)
         return RunFolder(folder).teacher_logits if folder.is_dir() else Path(HF_HOME) / "distill" / "teacher_logits"
 
     @property
     def fingerprint(self) -> str:
-        """A SHA-256 of all that its answers depend on, wherever its folder lies."""
+        """A SHA-256 of all that its logits depend on; moving its folder does not change it."""
         own = [self.weights, self.config, self.tokenizer, self.max_tokens, self.label_names, self.columns]
         return hashlib.sha256(json.dumps(own).encode()).hexdigest()
 
 
 def check_unchanged(teacher: Teacher) -> None:
-    """Raise `ModelError` if the classifier is no longer the one that was identified: what was loaded may be another."""
+    """Raise `ModelError` if the classifier's files have changed since it was identified."""
     if identify_teacher(teacher.name, teacher.label_names) != teacher:
         raise ModelError(
             f"{teacher.name}: has changed while it was read; nothing of it was kept",
-            hint="the same command, once nothing else writes there",
+            hint="run the same command again once nothing else writes there",
         )
 
 
 def identify_teacher(name: str, label_names: Sequence[str]) -> Teacher:
     """Return the classifier in a folder or on the Hub as a `Teacher` of `label_names`, without loading its weights.
 
-    Raises `ModelError` where it is no classifier, has no weights, or its classes are not these.
+    Raises `ModelError` if it is not a classifier, has no weights, or has other classes.
     """
     config, tokenizer, max_tokens = identify(name)
     return Teacher(
@@ -92,9 +92,9 @@ def identify_teacher(name: str, label_names: Sequence[str]) -> Teacher:
 class KeptLogits:
     """A teacher's logits on `rows` (columns example_id and text) in the folder `cache` (default: the teacher's).
 
-    `dtype` is what `load_teacher` computes in. Kept in shards of `SHARD_ROWS` rows, each named by its first row, which
-    any process that sees the folder can answer.
-    Raises `FolderError` where the folder is of something else.
+    The classifier of `load_teacher` computes in `dtype`. The logits are kept in shards of `SHARD_ROWS` rows. A shard is
+    known by its first row, and any process that sees the folder can compute it. Raises `FolderError` if the folder
+    holds other logits.
     """
 
     def __init__(
@@ -124,21 +124,21 @@ class KeptLogits:
         self.found: dict[int, Dataset] = {}
 
     def missing(self) -> list[int]:
-        """Return the shards that are not there or damaged."""
+        """Return the shards that are missing or damaged, each by its first row."""
         for start in self.starts:
             if start not in self.found and (shard := _whole_shard(self.folder, start)) is not None:
                 self.found[start] = shard
         return [start for start in self.starts if start not in self.found]
 
     def answer(self, starts: Sequence[int]) -> None:
-        """Answer these shards and write them, one by one.
+        """Compute these shards and write them, one by one.
 
-        Raises `ModelError` where a logit is not finite, and `FolderError` where the folder cannot be written.
+        Raises `ModelError` if a logit is not finite, and `FolderError` if the folder cannot be written.
         """
         with _writing(self.folder):
             write_json(self.folder / "origin.json", self.origin)
         classifier = self.load_teacher()
-        check_unchanged(self.teacher)  # answers are kept under what was identified, so that must be what was loaded
+        check_unchanged(self.teacher)  # the logits are kept under its fingerprints
         parts = [self._rows(start) for start in starts]
         with progress_line(self.title, sum(map(len, parts)), "text") as bar:
             for start, part in zip(starts, parts, strict=True):
@@ -146,20 +146,19 @@ class KeptLogits:
                 ids = part["example_id"][:]
                 if not np.isfinite(logits).all():
                     row = ids[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
-                    problem = f"its logits on row {row} are not finite; nothing can be learned from them"
-                    raise ModelError(f"teacher: {problem}")
+                    raise ModelError(f"teacher: its logits on row {row} are not finite; no student can learn from them")
                 with _writing(self.folder):
                     _write_shard(self.folder, start, ids, logits)
 
     def read(self) -> Dataset:
         """Return columns example_id and teacher_logits, float32 (rows, classes), in the rows' order; memory-mapped.
 
-        The classes are in the order of the teacher's `label_names`. Raises `FolderError` where a shard is missing.
+        The classes are in the order of the teacher's `label_names`. Raises `FolderError` if a shard is missing.
         """
         missing = self.missing()
         if missing:
-            problem = f"{self.folder}: shard {missing[0] // SHARD_ROWS} was answered and is not there"
-            raise FolderError(problem, hint="several ranks need one disk that all of them see")
+            problem = f"{self.folder}: shard {missing[0] // SHARD_ROWS} was written but is not there"
+            raise FolderError(problem, hint="several ranks need a disk that all of them see")
         for start in self.starts:
             if self.found[start]["example_id"][:] != self._rows(start)["example_id"][:]:
                 raise FolderError(
@@ -172,20 +171,18 @@ class KeptLogits:
 
 
 def answered(kept: KeptLogits) -> Dataset:
-    """Return the kept logits (see `KeptLogits.read`), having answered what was missing; several ranks split the work.
+    """Compute the logits that are missing, shared among the ranks, and return all (see `KeptLogits.read`).
 
-    Where nothing is missing the teacher is not loaded.
+    If nothing is missing, the teacher is not loaded.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
-    # What the first rank misses, before any rank writes: workers of a cluster may be writing at this very time.
+    # Rank 0 decides for all what is missing, because other processes may be writing at the same time.
     (missing,) = broadcast_object_list([kept.missing()])
     if not missing:
         log.info("%s: %d texts were answered before (%s)", kept.title, len(kept.rows), kept.folder)
         return kept.read()
-    total = len(kept.starts)
-    if len(missing) < total:
-        there = total - len(missing)
-        log.info("%s: goes on, %d of %d shards are there (%s)", kept.title, there, total, kept.folder)
+    if there := len(kept.starts) - len(missing):
+        log.info("%s: continues, %d of %d shards are there (%s)", kept.title, there, len(kept.starts), kept.folder)
     if own := missing[state.process_index :: state.num_processes]:
         kept.answer(own)
     state.wait_for_everyone()
@@ -234,7 +231,7 @@ def _write_shard(folder: Path, start: int, ids: list[str], logits: np.ndarray) -
 
 
 def _whole_shard(folder: Path, start: int) -> Dataset | None:
-    """The shard from row `start`, memory-mapped; None where it is missing or its bytes are not those once written."""
+    """Return the shard that starts at row `start`, memory-mapped; None if it is missing or damaged."""
     for path in filter(Path.is_file, folder.glob(f"{_shard_name(start)}-*.arrow")):
         if path.stem.rpartition("-")[2] == _checksum(path.read_bytes()):
             return Dataset.from_file(str(path))

@@ -1,4 +1,4 @@
-"""The teachers of a student: checked, asked for their logits, and their logits laid beside the tokens."""
+"""Check the teachers of a student, get their logits, and join these with the tokenized texts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.splits import Splits
-from distill.distillation.teacher_logits import (
-    KeptLogits,
-    Teacher,
-    answered,
-    with_teacher_logits,
-)
+from distill.distillation.teacher_logits import KeptLogits, Teacher, answered, with_teacher_logits
 from distill.errors import FolderError, ModelError, RecipeError
 from distill.inference.classifier import Classifier, load
 from distill.machine.devices import resolve_device
@@ -34,19 +29,19 @@ TEACHER_HINT = "distill teacher RECIPE --output DIR makes one"
 
 
 def check_teachers(names: Sequence[str]) -> None:
-    """Raise `ModelError` if one of `names` is the path of a folder that is not there."""
+    """Raise `ModelError` if one of `names` is a path but not a folder."""
     for name in names:
         if is_path(name) and not Path(name).is_dir():
             raise ModelError(f"--teacher: {name}: no such folder", hint=TEACHER_HINT.replace("DIR", name))
 
 
 def fingerprints_of(teachers: Sequence[Teacher]) -> dict[str, str]:
-    """Return what a run depends on of its teachers, for its origin (see origin.origin_of)."""
+    """Return the fingerprints of a run's teachers by name, for its origin (see origin.origin_of)."""
     return {f"teacher {number}": teacher.fingerprint for number, teacher in enumerate(teachers, 1)}
 
 
 def weights_of(settings: Student, teachers: Sequence[str]) -> tuple[float, ...]:
-    """Return how much each of `teachers` counts; raises `RecipeError` where the recipe weighs more or fewer."""
+    """Return the weight of each of `teachers`; raise `RecipeError` if the recipe has more or fewer weights."""
     weights = settings.teacher_weights or (1.0,) * len(teachers)
     if len(weights) != len(teachers):
         raise RecipeError(
@@ -56,7 +51,7 @@ def weights_of(settings: Student, teachers: Sequence[str]) -> tuple[float, ...]:
 
 
 def check_spares(folder: RunFolder, teachers: Sequence[str]) -> None:
-    """Raise `FolderError` where what is written to `folder` would overwrite one of `teachers`."""
+    """Raise `FolderError` if `folder` is the folder of one of `teachers`."""
     for name in teachers:
         if os.path.realpath(folder.path) == os.path.realpath(name):
             raise FolderError(f"{folder.path}: the student would overwrite its teacher", hint="--output DIR")
@@ -65,10 +60,10 @@ def check_spares(folder: RunFolder, teachers: Sequence[str]) -> None:
 def kept_logits(
     teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, bf16: bool, title: str = "teacher"
 ) -> dict[str, KeptLogits]:
-    """Return the teacher's logits on each split that a student asks for, of which only the folders were looked at.
+    """Return the teacher's `KeptLogits` for each split that a student needs; nothing is computed yet.
 
-    They are computed in bf16 if the student trains in it (`bf16`): one decision for a run, and no stopwatch's. The
-    splits share one classifier, loaded when the first of them has something to answer.
+    They are computed in bf16 if the student trains in it (`bf16`), so that a run has one precision. The splits share
+    one classifier, which is loaded when the first logits are missing.
     """
     resolved = resolve_device(device)
 
@@ -87,28 +82,30 @@ def kept_logits(
 def answers_of(
     teachers: Sequence[Teacher], splits: Splits, cache: Path | None, device: str, *, bf16: bool, force: bool
 ) -> list[dict[str, Dataset]]:
-    """Return each teacher's logits on train and, where there is one, transfer; no teacher stays in memory.
+    """Return each teacher's logits on train and, if there is one, transfer; no teacher stays in memory.
 
-    They are kept in `cache` (default: in each teacher's folder), and what is there is not computed again. Raises
-    `ModelError` for a teacher that is no better than always answering the commonest class, unless it is `force`d.
+    They are kept in `cache` (default: in each teacher's folder) and computed only if they are not there. Raises
+    `ModelError` if a teacher is no better than always answering the commonest class, unless `force` is set.
     """
-    titles = [Path(teacher.name).name if len(teachers) > 1 else "teacher" for teacher in teachers]
-    kept = [
-        kept_logits(teacher, splits, cache, device, bf16=bf16, title=title)
-        for teacher, title in zip(teachers, titles, strict=True)
-    ]
-    for teacher, by_split, title in zip(teachers, kept, titles, strict=True):
-        # All of them, before hours go into the first one's answers.
+    kept = []
+    for teacher in teachers:
+        # All teachers are checked before the first one classifies the training texts, which may take hours.
+        title = Path(teacher.name).name if len(teachers) > 1 else "teacher"
+        by_split = kept_logits(teacher, splits, cache, device, bf16=bf16, title=title)
         _check_teacher(teacher, answered(by_split.pop("validation")), splits.validation, title, force=force)
+        kept.append(by_split)
     answers = []
     while kept:
-        by_split = kept.pop(0)  # and with it the classifier
+        by_split = kept.pop(0)  # frees the classifier too
         answers.append({split: answered(logits) for split, logits in by_split.items()})
     return answers
 
 
 def _check_teacher(teacher: Teacher, answers: Dataset, validation: Dataset, title: str, *, force: bool) -> None:
-    """Raise `ModelError` where the teacher is no better on validation than always answering the commonest class."""
+    """Raise `ModelError` if the teacher is no better on validation than always answering the commonest class.
+
+    With `force`, log a warning instead.
+    """
     predicted = np.asarray(answers["teacher_logits"][:]).argmax(axis=1)
     gold_labels = np.asarray(validation["label"][:])
     accuracy = float((predicted == gold_labels).mean())
@@ -116,17 +113,19 @@ def _check_teacher(teacher: Teacher, answers: Dataset, validation: Dataset, titl
     log.info("%s: validation accuracy %.4f; the commonest class alone would give %.4f", title, accuracy, majority)
     if accuracy > majority:
         return
-    problem = f"validation accuracy {accuracy:.4f} is no better than always answering the commonest class"
-    problem = f"{teacher.name}: {problem} ({majority:.4f}): it has nothing to teach"
+    problem = (
+        f"{teacher.name}: validation accuracy {accuracy:.4f} is no better than always answering the commonest class "
+        f"({majority:.4f}): it has nothing to teach"
+    )
     if not force:
-        raise ModelError(problem, hint="train the teacher longer or at another learning rate; --force distils anyway")
-    log.warning("%s; distilled all the same (--force)", problem)
+        raise ModelError(problem, hint="train the teacher longer or at another learning rate; --force distills anyway")
+    log.warning("%s; distilled anyway (--force)", problem)
 
 
 def answered_rows(
     answers: Sequence[Mapping[str, Dataset]], splits: Splits, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> Dataset:
-    """Return the texts that the teachers answered, tokenised, with each teacher's logits beside them."""
+    """Return the tokenized texts of all splits in `answers`, with a column of logits for each teacher."""
     rows = []
     for split in answers[0]:
         part = tokenised(split, getattr(splits, split), tokenizer, max_tokens)

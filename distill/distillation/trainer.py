@@ -1,4 +1,4 @@
-"""transformers' Trainer as a student learns from its teachers: a recipe's losses on their logits and hidden states."""
+"""A transformers Trainer that trains a student on its teachers' logits and hidden states, by a recipe's losses."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from distill.training.trainer import ClassificationTrainer
 
 
 class DistillationTrainer(ClassificationTrainer):
-    """The loss of a recipe's `loss` section: soft targets from `teacher_logits` in each batch, labels, hidden states.
+    """Trains with a recipe's `loss` section: soft targets, labels, hidden states and attention relations.
 
-    `teacher_logits` (batch, teachers, classes) are computed beforehand, in eval mode and without gradients, so each
-    model sees its own tokens. Only hidden states and attention relations need `online`, the teacher itself.
+    `teacher_logits` (batch, teachers, classes) in each batch are computed beforehand, so teacher and student may have
+    different tokenizers. Only hidden states and attention relations need `online`, the teacher itself.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class DistillationTrainer(ClassificationTrainer):
         self.learn_by(loss, online)
 
     def learn_by(self, loss: Loss, online: OnlineTeacher | None) -> None:
-        """Take `loss` from now on, with the teacher that it runs beside the student, if it runs one."""
+        """Use `loss` from now on, and the teacher that it runs beside the student, if it needs one."""
         self.loss = loss
         self.loss_is_scheduled = loss.is_scheduled
         self.online = online
@@ -70,7 +70,7 @@ class DistillationTrainer(ClassificationTrainer):
     def logit_losses(
         self, student_logits: torch.Tensor, inputs: Mapping[str, torch.Tensor], progress: float
     ) -> torch.Tensor:
-        """Return the soft loss and cross-entropy, weighted, shape (batch,), once `progress` (0 to 1) is done."""
+        """Return the weighted sum of soft loss and cross-entropy, shape (batch,), at `progress` (0 to 1)."""
         teacher_logits = mean_of_teachers(inputs["teacher_logits"], self.teacher_weights)
         labelled, temperature = inputs["labels"] != UNLABELLED, self.loss.temperature.at(progress)
         # Only the teacher has a class for an unlabelled text.
@@ -92,18 +92,18 @@ class DistillationTrainer(ClassificationTrainer):
         )
 
     def finish(self) -> dict[str, Any]:
-        """Take away what training alone needed; return how long the teacher ran beside the student."""
+        """Remove what only training needed; return how long the teacher ran beside the student, in seconds."""
         if self.online is None:
             return {}
         self.online.close()
         return {"teacher_seconds": self._teacher_seconds()}
 
     def totals(self) -> dict[str, Any]:
-        """Return also how long the teacher has run."""
+        """Return the totals of a checkpoint, with the seconds that the teacher has run."""
         return {**super().totals(), "teacher_seconds": self._teacher_seconds()}
 
     def go_on_from(self, totals: Mapping[str, Any]) -> None:
-        """Count the teacher's seconds from a checkpoint too."""
+        """Continue from the `totals` of a checkpoint, with the teacher's seconds."""
         super().go_on_from(totals)
         self.earlier_teacher_seconds = totals["teacher_seconds"]
 

@@ -1,4 +1,4 @@
-"""The card of an export: which format of which model it is, and what its proof found."""
+"""Write the model card of an export: its model, its format and the figures of its proof."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distill.report.page import as_code, render
 
 
 def export_card(model: str, proof: Proof, *, label_names: Sequence[str], calibrated: bool) -> str:
-    """Return a README.md in the Hub's format for a format of `model` that passed its proof."""
+    """Return the README.md, in the Hub's format, of an export of `model` that passed its proof."""
     library = "transformers" if proof.format.startswith("torch-") else proof.format.split("-")[0]
     metadata = ModelCardData(
         library_name=library, pipeline_tag="text-classification", tags=["distill", proof.format], model_name=model

@@ -1,4 +1,4 @@
-"""A trained classifier to faster formats, each proved against torch on real texts before it may stay."""
+"""Write a trained classifier in faster formats, and keep each only if it agrees with torch on real texts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.errors import FolderError, ModelError
 from distill.export import fusion
-from distill.export.int8 import (
-    CALIBRATION_TEXTS,
-    Int8Settings,
-    import_nncf,
-    int8_settings,
-    quantise,
-    quantise_openvino,
-)
+from distill.export.int8 import CALIBRATION_TEXTS, Int8Settings, import_nncf, int8_settings, quantise, quantise_openvino
 from distill.export.onnx_graph import check_architecture, quiet, trace
 from distill.export.outliers import RANGE_TEXTS, widest
 from distill.export.proofs import Bounds, Proof, flips, prove
@@ -49,7 +42,7 @@ from distill.storage.run_folder import RunFolder
 
 @dataclass
 class Source:
-    """What formats are made from: the fp32 model, its tokenizer, texts to calibrate on; `work` is a folder to use."""
+    """What formats are made from: the fp32 model, its tokenizer, calibration texts, and a scratch folder `work`."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -59,7 +52,7 @@ class Source:
 
     @cached_property
     def graph(self) -> Path:
-        """The fp32 ONNX graph, traced when it is first wanted."""
+        """The fp32 ONNX graph, traced on first use."""
         path = self.work / "traced" / ONNX_WEIGHTS
         path.parent.mkdir()
         trace(self.model, path)
@@ -67,7 +60,7 @@ class Source:
 
     @cached_property
     def batches(self) -> list[dict[str, np.ndarray]]:
-        """The first texts, as tokens to calibrate on: one text a batch, since padding would widen the ranges."""
+        """Tokens of the first texts, to calibrate on; one text a batch, because padding would widen the ranges."""
         texts = list(self.texts[:CALIBRATION_TEXTS])
         ids = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
         padded = (pad([row], self.tokenizer.pad_token_id) for row in ids)
@@ -75,12 +68,12 @@ class Source:
 
     @cached_property
     def largest(self) -> dict[str, np.ndarray]:
-        """How wide the graph's feed-forward inputs become, channel by channel."""
+        """The largest magnitude of each channel of the graph's feed-forward inputs."""
         return widest(self.graph, self.batches[:RANGE_TEXTS])
 
 
 def check_formats(formats: Sequence[str], model_type: str) -> None:
-    """Raise `ModelError` or `DeviceError` if a model of this type cannot be written in one of `formats` here."""
+    """Raise `ModelError` or `DeviceError` if a model of this type cannot be exported to one of `formats` here."""
     if any(not name.startswith("torch-") for name in formats):
         check_architecture(model_type)
     if any(name.startswith("openvino-") for name in formats):
@@ -104,12 +97,12 @@ def export_formats(
     card: Callable[[Proof], str],
     progress: Callable[[str], None] = lambda step: None,
 ) -> Generator[Proof, None, None]:
-    """Write each of `formats` of the fp32 `model` to its own folder in `folder`; yield its proof, made on `texts`.
+    """Export the fp32 `model` to each of `formats`, in its own folder in `folder`; yield its proof on `texts`.
 
-    The reference is `model` itself. A format that breaks a bound (accuracy, agreement, logits that are not finite,
-    nodes not fused) leaves no folder, and takes away the one an earlier export left; int8 tries its next settings
-    first. Until a format is proved, the one that an earlier export left stays and answers. A format's folder holds
-    its model card and its proof, and the texts whose label changed, for a person to read; those of one that failed are
+    The proof compares with `model` itself. A format fails if it breaks a bound on accuracy or agreement, if its logits
+    are not finite, or if nodes are not fused; onnx-int8 then tries its next settings. A format that fails gets no
+    folder, and the folder of an earlier export is removed. Until then the earlier export stays usable. A format's
+    folder holds the model, its card, its proof and the texts whose label changed. If the format failed, those texts are
     in flipped-FORMAT.jsonl beside it.
     """
     try:
@@ -153,9 +146,9 @@ def export_formats(
             proof, logits = attempt(name, first)
             tried: list[dict[str, Any]] = []
             for settings in others:
-                if proof.passed or fusion.shortfall(proof.fusion):  # which other settings do not mend
+                if proof.passed or fusion.shortfall(proof.fusion):  # other settings do not fuse more nodes
                     break
-                progress(f"{name} once more, with other settings: {proof.reason}")
+                progress(f"{name} again, with other settings: {proof.reason}")
                 tried.append({"settings": proof.settings, "reason": proof.reason, "agreement": proof.agreement})
                 proof, logits = attempt(name, settings)
             proof = replace(proof, tried=tried)
@@ -171,34 +164,34 @@ def export_formats(
                 beside.unlink(missing_ok=True)
             else:
                 _keep_flips(beside, changed)
-                if (folder / name).exists():  # in one step: what is half deleted would look whole
+                if (folder / name).exists():  # in one step: a half-deleted folder would look complete
                     os.replace(folder / name, source.work / f"{name}-failed")
             yield proof
 
 
-def keep_proofs(proofs: Generator[Proof, None, None], folder: Path, formats: Sequence[str]) -> list[Proof]:
-    """Write the proofs of `formats` (see `export_formats`) to export.json as they come, beside those of others."""
+def keep_proofs(proofs: Generator[Proof, None, None], folder: Path) -> list[Proof]:
+    """Write the proofs of `export_formats` to export.json one by one, and keep those of other formats there."""
     path = folder / EXPORT_PROOFS
     made = []
     with hold(folder), contextlib.closing(proofs):
-        (folder / SEAL).unlink(missing_ok=True)  # of an earlier version, which sealed export.json
+        (folder / SEAL).unlink(missing_ok=True)  # an earlier version of distill sealed export.json
         entries = read_proofs(folder) if path.is_file() else {}
-        for _ in formats:
-            proof = next(proofs)
+        for proof in proofs:
             made.append(proof)
-            entries |= {proof.format: proof.as_json()}
+            entries[proof.format] = proof.as_json()
             write_json(path, {name: entries[name] for name in FORMATS if name in entries})
     return made
 
 
 def _write_rest(source: Source, folder: Path, name: str) -> None:
-    """Config and tokenizer; a graph divides by the calibration temperature, and whoever read it would divide again."""
+    """Write configuration and tokenizer; without the temperature for a graph, which already divides by it."""
     if not name.startswith("torch-"):
         config = copy.deepcopy(source.model.config)
         vars(config).pop(CONFIG_KEY, None)
         config.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
-    # transformers 5 names a tokenizer without a class of its own as 4, which Optimum needs, does not know it.
+    # transformers 5 has a new name for tokenizers without a class of their own; transformers 4, which Optimum needs,
+    # does not know it.
     saved = folder / "tokenizer_config.json"
     settings = read_json(saved)
     if settings["tokenizer_class"] == "TokenizersBackend":
@@ -213,11 +206,12 @@ def _answers(
     classify: Callable[[Session], tuple[np.ndarray, float]],
     reference: np.ndarray,
 ) -> tuple[np.ndarray, float | None]:
-    """What the format answers, and texts per second; where this machine computes it in fp32, what rounding makes of it.
+    """Return the format's logits and texts per second; emulate the rounding of a type that this machine lacks.
 
-    A CPU runs fp16 graphs in fp32, and one without bf16 runs OpenVINO's bf16 so: an overflow, or a label that rounding
-    turns, would first show on the user's machine. Of the two answers to a text, the one further from the reference.
-    A rate of fp16 on a CPU would be one of what it is not meant for, and is left out.
+    A CPU runs fp16 graphs in fp32, and a CPU without bf16 runs OpenVINO's bf16 in fp32. Then an overflow, or a label
+    that rounding changes, would first show on the user's machine. So a copy of the model rounds as the type would, and
+    of the two logits of a text, those further from the reference count. For fp16 on a CPU the rate is None, because the
+    format is not meant for CPUs.
     """
     session = open_session(str(folder), load_config(str(folder)), _device(name, device))
     if name == "torch-fp16" and device == "cpu":
@@ -232,7 +226,7 @@ def _answers(
 
 
 def _further(reference: np.ndarray, *answers: np.ndarray) -> np.ndarray:
-    """Of each row, the answer further from the reference; one that is not finite is furthest."""
+    """Return for each row the logits furthest from the reference; logits that are not finite are furthest."""
     distances = [np.nan_to_num(np.abs(answer - reference).max(axis=1), nan=np.inf) for answer in answers]
     return np.stack(answers)[np.argmax(distances, axis=0), np.arange(len(reference))]
 
@@ -256,13 +250,13 @@ def _write_torch_fp16(source: Source, folder: Path, _: Any) -> None:
 
 
 def _write_onnx_fp32(source: Source, folder: Path, _: Any) -> None:
-    shutil.copytree(source.graph.parent, folder, dirs_exist_ok=True)  # with its data, where that is a file of its own
+    shutil.copytree(source.graph.parent, folder, dirs_exist_ok=True)  # the weights may be a second file
 
 
 def _write_onnx_fp16(source: Source, folder: Path, _: Any) -> None:
-    """The graph of a half-precision model whose LayerNorms stay fp32: sums of squares can pass 65,504, fp16's largest.
+    """Write the graph of an fp16 model whose LayerNorms stay in fp32: sums of squares may exceed 65,504, fp16's limit.
 
-    Traced anew instead of converted: onnxruntime's converter writes an invalid graph where two layers share a constant.
+    It is traced anew, because onnxruntime's converter writes an invalid graph if two layers share a constant.
     """
     half = copy.deepcopy(source.model).half()
     for module in half.modules():
@@ -279,7 +273,7 @@ def _write_onnx_int8(source: Source, folder: Path, settings: Int8Settings) -> No
 
 def _write_openvino_bf16(source: Source, folder: Path, _: Any) -> None:
     openvino = import_openvino()
-    # fp16 holds every bit that bf16 keeps of an ordinary weight, in as many bytes; the session decides what computes.
+    # An ordinary weight in fp16 has every bit that bf16 keeps, in as many bytes. The session computes in bf16.
     openvino.save_model(openvino.Core().read_model(source.graph), folder / OPENVINO_WEIGHTS, compress_to_fp16=True)
 
 
@@ -298,10 +292,10 @@ WRITERS: dict[str, Callable[[Source, Path, Any], None]] = {
 
 
 def _rounding(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a copy that rounds weights and each module's output to `dtype`: what hardware with fp32 sums computes.
+    """Return a copy that rounds weights and each module's output to `dtype`, like hardware that sums in fp32.
 
-    Residual sums, no module's output, are rounded where they enter a LayerNorm. Values past fp16's range become
-    infinite, as they would there. The CPU's own fp16 is many times slower.
+    Residual sums are not the output of a module, so they are rounded at the input of a LayerNorm. Values beyond fp16's
+    range become infinite, as on that hardware. A CPU's own fp16 would be many times slower.
     """
 
     def rounded(_: torch.nn.Module, __: Any, output: Any) -> Any:

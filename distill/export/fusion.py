@@ -1,4 +1,4 @@
-"""What a runtime makes of a graph: the nodes that it runs, counted against those that the model should have."""
+"""Count the fused nodes that ONNX Runtime runs for a graph, and compare them with the number that the model has."""
 
 from __future__ import annotations
 
@@ -29,11 +29,15 @@ FLOATS = ("float", "float16", "bfloat16")  # as ONNX Runtime's profile names the
 def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, Any]:
     """Return how many attentions, LayerNorms and Gelus ONNX Runtime runs as one node, and how many the model has.
 
-    They are counted in a run of the graph on `device`, in the profile that ONNX Runtime writes of it: not what the file
-    says, but what is executed. `int8_products` counts the matrix products on int8 weights, `stray_casts` conversions to
-    a floating type, `on_cpu` the nodes of a CUDA session that compute floats on the CPU (shapes it works out there on
-    purpose). Isolated channels have a Gelu of their own. A graph in fp16 has casts that are meant, around its fp32
-    LayerNorms; on a CPU, which converts all of it, its nodes are counted in the file.
+    They are counted in ONNX Runtime's profile of a run on `device`, because the file does not say what is executed.
+
+    - `int8_products`: matrix products on int8 weights.
+    - `stray_casts`: conversions to a floating-point type.
+    - `on_cpu`: nodes of a CUDA session that compute floats on the CPU (it computes shapes there on purpose).
+
+    Isolated channels add a Gelu of their own (see outliers.isolate). An fp16 graph has intended casts around its fp32
+    LayerNorms, so they are not counted. On a CPU, which converts the whole fp16 graph, its nodes are counted in the
+    file.
     """
     graph = onnx.load(path, load_external_data=False).graph
     is_fp16 = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
@@ -46,7 +50,7 @@ def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, A
         "layer_norm": {"fused": sum(kinds[kind] for kind in LAYER_NORM), "expected": 2 * layers + 1},
     }
     activation = getattr(config, "hidden_act", getattr(config, "activation", None))
-    if activation == "gelu":  # others are several nodes in torch too
+    if activation == "gelu":  # other activations are several nodes in torch too
         isolated = sum(node.name.endswith(OWN_ACTIVATION) for node in graph.node)
         found["gelu"] = {"fused": sum(kinds[kind] for kind in GELU), "expected": layers + isolated}
     if not is_fp16:
@@ -58,12 +62,8 @@ def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, A
 
 
 def shortfall(found: Mapping[str, Any]) -> str | None:
-    """Return what a receipt says is not as it should be, in words; None where nothing is missing."""
-    words = {
-        "attention": "attention",
-        "layer_norm": "LayerNorm",
-        "gelu": "Gelu",
-    }
+    """Return in words what a receipt lacks, or None if it lacks nothing."""
+    words = {"attention": "attention", "layer_norm": "LayerNorm", "gelu": "Gelu"}
     short = [
         f"{said} is one node in {found[name]['fused']} of {found[name]['expected']} places"
         for name, said in words.items()
@@ -77,7 +77,7 @@ def shortfall(found: Mapping[str, Any]) -> str | None:
 
 
 class Executed(NamedTuple):
-    """A node that was run: its kind, the provider that ran it, the type of its first output, and how long it took."""
+    """A node that ONNX Runtime ran: its kind, its provider, the type of its first output, and how long it took."""
 
     kind: str
     provider: str
@@ -86,9 +86,9 @@ class Executed(NamedTuple):
 
 
 def executed(path: Path, device: Device, ids: np.ndarray, *, threads: int = 0, runs: int = 1) -> Iterator[Executed]:
-    """Yield each node that the last of `runs` runs on `ids`, int64 (batch, tokens), executes on `threads` (0: all).
+    """Run a graph `runs` times on `ids`, int64 (batch, tokens), and yield the nodes of the last run.
 
-    The runs before it are warm-up.
+    The earlier runs are warm-up. `threads` is the number of threads, or 0 for all.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -97,7 +97,7 @@ def executed(path: Path, device: Device, ids: np.ndarray, *, threads: int = 0, r
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
-        feed = {item.name: np.zeros_like(ids) for item in session.get_inputs()}  # graphs of others take token types too
+        feed = {item.name: np.zeros_like(ids) for item in session.get_inputs()}  # some graphs take token types
         feed |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         for _ in range(runs):
             session.run(None, feed)

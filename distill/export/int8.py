@@ -1,4 +1,4 @@
-"""Weights to int8: for ONNX Runtime with activations quantised as they come, for OpenVINO calibrated on texts."""
+"""Quantize a graph to int8: for ONNX Runtime with dynamic activations, for OpenVINO with calibrated ones."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ CALIBRATION_TEXTS = 300  # NNCF's own default for a calibration set
 
 @dataclass(frozen=True)
 class Int8Settings:
-    """How ONNX Runtime's weights become int8.
+    """How ONNX Runtime's weights are quantized to int8.
 
-    `signed` or unsigned weights, one scale `per_channel` or per tensor, 7 of the 8 bits with `reduce_range`; wide input
-    channels isolated with `outliers` (see outliers.isolate); in fp32 stay the products of `fp32_products`
-    ("feed_forward" outputs, "head" and pooler) and, where False, the `embeddings`.
+    Weights are `signed` or unsigned, with a scale `per_channel` or per tensor. `reduce_range` uses 7 of the 8 bits.
+    `outliers` isolates wide input channels (see outliers.isolate). The matrix products in `fp32_products` stay in fp32:
+    "feed_forward" (the outputs of that part) and "head" (with the pooler). So do the embeddings if `embeddings` is
+    False.
     """
 
     signed: bool = True
@@ -44,9 +45,9 @@ class Int8Settings:
 def int8_settings() -> tuple[Int8Settings, ...]:
     """Return the settings worth trying on this CPU, smallest and fastest first.
 
-    Without VNNI, x86 adds two products of int8 in 16 bits and saturates, so a bit is left free, or the weights are
-    unsigned, for which it takes a slower way. Most of what int8 loses it loses in the feed-forward part, so its outputs
-    are the first to stay in fp32; tools/benchmarks/int8_settings.py measures what each setting is worth.
+    Without VNNI, an x86 CPU adds two int8 products in 16 bits, which may saturate. So either one bit stays free, or the
+    weights are unsigned, which is slower. Most of the loss of int8 is in the feed-forward part, so its outputs are the
+    first to stay in fp32. tools/benchmarks/int8_settings.py measures the effect of each setting.
     """
     capabilities = torch.cpu.get_capabilities()
     vnni = capabilities.get("avx512_vnni", False) or capabilities.get("avx_vnni", False)
@@ -55,16 +56,16 @@ def int8_settings() -> tuple[Int8Settings, ...]:
     return (
         smallest,
         *((Int8Settings(signed=False),) if saturates else ()),
-        replace(smallest, outliers=False),  # moving width into weights is no gain where they have none to spare
+        replace(smallest, outliers=False),  # isolation widens some weights, which may cost more than it gains
         replace(smallest, fp32_products=("feed_forward",)),
         replace(smallest, fp32_products=("feed_forward", "head"), embeddings=False),
     )
 
 
 def quantise(graph: Path, target: Path, settings: Int8Settings, largest: dict[str, np.ndarray]) -> None:
-    """Write the fp32 `graph` with int8 weights of matrix products and, where `settings` say so, embedding tables.
+    """Write the fp32 `graph` with int8 matrix products and, if `settings` say so, int8 embedding tables.
 
-    `largest` is what `outliers.widest` says of the graph.
+    `largest` is what `outliers.widest` returns for the graph.
     """
     fp32 = _products(graph, settings.fp32_products)
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
@@ -75,25 +76,25 @@ def quantise(graph: Path, target: Path, settings: Int8Settings, largest: dict[st
         quantize_dynamic(
             graph,
             target,
-            # The tables are most of a small model's bytes.
+            # Embedding tables are most of a small model's size.
             op_types_to_quantize=["MatMul", "Gemm", *(["Gather"] if settings.embeddings else [])],
             per_channel=settings.per_channel,
             weight_type=QuantType.QInt8 if settings.signed else QuantType.QUInt8,
             reduce_range=settings.reduce_range,
             nodes_to_exclude=fp32,
             use_external_data_format=graph.with_name(f"{graph.name}.data").is_file(),
-            # onnx cannot infer the type behind the attention node, a com.microsoft one.
+            # onnx cannot infer types after the attention node, which belongs to com.microsoft.
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
         )
 
 
 def quantise_openvino(graph: Path, target: Path, batches: Sequence[dict[str, np.ndarray]]) -> None:
-    """Write the fp32 `graph` with int8 weights and activations, whose ranges are taken from `batches` of tokens.
+    """Write the fp32 `graph` with int8 weights and activations; `batches` of tokens give the ranges of activations.
 
-    Raises `DeviceError` where the extra is not installed.
+    Raises `DeviceError` if the extra is not installed.
     """
     openvino, nncf = import_openvino(), import_nncf()
-    with contextlib.redirect_stdout(sys.stderr):  # its progress bars go to stdout, which is for data
+    with contextlib.redirect_stdout(sys.stderr):  # NNCF's progress bars go to stdout, which is for data
         model = nncf.quantize(
             openvino.Core().read_model(graph),
             nncf.Dataset(batches),
@@ -104,8 +105,8 @@ def quantise_openvino(graph: Path, target: Path, batches: Sequence[dict[str, np.
 
 
 def import_nncf() -> Any:
-    """Return the module nncf; raises `DeviceError` where the extra is not installed."""
-    import_openvino()  # with it, NNCF reports nothing to its makers
+    """Return the module nncf; raise `DeviceError` if the extra is not installed."""
+    import_openvino()  # it also turns off NNCF's telemetry
     try:
         import nncf
     except ImportError as error:
@@ -119,7 +120,7 @@ def _products(graph: Path, kinds: Sequence[str]) -> list[str]:
     chosen: list[str] = []
     if "feed_forward" in kinds:
         chosen += [node.name for node, (inputs, outputs) in feed_forward(model) if inputs > outputs]
-    if "head" in kinds:  # of the first token alone, so of two dimensions, and so a Gemm
+    if "head" in kinds:  # the head reads only the first token, so its products have two dimensions and are Gemm nodes
         heads = [node.name for node in model.graph.node if node.op_type == "Gemm"]
-        chosen += [*heads, *(f"{name}_MatMul" for name in heads)]  # the quantiser takes it apart before it looks
+        chosen += [*heads, *(f"{name}_MatMul" for name in heads)]  # the quantizer splits a Gemm first
     return chosen

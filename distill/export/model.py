@@ -1,4 +1,4 @@
-"""A finished model to its exports: each format made, proved on the validation texts, and its proof kept."""
+"""Export a finished model: write each format, prove it on the validation texts, and keep its proof."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ log = logging.getLogger("distill")
 def export_model(
     model: Path | str, splits: Splits, folder: Path, formats: Sequence[str], *, bounds: Bounds, device: Device
 ) -> list[Proof]:
-    """Write `formats` of the classifier `model` to `folder`; return a proof of each, also of those that failed.
+    """Export the classifier `model` to `formats` in `folder`; return a proof of each, also of those that failed.
 
-    The formats answer in the order of the classes of `splits`, whose validation texts prove them. Raises `FolderError`
-    if the model is an export itself.
+    The formats have the class order of `splits` and are proved on its validation texts. Raises `FolderError` if the
+    model is itself an export.
     """
     classifier = load(model, "cpu")
     if not isinstance(classifier.session, TorchSession):
@@ -57,4 +57,4 @@ def export_model(
         ),
         progress=lambda step: log.info("export: %s", step),
     )
-    return keep_proofs(proofs, folder, formats)
+    return keep_proofs(proofs, folder)

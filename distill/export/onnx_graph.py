@@ -1,4 +1,4 @@
-"""A classifier as an ONNX graph whose attention is one node by construction, not left to an optimiser to find."""
+"""Trace a classifier to an ONNX graph in which attention is one node from the start, so no optimizer has to find it."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from distill.models.calibration import temperature_of
 from distill.models.first_token import ARCHITECTURES, first_token_only, last_layer
 from distill.models.loading import normalized_config
 
-OPSET = 20  # the first with Gelu as one node; from 23 attention is one too, which onnxruntime's quantiser breaks
+OPSET = 20  # the first with a Gelu node; from 23 attention is a node too, but onnxruntime's quantizer breaks it
 FUSED_ATTENTION = "MultiHeadAttention"
-LARGEST_FILE = 2_000_000_000  # bytes; protobuf refuses a message of 2 GiB, so larger weights go to a file beside it
+LARGEST_FILE = 2_000_000_000  # bytes; protobuf refuses messages of 2 GiB, so larger weights go to a second file
 
 
 def check_architecture(model_type: str) -> None:
-    """Raise `ModelError` unless `trace` knows how models of this type mask: others have windows, or are causal."""
+    """Raise `ModelError` unless `trace` knows the attention mask of models of this type (not windowed or causal)."""
     if model_type not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ModelError(
             f"{model_type}: not an architecture that distill exports to ONNX or OpenVINO ({known})",
-            hint="--set export.formats=[torch-fp16] leaves those formats out; a student of another model can have them",
+            hint="--set export.formats=[torch-fp16] leaves those formats out; or use a student of another architecture",
         )
 
 
 def trace(model: PreTrainedModel, path: Path) -> None:
     """Write the graph of a classifier: int64 input_ids and attention_mask in, calibrated fp32 logits out, any shape.
 
-    Attention becomes ONNX Runtime's MultiHeadAttention node through the two libraries' extension points, since on
-    transformers 5 no optimiser finds its pattern afterwards (0 of 6 layers fused, in silence). Residual sums stay apart
-    from the LayerNorm after them: on a CPU, one SkipLayerNormalization takes twice as long as the three nodes.
+    The trace writes attention as ONNX Runtime's MultiHeadAttention node, through extension points of transformers and
+    torch, because with transformers 5 no optimizer finds the pattern afterwards (0 of 6 layers fused, without a
+    message). Residual sums are not fused with the LayerNorm after them: on a CPU, one SkipLayerNormalization takes
+    twice as long as the three nodes.
     """
     check_architecture(model.config.model_type)
     generator = DummyTextInputGenerator(
@@ -65,7 +66,7 @@ def trace(model: PreTrainedModel, path: Path) -> None:
         )
         assert program is not None
         graph = program.model
-        # Types and shapes noted inside the graph go stale with later rewrites, and onnxruntime's quantiser trusts them.
+        # Later rewrites make the types and shapes inside the graph wrong, and onnxruntime's quantizer trusts them.
         inner = (value for node in graph.graph for value in node.outputs if value not in graph.graph.outputs)
         for value in (*inner, *graph.graph.initializers.values()):
             value.shape = value.type = None
@@ -75,24 +76,19 @@ def trace(model: PreTrainedModel, path: Path) -> None:
 
 
 def _forget_where_it_was_traced(model: onnx_ir.Model) -> None:
-    """Drop the notes that torch leaves on every node, with its stack and so the paths of this machine."""
+    """Drop torch's notes on every node, which hold stack traces and so the paths of this machine."""
+    noted: list[Any] = [model, *model.graph.initializers.values()]
     for graph in (model.graph, *model.functions.values()):
-        graph.metadata_props.clear()
-        for node in graph.all_nodes():
-            node.metadata_props.clear()
-            for value in node.outputs:
-                value.metadata_props.clear()
-        for value in graph.inputs:
-            value.metadata_props.clear()
-    for value in model.graph.initializers.values():
-        value.metadata_props.clear()
-    model.metadata_props.clear()
+        nodes = list(graph.all_nodes())
+        noted += [graph, *graph.inputs, *nodes, *(value for node in nodes for value in node.outputs)]
+    for part in noted:
+        part.metadata_props.clear()
 
 
 class _LogitsOnly(torch.nn.Module):
-    """The classifier as a function of ids and mask; token types are constant zeros, and so folded into the graph.
+    """The classifier as a function of ids and mask that returns logits; token types are constant zeros in the graph.
 
-    Its logits are calibrated, in fp32 as in TorchSession, so that the graph says what distill says.
+    The logits are calibrated in fp32, as in TorchSession.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -113,7 +109,7 @@ def _attention_node(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as one com.microsoft node; tensors are (batch, heads, tokens, size), the mask (batch, tokens)."""
+    """Trace attention as one com.microsoft node; tensors are (batch, heads, tokens, size), the mask (batch, tokens)."""
     batch, heads, tokens, size = query.shape
     inputs = [tensor.transpose(1, 2).reshape(batch, tensor.shape[2], heads * size) for tensor in (query, key, value)]
     output = torch.onnx.ops.symbolic(
@@ -128,13 +124,13 @@ def _attention_node(
 
 
 def _padding_mask(*_: Any, attention_mask: torch.Tensor, **__: Any) -> torch.Tensor:
-    """The mask as the node wants it: int32, 1 for a token and 0 for padding, shape (batch, tokens)."""
+    """Return the mask that the node needs: int32, 1 for a token and 0 for padding, shape (batch, tokens)."""
     return attention_mask.to(torch.int32)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence exporters that report their own progress and deprecations as warnings."""
+    """Silence the progress and deprecation warnings of exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

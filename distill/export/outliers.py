@@ -1,4 +1,4 @@
-"""The few wide input channels of a graph's feed-forward products, kept from spoiling the int8 of all the others."""
+"""Isolate the few wide input channels of feed-forward products, so that int8 keeps the precision of the others."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
-WIDE_CHANNELS = 4  # of each product's inputs; 16 or 64 were hardly better
-RANGE_TEXTS = 100  # enough to find them: they are the same for every text
-ZERO_AT_ZERO = ("Gelu", "Relu")  # activations that leave a channel of zeros one of zeros
-OWN_ACTIVATION = "_wide_activation"  # how the name of an isolated channels' activation ends
+WIDE_CHANNELS = 4  # for each product; 16 or 64 were hardly better
+RANGE_TEXTS = 100  # enough to find the wide channels, which are the same for every text
+ZERO_AT_ZERO = ("Gelu", "Relu")  # activations that map zero to zero
+OWN_ACTIVATION = "_wide_activation"  # name suffix of the activation of isolated channels
 
 
 def widest(graph: Path, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return the largest magnitude of each channel, fp32 (channels,), of every feed-forward product's input, by name.
+    """Run `graph` on `batches` of tokens; return the largest magnitude of each channel of feed-forward inputs.
 
-    `graph` runs on `batches` of tokens.
+    Keys are the names of the inputs, values are fp32 (channels,).
     """
     model = onnx.load(graph, load_external_data=False)
     names = list(dict.fromkeys(node.input[0] for node, _ in feed_forward(model)))
-    if not names:  # a model whose middle is as wide as the rest
+    if not names:  # the feed-forward middle is as wide as the rest of the model
         return {}
     model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     largest: dict[str, np.ndarray] = {}
-    path = graph.with_name("widest.onnx")  # beside the graph, whose weights may be in a file of their own
+    path = graph.with_name("widest.onnx")  # beside the graph, whose weights may be a second file
     onnx.save(model, path)
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -43,16 +43,18 @@ def widest(graph: Path, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, n
 
 
 def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave: Sequence[str] = ()) -> list[str]:
-    """Write a graph of the same function that loses less as int8; return the nodes of it that must stay fp32.
+    """Write a graph that computes the same but loses less in int8; return the names of its nodes that must stay fp32.
 
-    `largest` is what `widest` found; products named in `leave` stay as they are.
+    `largest` comes from `widest`. Products named in `leave` stay as they are.
 
-    A tensor's activations share one int8 scale, so one channel ten times as wide costs all others three bits. BERTs
-    have such channels, the same for every text (Bondarenko et al. 2021). What a LayerNorm made is divided by how much
-    wider than the next it is, and the weights multiplied by that (SmoothQuant, Xiao et al. 2023): it costs next to no
-    time. What an activation made is so wide that the weights would lose more than is won: there the widest channels are
-    computed on their own, from the layer's input to its output, in fp32 (after LLM.int8(), Dettmers et al. 2022), and
-    the great products see zeros in their place: masking would read and write the whole middle.
+    All activations of a tensor share one int8 scale, so one channel that is ten times as wide costs the others three
+    bits. BERT models have such channels, the same ones for every text (Bondarenko et al. 2021). There are two remedies:
+
+    - The output of a LayerNorm: wide channels are divided by a factor, and the weights after them multiplied by it
+      (SmoothQuant, Xiao et al. 2023). This takes almost no time.
+    - The output of an activation is too wide for that, because the weights would lose more. The widest channels are
+      computed separately in fp32, from the layer's input to its output (as in LLM.int8(), Dettmers et al. 2022). The
+      large products have zero weights for them, because a mask would read and write the whole tensor.
     """
     model = onnx.load(graph)
     weights = {weight.name: weight for weight in model.graph.initializer}
@@ -114,7 +116,7 @@ def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave:
 
 
 class Middle(NamedTuple):
-    """The middle of a feed-forward part: the products before and after it, between them a bias' sum and activation."""
+    """A feed-forward part: the widening product, the sum with its bias, the activation and the narrowing product."""
 
     widen: onnx.NodeProto
     biased: onnx.NodeProto
@@ -128,9 +130,9 @@ class Middle(NamedTuple):
 
 
 def _middles(model: onnx.ModelProto) -> Iterator[Middle]:
-    """Yield each widening product, bias, activation and narrowing product that follow one another and feed no other.
+    """Yield each chain of widening product, bias, activation and narrowing product whose results have no other use.
 
-    The bias itself may be shared: a tracer keeps equal constants, such as those of a new model, once.
+    The bias itself may be shared, because a tracer stores equal constants, such as those of a new model, only once.
     """
     products = {node.name for node, _ in feed_forward(model)}
     constants = {weight.name for weight in model.graph.initializer}
@@ -151,7 +153,7 @@ def _middles(model: onnx.ModelProto) -> Iterator[Middle]:
 
 
 def feed_forward(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, tuple[int, int]]]:
-    """Yield the two products of each layer's feed-forward part, and whatever else widens or narrows: node and shape."""
+    """Yield node and weight shape of each product that widens or narrows, such as the two of a feed-forward part."""
     shapes = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
     for node in model.graph.node:
         shape = shapes.get(node.input[1], ()) if node.op_type == "MatMul" else ()

@@ -1,4 +1,4 @@
-"""What an exported format costs against the model it came from, on real texts, and whether that is within bounds."""
+"""Prove an exported format: compare it with its model on real texts, and check that the loss is within bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distill.models.calibration import expected_calibration_error
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much accuracy a format may lose and on what share of the texts it must agree, both as fractions."""
+    """The accuracy that a format may lose, and the share of the texts on which it must agree, both as fractions."""
 
     max_accuracy_drop: float
     min_agreement: float
@@ -24,11 +24,11 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Proof:
-    """A format's figures on the validation texts; None where its logits were not finite.
+    """A format's figures on the validation texts; they are None if its logits were not finite.
 
-    `per_class` has of each class the examples and, on them, the accuracy and the agreement. `settings` are those that
-    the format was written with, `tried` those that were given up for them, with the reason; `flipped` counts the texts
-    whose label changed. `texts_per_second` is how fast it answered on `device`, None where that is not what it is for.
+    `per_class` has the number of texts of each class, and accuracy and agreement on them. `settings` are those of the
+    format, and `tried` holds earlier settings that failed, with the reason. `flipped` counts the texts whose label
+    changed. `texts_per_second` is the speed on `device`, or None if the format is not meant for that device.
     """
 
     format: str
@@ -69,9 +69,9 @@ def prove(
     unfused: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Proof:
-    """Return the proof of a format that gave `logits` where the model gave `reference`, both (texts, classes).
+    """Return the proof of a format that gave `logits`; the model gave `reference`; both are (texts, classes).
 
-    `fusion` is the receipt of its graph and `unfused` what that lacks, a failure in itself (see fusion.shortfall).
+    `fusion` is the receipt of its graph. `unfused` says what that lacks (see fusion.shortfall) and fails the proof.
     """
     shared: dict[str, Any] = {
         "format": format, "size_bytes": size_bytes, "device": device, "texts_per_second": texts_per_second,
@@ -89,7 +89,7 @@ def prove(
     is_constant = len(found) == 1 and len(np.unique(wanted)) > 1
     if is_constant:
         reasons.append(f"answers {label_names[found[0]]} for every one of {len(labels)} texts")
-    if drop > bounds.max_accuracy_drop + 1e-9:  # whatever the subtraction rounds to, the bound itself is allowed
+    if drop > bounds.max_accuracy_drop + 1e-9:  # the bound itself is allowed, however the subtraction rounds
         reasons.append(
             f"validation accuracy falls by {drop:.4f}, more than export.max_accuracy_drop {bounds.max_accuracy_drop}"
         )
@@ -98,7 +98,7 @@ def prove(
             f"agrees with the model on {agreed:.4f} of the validation texts, less than export.min_agreement "
             f"{bounds.min_agreement}"
         )
-    if not is_constant:  # which says the same of every other class
+    if not is_constant:  # else every other class would be reported too
         reasons.extend(_lost_classes(labels, wanted, gold_labels, label_names))
     return Proof(
         passed=not reasons,
@@ -122,9 +122,9 @@ def flips(
     gold_labels: np.ndarray,
     label_names: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield each text whose label changed, the surest change first: its gold label, both labels, both probabilities.
+    """Yield each text whose label changed, with all its labels and probabilities; the largest change comes first.
 
-    Texts whose logits are not finite have no label, and are left out.
+    Texts whose logits are not finite have no label and are left out.
     """
     finite = np.isfinite(logits).all(axis=1, keepdims=True)
     before, after = softmax(reference, axis=1), softmax(np.where(finite, logits, reference), axis=1)
@@ -143,15 +143,15 @@ def flips(
 def _lost_classes(
     labels: np.ndarray, wanted: np.ndarray, gold_labels: np.ndarray, label_names: Sequence[str]
 ) -> Iterator[str]:
-    """Yield what is wrong for each class of which the model had texts right and the format has none.
+    """Yield a reason for each class in which the model has correct texts and the format has none.
 
-    A rare class can be lost whole while accuracy and agreement stay within their bounds.
+    A format can lose a rare class completely while accuracy and agreement stay within their bounds.
     """
     for index, name in enumerate(label_names):
         rows = gold_labels == index
         had = int((wanted[rows] == index).sum())
         if had and not (labels[rows] == index).any():
-            yield f"has none of {rows.sum()} texts of class {name} right, of which the model has {had}"
+            yield f"gets 0 of {rows.sum()} texts of class {name} right, the model {had}"
 
 
 def _per_class(

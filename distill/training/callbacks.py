@@ -1,4 +1,4 @@
-"""What watches a training from outside: its line on the screen, its log on disk, and the signals that stop it."""
+"""Callbacks of the Trainer: the progress line, the log file, checkpoints, divergence, and stopping on a signal."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "m
 
 
 class ProgressLine(TrainerCallback):
-    """One line on stderr: steps, rate, time left, loss and `figures`; above it a table with a row for each evaluation.
+    """Shows a line on stderr with steps, rate, time left, loss and `figures`, and above it a row for each evaluation.
 
-    `figures` is asked when a loss is logged, not at every step: reading a counter on a GPU waits for it.
+    `figures` is called when a loss is logged, not at every step, because reading a counter on a GPU waits for the GPU.
     """
 
     def __init__(self, title: str, figures: Callable[[], Mapping[str, str]] = dict):
@@ -48,19 +48,19 @@ class ProgressLine(TrainerCallback):
         self.is_begun = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Open the line."""
+        """Open the line, on rank 0."""
         if state.is_world_process_zero:
             self.line = progress_line(self.title, state.max_steps, "step", initial=state.global_step, keep=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move on by a step."""
+        """Move the line on to the step."""
         if self.line is not None:
             self.line.update(state.global_step - self.line.n)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        """Show the loss, or what an evaluation found."""
+        """Show the loss, or the figures of an evaluation."""
         if self.line is None:
             return
         if "loss" in logs:
@@ -70,12 +70,12 @@ class ProgressLine(TrainerCallback):
             if not self.is_begun:
                 self._write_row(TABLE)
             found = [f"{logs[f'eval_{name}']:.4f}" for name in ("log_loss", "accuracy", "macro_f1")]
-            loss = f"{mean(self.losses):.4f}" if self.losses else "-"  # since the evaluation before
+            loss = f"{mean(self.losses):.4f}" if self.losses else "-"  # since the last evaluation
             self._write_row([f"{logs['epoch']:.2f}", str(state.global_step), loss, *found])
             self.is_begun, self.losses = True, []
 
     def close(self) -> None:
-        """Leave the line as it is, however training ended; what is said next stands on a line of its own."""
+        """End the line, however training ended, so that later output starts on a new line."""
         if self.line is not None:
             self.line.close()
 
@@ -86,71 +86,72 @@ class ProgressLine(TrainerCallback):
 
 
 class StopOnDivergence(TrainerCallback):
-    """Stops a training whose loss or weights are no longer numbers: nothing comes of it but broken checkpoints."""
+    """Stops a training whose loss or weights are not finite, so that no broken checkpoint is sealed."""
 
-    def __init__(self, folder: RunFolder, title: str):
+    def __init__(self, folder: RunFolder, stage: str):
         self.folder = folder
-        self.title = title
+        self.stage = stage
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        """Look at the training loss, which is the mean since the log before."""
+        """Check the training loss, the mean since the last log entry."""
         if "loss" in logs and not math.isfinite(logs["loss"]):
             self.stop(f"the training loss is {logs['loss']}", args, state)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """Look at the weights of the checkpoint, before it is sealed as whole."""
+        """Check the weights of a checkpoint before it is sealed."""
         if not all(map(_is_finite, model.parameters())):
             self.stop("weights are not finite", args, state)
 
-    on_train_end = on_save  # where nothing was logged, evaluated or saved since
+    on_train_end = on_save  # for steps after the last log entry and checkpoint
 
     def stop(self, problem: str, args: TrainingArguments, state: TrainerState) -> NoReturn:
-        """Raise `TrainingError`, with the step, the last good checkpoint and what to change."""
+        """Raise `TrainingError` with the step, the last good checkpoint and what to change."""
         last = self.folder.last_checkpoint()
         kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         raise TrainingError(
             f"training diverged: {problem} at step {state.global_step}; {kept}",
-            hint=f"--output ANOTHER --set {self.title}.training.learning_rate=LOWER (it is {args.learning_rate:g}); "
+            hint=f"--output ANOTHER --set {self.stage}.training.learning_rate=LOWER (it is {args.learning_rate:g}); "
             "more warmup_steps or a smaller max_grad_norm help too",
         )
 
 
 def _is_finite(parameter: torch.nn.Parameter) -> bool:
     found = parameter.isfinite().all()
-    # Of a shard the answer is this rank's own, and the others must stop with it.
+    # Each rank sees only its own shard, but all ranks must stop together.
     return bool(found.full_tensor() if isinstance(found, DTensor) else found)
 
 
 class LogFile(TrainerCallback):
-    """Keeps metrics.jsonl equal to the Trainer's own log, which survives a resume."""
+    """Keeps metrics.jsonl equal to the Trainer's own log history, which survives a resume."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Rewrite the file: a few hundred lines at most, and never half of one."""
-        if state.is_world_process_zero:  # sorted, as entries come back from a checkpoint
+        """Rewrite the whole file, so that it never ends in half a line."""
+        if state.is_world_process_zero:  # keys are sorted, because a checkpoint returns them so
             write_text(self.path, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in state.log_history))
 
 
 class KeepTotals(TrainerCallback):
-    """Keeps in each checkpoint what Trainer's lacks (see ClassificationTrainer.totals), of every rank.
+    """Adds to each checkpoint the totals of every rank, which Trainer does not save (see ClassificationTrainer.totals).
 
-    A run that goes on from one ends with the log and the figures of the run that nobody stopped. If the checkpoint was
-    that of the last step, nothing is trained on.
+    With them, a resumed run ends with the log and the figures of an uninterrupted one. A run that resumes from the
+    checkpoint of the last step trains no further.
     """
+
+    trainer: ClassificationTrainer  # set once it is made, since it is made with this callback
 
     def __init__(self, resumed: Path | None):
         self.resumed = resumed
-        self.trainer: ClassificationTrainer | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Go on from the totals of the checkpoint."""
-        if self.resumed is None or self.trainer is None:
+        """Continue from the totals of the checkpoint."""
+        if self.resumed is None:
             return
         kept = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
         control.should_training_stop = bool(kept.get("should_training_stop"))
@@ -162,18 +163,16 @@ class KeepTotals(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Write the totals into the checkpoint that Trainer has just written."""
-        if self.trainer is None:
-            return
         totals = gather_object([self.trainer.totals()])
         if state.is_world_process_zero:
             write_json(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / TOTALS, totals)
 
 
 class SealCheckpoints(TrainerCallback):
-    """Seals each checkpoint once it is written, and only then deletes the ones that are beyond `limit`.
+    """Seals each checkpoint once it is written, and only then deletes the oldest ones beyond `limit`.
 
-    Trainer itself deletes before: killed in between, a run would have lost the old one and not got the new one. Which
-    are the old ones is told by their steps: a clock may be set back.
+    Trainer would delete before the new one is sealed, and a run that is killed in between would keep neither.
+    Checkpoints are ordered by step, not by time, because a clock may be set back.
     """
 
     def __init__(self, limit: int | None, folder: RunFolder, resumed: Path | None = None):
@@ -183,9 +182,9 @@ class SealCheckpoints(TrainerCallback):
         self.is_due = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Put away what this training does not go on from, and find the best checkpoint in this folder.
+        """Put away the checkpoints beyond the step that training starts from, and find the best one in this folder.
 
-        Trainer drops the best one if the run was moved since it was written.
+        Trainer looks for the best one under its old path, and drops it if the run folder was moved.
         """
         if state.is_world_process_zero:
             self.folder.put_away_checkpoints(beyond=state.global_step)
@@ -194,29 +193,29 @@ class SealCheckpoints(TrainerCallback):
             state.best_model_checkpoint = str(Path(args.output_dir or ".") / best.name)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Put off the checkpoint of an epoch's last step until the epoch is evaluated and logged.
+        """Delay the checkpoint of an epoch's last step until the epoch is evaluated and logged.
 
-        A run that went on from one made before would have neither.
+        A run that resumed from an earlier checkpoint would miss the evaluation and the log entry.
         """
         is_last = float(state.epoch or 0).is_integer() or control.should_training_stop
         if control.should_save and is_last and "epoch" in (args.eval_strategy, args.logging_strategy):
             control.should_save, self.is_due = False, True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for the checkpoint that was put off."""
+        """Ask for the delayed checkpoint."""
         if self.is_due:
             control.should_save, self.is_due = True, False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal the checkpoint that Trainer has just written."""
-        PartialState().wait_for_everyone()  # each rank writes its own random state
+        PartialState().wait_for_everyone()  # each rank writes its random state into the checkpoint
         if state.is_world_process_zero:
             self.folder.seal_checkpoint(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}")
-            # The folder as Trainer names it: the best one is known from the others by its whole path.
+            # Trainer's own name of the folder: the best checkpoint is recognized by its whole path.
             rotate_checkpoints(args.output_dir or ".", self.limit, state.best_model_checkpoint)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Of one checkpoint to keep, that is the best, where training went on from it to others."""
+        """Keep only the best checkpoint if the limit is one; Trainer would also keep the last."""
         if state.is_world_process_zero and self.limit == 1 and state.best_model_checkpoint:
             for path in Path(args.output_dir or ".").glob("checkpoint-*"):
                 if path != Path(state.best_model_checkpoint):
@@ -224,24 +223,25 @@ class SealCheckpoints(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first SIGINT, SIGTERM or SIGHUP into a checkpoint after the step and `Interrupted`; a second stops it.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a checkpoint after the step and `Interrupted`; a second one kills.
 
-    Several ranks, which a signal reaches at different steps or one of them alone, stop at the same step, one later.
+    A signal may reach several ranks at different steps, or only one of them. All ranks stop at the same step, one step
+    later.
     """
 
     def __init__(self, trainer: Trainer):
         self.signal_number: int | None = None
         self.agreed: int | None = None
         self.is_alone = trainer.args.world_size == 1
-        # Its own group, over gloo: an answer on a GPU could not be read without waiting for the step that runs there.
+        # A group of its own over gloo: to read a result on a GPU would wait for the step that runs there.
         self.group = None if self.is_alone else distributed.new_group(backend="gloo")
-        self.asked: tuple[distributed.Work | None, torch.Tensor] | None = None
+        self.asked: Any = None  # the running exchange with the other ranks, and its result
         self.previous: dict[int, Any] = {}
         trainer.add_callback(self)
 
     def __enter__(self) -> StopOnSignal:
-        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
-            # Who is told to ignore one (nohup) goes on ignoring it.
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only here
+            # A signal that the process ignores (nohup) stays ignored.
             wanted = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
             self.previous = {number: signal.signal(number, self._note) for number in wanted}
         return self
@@ -259,7 +259,7 @@ class StopOnSignal(TrainerCallback):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a checkpoint once a signal has come; at the end of an epoch its evaluation comes first."""
+        """Ask for a checkpoint once a signal has come; at the end of an epoch, the evaluation comes first."""
         self._agree()
         if self.agreed is not None and not float(state.epoch or 0).is_integer():
             control.should_save = True
@@ -272,17 +272,16 @@ class StopOnSignal(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop, now that the checkpoint is there."""
         if self.agreed is not None:
-            PartialState().wait_for_everyone()  # a launcher ends all ranks with the first, and one is still writing
+            PartialState().wait_for_everyone()  # a launcher kills all ranks once one ends, and one may be writing
             raise Interrupted(self.agreed, f"stopped at step {state.global_step}; --resume goes on from there")
 
     def _agree(self) -> None:
-        """Learn which signal any rank had got by the step before; that answer is there, so nobody waits for it."""
+        """Read which signal any rank had by the last step, and ask for this step; so no rank waits for the answer."""
         if self.is_alone:
             return
         if self.asked is not None:
             work, answer = self.asked
-            if work is not None:
-                work.wait()
+            work.wait()
             self.agreed = int(answer) or None
         number = torch.tensor(self.signal_number or 0)
         self.asked = distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self.group, async_op=True), number

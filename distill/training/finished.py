@@ -1,4 +1,4 @@
-"""A finished run: whether it is the one that is asked for, so that it need not be made again."""
+"""Check whether a finished run was made from the same recipe, data and teachers, so that it can be kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distill.recipe.schema import Recipe, Stage, as_settled, differences, with_a
 from distill.storage.checksums import ANSWERING, check_whole
 from distill.storage.run_folder import RunFolder
 from distill.training.origin import base_fingerprint
-from distill.training.run import Role, shared_splits
+from distill.training.run import Role, shared_splits, stage_of
 
 log = logging.getLogger("distill")
 
@@ -24,10 +24,10 @@ log = logging.getLogger("distill")
 def already_finished(
     folder: RunFolder, recipe: Recipe, role: Role, teachers: Sequence[str] = (), *, student: RunFolder | None = None
 ) -> bool:
-    """Say whether the run to resume in `folder` has finished, with this recipe, these teachers and these texts.
+    """Say whether the run to resume in `folder` has finished with this recipe, these teachers and these texts.
 
-    Raises `FolderError`, which names what differs, if it finished with others, or as another `role` than this one.
-    `student` is whom a control belongs to.
+    Raises `FolderError` with the differences if it finished with others, or if it has another `role`. `student` is the
+    run that a control is compared with.
     """
     folder.settle()
     if not folder.is_finished or folder.is_being_replaced:
@@ -48,10 +48,10 @@ def finished_with(
     *,
     student: RunFolder | None = None,
 ) -> bool:
-    """Say that a finished run had the same data, stages and teachers; raise if not, rather than mix two runs.
+    """Return True if a finished run had the same data, settings and teachers, else raise `FolderError`.
 
-    `data` gives the fingerprints of the recipe's splits as they are now. `student` is whom a control belongs to, by
-    default the run beside it.
+    `data` returns the current fingerprints of the recipe's splits. `student` is the run that a control is compared
+    with, by default the one beside it.
     """
     found, manifest = load_recipe(folder.recipe), folder.read_manifest()
     wanted = as_settled(with_absolute_paths(recipe), found)
@@ -59,7 +59,7 @@ def finished_with(
     check_whole(folder.path, folder.sealed)
     for path in map(Path, teachers if role == "student" else ()):
         check_whole(path, ANSWERING)
-    for section in ("data", "teacher") if role == "teacher" else ("data", "student"):
+    for section in ("data", stage_of(role)):
         differing = differences(*(_what_matters(getattr(one, section)) for one in (wanted, found)))
         if differing:
             problem = f"{folder.path}: finished with another recipe"
@@ -67,37 +67,31 @@ def finished_with(
                 *(f"{problem}: {section}.{key}: {values}" for key, values in differing.items()),
                 hint="--overwrite to redo it, or --output for another folder",
             )
-    there = manifest["data"]
-    changed = [split for split, digest in data().items() if there.get(split) != digest]
+    changed = [split for split, digest in data().items() if manifest["data"].get(split) != digest]
     if changed:
         raise FolderError(
             *(f"{folder.path}: finished with other data: texts or labels of {split} have changed" for split in changed),
             hint="--overwrite to redo it, or --output for another folder",
         )
-    stage = "teacher" if role == "teacher" else "student"
-    if (key := f"{stage}.model") in folder.origin:
-        settings = getattr(wanted, stage)
-        # A finished run does without it; if it is gone, or on the Hub, it is not asked for.
+    if (key := f"{stage_of(role)}.model") in folder.origin:
+        settings = getattr(wanted, stage_of(role))
+        # A finished run no longer needs its base model, so one on the Hub, deleted or damaged is not checked.
         if Path(base := settings.model).is_dir():
-            found = folder.origin[key]
-            with contextlib.suppress(ModelError):  # not whole any more
-                found = base_fingerprint(base, load_tokenizer(base), pretrained=getattr(settings, "pretrained", True))
-            if found != folder.origin[key]:
+            current = folder.origin[key]
+            with contextlib.suppress(ModelError):
+                current = base_fingerprint(base, load_tokenizer(base), pretrained=getattr(settings, "pretrained", True))
+            if current != folder.origin[key]:
                 problem = f"{folder.path}: began with another {key}: {base} has changed since"
                 raise FolderError(problem, hint="--overwrite to redo it")
     if role == "student" and list(parents["teachers"].values()) != [weights_fingerprint(name) for name in teachers]:
         raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
-    if role == "control" and parents["student_weights"] != _weights_in(
-        student.path if student else folder.path.parent / "student"
-    ):
-        raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
+    if role == "control":
+        student = student or RunFolder(folder.path.parent / "student")
+        if parents["student_weights"] != student.read_manifest()["weights"]:
+            raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
     return True
 
 
 def _what_matters(section: Any) -> Any:
-    """A section without what changes nothing in the run itself: where it went, and whether a control follows it."""
+    """The section without the keys that do not change the run itself: its folder, and whether a control follows."""
     return section.model_copy(update={"output": "", "control": False}) if isinstance(section, Stage) else section
-
-
-def _weights_in(folder: Path) -> str:
-    return RunFolder(folder).read_manifest()["weights"]

@@ -1,4 +1,4 @@
-"""A training from its arguments to its figures: what a Trainer is made with, is watched by and leaves."""
+"""The training loop: make a Trainer with its callbacks, run it, and return the figures of the training."""
 
 from __future__ import annotations
 
@@ -20,17 +20,11 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.integrations.integration_utils import (
-    TensorBoardCallback,
-)
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from distill.errors import FolderError, Interrupted, TrainingError, one_line
-from distill.machine.devices import (
-    Device,
-    GpuWatch,
-    peak_memory_bytes,
-)
+from distill.machine.devices import Device, GpuWatch, peak_memory_bytes
 from distill.machine.ranks import rank
 from distill.measuring.metrics import ClassificationMetrics
 from distill.measuring.training_log import early_stop, warnings_of
@@ -50,8 +44,8 @@ from distill.training.throughput import Throughput, forward_flops, peak_flops
 from distill.training.trainer import ClassificationTrainer
 
 Made = TypeVar("Made", bound=ClassificationTrainer)
-LONG_SECONDS = 10.0  # of training, before whose end other work on the machine may have come or gone
-_peak_once = functools.cache(peak_flops)  # a search begins many trainings
+LONG_SECONDS = 10.0  # in a longer training, other work on the machine may have begun or ended meanwhile
+_peak_once = functools.cache(peak_flops)  # a sweep trains many times
 
 
 def make_trainer(
@@ -64,16 +58,16 @@ def make_trainer(
     *,
     padding: str,
     max_tokens: int,
-    title: str,
+    stage: str,
     callbacks: Sequence[TrainerCallback] = (),
     model: PreTrainedModel | None = None,
     model_init: Callable[[Any], PreTrainedModel] | None = None,
 ) -> Made:
-    """Return a Trainer that is judged on validation and stops where losses, logits or weights are not numbers.
+    """Return a Trainer that evaluates on validation and stops if losses, logits or weights are not finite.
 
-    It trains `model`, or what `model_init` makes of a trial.
+    It trains `model`, or the model that `model_init` returns for a trial of a sweep.
     """
-    divergence = StopOnDivergence(folder, title)
+    divergence = StopOnDivergence(folder, stage)
 
     def validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
         logits = np.asarray(prediction.predictions)
@@ -84,7 +78,7 @@ def make_trainer(
     trainer = trainer_class(
         args=arguments,
         train_dataset=train_rows,
-        eval_dataset=validation_rows.sort("length"),  # neighbours of like length need little padding
+        eval_dataset=validation_rows.sort("length"),  # texts of similar length need little padding
         processing_class=tokenizer,
         data_collator=Collator(
             tokenizer, padding, max_tokens, _micro_batch_tokens(arguments, padding, tokenizer.padding_side)
@@ -99,8 +93,8 @@ def make_trainer(
 
 
 def _micro_batch_tokens(arguments: TrainingArguments, padding: str, side: str) -> int | None:
-    # With max_length a user wants batches of one shape. Padding on the left cannot be cut (see micro_batches_of). Ranks
-    # with shards gather each layer together, so all need the same number of parts. DataParallel cuts batches itself.
+    # "max_length" asks for batches of one shape. Padding on the left cannot be cut (see micro_batches_of). Ranks with
+    # shards gather each layer together, so all need the same number of parts. DataParallel cuts batches itself.
     if padding == "max_length" or side != "right" or arguments.fsdp or arguments.n_gpu > 1:
         return None
     if any(word in arguments.optim for word in ("layerwise", "lomo")):  # they take a step in each backward pass
@@ -109,14 +103,14 @@ def _micro_batch_tokens(arguments: TrainingArguments, padding: str, side: str) -
 
 
 def watch(trainer: ClassificationTrainer, title: str) -> ProgressLine:
-    """Return a line on stderr that the Trainer will move; whoever runs it closes the line."""
+    """Give the Trainer a progress line on stderr and return it; the caller closes it."""
     line = ProgressLine(title, lambda: trainer.throughput.shown())
     trainer.add_callback(line)
     return line
 
 
 def throughput_of(model: PreTrainedModel, trainer: ClassificationTrainer, device: Device) -> Throughput:
-    """Return a count of what `trainer` will do with `model`, from none, with what that costs and the device can do."""
+    """Return a counter for the training of `model`, with the operations of a text and the peak of the device."""
     return Throughput(device, forward_flops(model, first_token=_narrows(trainer)), _peak(trainer, device, _peak_once))
 
 
@@ -125,18 +119,18 @@ def _peak(
 ) -> float:
     arguments = trainer.args
     dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
-    return measure(device, dtype) * max(1, arguments.n_gpu)  # DataParallel computes on several
+    return measure(device, dtype) * max(1, arguments.n_gpu)  # DataParallel uses several GPUs
 
 
 @contextlib.contextmanager
 def narrowed(trainer: ClassificationTrainer, layer: LastLayer | None) -> Iterator[None]:
-    """Within the block, the model's last layer works on the first token alone, where nothing reads the others."""
+    """Within the block, the model's last layer computes only the first token, if nothing reads the other tokens."""
     with first_token_only(layer if _narrows(trainer) else None):
         yield
 
 
 def _narrows(trainer: ClassificationTrainer) -> bool:
-    # DataParallel, which Trainer takes for several GPUs in one process, copies what this changes to other devices.
+    # With several GPUs in one process Trainer uses DataParallel, which would copy the changed layer to other devices.
     return not trainer.reads_all_tokens and trainer.args.n_gpu <= 1
 
 
@@ -156,20 +150,20 @@ def train(
     checkpoint: Path | None,
     title: str,
 ) -> dict[str, Any]:
-    """Train `model` in place, ending with the checkpoint that did best on validation; return the training figures.
+    """Train `model` in place, load the checkpoint that is best on validation, and return the training figures.
 
-    Rows are tokenised (see tokens.tokenise). Checkpoints and the log go to `folder`; `checkpoint` is one to go on
-    from, whose times and counts are added to. Raises `Interrupted` on SIGINT or SIGTERM, after the running
-    step and a checkpoint, and `TrainingError` where the loss diverges.
+    Rows are tokenized (see tokens.tokenise). Checkpoints and the log go to `folder`. Training resumes from
+    `checkpoint`, if there is one, and the figures include the time before it. Raises `Interrupted` on SIGINT or
+    SIGTERM, after the current step and a checkpoint, and `TrainingError` if the loss diverges.
     """
-    callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log)]
-    kept, arguments.save_total_limit = arguments.save_total_limit, None
+    stage = "teacher" if title == "teacher" else "student"  # whose settings a control uses
+    limit, arguments.save_total_limit = arguments.save_total_limit, None  # SealCheckpoints deletes in Trainer's place
     totals = KeepTotals(checkpoint)
-    callbacks += [totals, SealCheckpoints(kept, folder, checkpoint)]
+    callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log), totals, SealCheckpoints(limit, folder, checkpoint)]
     layer = last_layer(model)
     if layer is not None and arguments.ddp_find_unused_parameters is None:
-        arguments.ddp_find_unused_parameters = False  # these architectures use them all; looking costs time
-    trackers = list(arguments.report_to or ())  # transformers makes a list of whatever was given
+        arguments.ddp_find_unused_parameters = False  # these architectures use all; the search costs time
+    trackers = list(arguments.report_to or ())  # transformers has made it a list
     arguments.report_to = [name for name in trackers if name != "tensorboard"]
     if "tensorboard" in trackers and rank() == 0:
         from torch.utils.tensorboard import SummaryWriter
@@ -179,7 +173,7 @@ def train(
         callbacks.append(EarlyStoppingCallback(early_stopping_patience))
     trainer = make_trainer(
         trainer_class, tokenizer, train_rows, validation_rows, arguments, folder, padding=padding,
-        max_tokens=max_tokens, title=title, callbacks=callbacks, model=model,
+        max_tokens=max_tokens, stage=stage, callbacks=callbacks, model=model,
     )  # fmt: skip
     trainer.throughput = throughput_of(model, trainer, device)
     totals.trainer = trainer
@@ -193,27 +187,26 @@ def train(
             raise
         if stop.signal_number is None:
             problem = f"at step {trainer.state.global_step} a worker of the loader was killed: {one_line(error)}"
-            stage = "teacher" if title == "teacher" else "student"
             hint = f"is there enough memory? --resume --set {stage}.training.dataloader_num_workers=0"
             raise TrainingError(problem, hint=hint) from None
-        # A worker that was just being started had no time to leave the signal to us.
+        # The signal also killed a worker that was still starting, and so did not ignore signals yet.
         where = f"stopped at step {trainer.state.global_step}, and the loader's workers with it"
         raise Interrupted(stop.signal_number, f"{where}; --resume goes on from the last checkpoint") from None
-    except pickle.UnpicklingError as error:  # torch reads optimizer and random state as tensors alone
+    except pickle.UnpicklingError as error:  # torch loads optimizer and random state with weights_only
         if checkpoint is None:
             raise
         problem = f"{checkpoint}: holds more than tensors, and was not run"
         raise FolderError(problem, hint="delete it and --resume, or --overwrite to restart") from error
     finally:
         line.close()
-    arguments.save_total_limit = kept
+    arguments.save_total_limit = limit
     seconds = trainer.throughput.earlier + result.metrics["train_runtime"]
     if seconds > LONG_SECONDS:
         trainer.throughput.peak = max(trainer.throughput.peak, _peak(trainer, device))
     counts = torch.tensor(trainer.throughput.counts(), device=arguments.device)
     total = trainer.accelerator.reduce(counts, "sum").tolist()
     best = Path(found).name if (found := trainer.state.best_model_checkpoint) else None
-    kept = best if arguments.load_best_model_at_end else None
+    selected = best if arguments.load_best_model_at_end else None
     return {
         "seconds": seconds,
         **trainer.throughput.figures(seconds, total, arguments.world_size),
@@ -225,7 +218,7 @@ def train(
         "best_checkpoint": best,
         "selected_by": arguments.metric_for_best_model,
         "selected_at": trainer.state.best_metric,
-        "stopped_early": early_stop(trainer.state.global_step, trainer.state.max_steps, trainer.state.epoch, kept),
+        "stopped_early": early_stop(trainer.state.global_step, trainer.state.max_steps, trainer.state.epoch, selected),
         "warnings": warnings_of(trainer.state.log_history, loss_is_scheduled=trainer.loss_is_scheduled),
         **trainer.finish(),
     }

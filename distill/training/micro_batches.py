@@ -1,4 +1,4 @@
-"""A batch cut into micro-batches of texts of similar length, so that little of what is computed is padding."""
+"""Cut a batch into micro-batches of texts of similar length, so that little padding is computed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from distill.inference.classifier import pack
 from distill.machine.devices import Device
 
 # Tokens in a micro-batch, padding included. On a CPU a single long text keeps all cores busy (docs/results.md). A GPU
-# wants more at once; how much more has not been measured.
+# needs more at once; how much more has not been measured.
 MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 512, "cuda": 8_192}
 TOKENS = ("input_ids", "attention_mask")
-MICRO_BATCHES = "micro_batches"  # in a batch: of each the number of its texts and the length of the longest
+MICRO_BATCHES = "micro_batches"  # key in a batch: for each micro-batch, its number of texts and longest length
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows of token ids to padded batches; `padding` is "longest" (of the batch) or "max_length" (max_tokens).
+    """Makes padded batches of rows of token ids; `padding` is "longest" (of the batch) or "max_length" (max_tokens).
 
-    With `micro_batch_tokens` the rows are sorted by length, the longest first, and the batch says under
-    `MICRO_BATCHES` where to cut it (see `micro_batches_of`).
+    With `micro_batch_tokens` the rows are sorted by length, the longest first, and the key `MICRO_BATCHES` of the batch
+    says where to cut it (see `micro_batches_of`).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -49,10 +49,11 @@ class Collator:
 
 
 def micro_batches_of(batch: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
-    """Return a `Collator`'s batch in micro-batches, each cut to its longest text; the whole batch if it is not cut.
+    """Return the micro-batches of a `Collator`'s batch, each cut to its longest text.
 
-    Losses and gradients, summed over the micro-batches, are those of the batch, except for rounding and dropout.
-    The padding must be on the right: to cut it on the left would move each text to other positions.
+    A batch without cuts comes back as one micro-batch.
+    Losses and gradients, summed over the micro-batches, equal those of the batch, except for rounding and dropout.
+    The padding must be on the right: cutting it on the left would move each text to other positions.
     """
     tensors = {name: value for name, value in batch.items() if name != MICRO_BATCHES}
     micro_batches, start = [], 0

@@ -1,4 +1,4 @@
-"""A model and its rows to a finished run folder: trained, calibrated on validation, judged on test once."""
+"""Train a model into a finished run folder: train it, calibrate it on validation, evaluate it once on test."""
 
 from __future__ import annotations
 
@@ -35,13 +35,7 @@ from distill.storage.files import write_json, write_text
 from distill.storage.lock import hold
 from distill.storage.predictions import write_predictions
 from distill.storage.run_folder import RunFolder
-from distill.training.arguments import (
-    check_shared_memory,
-    check_steps,
-    in_fp32,
-    settle_precision,
-    training_arguments,
-)
+from distill.training.arguments import check_shared_memory, check_steps, in_fp32, settle_precision, training_arguments
 from distill.training.loop import train
 from distill.training.origin import repeatable
 from distill.training.shards import name_units, whole
@@ -54,39 +48,39 @@ Role = Literal["teacher", "student", "control"]
 
 
 def shared_splits(recipe: Recipe) -> Splits:
-    """Return `read_splits` to every rank; on each machine the first reads first, and the others find its cache."""
+    """Return `read_splits` on every rank; on each machine one rank reads first, and the others find its cache."""
     with PartialState().local_main_process_first():
         return read_splits(recipe)
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training as it is settled before there is a model: made by `open_training`, and ended by `fit`."""
+    """The settings and texts of a run, before it has a model; `open_training` makes it and `fit` uses it."""
 
     recipe: Recipe  # with absolute paths and its precision settled
     role: Role
-    folder: RunFolder  # in which it works
+    folder: RunFolder  # the folder that it works in
     arguments: TrainingArguments
-    precision: str  # what the arguments train in, and why
+    precision: str  # the precision of the arguments, and the reason for it
     device: Device
     resume: bool
     overwrite: bool
     splits: Splits
-    clock: Clock  # which times its parts
+    clock: Clock  # times its parts
 
     @property
     def stage(self) -> Literal["teacher", "student"]:
-        """The section of the recipe that it is made by: a control is a student."""
+        """The section of the recipe that sets it up."""
         return stage_of(self.role)
 
     @property
     def settings(self) -> Stage:
-        """That section."""
+        """The settings in that section."""
         return getattr(self.recipe, self.stage)
 
 
 def stage_of(role: Role) -> Literal["teacher", "student"]:
-    """Return the section of a recipe that a run is made by."""
+    """Return the section of a recipe that sets up a run of this role; a control uses the student's."""
     return "teacher" if role == "teacher" else "student"
 
 
@@ -102,11 +96,11 @@ def open_training(
     overwrite: bool,
     device: str,
 ) -> Training:
-    """Settle how a run of `recipe` in `folder` trains, and read its texts; nothing is written.
+    """Settle how a run of `recipe` in `folder` trains, and read its texts; write nothing.
 
-    `architectures` are those of the models that it runs, `parent` is the manifest of the run that it learns from or is
-    compared with, and `changed` what becomes of the recipe's `training` section. Raises `FolderError` if the run would
-    lose something, and `RecipeError` if its settings do not go together.
+    `architectures` are those of the models that it runs. `parent` is the manifest of the run that it learns from or is
+    compared with. `changed` maps the recipe's `training` section to the one to use. Raises `FolderError` if the run
+    would overwrite something, and `RecipeError` if its settings do not fit together.
     """
     resolved, stage = resolve_device(device), stage_of(role)
     recipe = with_absolute_paths(recipe)
@@ -130,11 +124,11 @@ def fit(
     parents: dict[str, Any],
     trainer: Callable[..., ClassificationTrainer] = ClassificationTrainer,
 ) -> RunFolder:
-    """Train `model` on the tokenised `train_rows` and write the run folder, the manifest last; return it.
+    """Train `model` on the tokenized `train_rows` and write the run folder, the manifest last; return it.
 
-    Checkpoint and temperature are chosen on validation. Of several ranks all train and answer, each its share, and the
-    first writes; they return together, once the folder is whole. `origin` is what the run depends on (see
-    `origin_of`), `parents` what it was made from, and `trainer` makes a Trainer from Trainer's own settings.
+    Checkpoint and temperature are chosen on validation. Each rank trains on its share of the texts and classifies its
+    share, rank 0 writes, and all ranks return together once the folder is complete. `origin` is what the run depends
+    on (see `origin_of`) and `parents` what it was made from. `trainer` takes the arguments of Trainer.
     """
     recipe, role, folder, splits, arguments = (
         training.recipe, training.role, training.folder, training.splits, training.arguments,
@@ -156,7 +150,7 @@ def fit(
     with hold(place.path) if state.is_main_process else contextlib.nullcontext():
         with state.main_process_first():
             if state.is_main_process:
-                # Only now that nothing of the user's can be wrong.
+                # The folder changes only after all checks of the user's input.
                 folder.start(recipe, origin, resume=training.resume, overwrite=training.overwrite)
                 if folder != place:
                     log.info("%s: the finished run in %s stays until this one has finished", role, place.path)
@@ -178,7 +172,7 @@ def fit(
         )
         model = whole(model)
         _tell(trained, role)
-        tokenizer.model_max_length = max_tokens  # whoever loads the folder cuts texts where training did
+        tokenizer.model_max_length = max_tokens  # later users cut texts as training did
         classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
         calibration = None
         if settings.calibrate:
@@ -243,12 +237,12 @@ def _write_run(
         "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
         role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.place,
     )  # fmt: skip
-    for fault in faults:  # last, so that they are not overlooked
+    for fault in faults:  # last, so that the user sees them
         log.warning("%s: %s", role, fault)
 
 
 def _manifest(training: Training, parents: dict[str, Any]) -> dict[str, Any]:
-    """What manifest.json says of a run whose weights are written."""
+    """Return the content of manifest.json for a run whose weights are written."""
     folder, splits, arguments = training.folder, training.splits, training.arguments
     settings = {name: value for name, value in arguments.to_sanitized_dict().items() if "token" not in name}
     return {
@@ -273,26 +267,25 @@ def _manifest(training: Training, parents: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_go_on_from(folder: RunFolder, role: str) -> Path | None:
-    """The checkpoint that all ranks go on from; the first looks for it, since disks may differ in what they show."""
-    found: list[Any] = [None]
+    """Return the checkpoint that all ranks resume from, as rank 0 sees it; disks may differ in what they show."""
+    checkpoint = None
     if PartialState().is_main_process:
         checkpoint = folder.last_checkpoint()
-        found = [checkpoint.name if checkpoint else None]
         if checkpoint:
             log.info("%s: goes on from %s", role, checkpoint.name)
         elif any(folder.checkpoints.glob("checkpoint-*")):
             log.warning("%s: no checkpoint is whole, so training starts from the beginning", role)
-    (name,) = broadcast_object_list(found)
+    (name,) = broadcast_object_list([checkpoint.name if checkpoint else None])
     return folder.checkpoints / name if name else None
 
 
 def _logits(classifier: Classifier, rows: Dataset, title: str) -> np.ndarray:
-    """The classifier's logits on `rows`, (texts, classes); several ranks share the work, and each has the whole."""
+    """Return the classifier's logits on `rows`, (texts, classes); ranks share the work, and each gets all of them."""
     state = PartialState()
     own = rows["text"][state.process_index :: state.num_processes]
     with progress_line(title, len(own), "text") as bar:
         answers = classifier.logits(own, progress=bar.update)
     logits = np.empty((len(rows), answers.shape[1]), np.float32)
-    for rank, part in enumerate(gather_object([answers]) if state.num_processes > 1 else [answers]):
+    for rank, part in enumerate(gather_object([answers])):
         logits[rank :: state.num_processes] = part
     return logits

@@ -1,4 +1,4 @@
-"""A model cut into shards, of which each rank keeps its own: weights, gradients and optimizer state (FSDP2)."""
+"""Sharded training (FSDP2): each rank keeps one shard of the weights, the gradients and the optimizer state."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from distill.errors import ModelError, RecipeError
 from distill.machine.ranks import world_size
 from distill.models.loading import layer_count, layer_list
 
-LAUNCHED = "ACCELERATE_USE_FSDP"  # accelerate's own mark, made by its launcher and by each Accelerator that shards
+LAUNCHED = "ACCELERATE_USE_FSDP"  # set by accelerate's launcher and by each Accelerator that shards
 
 
 def check_launch(training: Mapping[str, Any], stage: str) -> None:
-    """Raise `RecipeError` where a `training` section shards and no launcher has started several processes for it.
+    """Raise `RecipeError` if a `training` section needs several processes and no launcher has started them.
 
-    The same holds of the backend by which processes talk. A launch is refused too where `accelerate launch` was told to
-    shard: what it was told and the recipe could differ in silence.
+    Sharding and a backend for communication need them. `accelerate launch --use_fsdp` is refused too, because its
+    settings could silently differ from the recipe's.
     """
     if os.environ.get(LAUNCHED, "false").lower() == "true":
         raise RecipeError(
-            "accelerate launch: --use_fsdp is for the recipe to say",
+            "accelerate launch: --use_fsdp: the recipe sets sharding, not the launcher",
             hint=f"accelerate launch --multi_gpu ... with {stage}.training.fsdp: true",
         )
     if training.get("fsdp") and world_size() == 1:
         raise RecipeError(
-            f"{stage}.training.fsdp: shares the model among several processes, and this is one",
+            f"{stage}.training.fsdp: shares the model among several processes, but there is only one",
             hint=f"torchrun --nproc-per-node N -m distill ..., one for each GPU; or --set {stage}.training.fsdp=false",
         )
     if training.get("ddp_backend") and "WORLD_SIZE" not in os.environ:
         raise RecipeError(
-            f"{stage}.training.ddp_backend: is how several processes talk, and this is one",
+            f"{stage}.training.ddp_backend: needs several processes, but there is only one",
             hint=f"torchrun --nproc-per-node N -m distill ..., or --set {stage}.training.ddp_backend=null",
         )
 
 
 def name_units(model: PreTrainedModel, arguments: TrainingArguments, stage: str) -> None:
-    """Settle which modules are gathered one at a time: the recipe's, transformers' for this model, or its layers.
+    """Set which modules FSDP gathers one at a time: those of the recipe, else transformers' choice, else the layers.
 
-    Raises `RecipeError` where the recipe names what the model has not, or must where the model does not tell.
+    Raises `RecipeError` if the recipe names a module that the model lacks, or if neither source has a name.
     """
     plugin, config = arguments.fsdp_plugin_args, arguments.fsdp_config
     if plugin is None or plugin["auto_wrap_policy"] == "NO_WRAP":
         return
     assert isinstance(config, dict)  # transformers has made it one
-    # accelerate 1.15 makes the input embeddings a unit of their own, and fails where they lie in another one; BERT's
-    # `_no_split_modules` holds one that they lie in.
+    # accelerate 1.15 makes the input embeddings a unit of their own, and fails if another unit contains them. BERT's
+    # `_no_split_modules` has such a unit.
     embeddings = model.get_input_embeddings()
     found = {type(module).__name__ for module in model.modules()}
     found -= {type(module).__name__ for module in model.modules() if embeddings in list(module.modules())[1:]}
@@ -60,22 +60,22 @@ def name_units(model: PreTrainedModel, arguments: TrainingArguments, stage: str)
     names = config.get("transformer_layer_cls_to_wrap") or sorted(found & set(model._no_split_modules or ()))
     for name in set(names) - found:
         kinds = ", ".join(sorted(kind for kind in found if kind.endswith(("Layer", "Block"))))
-        raise RecipeError(f"{place}: {type(model).__name__} has no {name} beside its embeddings; it has {kinds}")
+        raise RecipeError(f"{place}: {type(model).__name__} has no {name}, or it holds the embeddings; it has {kinds}")
     if not names:
         try:
             names = [type(layer_list(model, layer_count(model.config))[1][0]).__name__]
         except ModelError:
             raise RecipeError(
-                f"{place}: missing, and {type(model).__name__} does not tell which modules are its layers",
-                hint="name their class there, or write auto_wrap_policy: NO_WRAP to gather the whole model at once",
+                f"{place}: missing, and the layers of {type(model).__name__} are not known",
+                hint="name their class there, or set auto_wrap_policy: NO_WRAP to gather the whole model at once",
             ) from None
     plugin["transformer_cls_names_to_wrap"] = ",".join(names)
 
 
 def settle(trainer: Trainer) -> None:
-    """Let a Trainer that has just made its Accelerator shard on a CPU too, and leave no trace of it to later ones.
+    """Let a Trainer that has just made its Accelerator shard on CPUs too, and clear the mark for later Trainers.
 
-    accelerate 1.15 passes sharding over on a CPU without a word, and trains with DDP; torch shards there as elsewhere.
+    On CPUs accelerate 1.15 silently ignores sharding and trains with DDP, although torch can shard there.
     """
     os.environ.pop(LAUNCHED, None)
     if not trainer.args.fsdp or trainer.is_fsdp_enabled:
@@ -84,19 +84,22 @@ def settle(trainer: Trainer) -> None:
     state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
     if state.mixed_precision != "no":
         state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
-    # Of both: what the one says is copied to the other whenever anyone asks.
+    # Both: accelerate copies the one to the other on every access.
     state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
-    # Without a mesh torch takes the kind of device that it was built for.
+    # Without a mesh, torch takes the kind of device that it was built for.
     state.parallelism_config = ParallelismConfig(dp_shard_size=state.num_processes)
     state.device_mesh = state.parallelism_config.get_device_mesh(state.device.type)
     trainer.is_fsdp_enabled = True
 
 
 def whole(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a sharded model with all its weights on each rank's device; any other as it is. All ranks call it."""
+    """Return a sharded model with all its weights on each rank's device; all ranks must call this.
+
+    A model that is not sharded comes back as it is.
+    """
     if not isinstance(model, FSDPModule):
         return model
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    plain = type(model)(model.config)  # torch makes this an object of the class that was sharded
+    plain = type(model)(model.config)  # sharding derives a class; this makes an object of the original one
     plain.load_state_dict(weights, assign=True)
     return plain

@@ -1,4 +1,4 @@
-"""The teacher: a pretrained encoder, fine-tuned on the labels."""
+"""Train the teacher: fine-tune a pretrained encoder on the labels."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from distill.training.tokens import tokenised
 
 
 def teacher_of(recipe: Recipe) -> Teacher:
-    """Return the recipe's `teacher` section; raises `RecipeError` if it has none."""
+    """Return the recipe's `teacher` section; raise `RecipeError` if it has none."""
     if recipe.teacher is None:
-        raise RecipeError("teacher: missing, and a teacher is to be trained")
+        raise RecipeError("teacher: missing, but this command trains a teacher")
     return recipe.teacher
 
 
 def train_teacher(
     recipe: Recipe, folder: RunFolder, *, resume: bool = False, overwrite: bool = False, device: str = "auto"
 ) -> RunFolder:
-    """Fine-tune the recipe's teacher and leave a run folder."""
+    """Fine-tune the recipe's teacher and return its run folder."""
     settings = teacher_of(recipe)
     with named_by("teacher.model"):
         architecture = load_config(settings.model).model_type

@@ -1,4 +1,4 @@
-"""How fast a training is: texts and tokens per second, padding, and the share of the device's peak that it reaches."""
+"""Measure the speed of a training: texts and tokens per second, padding, and the share of the device's peak."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from distill.models.loading import token_limit
 
 log = logging.getLogger("distill")
 
-PEAK_SIZE: dict[Device, int] = {"cpu": 1_024, "cuda": 8_192}  # wide enough for the peak, and done in a moment
+PEAK_SIZE: dict[Device, int] = {"cpu": 1_024, "cuda": 8_192}  # large enough to reach the peak, and fast to compute
 PEAK_CALLS = 12
-CHECKED_TOKENS = 32  # where what was counted must still hold
+CHECKED_TOKENS = 32  # length of the texts that check the three numbers of `forward_flops`
 COUNTED = ("texts", "positions", "tokens", "squares")
-FORWARD_AND_BACKWARD = 3  # a product's gradients are two more of its size
+FORWARD_AND_BACKWARD = 3  # the gradients of a matrix product are two more products of its size
 
 
 def forward_flops(model: PreTrainedModel, *, first_token: bool) -> tuple[int, int, int] | None:
-    """Return what a text costs to answer: (c, a, b), of a text of n tokens c + a * n + b * n * n operations.
+    """Return (c, a, b): the forward pass of a text of n tokens takes c + a * n + b * n * n operations.
 
-    Matrix products and attention alone, a multiplication and an addition as two; with `first_token`, the last layer
-    works on the first token alone (see first_token). Counted by torch on texts of one, two and three tokens, which
-    settle the three numbers; nothing random is drawn. None where that is not what two longer texts cost (a model that
-    pads to windows of its own, or shares work among texts) or where the model does not take such texts.
+    Only matrix products and attention count, and a multiplication and an addition are two operations. With
+    `first_token`, the last layer computes only the first token (see first_token). torch counts the operations for texts
+    of one, two and three tokens, which determine the three numbers; nothing random is drawn. Returns None if two longer
+    texts cost something else (some models pad to windows or share work among texts), or if the model rejects such
+    texts.
     """
     layer = last_layer(model) if first_token else None
     was_training = model.training
     model.eval()
     try:
-        # torch does not count its fused attention on a CPU; as plain products it has the same operations.
+        # torch does not count its fused attention on a CPU; plain products have as many operations.
         with first_token_only(layer), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             one, two, three = (_count(model, 1, tokens) for tokens in (1, 2, 3))
             tokens = min(CHECKED_TOKENS, token_limit(model.config) or CHECKED_TOKENS)
             checked = _count(model, 2, tokens)
-    except Exception as error:  # noqa: BLE001 - any model that can be trained may be; this is a figure about it
-        log.debug("what a text costs cannot be counted: %s", error)
+    except Exception as error:  # noqa: BLE001 - a model that cannot be counted can still be trained
+        log.debug("the operations of a text cannot be counted: %s", error)
         return None
     finally:
         model.train(was_training)
@@ -61,9 +62,9 @@ def _count(model: PreTrainedModel, texts: int, tokens: int) -> int:
 
 
 def peak_flops(device: Device, dtype: torch.dtype) -> float:
-    """Return the operations per second of the fastest of a few large matrix products on this device, timed now."""
+    """Time a few large matrix products on this device; return the operations per second of the fastest."""
     size = PEAK_SIZE[device]
-    # Not of equal numbers, which a GPU multiplies faster; nor drawn from the generator that training draws from.
+    # Random, because a GPU multiplies equal numbers faster; from a generator that training does not use.
     matrix = torch.randn(size, size, generator=torch.Generator(device).manual_seed(0), dtype=dtype, device=device)
     seconds = []
     for _ in range(PEAK_CALLS):
@@ -76,28 +77,28 @@ def peak_flops(device: Device, dtype: torch.dtype) -> float:
 
 
 class Throughput:
-    """What one rank has trained on so far, and in how long, evaluations left out.
+    """Counts what one rank has trained on so far, and the time without evaluations.
 
-    `flops` are those of a text (see `forward_flops`), `peak` the operations per second that its device, or all of its
-    devices, can do.
+    `flops` are those of a text (see `forward_flops`). `peak` is the operations per second of the rank's device or
+    devices.
     """
 
     def __init__(self, device: Device, flops: tuple[int, int, int] | None, peak: float):
         self.device, self.flops, self.peak = device, flops, peak
         self.texts = self.positions = 0
-        self.tokens: torch.Tensor | int = 0  # tensors: reading them at every step would stall a GPU
+        self.tokens: torch.Tensor | int = 0  # tensors, because reading them at every step would stall a GPU
         self.squares: torch.Tensor | int = 0
         self.started: float | None = None
         self.evaluation_seconds = 0.0
-        self.earlier = 0.0  # seconds before the checkpoint that training went on from
+        self.earlier = 0.0  # seconds before the checkpoint that training resumed from
 
     def totals(self) -> dict[str, float]:
-        """Return what was trained on so far, and in how long, for a checkpoint; see `go_on_from`."""
+        """Return the counts and times so far, for a checkpoint; see `go_on_from`."""
         counts = dict(zip(COUNTED, self.counts(), strict=True))
         return {**counts, "seconds": self._seconds(), "evaluation_seconds": self.evaluation_seconds}
 
     def go_on_from(self, totals: Mapping[str, float]) -> None:
-        """Count from the `totals` of a checkpoint."""
+        """Continue from the `totals` of a checkpoint."""
         self.texts, self.positions, self.tokens, self.squares = (int(totals[name]) for name in COUNTED)
         self.earlier, self.evaluation_seconds = totals["seconds"], totals["evaluation_seconds"]
 
@@ -105,7 +106,7 @@ class Throughput:
         return self.earlier + (time.perf_counter() - self.started if self.started is not None else 0.0)
 
     def add(self, attention_mask: torch.Tensor) -> None:
-        """Count a batch, by its mask of shape (batch, tokens)."""
+        """Count a batch by its mask, shape (batch, tokens)."""
         if self.started is None:
             self.started = time.perf_counter()
         lengths = attention_mask.sum(dim=1)
@@ -116,9 +117,9 @@ class Throughput:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Do not count the block's time as training."""
+        """Count the time of the block as evaluation, not as training."""
         start = time.perf_counter()
-        if self.started is None:  # an evaluation comes first
+        if self.started is None:  # a run may begin with an evaluation
             self.started = start
         try:
             yield
@@ -126,16 +127,16 @@ class Throughput:
             self.evaluation_seconds += time.perf_counter() - start
 
     def counts(self) -> list[int]:
-        """Return what adds up over ranks: texts, positions, tokens, squared lengths."""
+        """Return the counts that add up over ranks: texts, positions, tokens, squared lengths."""
         return [self.texts, self.positions, int(self.tokens), int(self.squares)]
 
     def figures(self, seconds: float, counts: list[int], ranks: int) -> dict[str, float | None]:
-        """Return the rates over `seconds` of all `ranks`, whose `counts` were added up.
+        """Return the rates over `seconds`, for `counts` that are summed over all `ranks`.
 
-        `model_flop_utilisation` is the share of the peak that went into the texts' own tokens, forwards and backwards;
-        padding, dropout, the optimizer and waiting are all in the rest. A teacher that runs beside is not counted.
-        None where what a text costs is not known. No training passes its device's peak, so if the share comes out above
-        1, the peak was mistimed on a busy machine, and both are None.
+        `model_flop_utilisation` is the share of the peak that forward and backward passes of real tokens reach. The
+        rest went into padding, dropout, the optimizer, waiting, and a teacher that runs beside the student. It is None
+        if the operations of a text are not known. No training exceeds its device's peak: a share above 1 means that the
+        peak was measured on a busy machine, so peak and share become None.
         """
         texts, positions, tokens, squares = counts
         trained = max(seconds - self.evaluation_seconds, 1e-9)
@@ -157,7 +158,7 @@ class Throughput:
         }
 
     def shown(self) -> dict[str, str]:
-        """Return the figures of this rank so far, for a line on the screen."""
+        """Return the figures of this rank so far, for the progress line."""
         if self.started is None:
             return {}
         seconds = self._seconds()

@@ -1,4 +1,4 @@
-"""transformers' Trainer as a classifier is trained on its labels."""
+"""A transformers Trainer that trains a classifier on its labels."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from distill.training.throughput import Throughput
 
 
 class ClassificationTrainer(Trainer):
-    """Cross-entropy on gold labels, averaged over the examples of a step however they are cut into batches."""
+    """Trains with cross-entropy on gold labels, averaged over all examples of a step, however they are batched."""
 
     loss_is_scheduled = False
-    reads_all_tokens = False  # of the last layer's output; the classification head reads the first
-    throughput: Throughput  # which `train` makes, once it is known what a text costs
+    reads_all_tokens = False  # whether training reads more of the last layer than the first token, as the head does
+    throughput: Throughput  # set after construction
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # Tells Trainer to count the examples of all accumulated batches, and not to divide the loss once more.
+        # So Trainer counts the examples of all accumulated batches, and does not divide the loss once more.
         self.model_accepts_loss_kwargs = True
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make the Accelerator as Trainer does, one that shards wherever the arguments say so."""
+        """Make the Accelerator as Trainer does; it also shards on CPUs if the arguments ask for shards."""
         super().create_accelerator_and_postprocess()
         settle(self)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as Trainer does; with shards too, whose first file comes later, into a folder that is there."""
-        # Trainer looks for it right after, and misses the best checkpoint where it is not.
+        """Save as Trainer does, but make the folder first if the model is sharded."""
+        # Trainer looks for the folder at once to note the best checkpoint, and shards write their first file later.
         if self.is_fsdp_enabled and output_dir:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
         super().save_model(output_dir, _internal_call)
 
     def finish(self) -> dict[str, Any]:
-        """Take away what training alone needed; return figures of its own for metrics.json."""
+        """Remove what only training needed; return further figures for metrics.json."""
         return {}
 
     def totals(self) -> dict[str, Any]:
-        """Return what Trainer's checkpoints lack: sums of losses, what was trained on so far, and in how long."""
+        """Return what Trainer does not save in a checkpoint: sums of losses, and the counts and times of training."""
         unlogged = float(self._tr_loss)
         losses = {
             "unlogged_loss": unlogged if math.isfinite(unlogged) else None,
@@ -59,14 +59,14 @@ class ClassificationTrainer(Trainer):
         return {**losses, "logged_at": self._globalstep_last_logged, **self.throughput.totals()}
 
     def go_on_from(self, totals: Mapping[str, Any]) -> None:
-        """Count from the `totals` of a checkpoint, so that log and figures are those of the whole run."""
+        """Continue from the `totals` of a checkpoint, so that log and figures cover the whole run."""
         unlogged = totals["unlogged_loss"]
-        self._tr_loss += math.nan if unlogged is None else unlogged  # JSON has no NaN; the next log stops at it
+        self._tr_loss += math.nan if unlogged is None else unlogged  # JSON has no NaN; the next log entry stops the run
         self._total_loss_scalar, self._globalstep_last_logged = totals["logged_loss"], int(totals["logged_at"])
         self.throughput.go_on_from(totals)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as Trainer does; at the end of a run that went on from a checkpoint, what the whole of it was."""
+        """Log as Trainer does, but let the last entry of a resumed run cover the whole run."""
         earlier, step = self.throughput.earlier, self.state.global_step
         if "train_loss" in logs and earlier:
             seconds = earlier + logs["train_runtime"]
@@ -76,39 +76,38 @@ class ClassificationTrainer(Trainer):
         super().log(logs, start_time)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Trainer looks whether training is over after a step, also where the checkpoint was that of the last one.
+        # Trainer checks only after a step whether training is over; a resumed run may have no step left.
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        """Return Trainer's loader, drawing its workers' seeds from a generator of its own."""
+        """Return Trainer's loader, which draws its workers' seeds from a generator of its own."""
         return _with_own_generator(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader[Any]:
-        """Return Trainer's loader of all rows, drawing its workers' seeds from a generator of its own."""
-        # Steps of like size are for training; Trainer would judge on fewer texts too.
-        is_dropping, is_even = (
-            self.args.dataloader_drop_last,
-            self.args.world_size == 1 or self.accelerator.even_batches,
-        )
-        self.args.dataloader_drop_last = is_dropping and not is_even  # ranks of unequal batches would wait for ever
+        """Return Trainer's loader of all rows, which draws its workers' seeds from a generator of its own."""
+        # dataloader_drop_last is for training: Trainer would drop texts from evaluation too. If ranks may have unequal
+        # batches, it must stay, since they would wait for each other for ever.
+        is_dropping = self.args.dataloader_drop_last
+        is_even = self.args.world_size == 1 or self.accelerator.even_batches
+        self.args.dataloader_drop_last = is_dropping and not is_even
         try:
             return _with_own_generator(super().get_eval_dataloader(eval_dataset))
         finally:
             self.args.dataloader_drop_last = is_dropping
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Compute loss and gradients of a batch, one micro-batch after the other; return the loss."""
+        """Compute loss and gradients of a batch, one micro-batch at a time; return the loss."""
         *others, last = micro_batches_of(inputs)
         losses = []
         with self._lookups(inputs):
             for micro_batch in others:
-                with self.accelerator.no_sync(model):  # ranks cut differently, and meet once
+                with self.accelerator.no_sync(model):  # ranks may have unequal numbers of micro-batches
                     losses.append(super().training_step(model, micro_batch, num_items_in_batch))
             return torch.stack([*losses, super().training_step(model, last, num_items_in_batch)]).sum()
 
     def _lookups(self, inputs: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
-        # On a GPU a table is written in microseconds; a batch that cannot be cut may not bear this either.
+        # On a GPU a table is written in microseconds. A batch that cannot be cut may not work with this either.
         if self.args.device.type == "cpu" and MICRO_BATCHES in inputs and not self.args.torch_compile:
             return summed_by_row(self.model)
         return contextlib.nullcontext()
@@ -129,7 +128,7 @@ class ClassificationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the mean loss of the step's examples; in evaluation the plain cross-entropy, which students share."""
+        """Return the mean loss of the step's examples; in evaluation the plain cross-entropy, for students too."""
         if model.training:
             self.throughput.add(inputs["attention_mask"])
             logits, losses = self.training_losses(model, inputs)
@@ -140,19 +139,22 @@ class ClassificationTrainer(Trainer):
             loss = losses.mean()
         else:
             loss = losses.sum() / num_items_in_batch
-            if self.args.average_tokens_across_devices:  # the count is of all ranks, and DDP averages over them
+            if self.args.average_tokens_across_devices:  # the count covers all ranks, and DDP averages
                 loss = loss * self.accelerator.num_processes
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as Trainer does, on a clock of its own."""
+        """Evaluate as Trainer does, and time it apart from training."""
         with self.throughput.evaluating():
             return super().evaluate(*args, **kwargs)
 
 
 def _with_own_generator(loader: Any) -> Any:
-    """A loader draws when its workers start, in a resumed run at another time: what dropout draws must not move."""
-    for one in (loader, getattr(loader, "base_dataloader", loader)):  # accelerate's is a shell around torch's
+    """Give the loader its own generator, since a resumed run starts workers at another time, and dropout would change.
+
+    The workers also ignore signals (see `_Unsignalled`).
+    """
+    for one in (loader, getattr(loader, "base_dataloader", loader)):  # accelerate wraps torch's loader
         one.generator = torch.Generator().manual_seed(0)
         if one.num_workers and not isinstance(one.worker_init_fn, _Unsignalled):
             one.worker_init_fn = _Unsignalled(one.worker_init_fn)
@@ -160,10 +162,10 @@ def _with_own_generator(loader: Any) -> Any:
 
 
 class _Unsignalled:
-    """What a worker of a loader does first: it leaves the signals of its process group to the process that trains.
+    """A worker's first action: it leaves the signals of its process group to the process that trains.
 
-    Who stops a run sends them to all of its processes; a worker that died of one would take the step with it, and the
-    checkpoint.
+    A signal that stops a run reaches all of its processes. If a worker died of it, the step and its checkpoint would
+    be lost.
     """
 
     def __init__(self, then: Callable[[int], object] | None):
@@ -181,7 +183,7 @@ class _Unsignalled:
 
 
 def _end_for_parent() -> None:
-    # The process that trains ends its workers with the same signal, if an error has left it no other way.
+    # After an error, the process that trains ends its workers with the same signal.
     while True:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
             os._exit(0)
