@@ -14,7 +14,7 @@ from distill.errors import FolderError
 from distill.export.card import export_card
 from distill.export.formats import export_formats, keep_proofs
 from distill.export.proofs import Bounds, Proof
-from distill.inference.classifier import load
+from distill.inference.classifier import Classifier, load
 from distill.inference.runtimes import onnx_runs_on_cuda
 from distill.inference.sessions import TorchSession
 from distill.machine.devices import Device
@@ -33,6 +33,8 @@ def export_model(
     model is itself an export.
     """
     classifier = load(model, "cpu")
+    if not isinstance(classifier, Classifier):
+        raise FolderError(f"{model}: is a baseline, which needs no export")
     if not isinstance(classifier.session, TorchSession):
         raise FolderError(f"{model}: is itself an export; name the model that it came from")
     columns = align_labels(classifier.label_names, splits.label_names, teacher=str(model))

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
-from scipy.special import softmax
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from distill.errors import ModelError
+from distill.errors import DeviceError, ModelError
 from distill.inference.runtimes import can_run
+from distill.inference.ngrams import NgramClassifier
 from distill.inference.sessions import Session, open_session
+from distill.inference.text_classifier import TextClassifier, encodable
 from distill.machine.devices import Device, resolve_device
 from distill.models.calibration import temperature_of
 from distill.models.loading import (
@@ -29,13 +31,13 @@ from distill.models.loading import (
     token_limit,
     vocabulary_of,
 )
-from distill.models.weights import weight_files
+from distill.models.weights import is_baseline, weight_files
 from distill.storage.exports import EXPORT_PROOFS, read_proofs
 
 TOKENISED_AT_ONCE = 4_096  # texts: a tokenizer also keeps each token's position, which takes far more than the token
 
 
-class Classifier:
+class Classifier(TextClassifier):
     """A tokenizer, a session and class names: `classifier(texts)` gives labels, in the texts' order.
 
     Several threads may share a classifier. A forked process may not, because it lacks the runtime's threads.
@@ -44,26 +46,11 @@ class Classifier:
     def __init__(
         self, session: Session, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str], max_tokens: int
     ):
-        self.session = session
+        self.session, self.format, self.device = session, session.format, session.device
         self.tokenizer = tokenizer
         self.label_names = tuple(label_names)
         self.max_tokens = max_tokens
         self._process, self._alone = os.getpid(), threading.Lock()
-
-    def __call__(self, texts: Sequence[str]) -> list[dict[str, str | float]]:
-        """Return the likeliest label of each text and its probability, as {"label", "score"}."""
-        probabilities = self.probabilities(texts)
-        best = probabilities.argmax(axis=1)
-        return [
-            {"label": self.label_names[label], "score": float(row[label])}
-            for label, row in zip(best, probabilities, strict=True)
-        ]
-
-    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Return class probabilities, float32, shape (texts, classes); raises `ModelError` if logits are not finite."""
-        logits = self.logits(texts)
-        check_finite(logits, f"{self.session.format} on {self.session.device}")
-        return softmax(logits, axis=1)
 
     def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
         """Return logits, float32, shape (texts, classes); `progress` is called with the number of texts of each batch.
@@ -75,40 +62,30 @@ class Classifier:
             raise TypeError("wants a list of texts, got one text: [text]")
         if os.getpid() != self._process:
             raise ModelError(
-                f"{self.session.format}: was loaded in process {self._process}, and this process is a fork of it",
+                f"{self.format}: was loaded in process {self._process}, and this process is a fork of it",
                 hint='call distill.load in the new process, or start it with multiprocessing.get_context("spawn")',
             )
         logits = np.zeros((len(texts), len(self.label_names)), np.float32)
-        texts = [_encodable(text) for text in texts[:]]  # [:] because a column of datasets is slow text by text
+        texts = [encodable(text) for text in texts[:]]  # [:] because a column of datasets is slow text by text
         ids = [row for start in range(0, len(texts), TOKENISED_AT_ONCE) for row in self._ids(texts, start)]
         packed = list(pack([len(row) for row in ids], self.session.batch_tokens))
         batches = (pad([ids[row] for row in rows], self.tokenizer.pad_token_id) for rows in packed)
         for rows, answers in zip(packed, self.session.run_each(batches), strict=True):
-            check_outputs(answers.shape[1], len(self.label_names), self.session.format)
+            check_outputs(answers.shape[1], len(self.label_names), self.format)
             logits[rows] = answers
             progress(len(rows))
         return logits
+
+    def warm_up(self) -> None:
+        """Run a batch on each thread of the session, which may load or compile something for it."""
+        one = np.ones((1, 1), np.int64)
+        list(self.session.run_each([(one, one)] * joblib.cpu_count()))
 
     def _ids(self, texts: Sequence[str], start: int) -> Iterator[np.ndarray]:
         chunk = texts[start : start + TOKENISED_AT_ONCE]
         with self._alone:  # a tokenizer stores its truncation, and raises an error if two threads set it at once
             encoded = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
         return (np.asarray(row or nothing(self.tokenizer), np.int32) for row in encoded["input_ids"])
-
-
-def check_finite(logits: np.ndarray, name: str) -> None:
-    """Raise `ModelError` if a logit of the model `name` is NaN or infinite."""
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(broken):
-        raise ModelError(
-            f"{name}: its logits on {len(broken)} of {len(logits)} texts are not finite (first: text {broken[0]})",
-            hint="try it in fp32; if that does not help, train it again with a lower learning rate",
-        )
-
-
-def _encodable(text: str) -> str:
-    """Return the text with unpaired surrogates, which cannot be encoded, replaced by the replacement character."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def pack(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
@@ -138,7 +115,7 @@ def pad(ids: Sequence[Sequence[int] | np.ndarray], pad_token_id: int) -> tuple[n
 
 def load(
     folder: Path | str, device: str = "auto", *, dtype: str | None = None, threads: int | None = None
-) -> Classifier:
+) -> TextClassifier:
     """Return the classifier in a run folder, a folder of exports, one export or any transformers model (or Hub name).
 
     From a folder of exports it takes the one that was fastest in its proof (`fastest_export`). The runtime and dtype
@@ -148,6 +125,10 @@ def load(
     if (Path(folder) / EXPORT_PROOFS).is_file() and not (Path(folder) / "config.json").is_file():
         folder, device = fastest_export(Path(folder), device)
     name = str(folder)
+    if is_baseline(Path(folder)):
+        if device == "cuda":
+            raise DeviceError(f"{name}: a baseline runs on CPUs", hint="--device cpu")
+        return NgramClassifier.load(Path(folder))
     config, tokenizer, max_tokens = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
     return Classifier(session, tokenizer, class_names(config, name), max_tokens)

@@ -38,7 +38,7 @@ def predictions(
     passed_on = answered = 0
     exports = RunFolder(Path(model)).export
     hint = f" (its exports: distill predict {exports})" if (exports / EXPORT_PROOFS).is_file() else ""
-    log.info("predict: %s on %s%s", classifier.session.format, classifier.session.device, hint)
+    log.info("predict: %s on %s%s", classifier.format, classifier.device, hint)
     with progress_line("predict", None, "text") as bar:
         for chunk in _chunks(texts):
             probabilities = classifier.probabilities(chunk)

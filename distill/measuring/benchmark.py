@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from distill.inference.classifier import Classifier, check_finite, load, weights_bytes
+from distill.inference.classifier import Classifier, load, weights_bytes
+from distill.inference.ngrams import NgramClassifier
 from distill.inference.sessions import Session
+from distill.inference.text_classifier import TextClassifier, check_finite
 from distill.machine.devices import Device
 from distill.machine.progress import progress_line
 from distill.machine.timing import PAUSE_SECONDS, summarise, time_in_turn
@@ -53,7 +55,7 @@ class Measurement:
     folder: str
     format: str
     device: Device
-    max_tokens: int
+    max_tokens: int | None
     accuracy: float
     accuracy_ci95: list[float]
     classes_answered: int
@@ -106,17 +108,16 @@ def measure(
     latency: dict[Candidate, dict[str, Any]] = {candidate: {} for candidate in candidates}
     with _torch_threads(threads or joblib.cpu_count()):
         for candidate, classifier in classifiers.items():
-            title = f"{candidate.role} {classifier.session.format} {candidate.device}"
+            title = f"{candidate.role} {classifier.format} {candidate.device}"
             with progress_line(title, len(texts), "text") as line:
                 answers, rates[candidate] = timed_logits(classifier, texts, progress=line.update)
                 check_finite(answers, f"{candidate.folder} ({title})")
                 logits[candidate] = answers[:, columns[candidate]]
         for shape in shapes:
-            tokens = int(shape.split("x")[1])
             calls = {
-                candidate: call_at(classifier.session, shape, vocabulary=vocabulary_of(classifier.tokenizer))
+                candidate: call
                 for candidate, classifier in classifiers.items()
-                if tokens <= (token_limit(load_config(str(candidate.folder))) or tokens)
+                if (call := _call_of(classifier, candidate.folder, shape))
             }
             with progress_line(f"latency at {shape}", rounds * len(calls), "call") as line:
                 timed = time_in_turn(calls, rounds, synchronize=synchronize, progress=line.update)
@@ -125,7 +126,7 @@ def measure(
     references = {
         (candidate.model, candidate.device): logits[candidate]
         for candidate, classifier in classifiers.items()
-        if classifier.session.format == "torch-fp32"
+        if classifier.format == "torch-fp32"
     }
     measurements = []
     for candidate, classifier in classifiers.items():
@@ -137,7 +138,7 @@ def measure(
                 role=candidate.role,
                 model=candidate.model,
                 folder=str(candidate.folder),
-                format=classifier.session.format,
+                format=classifier.format,
                 device=candidate.device,
                 max_tokens=classifier.max_tokens,
                 **{name: found[name] for name in ("accuracy", "accuracy_ci95", "macro_f1", "ece", "brier")},
@@ -157,19 +158,31 @@ def measure(
 
 
 def timed_logits(
-    classifier: Classifier, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None
+    classifier: TextClassifier, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None
 ) -> tuple[np.ndarray, float]:
     """Return the logits of `texts`, float32 (texts, classes), and the texts per second, including tokenization.
 
     A session opens and compiles things at its first calls; these are made before the clock starts.
     """
     time.sleep(PAUSE_SECONDS)  # until the last runtime's threads stop spinning
-    one = np.ones((1, 1), np.int64)
-    list(classifier.session.run_each([(one, one)] * joblib.cpu_count()))  # at least one for each of its threads
+    classifier.warm_up()
     classifier.logits(texts[:WARMUP_TEXTS])
     start = time.perf_counter()
     logits = classifier.logits(texts, progress=progress)
     return logits, len(texts) / (time.perf_counter() - start)
+
+
+def _call_of(classifier: TextClassifier, folder: Path, shape: str) -> Callable[[], object] | None:
+    """A call at `shape`; None if the model takes fewer tokens."""
+    batch, tokens = map(int, shape.split("x"))
+    if isinstance(classifier, NgramClassifier):  # it reads words, and that is nearly all its time
+        words = np.random.default_rng(0).integers(10_000, 99_999, (batch, tokens))
+        texts = [" ".join(map(str, row)) for row in words]
+        return lambda: classifier.logits(texts)
+    assert isinstance(classifier, Classifier)
+    if tokens > (token_limit(load_config(str(folder))) or tokens):
+        return None
+    return call_at(classifier.session, shape, vocabulary=vocabulary_of(classifier.tokenizer))
 
 
 def call_at(session: Session, shape: str, *, vocabulary: int) -> Callable[[], object]:

@@ -17,14 +17,14 @@ NEVER_SEALED = "was not written to its end"
 # The files that decide a model's answers: weights, configuration, tokenizer.
 ANSWERING = (
     "config.json", "model*.safetensors", "model.safetensors.index.json", "model.onnx*", "openvino_model.*",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "ngrams.*",
 )  # fmt: skip
 # The model files that libraries open by name if they find them.
 MODEL_FILES = (
     "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "model.onnx",
     "model.onnx.data", "openvino_model.xml", "openvino_model.bin", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
-    "sentencepiece.bpe.model", "chat_template.jinja",
+    "sentencepiece.bpe.model", "chat_template.jinja", "ngrams.json", "ngrams.safetensors",
 )  # fmt: skip
 
 

@@ -51,13 +51,17 @@ def models_in(folder: Path) -> list[Path]:
     """
     if SweepFolder(folder).results.is_file():
         return []
-    if (folder / "config.json").is_file():
+    if _is_model(folder):
         return [folder]
-    inner = [folder / name for name in ("teacher", "student", "control") if (folder / name / "config.json").is_file()]
+    inner = [folder / name for name in ("baseline", "teacher", "student", "control") if _is_model(folder / name)]
     if not inner:
         problem = "no model there (no config.json)" if folder.is_dir() else "no such folder"
         raise FolderError(f"{folder}: {problem}")
     return inner
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "ngrams.json"))
 
 
 def sweeps_in(folder: Path) -> Iterator[dict[str, Any]]:

@@ -35,7 +35,7 @@ log = logging.getLogger("distill")
 class _Manifest(TypedDict):
     """The keys of manifest.json that distill reads; the others are for people."""
 
-    role: Literal["teacher", "student", "control"]
+    role: Literal["baseline", "teacher", "student", "control"]
     weights: NotRequired[str]
     parents: dict[str, Any]
     hardware: NotRequired[dict[str, Any]]

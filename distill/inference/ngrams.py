@@ -1,0 +1,133 @@
+"""The baseline: a linear classifier on words and word pairs, which reads whole texts without a tokenizer or torch.
+
+Its features are tf-idf weights (sublinear tf) of hashed word 1-grams and 2-grams, of which only those are kept that
+stand in two training texts or more. It is saved without a pickle: settings in JSON, arrays in safetensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import HashingVectorizer
+from typing_extensions import TypedDict
+
+from distill.errors import ModelError, one_line
+from distill.inference.text_classifier import TextClassifier, encodable
+from distill.machine.devices import Device
+from distill.models.weights import NGRAM_SETTINGS, NGRAM_WEIGHTS
+from distill.storage.checksums import ANSWERING, check_whole
+from distill.storage.files import read_json, write_json
+from distill.storage.records import checked
+
+LONGEST = 2  # words in an n-gram
+BUCKETS = 2**22  # of the hash; with fewer, collisions cost accuracy on large data
+AT_ONCE = 1_024  # texts
+
+
+class _Settings(TypedDict):
+    label_names: list[str]
+    longest: int
+    buckets: int
+
+
+@dataclass
+class Ngrams:
+    """Texts to features; `columns` are the buckets that are kept, and `idf` their weights, both (features,)."""
+
+    columns: np.ndarray
+    idf: np.ndarray
+
+    def features(self, texts: Sequence[str]) -> csr_matrix:
+        """Return tf-idf features (texts, features), each row of length 1."""
+        return self.weighted(counts(texts)[:, self.columns])
+
+    def weighted(self, found: csr_matrix) -> csr_matrix:
+        """Return the tf-idf features of counts (texts, features) of the kept columns, each row of length 1."""
+        weights = found.astype(np.float32)
+        weights.data = (1 + np.log(weights.data)) * self.idf[weights.indices]
+        norms = np.sqrt(weights.multiply(weights).sum(axis=1)).A1
+        weights.data /= np.repeat(np.where(norms > 0, norms, 1), np.diff(weights.indptr))
+        return weights
+
+
+def counts(texts: Sequence[str]) -> csr_matrix:
+    """Return how often each hashed n-gram stands in each text, (texts, `BUCKETS`)."""
+    vectorizer = HashingVectorizer(
+        ngram_range=(1, LONGEST), n_features=BUCKETS, alternate_sign=False, norm=None, dtype=np.float32
+    )
+    return vectorizer.transform([encodable(text) for text in texts])
+
+
+class NgramClassifier(TextClassifier):
+    """A linear classifier on `ngrams`: logits are features @ weights.T + bias.
+
+    `weights` is (classes, features), `bias` (classes,), both float32.
+    """
+
+    format = "ngrams"
+    device: Device = "cpu"
+    max_tokens = None
+
+    def __init__(self, ngrams: Ngrams, weights: np.ndarray, bias: np.ndarray, label_names: Sequence[str]):
+        self.ngrams, self.weights, self.bias = ngrams, weights, bias
+        self.label_names = tuple(label_names)
+
+    def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
+        """Return logits, float32, shape (texts, classes); `progress` is called with the number of texts of each batch.
+
+        Texts are read whole. Raises `TypeError` if `texts` is one text.
+        """
+        if isinstance(texts, str):
+            raise TypeError("wants a list of texts, got one text: [text]")
+        logits = np.zeros((len(texts), len(self.label_names)), np.float32)
+        for start in range(0, len(texts), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            logits[part] = self.ngrams.features(texts[part]) @ self.weights.T + self.bias
+            progress(len(logits[part]))
+        return logits
+
+    def warm_up(self) -> None:
+        """Do nothing: the first call is as fast as any other."""
+
+    def save(self, folder: Path) -> None:
+        """Write the classifier into `folder`."""
+        arrays = {
+            "columns": self.ngrams.columns.astype(np.int32),
+            "idf": self.ngrams.idf,
+            "weights": self.weights,
+            "bias": self.bias,
+        }
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / NGRAM_WEIGHTS)
+        settings: dict[str, Any] = {"label_names": list(self.label_names), "longest": LONGEST, "buckets": BUCKETS}
+        write_json(folder / NGRAM_SETTINGS, settings)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Return the classifier in `folder`; raises `FolderError` if it is damaged, `ModelError` if it is none."""
+        check_whole(folder, ANSWERING)
+        place = folder / NGRAM_SETTINGS
+        settings = checked(_Settings, read_json(place), str(place))
+        if (settings["longest"], settings["buckets"]) != (LONGEST, BUCKETS) or len(settings["label_names"]) < 2:
+            raise ModelError(f"{place}: not as this version of distill writes it", hint="distill baseline RECIPE")
+        try:
+            arrays = load_file(folder / NGRAM_WEIGHTS)
+            columns, idf, weights, bias = (arrays[name] for name in ("columns", "idf", "weights", "bias"))
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ModelError(f"{folder / NGRAM_WEIGHTS}: cannot be read: {one_line(error)}") from None
+        classes = len(settings["label_names"])
+        wanted = {"columns": (len(columns),), "idf": (len(columns),), "weights": (classes, len(columns)),
+                  "bias": (classes,)}  # fmt: skip
+        for name, shape in wanted.items():
+            kind = np.int32 if name == "columns" else np.float32
+            if arrays[name].shape != shape or arrays[name].dtype != kind:
+                raise ModelError(f"{folder / NGRAM_WEIGHTS}: {name}: wants {shape} of {np.dtype(kind)}")
+        if len(columns) and not 0 <= columns.min() <= columns.max() < BUCKETS:
+            raise ModelError(f"{folder / NGRAM_WEIGHTS}: columns: wants numbers from 0 to below {BUCKETS}")
+        return cls(Ngrams(columns, idf), weights, bias, settings["label_names"])

@@ -1,0 +1,65 @@
+"""What every classifier of texts can do, whatever it is made of: labels and probabilities from its logits."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.special import softmax
+
+from distill.errors import ModelError
+from distill.machine.devices import Device
+
+
+class TextClassifier(abc.ABC):
+    """Class names and logits: `classifier(texts)` gives labels, in the texts' order.
+
+    `format` and `device` name what computes the logits. Several threads may share a classifier.
+    """
+
+    label_names: tuple[str, ...]
+    format: str
+    device: Device
+    max_tokens: int | None  # what it reads of a text; None if it reads all of it
+
+    def __call__(self, texts: Sequence[str]) -> list[dict[str, str | float]]:
+        """Return the likeliest label of each text and its probability, as {"label", "score"}."""
+        probabilities = self.probabilities(texts)
+        best = probabilities.argmax(axis=1)
+        return [
+            {"label": self.label_names[label], "score": float(row[label])}
+            for label, row in zip(best, probabilities, strict=True)
+        ]
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Return class probabilities, float32, shape (texts, classes); raises `ModelError` if logits are not finite."""
+        logits = self.logits(texts)
+        check_finite(logits, f"{self.format} on {self.device}")
+        return softmax(logits, axis=1)
+
+    @abc.abstractmethod
+    def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
+        """Return logits, float32, shape (texts, classes); `progress` is called with the number of texts of each batch.
+
+        Raises `TypeError` if `texts` is one text.
+        """
+
+    @abc.abstractmethod
+    def warm_up(self) -> None:
+        """Do what the runtime does only at its first calls."""
+
+
+def check_finite(logits: np.ndarray, name: str) -> None:
+    """Raise `ModelError` if a logit of the model `name` is NaN or infinite."""
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(broken):
+        raise ModelError(
+            f"{name}: its logits on {len(broken)} of {len(logits)} texts are not finite (first: text {broken[0]})",
+            hint="try it in fp32; if that does not help, train it again with a lower learning rate",
+        )
+
+
+def encodable(text: str) -> str:
+    """Return the text with unpaired surrogates, which cannot be encoded, replaced by the replacement character."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
