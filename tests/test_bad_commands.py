@@ -171,9 +171,9 @@ CASES = {
         ["report", "{model}", "--recipe", "{recipe}", "--output", "{data}/train.csv/x"], "train.csv is no folder",
     ),
     "an output in other bytes": (
-        ["teacher", "{recipe}", "--output", "caf\udce9"], "caf\\udce9: bytes that are not UTF-8, in which files",
+        ["teacher", "{recipe}", "--output", "caf\udce9"], "caf\\udce9: the name is not UTF-8",
     ),
-    "exports in other bytes": (["export", "{model}", "--output", "caf\udce9"], "caf\\udce9: bytes that are not UTF-8"),
+    "exports in other bytes": (["export", "{model}", "--output", "caf\udce9"], "caf\\udce9: the name is not UTF-8"),
     "a model in other bytes": (["predict", "./caf\udce9", "a"], "./caf\\udce9: holds control characters, or bytes"),
     "a key in other bytes": (["check", "{recipe}", "--set", "caf\udce9=1"], "--set caf\\udce9=1: "),
     "a tracker that is not installed": (
@@ -282,5 +282,5 @@ def test_no_stdin_and_no_working_directory_are_one_line(tiny_bert, tmp_path, mon
     (tmp_path / "gone").mkdir()
     os.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    check_refused(tmp_path, ["the working directory is not there any more"], "predict", tiny_bert, "a")
+    check_refused(tmp_path, ["the working directory no longer exists"], "predict", tiny_bert, "a")
     record_property("bad command lines", 2)

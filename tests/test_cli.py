@@ -356,7 +356,7 @@ def test_recipes_are_listed_and_copied_and_never_overwrite(tmp_path, monkeypatch
     check_refused(tmp_path, ["imdb.yaml: not written: File exists"], "recipes", "imdb")
     check_refused(tmp_path, ["imdb.yaml/x/yelp.yaml: not written: Not a"], "recipes", "yelp", "--output", "imdb.yaml/x")
     check_refused(tmp_path, ["imbd: no such recipe comes with distill; known: imdb, yelp"], "recipes", "imbd")
-    check_refused(tmp_path, ["recipes: --output goes with the NAME"], "recipes", "--output", "x")
+    check_refused(tmp_path, ["recipes: --output needs the NAME"], "recipes", "--output", "x")
 
 
 def test_every_command_takes_the_name_of_a_recipe(tmp_path, monkeypatch, tiny_bert):
@@ -473,7 +473,7 @@ def test_what_is_overwritten_answers_until_the_new_has_finished(finished, tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(commands.distilling, "distil", stop)
+        patched.setattr(commands, "distil", stop)
         assert run(*command, "--overwrite")[0] == 130
     assert run("predict", student / "export", "good film")[0] == 0
     for more, expected in (
@@ -517,7 +517,7 @@ def test_a_student_that_gives_one_answer_is_not_shipped_however_fast(finished, t
     seal(student)
     code, out, _ = run("report", finished[0] / "out" / "teacher", student, "--output", tmp_path / "report")
     assert code == 0 and "\nthe student is not fit to ship: it gives one answer for every test text (50.00%" in out
-    assert "distil it longer" in out and "it lies in" not in out
+    assert "distil it longer" in out and "it is in" not in out
     code, _, err = run("report", student, "--output", tmp_path / "report", "--max-latency-ms", "1000")
     assert code == 2 and "error: report: the student is not fit to ship: it gives one answer" in err
 
