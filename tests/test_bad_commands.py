@@ -135,14 +135,14 @@ CASES = {
         ["teacher", "{recipe}", "--push-to-hub", "a/b/c"], "--push-to-hub a/b/c: wants NAME or OWNER/NAME",
     ),
     "a model of a hub that is not there": (["predict", "nobody/nothing", "a"], "nobody/nothing: no"),
-    "a search for nothing": (["sweep", "{recipe}"], "sweep: missing, and there are no keys to search over"),
+    "a search for nothing": (["sweep", "{recipe}"], "sweep: missing, so there are no keys to search over"),
     "a search without the teacher": (
         ["sweep", "{recipe}", "--set", "sweep.keys.student.training.learning_rate=[1.0e-3, 2.0e-3]"],
-        "sweep.keys: are the student's, and no teacher is named",
+        "sweep.keys: belong to the student, but no teacher is named",
     ),
     "a search with a teacher's teacher": (
         ["sweep", "{recipe}", "--teacher", "{model}", "--set", "sweep.keys.teacher.attention_dropout=[0.0, 0.1]"],
-        "sweep.keys: are the teacher's, which learns from no other, got",
+        "sweep.keys: belong to the teacher, so no teacher may be named, got",
     ),
     "a search into a folder of others": (
         ["sweep", "{recipe}", "--output", "{data}", "--set", "sweep.keys.teacher.attention_dropout=[0.0, 0.1]"],
