@@ -49,8 +49,12 @@ def _name(text: str) -> str:
     return text
 
 
-def _output(help_: str) -> Any:
-    return typer.Option("--output", metavar="DIR", help=help_, parser=_path)
+def _option(name: str, metavar: str, about: str, parser: Any = None) -> Any:
+    return typer.Option(name, metavar=metavar, help=about, parser=parser)
+
+
+def _output(about: str) -> Any:
+    return _option("--output", "DIR", about, _path)
 
 
 RecipeArgument = Annotated[
@@ -63,8 +67,7 @@ RecipeArgument = Annotated[
     ),
 ]
 SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, e.g. data.max_tokens=256. Repeatable."),
+    list[str] | None, _option("--set", "KEY=VALUE", "Set a recipe key, e.g. data.max_tokens=256. Repeatable.")
 ]
 OutputOption = Annotated[Path | None, _output("Where to write (default: `output` in the recipe).")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
@@ -76,29 +79,15 @@ ForceOption = Annotated[
 ]
 TeacherLogitsOption = Annotated[
     Path | None,
-    typer.Option(
-        "--teacher-logits",
-        metavar="DIR",
-        help="Where to keep the teachers' logits (default: in each teacher's folder).",
-        parser=_path,
-    ),
+    _option("--teacher-logits", "DIR", "Where to keep teacher logits (default: the teacher folder).", _path),
 ]
 DeviceOption = Annotated[Device, typer.Option("--device", help="The device to compute on.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole result as JSON, as the last line of stdout.")]
 PushOption = Annotated[
-    str | None,
-    typer.Option(
-        "--push-to-hub",
-        metavar="NAME",
-        help="Upload the model to this Hub repository; a new one is private.",
-        parser=_name,
-    ),
+    str | None, _option("--push-to-hub", "NAME", "Upload to this Hub repository; a new one is private.", _name)
 ]
 RecipeOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--recipe", metavar="RECIPE", help="The recipe (default: recipe.yaml in the model folder).", parser=_path
-    ),
+    Path | None, _option("--recipe", "RECIPE", "The recipe (default: recipe.yaml in the model folder).", _path)
 ]
 
 
@@ -211,10 +200,7 @@ def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = Fa
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The recipe to copy.", parser=_name)] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", metavar="PATH", help="The copy: a folder or a .yaml file (default: ./NAME.yaml).", parser=_path
-        ),
+        Path | None, _option("--output", "PATH", "The copy: a folder or a .yaml file (default: ./NAME.yaml).", _path)
     ] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -282,8 +268,7 @@ def teacher(
 @app.command()
 def student(
     teacher: Annotated[
-        list[str],
-        typer.Option("--teacher", metavar="DIR", help="A teacher: a folder or a Hub name. Repeat it for several."),
+        list[str], _option("--teacher", "DIR", "A teacher: a folder or a Hub name. Repeat it for several.")
     ],
     recipe: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="The recipe (default: that of the teacher).", parser=_path)
@@ -318,8 +303,7 @@ def student(
 def sweep(
     recipe: RecipeArgument,
     teacher: Annotated[
-        list[str] | None,
-        typer.Option("--teacher", metavar="DIR", help="A teacher, if the keys are the student's. Repeatable."),
+        list[str] | None, _option("--teacher", "DIR", "A teacher, if the keys are the student's. Repeatable.")
     ] = None,
     set_: SetOption = None,
     output: OutputOption = None,
@@ -348,11 +332,8 @@ def sweep(
 
     print(f"{sweep_table(found, style='simple')}\n\n{sweep_sentence(found)}")
     best = Path(output or resolved.sweep.output, "recipe.yaml")
-    print(
-        shlex.join(
-            ["distill", found["stage"], str(best), *(word for name in teacher or () for word in ("--teacher", name))]
-        )
-    )
+    teachers = [word for name in teacher or () for word in ("--teacher", name)]
+    print(shlex.join(["distill", found["stage"], str(best), *teachers]))
 
 
 @app.command()
@@ -396,12 +377,10 @@ def report(
     recipe: RecipeOption = None,
     set_: SetOption = None,
     max_latency_ms: Annotated[
-        float | None,
-        typer.Option("--max-latency-ms", metavar="MS", help="The largest median latency allowed at the first shape."),
+        float | None, _option("--max-latency-ms", "MS", "The largest median latency allowed at the first shape.")
     ] = None,
     max_drop: Annotated[
-        float | None,
-        typer.Option("--max-drop", metavar="F", help="The largest loss of accuracy allowed: 0.01 is one point."),
+        float | None, _option("--max-drop", "F", "The largest loss of accuracy allowed: 0.01 is one point.")
     ] = None,
     output: Annotated[Path | None, _output("Where to write (default: ./report).")] = None,
     device: DeviceOption = "auto",
@@ -456,26 +435,15 @@ def predict(
         list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts to classify.", show_default=False)
     ] = None,
     file: Annotated[
-        str | None,
-        typer.Option(
-            "--file", metavar="F", help="A file of texts: .txt, .csv, .jsonl, .parquet ...; - is stdin.", parser=_name
-        ),
+        str | None, _option("--file", "F", "A file of texts: .txt, .csv, .jsonl, .parquet ...; - is stdin.", _name)
     ] = None,
     text_column: Annotated[
-        str | None,
-        typer.Option(
-            "--text-column", metavar="NAME", help="The column with the texts (default: the recipe's).", parser=_name
-        ),
+        str | None, _option("--text-column", "NAME", "The column with the texts (default: the recipe's).", _name)
     ] = None,
     escalate: Annotated[
-        str | None,
-        typer.Option(
-            "--escalate", metavar="TEACHER", help="A classifier for the texts that MODEL is unsure of.", parser=_name
-        ),
+        str | None, _option("--escalate", "TEACHER", "A classifier for the texts that MODEL is unsure of.", _name)
     ] = None,
-    below: Annotated[
-        float | None, typer.Option("--below", metavar="P", help="MODEL is unsure if its probability is below P.")
-    ] = None,
+    below: Annotated[float | None, _option("--below", "P", "MODEL is unsure if its probability is below P.")] = None,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:

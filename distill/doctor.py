@@ -175,11 +175,9 @@ def _parts_of(model: str, key: str, *, weights: bool) -> str:
     """Describe the model that the recipe names at `key`; raises `UserError` if it cannot be trained."""
     with named_by(key):
         tokens, parameters = len(load_tokenizer(model)), parameters_of(model)
-    size = (
-        f"{sum(path.stat().st_size for path in weight_files(model)) / 1e6:.1f} MB of weights"
-        if weights
-        else "no weights"
-    )
+    size = "no weights"
+    if weights:
+        size = f"{sum(path.stat().st_size for path in weight_files(model)) / 1e6:.1f} MB of weights"
     return f"{model}: {parameters / 1e6:.1f} M parameters, {tokens} tokens in the vocabulary, {size}"
 
 

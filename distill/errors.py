@@ -6,10 +6,12 @@ exception is a bug in distill: it ends in a traceback and exit status 1.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
 import shutil
+from collections.abc import Collection
 
 # Control characters, halves of surrogate pairs, line separators, and marks that change the direction of writing.
 STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -86,6 +88,12 @@ def refusal_of(error: BaseException) -> str | None:
                 return f"{full}: {one_line(seen)}"
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
+
+
+def did_you_mean(word: str, known: Collection[str], otherwise: str = "one of") -> str:
+    """Return a question with the known word that is most like `word`; if there is none, `otherwise` and all words."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"{otherwise} {', '.join(known)}"
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Command lines that cannot work: each is refused in one line, before anything is written."""
+"""Command lines with mistakes: each is refused in one line, before anything is written."""
 
 import os
 import shutil
@@ -206,7 +206,7 @@ def test_a_mistake_on_the_command_line_is_one_line(
     record_property("bad command lines", 1)
 
 
-# Of each of these: the command that says what is wrong, and the hint that says what to do about it.
+# The hint that cures each of these cases.
 HINTS = {
     "no teacher": "distill teacher RECIPE --output ./none makes one",
     "no teacher and no recipe": "distill teacher RECIPE --output ./none makes one",
@@ -246,7 +246,7 @@ def test_a_launcher_that_talks_nonsense_is_one_line(
 ):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("distill.cli.time.sleep", lambda seconds: None)  # a rank but the first lets that one speak
+    monkeypatch.setattr("distill.cli.time.sleep", lambda seconds: None)  # ranks above 0 wait
     check_refused(tmp_path, [said], "teacher", recipe_path)
     record_property("bad command lines", 1)
 
@@ -278,7 +278,7 @@ def test_no_stdin_and_no_working_directory_are_one_line(tiny_bert, tmp_path, mon
     with pytest.raises(DataError, match="stdin: is closed"), monkeypatch.context() as closed:
         closed.setattr(sys, "stdin", None)
         next(read_texts("-", "text"))
-    monkeypatch.chdir(tmp_path)  # and back, once it is over
+    monkeypatch.chdir(tmp_path)  # so that monkeypatch returns to a directory that exists
     (tmp_path / "gone").mkdir()
     os.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()

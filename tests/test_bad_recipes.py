@@ -1,4 +1,4 @@
-"""Recipes that break a rule: each mistake is one line with its place, all at once, and nothing is written."""
+"""Recipes with mistakes: all are reported at once, each in one line with its place, and nothing is written."""
 
 import pytest
 from conftest import check_refused
@@ -352,7 +352,7 @@ TRAINING = {
     "lr_scheduler_kwargs: {foo: 1}": "foo is not a setting of the schedule linear; it has none",
     "lr_scheduler_type: warmup_stable_decay": "warmup_stable_decay wants lr_scheduler_kwargs: {num_decay_steps: ...}",
 }
-# Of each: a field that is a mapping with others that go with it, and what is wrong with it.
+# Fields that are mappings, some with other fields, and what is wrong with each.
 OF_MAPPINGS = {
     "accelerator_config: {foo: 1}": "accelerator_config.foo: not a key here; one of split_batches,",
     "accelerator_config: {split_batches: 1}": "accelerator_config.split_batches: wants one of true, false, got 1",

@@ -50,7 +50,7 @@ def test_yaml_1_2_numbers_and_words(recipe):
     training = load_recipe(recipe(text)).student.training
     assert training["learning_rate"] == 3e-4  # PyYAML reads a string
     assert training["eval_strategy"] == "no"  # PyYAML reads False
-    assert "load_best_model_at_end" not in training  # nothing to choose by
+    assert "load_best_model_at_end" not in training  # no evaluations to select by
 
 
 def test_a_date_is_text_as_it_stands(recipe, tmp_path):

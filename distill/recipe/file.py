@@ -6,7 +6,6 @@ The YAML is version 1.2, through ruamel.yaml: `3e-4` is a number, `no` is a stri
 from __future__ import annotations
 
 import copy
-import difflib
 import io
 import json
 import types
@@ -21,7 +20,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from distill.errors import STEERING, RecipeError, one_line
+from distill.errors import STEERING, RecipeError, did_you_mean, one_line
 from distill.recipe import training_fields
 from distill.recipe.schema import Recipe
 from distill.recipe.section import Section
@@ -258,20 +257,19 @@ def _faults_of_trials(
 
 
 def _fill_training(recipe: Recipe) -> Recipe:
-    def filled(stage: Any) -> Any:
-        training = training_fields.with_defaults(stage.training, seed=recipe.data.seed)
-        return stage.model_copy(update={"training": training})
-
-    stages = {name: getattr(recipe, name) for name in ("teacher", "student")}
-    return recipe.model_copy(update={name: filled(stage) for name, stage in stages.items() if stage})
+    updates: dict[str, Any] = {}
+    for name in ("teacher", "student"):
+        if stage := getattr(recipe, name):
+            training = training_fields.with_defaults(stage.training, seed=recipe.data.seed)
+            updates[name] = stage.model_copy(update={"training": training})
+    return recipe.model_copy(update=updates)
 
 
 def _explain(fault: Any) -> str:
     """Return one line for a pydantic fault: the rule and the value, or the key that was probably meant."""
     if fault["type"] == "extra_forbidden":
         *section, key = fault["loc"]
-        close = difflib.get_close_matches(str(key), _keys(section), n=1)
-        return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; known: {', '.join(_keys(section))}"
+        return f"unknown key; {did_you_mean(str(key), _keys(section), 'known:')}"
     if fault["type"] == "missing":
         return "missing"
     if fault["type"] == "json_invalid":  # json.dumps made it, so only half a pair can be wrong

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_serializer, model_validator
 
+from distill.errors import did_you_mean
 from distill.recipe.section import Line, Positive, Section
 from distill.recipe.training_fields import SWEEPABLE
 
@@ -81,9 +81,7 @@ def _can_be_swept(key: str) -> str:
     section, _, name = rest.partition(".")
     if stage in ("teacher", "student") and section == "training" and name:
         if name not in SWEEPABLE:
-            close = difflib.get_close_matches(name, SWEEPABLE, n=1)
-            meant = f"; did you mean {close[0]}?" if close else f"; of training, these can: {', '.join(SWEEPABLE)}"
-            raise ValueError(f"cannot be swept{meant}")
+            raise ValueError(f"cannot be swept; {did_you_mean(name, SWEEPABLE, 'of training, these can:')}")
     elif not re.fullmatch(r"(teacher|student)\.attention_dropout|student\.loss\..+", key):
         raise ValueError(
             "cannot be swept: trials share the data, the model and the teacher's logits; these keys can: "

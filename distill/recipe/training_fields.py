@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distill.errors import one_line
+from distill.errors import did_you_mean, one_line
 
 # Batches of similar length cost 0.8 points of accuracy and are no faster than micro-batches (docs/results.md).
 BY_LENGTH = "leave it out: each batch is cut into micro-batches of similar length, as fast and without loss of accuracy"
@@ -242,9 +242,7 @@ def _mapping_problems(
     for key, setting in value.items():
         place, allowed = f"{name}.{key}", known.get(key)
         if allowed is None:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
-            yield place, refused.get(key) or f"not a key here; {meant}"
+            yield place, refused.get(key) or f"not a key here; {did_you_mean(str(key), known)}"
         elif allowed:
             if not any(type(setting) is type(one) and setting == one for one in allowed):
                 yield place, f"wants one of {json.dumps(allowed)[1:-1]}, got {setting!r}"
@@ -354,9 +352,7 @@ def _type_complaint(hint: Any, value: Any) -> str | None:
     enums = [member for member in members if isinstance(member, type) and issubclass(member, enum.Enum)]
     if enums and isinstance(value, str):  # the hint allows any str, but transformers only these
         values = [str(item.value) for item in enums[0]]
-        close = difflib.get_close_matches(value, values, n=1)
-        meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(values)}"
-        return None if value in values else f"got {value!r}; {meant}"
+        return None if value in values else f"got {value!r}; {did_you_mean(value, values)}"
     try:
         # JSON mode, so that a list may stand for a tuple; strict, so that "8" is not taken for 8.
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
