@@ -223,13 +223,12 @@ def _fsdp_problems(name: str, value: Any, *, is_on: bool) -> Iterator[tuple[str,
     if name == "fsdp":
         if not isinstance(value, bool):
             yield name, f"wants true or false, got {value!r}; the rest belongs in fsdp_config"
-        return
-    if not isinstance(value, Mapping):
+    elif not isinstance(value, Mapping):
         yield name, f"wants a mapping, got {value!r}"
-        return
-    if not is_on:
-        yield name, "does nothing without fsdp: true"
-    yield from _mapping_problems(name, value, FSDP_CONFIG, NOT_IN_FSDP_CONFIG)
+    else:
+        if not is_on:
+            yield name, "does nothing without fsdp: true"
+        yield from _mapping_problems(name, value, FSDP_CONFIG, NOT_IN_FSDP_CONFIG)
 
 
 def _mapping_problems(
