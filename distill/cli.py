@@ -415,7 +415,7 @@ def run(
 ) -> None:
     """Make teacher, student, exports and report in one folder.
 
-    Finished steps are skipped; the report is made anew.
+    Finished steps are skipped, except the report, which is written again.
     """
     commands = _commands()
     target = output or Path("runs") / recipe.stem

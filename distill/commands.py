@@ -148,18 +148,18 @@ def student(
     names = _names(teachers)
     check_teachers(names)
     folder = RunFolder(Path(output or recipe.student.output))
-    beside = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
+    control_folder = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
     is_done = resume and not overwrite and already_finished(folder, recipe, "student", names)
     needs_control = recipe.student.control
     if needs_control:
-        if os.path.realpath(beside.path) in map(os.path.realpath, names):
-            raise FolderError(f"{beside.path}: the control would overwrite a teacher", hint="--output DIR")
-        if is_done and already_finished(beside, recipe, "control", names, student=folder):
+        if os.path.realpath(control_folder.path) in map(os.path.realpath, names):
+            raise FolderError(f"{control_folder.path}: the control would overwrite a teacher", hint="--output DIR")
+        if is_done and already_finished(control_folder, recipe, "control", names, student=folder):
             needs_control = False
         else:  # now, because the student may train for hours before its control needs this folder
-            beside.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
-    redone = [one for one in (folder, *([beside] if needs_control else [])) if overwrite and one.is_finished]
+            control_folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+    redone = [one for one in (folder, *([control_folder] if needs_control else [])) if overwrite and one.is_finished]
     if redone:
         folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
         read_splits(recipe)  # if the data is bad, nothing may be marked as being redone
@@ -169,7 +169,7 @@ def student(
         cache = Path(teacher_logits) if teacher_logits else None
         distil(recipe, names, folder, cache=cache, force=force, **options)
     if needs_control:
-        train_control(recipe, names[0], folder, beside, **options)
+        train_control(recipe, names[0], folder, control_folder, **options)
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
     return folder
@@ -342,7 +342,7 @@ def run(
     """Make teacher, student (and its control), exports and report in one folder; return report.json.
 
     Steps that finished with the same recipe are skipped. It is an error if a step finished with another recipe, or a
-    student with another teacher; `overwrite` redoes all steps. The report is always made anew. If there are several
+    student with another teacher; `overwrite` redoes all steps. The report is always written again. If there are several
     ranks, only rank 0 exports and reports; the others return None.
     """
     root = Path(output)

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 
 from distill.recipe.labels import label_key
 from distill.recipe.search_space import Sweep
-from distill.recipe.section import Line, NotEmpty, Positive, Section
+from distill.recipe.section import NonEmptyStr, NotEmpty, Positive, Section
 
 Format = Literal["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-bf16", "openvino-int8"]
 PRECISION = ("bf16", "fp16")  # the fields of `training` that decide it
@@ -29,10 +29,10 @@ class Files(Section):
     `transfer` has texts that need no labels: the teacher labels them for the student.
     """
 
-    train: Line
-    test: Line
-    validation: Line | None = None
-    transfer: Line | None = None
+    train: NonEmptyStr
+    test: NonEmptyStr
+    validation: NonEmptyStr | None = None
+    transfer: NonEmptyStr | None = None
 
 
 class HubSplits(Section):
@@ -42,22 +42,22 @@ class HubSplits(Section):
     `unsupervised`).
     """
 
-    train: Line = "train"
-    test: Line = "test"
-    validation: Line | None = None
-    transfer: Line | None = None
+    train: NonEmptyStr = "train"
+    test: NonEmptyStr = "test"
+    validation: NonEmptyStr | None = None
+    transfer: NonEmptyStr | None = None
 
 
 class Data(Section):
     """Where the labeled texts come from, and how they are split, sampled and tokenized."""
 
-    dataset: Line | None = None
-    subset: Line | None = None
+    dataset: NonEmptyStr | None = None
+    subset: NonEmptyStr | None = None
     splits: HubSplits = HubSplits()
     files: Files | None = None
-    text_column: Line = "text"
-    label_column: Line = "label"
-    label_names: tuple[Line, ...] | None = None
+    text_column: NonEmptyStr = "text"
+    label_column: NonEmptyStr = "label"
+    label_names: tuple[NonEmptyStr, ...] | None = None
     train_samples: Positive | None = None
     validation_samples: Positive | None = None
     test_samples: Positive | None = None
@@ -107,9 +107,9 @@ class Stage(Section):
 class Teacher(Stage):
     """The model to fine-tune; `pretrained: false` keeps its configuration and tokenizer, with random weights."""
 
-    model: Line
+    model: NonEmptyStr
     pretrained: bool = True
-    output: Line = "./bert-teacher"
+    output: NonEmptyStr = "./bert-teacher"
 
 
 class Schedule(Section):
@@ -228,10 +228,10 @@ class Student(Stage):
     `control` also trains the same student for the same number of steps on the labels alone.
     """
 
-    model: Line | None = None
+    model: NonEmptyStr | None = None
     layers: Positive | tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    config: dict[Line, Any] | None = None
-    output: Line = "./distilbert-student"
+    config: dict[NonEmptyStr, Any] | None = None
+    output: NonEmptyStr = "./distilbert-student"
     loss: Loss = Loss()
     teacher_weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], NotEmpty] | None = None
     control: bool = False

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_serializer, model_validator
 
 from distill.errors import did_you_mean
-from distill.recipe.section import Line, Positive, Section
+from distill.recipe.section import NonEmptyStr, Positive, Section
 from distill.recipe.training_fields import SWEEPABLE
 
 
@@ -95,7 +95,7 @@ class Sweep(Section):
 
     keys: Annotated[dict[Annotated[str, AfterValidator(_can_be_swept)], Space], Field(min_length=1)]
     trials: Positive = 20
-    output: Line = "./sweep"
+    output: NonEmptyStr = "./sweep"
 
     @model_validator(mode="after")
     def _none_within_another(self) -> Sweep:
