@@ -1,6 +1,6 @@
 """Teacher-student distillation for text classification.
 
-`distill.load(folder)` returns a classifier; what each command does is a function in `distill.commands`.
+`distill.load(folder)` returns a classifier. `distill.commands` has one function for each command.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Classifier", "load"]
 
-# ONNX Runtime reports to its makers by default, from threads of its own, and asks when it is imported.
+# By default ONNX Runtime sends telemetry from threads of its own; it reads this variable when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
-    """Load on first use: importing distill must not import torch, or `distill --help` takes seconds."""
+    """Import the classifier on first use, because torch would make `distill --help` take seconds."""
     if name in __all__:
         from distill.inference import classifier
 

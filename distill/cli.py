@@ -1,6 +1,6 @@
-"""The command line: parse, call one function of `commands`, print. stdout is data, stderr is everything else.
+"""The command line. Each command parses its options, calls one function of `commands` and prints the result.
 
-Nothing heavy is imported before a command runs, so that --help answers at once.
+Results go to stdout, everything else to stderr. Heavy imports wait until a command runs, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -32,65 +32,67 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 def _path(text: str) -> Path:
-    """A path that can be written in every file that names it; raises `UserError` before hours of work if it cannot."""
+    """Return the path; raise `UserError` if its name is not UTF-8, because many files that a run writes contain it."""
     try:
         _name(text).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{text}: bytes that are not UTF-8, in which files are named here", hint="rename it") from None
+        raise UserError(f"{text}: the name is not UTF-8", hint="rename it") from None
     if "\0" in text:
-        raise typer.BadParameter("holds a null byte")
+        raise typer.BadParameter("contains a null byte")
     return Path(text)
 
 
 def _name(text: str) -> str:
-    """A name; as a path, none would be the working directory, and elsewhere it would do nothing."""
+    """Return the name; an empty one is refused, because as a path it would mean the working directory."""
     if not text:
         raise typer.BadParameter("wants a name, got nothing")
     return text
+
+
+def _option(name: str, metavar: str, about: str, parser: Any = None) -> Any:
+    return typer.Option(name, metavar=metavar, help=about, parser=parser)
+
+
+def _output(about: str) -> Any:
+    return _option("--output", "DIR", about, _path)
 
 
 RecipeArgument = Annotated[
     Path,
     typer.Argument(
         metavar="RECIPE",
-        help="A recipe file (YAML) or a name from `distill recipes`; paths in it start at the working directory.",
+        help="A recipe file (YAML) or a name from `distill recipes`. Its paths are relative to the working directory.",
         show_default=False,
         parser=_path,
     ),
 ]
 SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key: dotted, repeatable, a YAML value."),
+    list[str] | None, _option("--set", "KEY=VALUE", "Set a recipe key, e.g. data.max_tokens=256. Repeatable.")
 ]
-OutputOption = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Where to write.", parser=_path)]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Redo what is already there.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Distil from a teacher that has nothing to teach.")]
+OutputOption = Annotated[Path | None, _output("Where to write (default: `output` in the recipe).")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Redo a run; the old one stays until the new one has finished.")
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Distill even if the teacher is no better than the commonest class.")
+]
 TeacherLogitsOption = Annotated[
     Path | None,
-    typer.Option(
-        "--teacher-logits",
-        metavar="DIR",
-        help="Where the teachers' answers are kept (default: TEACHER).",
-        parser=_path,
-    ),
+    _option("--teacher-logits", "DIR", "Where to keep teacher logits (default: the teacher folder).", _path),
 ]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="The last line of stdout is the whole result.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="The device to compute on.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole result as JSON, as the last line of stdout.")]
 PushOption = Annotated[
-    str | None,
-    typer.Option(
-        "--push-to-hub", metavar="NAME", help="Upload the model to this repository, private if it is new.", parser=_name
-    ),
+    str | None, _option("--push-to-hub", "NAME", "Upload to this Hub repository; a new one is private.", _name)
 ]
 RecipeOption = Annotated[
-    Path | None,
-    typer.Option("--recipe", metavar="RECIPE", help="For models that carry no recipe.yaml of their own.", parser=_path),
+    Path | None, _option("--recipe", "RECIPE", "The recipe (default: recipe.yaml in the model folder).", _path)
 ]
 
 
 class _Terminated(BaseException):
-    """SIGTERM or SIGHUP came where nothing was being trained; training has its own way with them."""
+    """SIGTERM or SIGHUP came outside training, which handles these signals itself."""
 
     def __init__(self, number: int):
         self.exit_code = 128 + number
@@ -102,12 +104,12 @@ class _Group(TyperGroup):
             with guarded():
                 try:
                     return super().main(*arguments, **settings)
-                except SystemExit as done:  # once what was printed is written
+                except SystemExit as done:  # raised again once stdout is flushed
                     code = done.code
             raise SystemExit(code)
         except NotWritten as error:
             give_up_stdout()
-            if error.errno == errno.EPIPE:  # who read it has read enough, as of `| head`
+            if error.errno == errno.EPIPE:  # the reader has stopped reading, as `| head` does
                 raise SystemExit(128 + 13) from None
             with contextlib.suppress(OSError):
                 print(f"error: stdout: cannot be written: {error}", file=sys.stderr)
@@ -122,32 +124,26 @@ class _Group(TyperGroup):
             return result
         except NotWritten:
             raise
-        except UserError as error:
-            if rank():
-                time.sleep(5)  # where the first rank fails alike, it says so, and the launcher ends this one meanwhile
-            for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr)
-            if error.hint:
-                print(f"hint: {error.hint}", file=sys.stderr)
-            raise typer.Exit(2) from None
         except Interrupted as interruption:
             print(f"interrupted: {interruption}", file=sys.stderr)
             raise typer.Exit(interruption.exit_code) from None
-        except Exception as error:  # a full disk hides behind whatever a library makes of it
-            refused = refusal_of(error)
-            if refused is None:
-                raise
-            if rank():
-                time.sleep(5)
-            print(f"error: {printable(refused)}", file=sys.stderr)
-            print("hint: put that right, then the same command; where it trains, --resume goes on", file=sys.stderr)
-            raise typer.Exit(2) from None
         except (KeyboardInterrupt, _Terminated) as stopped:
             print(
-                "\ninterrupted; finished stages stay (run, teacher, student and sweep: --resume goes on)",
+                "\ninterrupted; finished steps stay (run, teacher, student and sweep: --resume continues)",
                 file=sys.stderr,
             )
             raise typer.Exit(stopped.exit_code if isinstance(stopped, _Terminated) else 130) from None
+        except Exception as error:
+            known = _as_user_error(error)
+            if known is None:
+                raise
+            if rank():
+                time.sleep(5)  # if rank 0 fails in the same way, it prints the error, and the launcher ends this rank
+            for problem in known.problems:
+                print(f"error: {problem}", file=sys.stderr)
+            if known.hint:
+                print(f"hint: {known.hint}", file=sys.stderr)
+            raise typer.Exit(2) from None
 
 
 app = typer.Typer(
@@ -156,7 +152,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Teacher-student distillation for text classification: recipe, student, export, proof, report.",
+    help="Turn a large text classifier into a small, fast one: distillation, export, report.",
 )
 
 
@@ -169,7 +165,7 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     pass
@@ -177,7 +173,10 @@ def _options(
 
 @app.command()
 def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
-    """Validate a recipe, and its student against the models on this disk; print it with every default filled in."""
+    """Validate a recipe and print it with all defaults.
+
+    If its models are on this disk, also check that the student can be made from the teacher.
+    """
     from distill.recipe.file import dump_recipe, load_recipe
 
     resolved = load_recipe(recipe, set_ or ())
@@ -186,29 +185,31 @@ def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = Fa
 
         names = [name for name in (resolved.teacher.model, resolved.student.model) if name]
         if away := [name for name in names if not is_here(name)]:
-            print(f"not on this disk, so the student was not checked: {', '.join(away)}", file=sys.stderr)
-            print("hint: distill doctor RECIPE asks the hub for them", file=sys.stderr)
+            print(f"the student was not checked: not on this disk: {', '.join(away)}", file=sys.stderr)
+            print("hint: `distill doctor RECIPE` looks for them on the Hub", file=sys.stderr)
         else:
             _commands().check_models(resolved)
     _commands().check_trackers(resolved)
-    print(json.dumps(resolved.model_dump(mode="json")) if json_ else dump_recipe(resolved), end="\n" if json_ else "")
+    if json_:
+        print(json.dumps(resolved.model_dump(mode="json")))
+    else:
+        print(dump_recipe(resolved), end="")
 
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The one to copy.", parser=_name)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The recipe to copy.", parser=_name)] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="PATH", help="A folder or .yaml file (default: ./NAME.yaml).", parser=_path),
+        Path | None, _option("--output", "PATH", "The copy: a folder or a .yaml file (default: ./NAME.yaml).", _path)
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """List the recipes that come with distill, or copy one to edit."""
+    """List the recipes that come with distill, or copy one."""
     refuse_ranks("recipes")
     from distill.recipe.shipped import about, copy_recipe, shipped
 
     if name is None and output is not None:
-        raise UserError("recipes: --output goes with the NAME of a recipe")
+        raise UserError("recipes: --output needs the NAME of a recipe")
     files = {name: copy_recipe(name, output)} if name else shipped()
     if json_:
         print(json.dumps([{"name": one, "about": about(file), "file": str(file)} for one, file in files.items()]))
@@ -220,12 +221,17 @@ def recipes(
 def inspect(
     recipe: RecipeArgument,
     set_: SetOption = None,
-    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Train texts to show.", min=1)] = 5,
-    seed: Annotated[int | None, typer.Option("--seed", help="Draws other ones (default: the recipe's).", min=0)] = None,
-    output: OutputOption = None,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", help="How many train texts to show.", min=1)] = 5,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="The seed that draws them (default: the recipe's).", min=0)
+    ] = None,
+    output: Annotated[Path | None, _output("Also write the findings there, as inspect.html and inspect.json.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Look at the data: texts, balance, token lengths, duplicates, leaks, and what looks wrong."""
+    """Look at the data: balance, lengths, duplicates, leaks.
+
+    Prints some of the texts, what the splits hold, and what looks wrong. Lengths are in tokens.
+    """
     refuse_ranks("inspect")
     commands = _commands()
     found = commands.inspect(commands.check(recipe, set_ or ()), output, rows=rows, seed=seed)
@@ -250,7 +256,7 @@ def teacher(
     push_to_hub: PushOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Fine-tune the teacher."""
+    """Fine-tune the teacher on the labels."""
     commands = _commands()
     folder = commands.teacher(
         commands.check(recipe, set_ or ()), output, resume=resume, overwrite=overwrite, device=device,
@@ -262,10 +268,10 @@ def teacher(
 @app.command()
 def student(
     teacher: Annotated[
-        list[str], typer.Option("--teacher", metavar="DIR", help="A teacher's folder; several answer together.")
+        list[str], _option("--teacher", "DIR", "A teacher: a folder or a Hub name. Repeat it for several.")
     ],
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe; default: the teacher's own.", parser=_path)
+        Path | None, typer.Argument(metavar="[RECIPE]", help="The recipe (default: that of the teacher).", parser=_path)
     ] = None,
     set_: SetOption = None,
     output: OutputOption = None,
@@ -277,7 +283,10 @@ def student(
     push_to_hub: PushOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Distil the student from one teacher or several; its control follows where the recipe asks for one."""
+    """Distill the student from one or several teachers.
+
+    If the recipe asks for a control, it is trained afterwards, next to the student.
+    """
     commands = _commands()
     if recipe is None and not Path(teacher[0]).is_dir():
         hint = f"distill teacher RECIPE --output {teacher[0]} makes one"
@@ -294,7 +303,7 @@ def student(
 def sweep(
     recipe: RecipeArgument,
     teacher: Annotated[
-        list[str] | None, typer.Option("--teacher", metavar="DIR", help="Whom the student of every trial learns from.")
+        list[str] | None, _option("--teacher", "DIR", "A teacher, if the keys are the student's. Repeatable.")
     ] = None,
     set_: SetOption = None,
     output: OutputOption = None,
@@ -305,7 +314,10 @@ def sweep(
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Search over the recipe's sweep keys, judged on validation; leave a recipe with the best values."""
+    """Search for the best values of the recipe's sweep keys.
+
+    Trials are compared on the validation split. The output folder gets a recipe.yaml with the best values.
+    """
     refuse_ranks("sweep")
     commands = _commands()
     resolved = commands.check(recipe, set_ or ())
@@ -320,28 +332,28 @@ def sweep(
 
     print(f"{sweep_table(found, style='simple')}\n\n{sweep_sentence(found)}")
     best = Path(output or resolved.sweep.output, "recipe.yaml")
-    print(
-        shlex.join(
-            ["distill", found["stage"], str(best), *(word for name in teacher or () for word in ("--teacher", name))]
-        )
-    )
+    teachers = [word for name in teacher or () for word in ("--teacher", name)]
+    print(shlex.join(["distill", found["stage"], str(best), *teachers]))
 
 
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A model folder.")] = "./distilbert-student",
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx-fp32; with --fp16, that as ONNX only.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx-fp32. With --fp16, leave out torch-fp16.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Write torch-fp16 and onnx-fp16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Write onnx-int8.")] = False,
     openvino: Annotated[bool, typer.Option("--openvino", help="Write openvino-bf16 and openvino-int8.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    output: OutputOption = None,
+    output: Annotated[Path | None, _output("Where to write (default: MODEL/export).")] = None,
     device: DeviceOption = "auto",
     push_to_hub: PushOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Write a model's fast formats, each proved on the validation texts (the recipe's when none is named)."""
+    """Export a model to faster formats and prove each one.
+
+    Each format is compared with the model on the validation texts. If no format is named, the recipe's are written.
+    """
     refuse_ranks("export")
     commands = _commands()
     named = _formats(onnx=onnx, fp16=fp16, int8=int8, openvino=openvino)
@@ -358,21 +370,27 @@ def export(
 def report(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[DIR ...]", help="Model folders, or the output of `distill run`.", parser=_path),
+        typer.Argument(
+            metavar="[DIR ...]", help="Model folders, or folders of `distill run` or `distill sweep`.", parser=_path
+        ),
     ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     max_latency_ms: Annotated[
-        float | None, typer.Option("--max-latency-ms", metavar="MS", help="The most that the first shape may take.")
+        float | None, _option("--max-latency-ms", "MS", "The largest median latency allowed at the first shape.")
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option("--max-drop", metavar="F", help="The most accuracy to lose: 0.01 is one point.")
+        float | None, _option("--max-drop", "F", "The largest loss of accuracy allowed: 0.01 is one point.")
     ] = None,
-    output: OutputOption = None,
+    output: Annotated[Path | None, _output("Where to write (default: ./report).")] = None,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Measure models and their exports on the test split: accuracy against latency, and which to ship."""
+    """Measure models and their exports; say which one to ship.
+
+    Accuracy is measured on the test split, latency at the shapes in the recipe. If no folder is named, the models are
+    ./bert-teacher, ./distilbert-student and its control.
+    """
     refuse_ranks("report")
     budget = _budget(max_latency_ms, max_drop)
     commands = _commands()
@@ -388,14 +406,17 @@ def report(
 def run(
     recipe: RecipeArgument,
     set_: SetOption = None,
-    output: OutputOption = None,
+    output: Annotated[Path | None, _output("Where to write (default: ./runs/RECIPE).")] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     force: ForceOption = False,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Teacher, student, exports and report in one folder (default: runs/RECIPE); finished stages are skipped."""
+    """Make teacher, student, exports and report in one folder.
+
+    Finished steps are skipped, except the report, which is written again.
+    """
     commands = _commands()
     target = output or Path("runs") / recipe.stem
     result = commands.run(
@@ -407,33 +428,29 @@ def run(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, export or model folder.", show_default=False)],
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT ...]", show_default=False)] = None,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run folder, an export or any classifier.", show_default=False)
+    ],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts to classify.", show_default=False)
+    ] = None,
     file: Annotated[
-        str | None,
-        typer.Option(
-            "--file", metavar="F", help="Texts from .txt, .csv, .jsonl or .parquet; - is stdin.", parser=_name
-        ),
+        str | None, _option("--file", "F", "A file of texts: .txt, .csv, .jsonl, .parquet ...; - is stdin.", _name)
     ] = None,
     text_column: Annotated[
-        str | None,
-        typer.Option(
-            "--text-column", metavar="NAME", help="The column of --file (default: the recipe's).", parser=_name
-        ),
+        str | None, _option("--text-column", "NAME", "The column with the texts (default: the recipe's).", _name)
     ] = None,
     escalate: Annotated[
-        str | None,
-        typer.Option(
-            "--escalate", metavar="TEACHER", help="A classifier for the texts that MODEL is not sure of.", parser=_name
-        ),
+        str | None, _option("--escalate", "TEACHER", "A classifier for the texts that MODEL is unsure of.", _name)
     ] = None,
-    below: Annotated[
-        float | None, typer.Option("--below", metavar="P", help="With --escalate: not sure is a probability below P.")
-    ] = None,
+    below: Annotated[float | None, _option("--below", "P", "MODEL is unsure if its probability is below P.")] = None,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Print label, probability and text of each text, tab-separated."""
+    """Print label, probability and text, separated by tabs.
+
+    With --escalate and --below, a second classifier answers the texts that MODEL is unsure of.
+    """
     refuse_ranks("predict")
     if (escalate is None) != (below is None):
         raise UserError("predict: --escalate TEACHER and --below P go together")
@@ -448,12 +465,12 @@ def predict(
     source: Iterator[str] = iter(texts or ())
     if file is not None:
         source = read_texts(file, text_column or text_column_of(model))
-    written = False
+    written = False  # JSON goes out row by row, because the texts may be too many for memory
     for text, probabilities in commands.predict(model, source, escalate=escalate, below=below or 0.0, device=device):
         label = max(probabilities, key=lambda name: probabilities[name])
         if json_:
             row = {"label": label, "score": probabilities[label], "probabilities": probabilities}
-            print(", " if written else "[", json.dumps(row, ensure_ascii=False), sep="", end="")  # one line, never held
+            print(", " if written else "[", json.dumps(row, ensure_ascii=False), sep="", end="")
             written = True
         else:
             print(f"{printable(label)}\t{probabilities[label]:.4f}\t{printable(' '.join(text.split()))}")
@@ -464,11 +481,12 @@ def predict(
 @app.command()
 def convert(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False, parser=_path)],
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Where to write.", show_default=False, parser=_path)
-    ],
+    output: Annotated[Path, _output("Where to write: a new folder.")],
 ) -> None:
-    """Write a model whose weights are a pickle as safetensors, without running what the pickle may hold."""
+    """Convert pickled weights to safetensors.
+
+    The pickle is read without running code that it may contain.
+    """
     refuse_ranks("convert")
     print(_commands().convert(model, output))
 
@@ -476,14 +494,19 @@ def convert(
 @app.command()
 def doctor(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="Also what this recipe needs.", parser=_path)
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Also check what this recipe needs.", parser=_path)
     ] = None,
     set_: SetOption = None,
-    output: OutputOption = None,
+    output: Annotated[
+        Path | None, _output("Where runs will be written; its free space is checked (default: .).")
+    ] = None,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Look at the set-up: versions, devices, hub, room, and a recipe's model and data; every fault with its cure."""
+    """Check this machine, and a recipe's models and data.
+
+    Looks at packages, devices, the Hub, free disk and memory. Each fault comes with its cure.
+    """
     refuse_ranks("doctor")
     from distill.machine.packages import examine_packages
 
@@ -491,7 +514,7 @@ def doctor(
         packages = list(examine_packages())
         yield from packages
         if any(found.state == "fault" and "not installed" in found.found for found in packages):
-            return  # the rest could not be imported
+            return  # the other checks import these packages
         commands = _commands()
         resolved = commands.check(recipe, set_ or ()) if recipe else None
         yield from commands.doctor(resolved, output or Path(), device=device)
@@ -513,13 +536,12 @@ def main() -> None:
     """Run the command line; the entry point of `distill`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                encoding="utf-8", errors="backslashreplace"
-            )  # texts come in any script, and not every console says so
+            # Texts come in any script, and not every console is set to UTF-8.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup asks for
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, _terminate)
-    if sys.stderr is not None:  # also for a traceback, which may hold what a stranger wrote
+    if sys.stderr is not None:  # tracebacks need this too: they may quote untrusted files
         sys.stderr = Guarded(sys.stderr, is_log=True)  # pyright: ignore[reportAttributeAccessIssue]
     app()
 
@@ -533,7 +555,15 @@ def _check_directory() -> None:
     try:
         Path.cwd()
     except FileNotFoundError:
-        raise UserError("the working directory is not there any more", hint="cd to another one") from None
+        raise UserError("the working directory no longer exists", hint="cd to another one") from None
+
+
+def _as_user_error(error: Exception) -> UserError | None:
+    """Return `error` if the user can mend it, or what the operating system refused behind it (e.g. a full disk)."""
+    if isinstance(error, UserError):
+        return error
+    refused = refusal_of(error)
+    return UserError(refused, hint="put that right and try again; --resume continues a training") if refused else None
 
 
 def _recipe(path: Path, set_: list[str] | None) -> Any:
@@ -555,18 +585,20 @@ def _budget(max_latency_ms: float | None, max_drop: float | None) -> Any:
 
 
 def _formats(*, onnx: bool, fp16: bool, int8: bool, openvino: bool) -> list[str] | None:
-    """The formats that flags name: --onnx alone is fp32; --fp16 is torch and ONNX, with --onnx just ONNX."""
-    if not (onnx or fp16 or int8 or openvino):
-        return None
-    named = ["torch-fp16"] if fp16 and not onnx else []
-    named += ["onnx-fp32"] if onnx else []
-    named += ["onnx-fp16"] if fp16 else []
-    named += ["onnx-int8"] if int8 else []
-    return named + (["openvino-bf16", "openvino-int8"] if openvino else [])
+    """Return the formats that the flags name, or None if no flag is set."""
+    chosen = {
+        "torch-fp16": fp16 and not onnx,
+        "onnx-fp32": onnx,
+        "onnx-fp16": fp16,
+        "onnx-int8": int8,
+        "openvino-bf16": openvino,
+        "openvino-int8": openvino,
+    }
+    return [name for name, is_chosen in chosen.items() if is_chosen] or None
 
 
 def _shown_proof(proof: dict[str, Any]) -> str:
-    """A format's proof on one line, tabs between its parts; what was fused comes last."""
+    """Return a format's proof as one line with tabs between its figures."""
     parts = [
         f"accuracy {proof['accuracy']:.4f}",
         f"drop {proof['accuracy_drop']:.4f}",
@@ -580,7 +612,7 @@ def _shown_proof(proof: dict[str, Any]) -> str:
         counted = f"{found['fused']}/{found['expected']}" if isinstance(found, dict) else found
         parts.append(f"{name.replace('_', ' ')} {counted}")
     if proof["tried"]:
-        parts.append(f"{len(proof['tried'])} settings given up before: {proof['tried'][-1]['reason']}")
+        parts.append(f"{len(proof['tried'])} settings failed before: {proof['tried'][-1]['reason']}")
     return "\t".join(parts)
 
 
@@ -604,7 +636,7 @@ def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
     print(table(result["measurements"], list(shapes), style="simple"))
     print(f"\n{result['choice']['reason']}")
     if result["choice"]["model"]:
-        print(f"it lies in {result['choice']['folder']}")
+        print(f"it is in {result['choice']['folder']}")
     for sentence in control_sentences(result):
         print(sentence)
     for note in result["notes"]:
@@ -613,15 +645,15 @@ def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """A note on a line, whatever names of files and labels stand in it."""
+    """Keeps each note on one line, even if a file name or a label in it contains control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 def _commands() -> Any:
-    """The library, with third parties quiet: their progress bars and warnings would bury ours."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else each forked worker warns about it
+    """Import `distill.commands` and silence other libraries, whose progress bars and warnings would bury ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # if it is not set, each forked worker warns about it
     import warnings
 
     import datasets
@@ -631,7 +663,7 @@ def _commands() -> Any:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs as an error it raises as well
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it also raises what it logs as an error
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|sklearn")

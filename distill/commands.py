@@ -1,11 +1,11 @@
-"""What each command does, as a function of the same name: paths in, folders out.
+"""One function for each command, under the same name: it takes paths and returns what it wrote or measured.
 
     from distill import commands
     recipe = commands.check("recipes/quickstart.yaml")
     commands.teacher(recipe)
     commands.student(recipe, recipe.teacher.output)
 
-Notes go to the logger "distill", progress to stderr; nothing is printed to stdout.
+Notes go to the logger "distill" and progress to stderr. Nothing is printed to stdout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from distill.data import inspection
 from distill.data.splits import read_splits
 from distill.distillation.control import train_control
-from distill.distillation.student import check_student, distil
+from distill.distillation.student import check_student, student_of, train_student
 from distill.distillation.teacher_logits import KeptLogits, identify_teacher
 from distill.distillation.teachers import check_teachers
 from distill.distillation.teachers import kept_logits as kept_logits_of
@@ -58,12 +58,12 @@ log = logging.getLogger("distill")
 
 
 def check(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the resolved recipe in `path`; raises `RecipeError` with every mistake in it."""
+    """Return the recipe in `path` with all defaults; raises `RecipeError` with every mistake in it."""
     return load_recipe(path, overrides)
 
 
 def check_models(recipe: Recipe, device: str = "auto") -> None:
-    """Raise what is wrong with the recipe's student and its formats, as far as configurations tell."""
+    """Raise `UserError` if the configurations show that the student or one of its exports cannot be made."""
     if recipe.teacher is None:
         return
     with named_by("teacher.model"):
@@ -88,20 +88,18 @@ def teacher(
     device: str = "auto",
     push_to_hub: str | None = None,
 ) -> RunFolder:
-    """Fine-tune the recipe's teacher and leave a run folder at `output` (default: the recipe's).
+    """Fine-tune the recipe's teacher and write a run folder at `output` (default: the recipe's).
 
-    It is uploaded to the repository `push_to_hub` where one is named.
+    If `push_to_hub` names a repository, the teacher is uploaded to it.
     """
     settings = teacher_of(recipe)
     if push_to_hub:
         check_can_push(push_to_hub)
     folder = RunFolder(Path(output or settings.output))
-    if resume and not overwrite and already_finished(folder, recipe, "teacher"):
-        if push_to_hub and rank() == 0:
-            push(folder.path, push_to_hub)
-        return folder
-    check_models(recipe, device)  # a student that cannot be made of this teacher is refused before hours go into it
-    folder = train_teacher(recipe, folder, resume=resume, overwrite=overwrite, device=device)
+    is_done = resume and not overwrite and already_finished(folder, recipe, "teacher")
+    if not is_done:
+        check_models(recipe, device)  # now, because training may take hours before the student is due
+        folder = train_teacher(recipe, folder, resume=resume, overwrite=overwrite, device=device)
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
     return folder
@@ -110,9 +108,9 @@ def teacher(
 def kept_logits(
     recipe: Recipe, teacher: Path | str, cache: Path | str | None = None, *, device: str = "auto"
 ) -> dict[str, KeptLogits]:
-    """Return what `student` will ask of its teacher, for each of the recipe's splits; see KeptLogits.
+    """Return the teacher logits that `student` will need, by split; see KeptLogits.
 
-    Nothing is answered yet, and workers that see the one folder `cache` (default: the teacher's) can share the work.
+    This computes nothing yet. Workers that share the folder `cache` (default: the teacher's) can divide the work.
     """
     splits = read_splits(recipe)
     known = identify_teacher(str(teacher), splits.label_names)
@@ -137,42 +135,40 @@ def student(
     device: str = "auto",
     push_to_hub: str | None = None,
 ) -> RunFolder:
-    """Distil the recipe's student from the classifier or classifiers in `teachers` and leave a run folder at `output`.
+    """Distill the recipe's student from one or several `teachers` and write a run folder at `output`.
 
-    Where the recipe asks for a control, it follows, in `control` (default: OUTPUT-control). `teacher_logits` is where
-    the teachers' answers are kept (default: in each teacher's folder). `force` distils from a teacher that is no better
-    than the commonest class. The student is uploaded to the repository `push_to_hub` where one is named.
+    If the recipe asks for a control, it is trained next, in `control` (default: OUTPUT-control). `teacher_logits` is
+    the folder for the teachers' logits (default: each teacher's own). `force` accepts a teacher that is no better than
+    the commonest class. If `push_to_hub` names a repository, the student is uploaded to it.
     """
-    if recipe.student is None:
-        raise RecipeError("student: missing, and a student is to be distilled")
+    settings = student_of(recipe)
     if push_to_hub:
         check_can_push(push_to_hub)
-    names = [str(teachers)] if isinstance(teachers, Path | str) else [str(name) for name in teachers]
+    names = _names(teachers)
     check_teachers(names)
-    folder = RunFolder(Path(output or recipe.student.output))
-    beside = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
+    folder = RunFolder(Path(output or settings.output))
+    control_folder = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
-    may_be_done = resume and not overwrite
-    is_done = may_be_done and already_finished(folder, recipe, "student", names)
-    needs_control = recipe.student.control
+    is_done = resume and not overwrite and already_finished(folder, recipe, "student", names)
+    needs_control = settings.control
     if needs_control:
-        if os.path.realpath(beside.path) in map(os.path.realpath, names):
-            raise FolderError(f"{beside.path}: the control would overwrite a teacher", hint="--output DIR")
-        if is_done and already_finished(beside, recipe, "control", names, student=folder):
+        if os.path.realpath(control_folder.path) in map(os.path.realpath, names):
+            raise FolderError(f"{control_folder.path}: the control would overwrite a teacher", hint="--output DIR")
+        if is_done and already_finished(control_folder, recipe, "control", names, student=folder):
             needs_control = False
-        else:  # before hours go into the student: its control must find its folder free too
-            beside.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
-    redone = [one for one in (folder, *([beside] if needs_control else [])) if overwrite and one.is_finished]
-    if redone:  # noted now: the teacher's answers may take hours, and the control comes last
+        else:  # now, because the student may train for hours before its control needs this folder
+            control_folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+    redone = [one for one in (folder, *([control_folder] if needs_control else [])) if overwrite and one.is_finished]
+    if redone:
         folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
-        read_splits(recipe)  # first, since bad data is to leave no mark
-    for one in redone:
+        read_splits(recipe)  # if the data is bad, nothing may be marked as being redone
+    for one in redone:  # now, so that --resume redoes both even if this stops during the teacher's hours of inference
         one.redo(with_absolute_paths(recipe))
     if not is_done:
         cache = Path(teacher_logits) if teacher_logits else None
-        distil(recipe, names, folder, cache=cache, force=force, **options)
+        train_student(recipe, names, folder, cache=cache, force=force, **options)
     if needs_control:
-        train_control(recipe, names[0], folder, beside, **options)
+        train_control(recipe, names[0], folder, control_folder, **options)
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
     return folder
@@ -191,18 +187,18 @@ def sweep(
 ) -> dict[str, Any]:
     """Search over the keys of the recipe's `sweep`, on validation; return the trials (see search.run_search).
 
-    They are left in `output` (default: the recipe's), with a recipe.yaml that has the values of the best. `teachers`
-    are those of the student whose keys are searched over, and none where the keys are the teacher's; `teacher_logits`
-    and `force` are as in `student`.
+    The trials are written to `output` (default: the recipe's), with a recipe.yaml that has the best values. `teachers`
+    are required if the keys are the student's, and refused if they are the teacher's. `teacher_logits` and `force` are
+    as in `student`.
     """
     if recipe.sweep is None:
-        raise RecipeError("sweep: missing, and there are no keys to search over")
-    names = [str(teachers)] if isinstance(teachers, Path | str) else [str(name) for name in teachers]
+        raise RecipeError("sweep: missing, so there are no keys to search over")
+    names = _names(teachers)
     check_teachers(names)
     if recipe.sweep.stage == "student" and not names:
-        raise RecipeError("sweep.keys: are the student's, and no teacher is named", hint="--teacher DIR")
+        raise RecipeError("sweep.keys: belong to the student, but no teacher is named", hint="--teacher DIR")
     if recipe.sweep.stage == "teacher" and names:
-        raise RecipeError(f"sweep.keys: are the teacher's, which learns from no other, got {', '.join(names)}")
+        raise RecipeError(f"sweep.keys: belong to the teacher, so no teacher may be named, got {', '.join(names)}")
     return run_search(
         recipe,
         names,
@@ -226,19 +222,19 @@ def export(
 ) -> dict[str, Any]:
     """Write `formats` (default: the recipe's) of a classifier to `output` (default: MODEL/export); return their proofs.
 
-    `recipe` defaults to the one in the model's folder; its validation texts prove each format. Raises `ExportError`
-    once all are written where any broke its bound. Those that passed are uploaded to the repository `push_to_hub` where
-    one is named, each to a folder of its name.
+    The validation texts of `recipe` (default: the one in the model's folder) prove each format. If a format breaks its
+    bound, `ExportError` is raised after all formats were tried. If `push_to_hub` names a repository, the formats that
+    passed are uploaded to it, each to a folder of its name.
     """
     if push_to_hub:
         check_can_push(push_to_hub)
-    recipe = recipe or _recipe_of([Path(model)])
+    recipe = recipe or load_recipe(find_recipe([Path(model)]))
     resolved = resolve_device(device)
     folder = Path(output) if output else RunFolder(Path(model)).export
     formats = formats or recipe.export.formats
     check_formats(formats, load_config(str(model)).model_type)
     if not output and not Path(model).is_dir():
-        raise FolderError(f"{model}: no such folder, so the exports have no place to go", hint="--output DIR")
+        raise FolderError(f"{model}: no such folder, so there is no default place for the exports", hint="--output DIR")
     bounds = Bounds(recipe.export.max_accuracy_drop, recipe.export.min_agreement)
     made = export_model(model, read_splits(recipe), folder, formats, bounds=bounds, device=resolved)
     failed = [proof for proof in made if not proof.passed]
@@ -249,7 +245,7 @@ def export(
         raise ExportError(
             *(f"{folder / proof.format}: failed and not kept: {proof.reason}" for proof in failed),
             hint=f"every figure is in {folder / EXPORT_PROOFS}"
-            + (", the texts answered otherwise in flipped-*.jsonl beside it" if any(p.flipped for p in failed) else ""),
+            + (", the texts whose label changed in flipped-*.jsonl there" if any(p.flipped for p in failed) else ""),
         )
     return {proof.format: proof.as_json() for proof in made}
 
@@ -257,14 +253,14 @@ def export(
 def inspect(
     recipe: Recipe, output: Path | str | None = None, *, rows: int = 5, seed: int | None = None
 ) -> dict[str, Any]:
-    """Return what is in the recipe's data (see inspection.inspect), and leave it as a page in `output` if one is given.
+    """Return what is in the recipe's data (see inspection.inspect); if `output` is given, write it there as a page.
 
-    The tokenizer is the teacher's, or the student's where the recipe has no teacher. `rows` train texts are drawn with
-    `seed` (default: the recipe's).
+    The tokenizer is the teacher's, or the student's if the recipe has no teacher. `seed` (default: the recipe's) draws
+    the `rows` train texts that are shown.
     """
     model = recipe.teacher.model if recipe.teacher else recipe.student.model if recipe.student else None
     if model is None:
-        raise RecipeError("teacher.model: missing, so there is no tokenizer to look at the texts with")
+        raise RecipeError("teacher.model: missing, so there is no tokenizer for the texts")
     with named_by("teacher.model" if recipe.teacher else "student.model"):
         tokenizer = load_tokenizer(model)
     splits = read_splits(recipe)
@@ -285,7 +281,7 @@ def inspect(
 
 
 def doctor(recipe: Recipe | None = None, output: Path | str = ".", *, device: str = "auto") -> Iterator[Finding]:
-    """Yield what is right and wrong with this machine and, where a `recipe` is given, whether its parts can be had."""
+    """Yield what is right and wrong with this machine and, if a `recipe` is given, with its data and models."""
     yield from examine(Path(output))
     if recipe is None:
         return
@@ -307,24 +303,23 @@ def report(
     budget: Budget | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Measure every model in `folders` and its exports on the test split and leave a report; return report.json.
+    """Measure every model in `folders` and its exports on the test split, write a report and return report.json.
 
-    A folder is a run folder, an export, any transformers classifier, the output of `run`, or that of a `sweep`, whose
-    trials are shown beside. `recipe` (data, shapes) defaults to the first one found in them. Devices: the CPU always,
-    CUDA where there is one, or just `device`. Raises `BudgetError`, once the report is written, where no model is
-    within `budget`.
+    A folder is a run folder, an export, any transformers classifier, or the output of `run` or `sweep`; of a sweep, the
+    report shows the trials. `recipe` gives the data and the shapes; it defaults to the first one found in the folders.
+    With `device` "auto", the CPU is measured, and CUDA too if there is one. If no model is within `budget`,
+    `BudgetError` is raised after the report is written.
     """
     if Path(output).exists() and not Path(output).is_dir():
         raise FolderError(f"{output}: a file, not a folder", hint="--output DIR")
     check_writable(Path(output))
     models = [model for folder in folders for model in models_in(Path(folder))]
     if not models:
-        raise FolderError(f"{folders[0]}: holds a search and no model to measure", hint="name a model's folder too")
+        raise FolderError(f"{folders[0]}: holds a sweep and no model to measure", hint="name a model folder too")
     sweeps = [found for folder in folders for found in sweeps_in(Path(folder))]
-    recipe = recipe or _recipe_of(models)
-    devices: list[Device] = [resolve_device(device)] if device != "auto" else ["cpu"]
-    if device == "auto" and resolve_device("auto") == "cuda":
-        devices.append("cuda")
+    recipe = recipe or load_recipe(find_recipe(models))
+    resolved = resolve_device(device)
+    devices: list[Device] = ["cpu", "cuda"] if device == "auto" and resolved == "cuda" else [resolved]
     findings = findings_of(models, sweeps, recipe, devices, budget)
     with hold(Path(output)):
         found = write_report(Path(output), findings, budget)
@@ -343,22 +338,22 @@ def run(
     force: bool = False,
     device: str = "auto",
 ) -> dict[str, Any] | None:
-    """Teacher, student (and its control), exports and report in one folder; return report.json.
+    """Make teacher, student (and its control), exports and report in one folder; return report.json.
 
-    A stage that finished with this very recipe is skipped; one that finished with another, and a student of another
-    teacher, is an error, unless `overwrite` redoes all of them. The report is measured anew each time. Of several ranks
-    the first alone exports and reports; the others return None.
+    Steps that finished with the same recipe are skipped. It is an error if a step finished with another recipe, or a
+    student with another teacher; `overwrite` redoes all steps. The report is always written again. If there are several
+    ranks, only rank 0 exports and reports; the others return None.
     """
     root = Path(output)
     if recipe.teacher is None or recipe.student is None:
-        raise RecipeError(f"{'teacher' if recipe.teacher is None else 'student'}: missing, and `run` needs both")
+        raise RecipeError(f"{'teacher' if recipe.teacher is None else 'student'}: missing, but `run` needs both")
     if len(recipe.student.teacher_weights or (1.0,)) != 1:
-        raise RecipeError("student.teacher_weights: `run` has one teacher; distill student takes several")
+        raise RecipeError("student.teacher_weights: `run` has one teacher; `distill student` takes several")
     check_models(recipe, device)
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
     names = ("teacher", "student", *(["control"] if recipe.student.control else []))
     folders = {name: RunFolder(root / name) for name in names}
-    for folder in folders.values():  # what stands in the way of a later one is said before the first is trained
+    for folder in folders.values():  # all now, so that a folder in use is reported before hours of training
         folder.settle()
         if overwrite or not folder.is_finished or folder.is_being_replaced:
             folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
@@ -368,8 +363,8 @@ def run(
         return read_splits(recipe).fingerprints
 
     if overwrite:
-        data()  # first, since bad data is to leave no mark
-        for folder in folders.values():  # also of the later ones, which `--resume` then redoes too
+        data()  # if the data is bad, nothing may be marked as being redone
+        for folder in folders.values():  # all now, so that --resume redoes the later ones too
             folder.redo(with_absolute_paths(recipe))
     for name, folder in folders.items():
         is_done = folder.is_finished and not folder.is_being_replaced and not overwrite
@@ -379,10 +374,10 @@ def run(
         elif name == "teacher":
             teacher(recipe, folder.path, **options)
         elif name == "student":
-            distil(recipe, [str(root / "teacher")], folder, force=force, **options)
+            train_student(recipe, [str(root / "teacher")], folder, force=force, **options)
         else:
             train_control(recipe, str(root / "teacher"), folders["student"], folder, **options)
-    leave()  # what follows is for one process, which must not wait for the others
+    leave()  # rank 0 does the rest alone and must not wait for the other ranks
     if rank():
         return None
     failure: ExportError | None = None
@@ -391,7 +386,7 @@ def run(
     if missing:
         try:
             export(student_folder.path, missing, recipe=recipe, device=device)
-        except ExportError as error:  # the report is worth having all the same; the failure is raised after it
+        except ExportError as error:  # raised after the report, which is useful without these formats too
             failure = error
     else:
         log.info("export: finished before, skipped (%s)", student_folder.export)
@@ -410,27 +405,27 @@ def predict(
     below: float = 0.8,
     device: str = "auto",
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield each text and its probability per label, in order, holding only a few thousand texts at a time.
+    """Yield each text and its probability per label, in order, with only a few thousand texts in memory at a time.
 
-    Texts whose likeliest label has a probability below `below` are answered by the classifier `escalate` instead.
+    If the likeliest label of a text has a probability below `below`, the classifier `escalate` answers it instead.
     """
-    yield from predictions(model, texts, escalate=escalate, below=below, device=device)
+    return predictions(model, texts, escalate=escalate, below=below, device=device)
 
 
 def convert(model: Path | str, output: Path | str) -> Path:
-    """Write a model folder whose weights are a pickle as safetensors to the new folder `output`; return that.
+    """Write a model folder with pickled weights as safetensors to the new folder `output`; return that folder.
 
-    See pickles.convert: nothing that the pickle may hold is run.
+    Code in the pickle is not run (see pickles.convert).
     """
     return pickles.convert(Path(model), Path(output))
 
 
-def _recipe_of(models: Sequence[Path]) -> Recipe:
-    return load_recipe(find_recipe(models))
+def _names(teachers: Sequence[Path | str] | Path | str) -> list[str]:
+    return [str(name) for name in ([teachers] if isinstance(teachers, Path | str) else teachers)]
 
 
 def _clear_away(folder: Path) -> None:
-    """Remove what a run that was killed at its very end was still about to remove."""
+    """Remove what a run left behind if it was killed just before its end."""
     if rank() == 0:
         with hold(folder):
             pass

@@ -1,4 +1,4 @@
-"""What is wrong with a machine, each fault with its cure; what is right, in one line each."""
+"""Checks of the machine and of what a recipe needs; each fault comes with its cure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import onnxruntime
 import psutil
@@ -27,17 +28,18 @@ from distill.recipe.schema import Recipe
 from distill.storage.hub import ask_hub
 
 TENSORBOARD_PORT = 6006
-LITTLE_DISK = 5_000_000_000  # bytes: less than what a run of BERT-base leaves (checkpoints, exports, caches)
-LITTLE_MEMORY = 4_000_000_000
-# What a training holds of each parameter: fp32 weight, gradient and Adam's two moments; then what a batch leaves.
+MORE_DISK = "make room, or --output DIR on another disk"
+LITTLE_DISK = 5_000_000_000  # bytes; a run of BERT-base with its checkpoints, exports and caches takes more
+LITTLE_MEMORY = 4_000_000_000  # bytes
+# Memory of a training, in bytes per parameter: fp32 weight, gradient and Adam's two moments. Activations come on top.
 BYTES_PER_PARAMETER = 16
-# What lands on disk of each: a checkpoint's weight and Adam's two moments; the finished weight; a student's exports in
-# fp32, twice in fp16 and in int8.
+# Disk, in bytes per parameter. A checkpoint: weight and Adam's two moments. The finished model: its weight. The exports
+# of a student: fp32 once, fp16 twice, int8 once.
 CHECKPOINT_BYTES, WEIGHT_BYTES, EXPORT_BYTES = 12, 4, 9
 
 
 def examine(folder: Path) -> Iterator[Finding]:
-    """Yield what was found of the machine; `folder` is where runs would go."""
+    """Yield what was found on this machine; `folder` is where runs will be written."""
     yield from _devices()
     yield from _hub()
     yield from _room(folder)
@@ -45,40 +47,29 @@ def examine(folder: Path) -> Iterator[Finding]:
 
 
 def examine_memory(subject: str, parameters: int, device: str) -> Finding:
-    """Return whether a model of so many parameters can be trained in the memory that is there."""
+    """Return whether a model with this number of parameters can be trained in the free memory."""
     need = BYTES_PER_PARAMETER * parameters
     if resolve_device(device) == "cuda":
-        there, where = torch.cuda.mem_get_info()[0], "the GPU"
+        free, where = torch.cuda.mem_get_info()[0], "the GPU"
     else:
-        there, where = psutil.virtual_memory().available, "memory"
-    found = (
-        f"{_gigabytes(need)} for weights, gradients and optimiser, and the batches; {_gigabytes(there)} free in {where}"
+        free, where = psutil.virtual_memory().available, "memory"
+    found = f"{_gigabytes(need)} for weights, gradients and optimizer, plus batches; {_gigabytes(free)} free in {where}"
+    return _verdict(
+        subject, found, "a smaller model, or training.optim: adafactor, which needs less memory", is_fine=need <= free
     )
-    if need > there:
-        return Finding(
-            subject, "fault", found, "a smaller model, or training.optim: adafactor, which keeps less of each parameter"
-        )
-    return Finding(subject, "ok", found)
 
 
 def examine_disk(parameters: int, checkpoints: int, runs: int, folder: Path) -> Finding:
-    """Return whether `runs` runs of at most so many parameters, and all they leave, fit on disk."""
-    # The best and the last are kept at least, and a new one is written before an old one goes.
+    """Return whether the disk has room for `runs` runs of models with at most this number of parameters."""
+    # At least the best and the last checkpoint are kept, and a new one is written before an old one is deleted.
     need = parameters * (runs * (CHECKPOINT_BYTES * (max(2, checkpoints) + 1) + WEIGHT_BYTES) + EXPORT_BYTES)
-    there, where = _free(folder)
-    found = f"{_gigabytes(need)} for checkpoints, weights and exports; {_gigabytes(there)} free at {where}"
-    if need > there:
-        return Finding(
-            "disk for the recipe",
-            "fault",
-            found,
-            "make room, or --output DIR on another disk",
-        )
-    return Finding("disk for the recipe", "ok", found)
+    free, where = _free(folder)
+    found = f"{_gigabytes(need)} for checkpoints, weights and exports; {_gigabytes(free)} free at {where}"
+    return _verdict("disk for the recipe", found, MORE_DISK, is_fine=need <= free)
 
 
 def examine_recipe(recipe: Recipe, folder: Path, device: str) -> Iterator[Finding]:
-    """Yield whether the data and models of `recipe` can be had now, trained in the memory of `device` and kept."""
+    """Yield whether the data and models of `recipe` load, and whether the memory of `device` and the disk suffice."""
     yield attempt("data", lambda: _sizes(read_splits(recipe)))
     largest = checkpoints = 0
     runs = (recipe.teacher is not None) + (1 + recipe.student.control if recipe.student else 0)
@@ -91,7 +82,7 @@ def examine_recipe(recipe: Recipe, folder: Path, device: str) -> Iterator[Findin
         yield found
         if found.state == "ok":
             largest = max(largest, parameters_of(model))
-            checkpoints = max(checkpoints, stage.training.get("save_total_limit") or 2)  # null: at least two
+            checkpoints = max(checkpoints, stage.training.get("save_total_limit") or 2)  # null keeps at least two
             yield examine_memory(f"memory for {name}", parameters_of(model), device)
     if largest:
         yield examine_disk(largest, checkpoints, runs, folder)
@@ -105,7 +96,7 @@ def _devices() -> Iterator[Finding]:
         yield Finding(f"gpu {index}", "ok", f"{name}, {_gigabytes(free)} of {_gigabytes(total)} free")
     if not hardware["gpus"] and shutil.which("nvidia-smi"):
         yield Finding(
-            "gpu", "fault", "nvidia-smi is here, but torch sees no GPU",
+            "gpu", "fault", "nvidia-smi is installed, but torch sees no GPU",
             "install a torch that was built for CUDA, and a driver that is new enough for it",
         )  # fmt: skip
     device = resolve_device("auto")
@@ -116,7 +107,7 @@ def _devices() -> Iterator[Finding]:
             "onnxruntime", "note", "no CUDA provider: ONNX formats run on the CPU", "pip install onnxruntime-gpu"
         )
     if not can_run("openvino-int8", "cpu"):
-        yield Finding("openvino", "note", "not installed: its formats cannot be made or run", OPENVINO_EXTRA)
+        yield Finding("openvino", "note", "not installed: its formats can be neither made nor run", OPENVINO_EXTRA)
     if importlib.util.find_spec("optuna") is None:
         yield Finding("optuna", "note", "not installed: distill sweep cannot search", SWEEP_EXTRA)
 
@@ -125,16 +116,16 @@ def _hub() -> Iterator[Finding]:
     cache = Path(constants.HF_HUB_CACHE)
     models, data_sets = (len(list(cache.glob(f"{kind}--*"))) for kind in ("models", "datasets"))
     if cache.exists() and not os.access(cache, os.W_OK):
-        yield Finding("cache", "fault", f"{cache} cannot be written", "HF_HOME=DIR, one that can be")
+        yield Finding("cache", "fault", f"{cache} cannot be written", "HF_HOME=DIR, a folder that can be written")
     else:
         yield Finding("cache", "ok", f"{cache}: {models} models, {data_sets} data sets")
     if constants.is_offline_mode():
-        yield Finding("hub", "note", "offline by HF_HUB_OFFLINE: only what the cache and local folders hold can be had")
+        yield Finding("hub", "note", "offline by HF_HUB_OFFLINE: only the cache and local folders are used")
         return
     if complaint := ask_hub():
         yield Finding(
             "hub", "note", f"{constants.ENDPOINT} does not answer ({complaint[:80]})",
-            "HF_ENDPOINT=URL for a mirror, or HF_HUB_OFFLINE=1 and local files and folders",
+            "HF_ENDPOINT=URL for a mirror, or HF_HUB_OFFLINE=1 with local files and folders",
         )  # fmt: skip
     else:
         yield Finding("hub", "ok", f"{constants.ENDPOINT} answers")
@@ -142,17 +133,11 @@ def _hub() -> Iterator[Finding]:
 
 def _room(folder: Path) -> Iterator[Finding]:
     free, existing = _free(folder)
-    found = f"{_gigabytes(free)} free at {existing}"
-    if free < LITTLE_DISK:
-        yield Finding("disk", "fault", found, "make room, or --output DIR on another disk")
-    else:
-        yield Finding("disk", "ok", found)
+    yield _verdict("disk", f"{_gigabytes(free)} free at {existing}", MORE_DISK, is_fine=free >= LITTLE_DISK)
     memory = psutil.virtual_memory()
     found = f"{_gigabytes(memory.available)} of {_gigabytes(memory.total)} free"
-    if memory.available < LITTLE_MEMORY:
-        yield Finding("memory", "note", found, "a smaller per_device_train_batch_size or max_tokens")
-    else:
-        yield Finding("memory", "ok", found)
+    cure = "a smaller per_device_train_batch_size or max_tokens"
+    yield _verdict("memory", found, cure, is_fine=memory.available >= LITTLE_MEMORY, otherwise="note")
 
 
 def _port(port: int) -> Finding:
@@ -163,7 +148,7 @@ def _port(port: int) -> Finding:
 
 
 def attempt(subject: str, load: Callable[[], str]) -> Finding:
-    """Return what `load` says of something that it could load or make, or the fault that it met."""
+    """Return what `load` says about `subject`, or a fault if it raises `UserError`."""
     try:
         return Finding(subject, "ok", load())
     except UserError as error:
@@ -171,9 +156,15 @@ def attempt(subject: str, load: Callable[[], str]) -> Finding:
 
 
 def _free(folder: Path) -> tuple[int, Path]:
-    """The bytes that are free where `folder` is or will be, and the part of its path that is there."""
+    """Return the free bytes at `folder`, which need not exist yet, and the part of its path that exists."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free, existing
+
+
+def _verdict(
+    subject: str, found: str, cure: str, *, is_fine: bool, otherwise: Literal["note", "fault"] = "fault"
+) -> Finding:
+    return Finding(subject, "ok", found) if is_fine else Finding(subject, otherwise, found, cure)
 
 
 def _gigabytes(size: int) -> str:
@@ -181,15 +172,13 @@ def _gigabytes(size: int) -> str:
 
 
 def _parts_of(model: str, key: str, *, weights: bool) -> str:
-    """What there is to train from of the model that the recipe names at `key`; raises if training needs more."""
+    """Describe the model that the recipe names at `key`; raises `UserError` if it cannot be trained."""
     with named_by(key):
         tokens, parameters = len(load_tokenizer(model)), parameters_of(model)
-    size = (
-        f"{sum(path.stat().st_size for path in weight_files(model)) / 1e6:.1f} MB of weights"
-        if weights
-        else "no weights"
-    )
-    return f"{model}: {parameters / 1e6:.1f} M parameters, {tokens} tokens known, {size}"
+    size = "no weights"
+    if weights:
+        size = f"{sum(path.stat().st_size for path in weight_files(model)) / 1e6:.1f} MB of weights"
+    return f"{model}: {parameters / 1e6:.1f} M parameters, {tokens} tokens in the vocabulary, {size}"
 
 
 def _sizes(splits: Splits) -> str:

@@ -1,32 +1,32 @@
-"""What a user can get wrong, as exception classes.
+"""Exceptions for everything that a user can put right, and functions that make messages safe to print.
 
-The command line prints each problem of a `UserError` on a line of its own, then the hint, and exits with 2. Anything
-else that escapes is our own bug: a traceback and exit 1.
+The command line prints each problem of a `UserError` on its own line, then the hint, and exits with 2. Any other
+exception is a bug in distill: it ends in a traceback and exit status 1.
 """
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
 import shutil
+from collections.abc import Collection
 
-# Control characters, halves of surrogate pairs, and what breaks lines or turns the direction of writing.
+# Control characters, halves of surrogate pairs, line separators, and marks that change the direction of writing.
 STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EEXIST,
     errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
-
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: of a file, as `ulimit -f` sets it
-OF_DIGITS = "use sys.set_int_max_str_digits() to increase the limit"  # which nobody can from here
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a file over the limit of `ulimit -f`
+TOO_MANY_DIGITS = "use sys.set_int_max_str_digits() to increase the limit"  # Python's message; users cannot do that
 
 
 class UserError(Exception):
-    """Something the user can put right: `problems`, one line each (place: rule, value, cure), and perhaps a `hint`.
+    """Something the user can put right: `problems`, one line each (place: rule, value), and an optional `hint`.
 
-    Control characters in them, which a stranger's file may hold, are spelt out.
+    Control characters, which may come from an untrusted file, are spelled out.
     """
 
     def __init__(self, *problems: str, hint: str | None = None):
@@ -48,23 +48,23 @@ class ModelError(UserError):
 
 
 class FolderError(UserError):
-    """An output folder holds something that must not be touched, or lacks something that is needed."""
+    """A folder contains something that must not be changed, or lacks something that is needed."""
 
 
 class DeviceError(UserError):
-    """The device that was asked for is not there."""
+    """The requested device does not exist on this machine."""
 
 
 class TrainingError(UserError):
-    """Training came to nothing in a way that other settings mend."""
+    """Training failed in a way that other settings can mend."""
 
 
 class ExportError(UserError):
-    """A format could not be made, or broke its bound; what it would have been is not on disk."""
+    """A format could not be made or broke its bound, and was not kept."""
 
 
 class BudgetError(UserError):
-    """No model is within what the user can afford, or it cannot be told."""
+    """No model is within the budget, or the budget cannot be checked."""
 
 
 class Interrupted(Exception):
@@ -76,31 +76,40 @@ class Interrupted(Exception):
 
 
 def refusal_of(error: BaseException) -> str | None:
-    """Return what the machine refused (room, a right, a place for a file) where that is behind an error, else None."""
+    """Return what the operating system refused (e.g. disk space or a permission) if that caused `error`, else None."""
     seen: BaseException | None = error
     while seen is not None:
-        # Behind another error only want of room: what else was caught there was, perhaps, dealt with.
+        # As the cause of another error only a full disk counts: other refusals may have been handled there.
         counted = REFUSALS if seen is error else NO_ROOM
         if isinstance(seen, OSError) and seen.errno in counted:
             return f"{seen.filename}: {seen.strerror}" if seen.filename else seen.strerror
-        for full in map(os.strerror, NO_ROOM):  # libraries that are not written in Python have errors of their own
+        for full in map(os.strerror, NO_ROOM):  # libraries in Rust or C++ raise other types with this text
             if full in str(seen):
                 return f"{full}: {one_line(seen)}"
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
 
 
+def did_you_mean(word: str, known: Collection[str], otherwise: str = "one of") -> str:
+    """Return a question with the known word that is most like `word`; if there is none, `otherwise` and all words."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"{otherwise} {', '.join(known)}"
+
+
 def printable(text: str) -> str:
-    """Return text whose control characters are spelt out: what strangers wrote must not steer a terminal."""
+    """Return the text with control characters spelled out, so that untrusted text cannot control a terminal."""
     return STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of a library's error, with the next if that says why, or its kind where it says nothing."""
-    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # of each file that was to be copied
+    """Return the first line of a library's error, plus the next if the first ends in a colon.
+
+    If the error has no text, return its type.
+    """
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # an entry for each file
         (_, place, cause), *others = error.args[0]
         return f"{place}: {cause}" + (f" (and of {len(others)} more files)" if others else "")
-    if OF_DIGITS in str(error):
+    if TOO_MANY_DIGITS in str(error):
         return "a number of thousands of digits"
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
     return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first

@@ -1,4 +1,4 @@
-"""Command lines that cannot work: each is refused in one line, before anything is written."""
+"""Command lines with mistakes: each is refused in one line, before anything is written."""
 
 import os
 import shutil
@@ -135,14 +135,14 @@ CASES = {
         ["teacher", "{recipe}", "--push-to-hub", "a/b/c"], "--push-to-hub a/b/c: wants NAME or OWNER/NAME",
     ),
     "a model of a hub that is not there": (["predict", "nobody/nothing", "a"], "nobody/nothing: no"),
-    "a search for nothing": (["sweep", "{recipe}"], "sweep: missing, and there are no keys to search over"),
+    "a search for nothing": (["sweep", "{recipe}"], "sweep: missing, so there are no keys to search over"),
     "a search without the teacher": (
         ["sweep", "{recipe}", "--set", "sweep.keys.student.training.learning_rate=[1.0e-3, 2.0e-3]"],
-        "sweep.keys: are the student's, and no teacher is named",
+        "sweep.keys: belong to the student, but no teacher is named",
     ),
     "a search with a teacher's teacher": (
         ["sweep", "{recipe}", "--teacher", "{model}", "--set", "sweep.keys.teacher.attention_dropout=[0.0, 0.1]"],
-        "sweep.keys: are the teacher's, which learns from no other, got",
+        "sweep.keys: belong to the teacher, so no teacher may be named, got",
     ),
     "a search into a folder of others": (
         ["sweep", "{recipe}", "--output", "{data}", "--set", "sweep.keys.teacher.attention_dropout=[0.0, 0.1]"],
@@ -171,9 +171,9 @@ CASES = {
         ["report", "{model}", "--recipe", "{recipe}", "--output", "{data}/train.csv/x"], "train.csv is not a folder",
     ),
     "an output in other bytes": (
-        ["teacher", "{recipe}", "--output", "caf\udce9"], "caf\\udce9: bytes that are not UTF-8, in which files",
+        ["teacher", "{recipe}", "--output", "caf\udce9"], "caf\\udce9: the name is not UTF-8",
     ),
-    "exports in other bytes": (["export", "{model}", "--output", "caf\udce9"], "caf\\udce9: bytes that are not UTF-8"),
+    "exports in other bytes": (["export", "{model}", "--output", "caf\udce9"], "caf\\udce9: the name is not UTF-8"),
     "a model in other bytes": (["predict", "./caf\udce9", "a"], "./caf\\udce9: a model's name cannot hold control"),
     "a key in other bytes": (["check", "{recipe}", "--set", "caf\udce9=1"], "--set caf\\udce9=1: "),
     "a tracker that is not installed": (
@@ -206,7 +206,7 @@ def test_a_mistake_on_the_command_line_is_one_line(
     record_property("bad command lines", 1)
 
 
-# Of each of these: the command that says what is wrong, and the hint that says what to do about it.
+# The hint that cures each of these cases.
 HINTS = {
     "no teacher": "distill teacher RECIPE --output ./none makes one",
     "no teacher and no recipe": "distill teacher RECIPE --output ./none makes one",
@@ -246,7 +246,7 @@ def test_a_launcher_that_talks_nonsense_is_one_line(
 ):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("distill.cli.time.sleep", lambda seconds: None)  # a rank but the first lets that one speak
+    monkeypatch.setattr("distill.cli.time.sleep", lambda seconds: None)  # ranks above 0 wait
     check_refused(tmp_path, [said], "teacher", recipe_path)
     record_property("bad command lines", 1)
 
@@ -278,9 +278,9 @@ def test_no_stdin_and_no_working_directory_are_one_line(tiny_bert, tmp_path, mon
     with pytest.raises(DataError, match="stdin: is closed"), monkeypatch.context() as closed:
         closed.setattr(sys, "stdin", None)
         next(read_texts("-", "text"))
-    monkeypatch.chdir(tmp_path)  # and back, once it is over
+    monkeypatch.chdir(tmp_path)  # so that monkeypatch returns to a directory that exists
     (tmp_path / "gone").mkdir()
     os.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    check_refused(tmp_path, ["the working directory is not there any more"], "predict", tiny_bert, "a")
+    check_refused(tmp_path, ["the working directory no longer exists"], "predict", tiny_bert, "a")
     record_property("bad command lines", 2)

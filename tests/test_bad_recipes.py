@@ -1,4 +1,4 @@
-"""Recipes that break a rule: each mistake is one line with its place, all at once, and nothing is written."""
+"""Recipes with mistakes: all are reported at once, each in one line with its place, and nothing is written."""
 
 import pytest
 from conftest import check_refused
@@ -11,11 +11,11 @@ CASES = {
     ),
     "the best of none": (
         GOOD + "  training: {eval_strategy: no, save_strategy: best}\n",
-        ["7: student.training.save_strategy: got 'best', which evaluations tell, but eval_strategy is no"],
+        ["7: student.training.save_strategy: got 'best', which needs evaluations, but eval_strategy is no"],
     ),
     "steps apart": (
         GOOD + "  training: {eval_strategy: steps, eval_steps: 100, save_steps: 500}\n",
-        ["7: student.training.save_steps: got 500, but evaluates every 100"],
+        ["7: student.training.save_steps: got 500, but evaluations are every 100 steps"],
     ),
     "patience for nothing": (
         GOOD + "  training: {eval_strategy: no}\n  early_stopping_patience: 2\n",
@@ -44,10 +44,13 @@ CASES = {
     "no mapping": ("- a\n", ["wants keys and values"]),
     "empty": ("", ["wants keys and values"]),
     "missing": ("teacher: {model: x}\n", ["data: missing"]),
-    "two sources": (GOOD.replace("imdb\n", "imdb\n  files: {train: a.csv, test: b.csv}\n"), ["1: data: wants dataset"]),
-    "two students": (GOOD + "  model: x\n", ["5: student: wants model"]),
+    "two sources": (
+        GOOD.replace("imdb\n", "imdb\n  files: {train: a.csv, test: b.csv}\n"),
+        ["1: data: wants either"],
+    ),
+    "two students": (GOOD + "  model: x\n", ["5: student: wants one of model"]),
     "no layers": (GOOD.replace("[0, 2]", "0"), ["6: student.layers: wants a number of layers"]),
-    "three origins": (GOOD + "  config: {hidden_size: 8}\n", ["5: student: wants model"]),
+    "three origins": (GOOD + "  config: {hidden_size: 8}\n", ["5: student: wants one of model"]),
     "half a schedule": (GOOD + "  loss: {temperature: {start: 4}}\n", ["7: student.loss.temperature.end: missing"]),
     "schedule out of range": (
         GOOD + "  loss: {soft_weight: {start: 1, end: -1}}\n",
@@ -73,7 +76,7 @@ CASES = {
     "all dropped": (GOOD + "  attention_dropout: 1\n", ["7: student.attention_dropout: input should be less than 1"]),
     "layers fall": (
         GOOD.replace("[0, 2]", "[2, 0]"),
-        ["6: student.layers: wants one or more layers, rising, each once, got [2, 0]"],
+        ["6: student.layers: wants one or more layers in rising order, none twice, got [2, 0]"],
     ),
     "old name": (
         GOOD + "  training: {evaluation_strategy: epoch}\n",
@@ -97,15 +100,15 @@ CASES = {
     ),
     "ours to set": (
         GOOD + "  training: {output_dir: x}\n",
-        ["7: student.training.output_dir: set by distill; write output: beside training:"],
+        ["7: student.training.output_dir: set by distill; write output: next to training:"],
     ),
     "not supported": (
         GOOD + "  training: {deepspeed: x.json}\n",
-        ["7: student.training.deepspeed: not supported; fsdp: true shares"],
+        ["7: student.training.deepspeed: not supported; fsdp: true shards"],
     ),
     "shards by words": (
         GOOD + "  training: {fsdp: full_shard}\n",
-        ["7: student.training.fsdp: wants true or false, got 'full_shard'; the rest goes into fsdp_config"],
+        ["7: student.training.fsdp: wants true or false, got 'full_shard'; the rest belongs in fsdp_config"],
     ),
     "shards of a file": (
         GOOD + "  training: {fsdp: true, fsdp_config: a.json}\n",
@@ -113,7 +116,7 @@ CASES = {
     ),
     "shards that are off": (
         GOOD + "  training: {fsdp_config: {version: 2}}\n",
-        ["7: student.training.fsdp_config: without fsdp: true it does nothing"],
+        ["7: student.training.fsdp_config: does nothing without fsdp: true"],
     ),
     "shards half wrong": (
         GOOD + "  training: {fsdp: true, save_only_model: true, fsdp_config: {version: 1, reshard_after_forwards: true,"
@@ -121,9 +124,9 @@ CASES = {
         [
             "7: student.training.fsdp_config.version: wants one of 2, got 1",
             "7: student.training.fsdp_config.reshard_after_forwards: not a key here; did you mean reshard_af",
-            "7: student.training.fsdp_config.activation_checkpointing: draws other dropout",
+            "7: student.training.fsdp_config.activation_checkpointing: recomputes activations",
             '7: student.training.fsdp_config.state_dict_type: wants one of "FULL_STATE_DICT", "SHARDED',
-            "7: student.training.fsdp_config.transformer_layer_cls_to_wrap: wants a list of names of classes, got",
+            "7: student.training.fsdp_config.transformer_layer_cls_to_wrap: wants a list of layer class names, got",
             "7: student.training.save_only_model: leaves nothing",
         ],
     ),
@@ -148,12 +151,12 @@ CASES = {
     "aliases of aliases": (
         "data: &a [x, x, x, x, x, x, x, x, x]\n"
         + "".join(f"k{n}: &{chr(98 + n)} [{', '.join(9 * ['*' + chr(97 + n)])}]\n" for n in range(9)),
-        ["more values than any recipe has, once its aliases are written out"],
+        ["too many values for a recipe after its aliases are expanded"],
     ),
     "merge keys of merge keys": (
         "a: &a {x: 1}\n"
         + "".join(f"k{n}: &{chr(98 + n)} {{<<: [{', '.join(9 * ['*' + chr(97 + n)])}]}}\n" for n in range(9)),
-        ["more values than any recipe has, once its aliases are written out"],
+        ["too many values for a recipe after its aliases are expanded"],
     ),
     "a list for a key": (GOOD + "  training:\n    ? [a, b]\n    : c\n", ["8: wants a name as key"]),
     "half a surrogate pair": (GOOD + '  output: "\\ud800"\n', ["half a surrogate pair"]),
@@ -236,8 +239,8 @@ CASES = {
             "11: sweep.keys.student.training.learning_rate.hihg: unknown key; did you mean high?",
             "12: sweep.keys.student.training.adam_beta1: wants a list of values, or both low and high",
             "13: sweep.keys.student.training.adam_beta2: wants low below high, got 0.9 and 0.5",
-            "14: sweep.keys.student.training.max_grad_norm: wants low above 0 where log is true, got 0.0",
-            "15: sweep.keys.student.training.max_steps: wants [1, 2] for the two, or 1.0 and 2.0 for what is between",
+            "14: sweep.keys.student.training.max_grad_norm: wants low above 0 if log is true, got 0.0",
+            "15: sweep.keys.student.training.max_steps: wants [1, 2] for these two, or 1.0 and 2.0 for the range",
             "16: sweep.keys.student.training.num_train_epochs.low: wants a number, got 'one'",
             "16: sweep.keys.student.training.num_train_epochs.high: wants a number, got inf",
         ],
@@ -247,7 +250,7 @@ CASES = {
         "    student.loss.hidden_states.weight: [1.0, 2.0]\n"
         "    student.loss.hidden_states: [null, {weight: 3.0}]\n",
         [
-            "sweep: wants keys that do not hold each other, got student.loss.hidden_states and "
+            "sweep: wants keys that do not contain each other, got student.loss.hidden_states and "
             "student.loss.hidden_states.weight"
         ],
     ),
@@ -262,7 +265,7 @@ CASES = {
             "9: sweep.keys.data.max_tokens: cannot be swept: trials share the data, the model",
             "10: sweep.keys.teacher.model: cannot be swept: trials share",
             "11: sweep.keys.student.layers: cannot be swept: trials share",
-            "12: sweep.keys.student.training.seed: cannot be swept; of training: learning_rate,",
+            "12: sweep.keys.student.training.seed: cannot be swept; of training, these can: learning_rate,",
             "13: sweep.keys.student.training.learning_rat: cannot be swept; did you mean learning_rate?",
         ],
     ),
@@ -288,7 +291,7 @@ CASES = {
     ),
     "a search over a stage that is not there": (
         "data: {dataset: a/b}\nteacher: {model: x}\nsweep: {keys: {student.loss.temperature: [1, 2]}}\n",
-        ["sweep.keys: are of the student, which the recipe has not"],
+        ["sweep.keys: belong to the student, but the recipe has no student"],
     ),
     "an anchor that is not there": (GOOD + "  output: *nowhere\n", ["7: found undefined alias"]),
 }
@@ -317,7 +320,7 @@ TRAINING = {
     "logging_nan_inf_filter: true": "set by distill",
     "eval_do_concat_batches: false": "set by distill",
     "restore_callback_states_from_checkpoint: true": "set by distill",
-    "debug: underflow_overflow": "not supported; distill stops where a loss, logits or weights are not numbers",
+    "debug: underflow_overflow": "not supported; distill stops if a loss, logits or weights are not numbers",
     "parallelism_config: {}": "not supported; fsdp: true",
     "per_device_eval_batch_size: 10000000000000": "wants a number no larger than 1048576, got 10000000000000",
     "per_device_train_batch_size: 10000000000000": "wants a number no larger than 1048576",
@@ -341,7 +344,7 @@ TRAINING = {
     "train_sampling_strategy: foo": "wants one of random, sequential",
     "train_sampling_strategy: group_by_length": "got 'group_by_length'; leave it out: each batch is cut",
     "ddp_backend: 'cuda:foo,cpu:gloo'": "wants one of nccl, gloo",
-    "optim_args: foo": "wants KEY=VALUE, several with commas between them, got 'foo'",
+    "optim_args: foo": "wants KEY=VALUE, or several of them with commas between, got 'foo'",
     "accelerator_config: /etc/passwd": "wants a mapping, got '/etc/passwd'",
     "lr_scheduler_kwargs: foo": "wants a mapping, got 'foo'",
     "activation_checkpointing_kwargs: foo": "wants a mapping, got 'foo'",
@@ -349,7 +352,7 @@ TRAINING = {
     "lr_scheduler_kwargs: {foo: 1}": "foo is not a setting of the schedule linear; it has none",
     "lr_scheduler_type: warmup_stable_decay": "warmup_stable_decay wants lr_scheduler_kwargs: {num_decay_steps: ...}",
 }
-# Of each: a field that is a mapping with others that go with it, and what is wrong with it.
+# Fields that are mappings, some with other fields, and what is wrong with each.
 OF_MAPPINGS = {
     "accelerator_config: {foo: 1}": "accelerator_config.foo: not a key here; one of split_batches,",
     "accelerator_config: {split_batches: 1}": "accelerator_config.split_batches: wants one of true, false, got 1",
@@ -361,12 +364,12 @@ OF_MAPPINGS = {
         "lr_scheduler_kwargs: num_cycle is not a setting of the schedule cosine; one of num_cycles"
     ),
     "lr_scheduler_type: cosine, lr_scheduler_kwargs: {num_cycles: []}": (
-        "lr_scheduler_kwargs: got {'num_cycles': []}, with which cosine cannot be made: float() argument must be"
+        "lr_scheduler_kwargs: got {'num_cycles': []}, but cosine fails with it: float() argument must be"
     ),
     "lr_scheduler_type: reduce_lr_on_plateau, lr_scheduler_kwargs: {foo: 2}": (
         "lr_scheduler_kwargs: foo is not a setting of the schedule reduce_lr_on_plateau; one of mode, factor,"
     ),
-    "lr_scheduler_type: cosine_with_min_lr": "lr_scheduler_kwargs: got {}, with which cosine_with_min_lr cannot be",
+    "lr_scheduler_type: cosine_with_min_lr": "lr_scheduler_kwargs: got {}, but cosine_with_min_lr fails with it",
 }
 CASES |= {
     f"mapping {setting}": (GOOD + f"  training: {{{setting}}}\n", [f"7: student.training.{expected}"])

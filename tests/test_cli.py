@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints where, how it exits, what it leaves."""
+"""The command line as a user sees it: what it prints to stdout and stderr, its exit status and the files it writes."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def finished(tmp_path_factory, data, tiny_bert):
     return folder, out, err
 
 
-def test_a_run_leaves_every_stage_and_a_report(finished):
+def test_a_run_leaves_every_step_and_a_report(finished):
     folder, out, _ = finished
     report = json.loads(out.splitlines()[-1])
     assert report == json.loads((folder / "out" / "report" / "report.json").read_text())
@@ -90,7 +90,7 @@ def test_a_run_folder_holds_what_the_contract_says(finished):
         run_folder = folder / "out" / role
         model = AutoModelForSequenceClassification.from_pretrained(run_folder)
         assert model.config.id2label == {0: "negative", 1: "positive"}
-        for path in run_folder.rglob("config.json"):  # of its exports and checkpoints too
+        for path in run_folder.rglob("config.json"):  # also in its exports and checkpoints
             assert json.loads(path.read_text())["problem_type"] == "single_label_classification", path
         assert len(list(run_folder.rglob("config.json"))) >= (5 if role == "student" else 2)
         assert AutoTokenizer.from_pretrained(run_folder).model_max_length == 32
@@ -140,13 +140,13 @@ def test_running_again_skips_what_is_finished(finished):
     before = [path.stat().st_mtime_ns for path in manifests]
     code, _, err = run("run", folder / "recipe.yaml", "--output", folder / "out")
     assert code == 0
-    for stage in ("teacher", "student", "export"):
-        assert f"{stage}: finished before, skipped" in err
+    for step in ("teacher", "student", "export"):
+        assert f"{step}: finished before, skipped" in err
     assert [path.stat().st_mtime_ns for path in manifests] == before
 
 
 def test_a_finished_run_that_is_resumed_says_so_and_is_done(finished, tmp_path):
-    """A script that always resumes, and a launch that begins again where a rank died after the manifest."""
+    """For scripts that always resume, and launchers that restart after a rank died behind the manifest."""
     folder, _, _ = finished
     for source, target in (("teacher", "teacher"), ("student", "student"), ("control", "student-control")):
         shutil.copytree(folder / "out" / source, tmp_path / target)
@@ -198,7 +198,7 @@ def test_a_finished_run_whose_texts_have_changed_since_is_not_taken_for_done(fin
     manifest = folder / "out" / "teacher" / "manifest.json"
     shutil.copytree(manifest.parent, tmp_path / "teacher")
     found = json.loads(manifest.read_text())
-    found["data"]["train"] = "0" * 64  # as if the file of then had been another
+    found["data"]["train"] = "0" * 64  # as if the file had been another one then
     (tmp_path / "teacher" / "manifest.json").write_text(json.dumps(found))
     (tmp_path / "teacher" / "checksums.json").unlink()
     code, _, err = run("teacher", folder / "recipe.yaml", "--output", tmp_path / "teacher", "--resume")
@@ -253,7 +253,7 @@ def test_the_student_finds_the_recipe_in_its_teachers_folder(finished, tmp_path,
 
 @pytest.mark.slow
 def test_a_student_with_another_vocabulary_and_label_order_learns_from_the_same_teacher(finished, tmp_path):
-    """Each model sees its own tokens, and classes are matched by name."""
+    """Each model gets its own tokens, and classes are matched by name."""
     from conftest import BAD, FILLER, GOOD
 
     folder, _, _ = finished
@@ -356,7 +356,7 @@ def test_recipes_are_listed_and_copied_and_never_overwrite(tmp_path, monkeypatch
     check_refused(tmp_path, ["imdb.yaml: not written: File exists"], "recipes", "imdb")
     check_refused(tmp_path, ["imdb.yaml/x/yelp.yaml: not written: Not a"], "recipes", "yelp", "--output", "imdb.yaml/x")
     check_refused(tmp_path, ["imbd: no such recipe comes with distill; known: imdb, yelp"], "recipes", "imbd")
-    check_refused(tmp_path, ["recipes: --output goes with the NAME"], "recipes", "--output", "x")
+    check_refused(tmp_path, ["recipes: --output needs the NAME"], "recipes", "--output", "x")
 
 
 def test_every_command_takes_the_name_of_a_recipe(tmp_path, monkeypatch, tiny_bert):
@@ -416,7 +416,7 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(recipe_path, tmp_path, 
     ("number", "code", "log"), [(signal.SIGTERM, 143, "read"), (signal.SIGHUP, 129, "gone")], ids=["TERM", "HUP"]
 )
 def test_a_signal_to_all_processes_of_a_run_leaves_a_whole_checkpoint(recipe_path, tmp_path, number, code, log):
-    """Loader workers get it too, as of a terminal or a scheduler; whoever read stderr may be gone by then."""
+    """A terminal or a scheduler signals loader workers too, and the reader of stderr may be gone by then."""
     from distill.storage.run_folder import RunFolder
 
     many = ["teacher.training.num_train_epochs=400", "teacher.training.dataloader_num_workers=2"]
@@ -431,7 +431,7 @@ def test_a_signal_to_all_processes_of_a_run_leaves_a_whole_checkpoint(recipe_pat
         time.sleep(0.1)
     if log == "gone":
         process.stderr.close()
-        time.sleep(1)  # in which it writes
+        time.sleep(1)  # time for it to write to stderr
         assert process.poll() is None
     os.killpg(process.pid, number)
     err = process.stderr.read() if log == "read" else ""
@@ -457,7 +457,7 @@ def test_resume_on_the_command_line_finishes_a_run(recipe_path, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_overwritten_answers_until_the_new_has_finished(finished, tmp_path, monkeypatch):
-    """Stopped between teacher and student, --resume redoes the rest, though all of it had finished once."""
+    """If --overwrite stops between teacher and student, --resume redoes the rest, although it had finished before."""
     shutil.copytree(finished[0] / "out", tmp_path / "out")
     command = ("run", finished[0] / "recipe.yaml", "--output", tmp_path / "out", "--set", "teacher.training.seed=7")
     teacher, student = tmp_path / "out" / "teacher", tmp_path / "out" / "student"
@@ -473,7 +473,7 @@ def test_what_is_overwritten_answers_until_the_new_has_finished(finished, tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(commands.distilling, "distil", stop)
+        patched.setattr(commands, "train_student", stop)
         assert run(*command, "--overwrite")[0] == 130
     assert run("predict", student / "export", "good film")[0] == 0
     for more, expected in (
@@ -517,7 +517,7 @@ def test_a_student_that_gives_one_answer_is_not_shipped_however_fast(finished, t
     seal(student)
     code, out, _ = run("report", finished[0] / "out" / "teacher", student, "--output", tmp_path / "report")
     assert code == 0 and "\nthe student is not fit to ship: it gives the same answer for every test text (50.00%" in out
-    assert "distill it longer" in out and "it lies in" not in out
+    assert "distill it longer" in out and "it is in" not in out
     code, _, err = run("report", student, "--output", tmp_path / "report", "--max-latency-ms", "1000")
     assert code == 2 and "error: report: the student is not fit to ship: it gives the same answer" in err
 
@@ -562,7 +562,7 @@ def test_sigterm_outside_training_is_said_and_exits_143(finished, tmp_path):
     command = [sys.executable, "-m", "distill", "predict", str(folder / "out" / "student"), "--file", "-"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
-            if "predict:" in line:  # it waits for texts
+            if "predict:" in line:  # it now waits for texts
                 break
         process.terminate()
         assert "interrupted" in process.stderr.read() and process.wait() == 143
@@ -570,7 +570,7 @@ def test_sigterm_outside_training_is_said_and_exits_143(finished, tmp_path):
 
 @pytest.mark.slow
 def test_resuming_with_workers_that_stay_neither_hangs_nor_differs(recipe_path, tmp_path):
-    """Persistent workers of a data loader once waited for ever when a run went on in the middle of an epoch."""
+    """Persistent workers of a data loader could wait forever if a run resumed in the middle of an epoch."""
     settings = ["dataloader_num_workers=2", "dataloader_persistent_workers=true", "eval_strategy=steps", "eval_steps=4"]
     sets = [part for setting in settings for part in ("--set", f"teacher.training.{setting}")]
     whole, again = tmp_path / "whole", tmp_path / "again"

@@ -109,7 +109,7 @@ def test_leaks_are_counted_in_the_manifest(world, data, tmp_path):
 
 
 def test_a_transfer_set_wants_a_soft_loss(world, tmp_path):
-    with pytest.raises(RecipeError, match="transfer texts have nothing but the soft loss"):
+    with pytest.raises(RecipeError, match="transfer texts have only the soft loss"):
         distil(world, tmp_path / "x", f"data.files.transfer={world / 'transfer.csv'}", "student.loss.soft_weight=0")
 
 

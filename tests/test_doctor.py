@@ -1,4 +1,4 @@
-"""Each fault of a set-up is found, with its cure, and a set-up without one is said to be fine."""
+"""The checks of `distill doctor`: each fault is found with its cure, and a machine without faults is fine."""
 
 import importlib.metadata
 import json
@@ -115,7 +115,7 @@ def test_the_hub_is_asked_once_and_only_where_it_may_be(tmp_path, monkeypatch, e
     session = Session(error)
     hub._asked.cache_clear()
     monkeypatch.setattr(hub, "get_session", lambda: session)
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)  # to be put back: who is not reached is not asked again
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)  # restored at the end, because a failed request sets it
     (found,) = [item for item in findings(tmp_path) if item.subject == "hub"]
     assert found.state == "note" and "offline" in found.found and session.asked == []  # tests run offline
     monkeypatch.setattr(doctor.constants, "is_offline_mode", lambda: False)

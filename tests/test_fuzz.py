@@ -1,4 +1,4 @@
-"""Whatever bytes come as a recipe, a data file or a text: an answer or one clear line, never a traceback."""
+"""Random and damaged recipes, data files and texts: each gives an answer or one clear line, never a traceback."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from distill.errors import DataError, RecipeError
 from distill.recipe.file import dump_recipe, load_recipe
 from distill.recipe.schema import Data, Files
 
-NUMBERS = itertools.count()  # datasets' cache knows files by their names
+NUMBERS = itertools.count()  # new names, because the cache of datasets is keyed by file name
 # --hypothesis-profile deep takes forty times as many.
 SETTINGS = settings(
     deadline=None,
@@ -36,7 +36,7 @@ WORDS = [
 
 @st.composite
 def damaged(draw, text):
-    """A text with some of its lines cut, doubled, moved, indented otherwise or replaced by a word."""
+    """Return a text with some of its lines cut, doubled, moved, indented differently or replaced by a word."""
     lines = text.splitlines()
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(lines) - 1))

@@ -1,4 +1,4 @@
-"""The rules of the house: the order of the wings, no torch before it is needed, documentation that is true."""
+"""Rules for the code base: the order of the wings, no torch before it is needed, documentation that is true."""
 
 import ast
 import re
@@ -41,7 +41,7 @@ def test_light_modules_import_neither_torch_nor_transformers():
 
 
 def test_a_wing_imports_only_from_wings_below_it_and_there_is_no_circle():
-    """The contracts in pyproject.toml, which also hold that no wing is left out of the order."""
+    """Checks the contracts in pyproject.toml; these also require that the order names every wing."""
     done = python("from importlinter.cli import lint_imports_command as run; run(['--no-cache'])")
     assert done.returncode == 0, done.stdout
 
@@ -92,6 +92,6 @@ def test_every_recipe_says_how_to_run_it():
 
 
 def test_every_recipe_that_needs_no_files_comes_with_distill():
-    """The package holds links, which a wheel turns into files; the quickstart's reviews are not in it."""
+    """The package contains links, which a wheel turns into files. It does not contain the quickstart's reviews."""
     sources = {path.stem: path.resolve() for path in (ROOT / "recipes").glob("*.yaml") if path.stem != "quickstart"}
     assert {name: path.resolve() for name, path in shipped().items()} == sources

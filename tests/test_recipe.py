@@ -50,7 +50,7 @@ def test_yaml_1_2_numbers_and_words(recipe):
     training = load_recipe(recipe(text)).student.training
     assert training["learning_rate"] == 3e-4  # PyYAML reads a string
     assert training["eval_strategy"] == "no"  # PyYAML reads False
-    assert "load_best_model_at_end" not in training  # nothing to choose by
+    assert "load_best_model_at_end" not in training  # no evaluations to select by
 
 
 def test_a_date_is_text_as_it_stands(recipe, tmp_path):
@@ -76,7 +76,7 @@ def test_class_names_are_taken_as_they_are_written(recipe, tmp_path, names):
 @pytest.mark.parametrize("names", ["a, A", "a, ' a '", "x y, 'x\u00a0y'", "TRUE, true"])
 def test_class_names_that_look_alike_are_refused(recipe, names):
     (problem,) = mistakes(recipe(GOOD.replace("imdb\n", f"imdb\n  label_names: [{names}]\n", 1)))
-    assert "data.label_names: the same name stands in it twice, but for case and white space" in problem
+    assert "data.label_names: the same name twice, apart from case and white space" in problem
 
 
 def test_saving_follows_evaluating(recipe):

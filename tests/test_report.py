@@ -143,7 +143,7 @@ def test_an_unfit_model_is_the_first_thing_in_the_report(tmp_path, capsys):
     assert html.index(said) < html.index("Distilling lost 13.0 points")
     _print_report(report, tmp_path, json_=False)
     said = capsys.readouterr().out.split("\n\n")[1]  # after the table
-    assert said.startswith("the student is not fit to ship") and "it lies in" not in said
+    assert said.startswith("the student is not fit to ship") and "it is in" not in said
 
 
 def test_if_there_are_several_controls_each_sentence_names_its_student(tmp_path):

@@ -205,7 +205,7 @@ def test_the_teacher_may_run_beside_the_student_of_a_trial(world, tmp_path):
 
 
 def test_the_trials_are_in_the_report(world, searched, tmp_path):
-    with pytest.raises(FolderError, match="holds a search and no model to measure"):
+    with pytest.raises(FolderError, match="holds a sweep and no model to measure"):
         commands.report([world / "whole"], tmp_path / "report")
     report = commands.report([world / "whole", world / "teacher"], tmp_path / "report", device="cpu")
     assert report["sweeps"] == [{"folder": str(world / "whole"), **searched}]

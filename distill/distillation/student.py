@@ -93,7 +93,7 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
         relation_heads(config, student_config, settings.loss.attention_relations.heads)
 
 
-def distil(
+def train_student(
     recipe: Recipe,
     teachers: Sequence[str],
     folder: RunFolder,

@@ -1,12 +1,11 @@
-"""A YAML file to a `Recipe` and back, every mistake reported at once with its file and line.
+"""Reading a `Recipe` from YAML and writing it back; all mistakes are reported at once, each with its file and line.
 
-YAML 1.2 through ruamel.yaml: `3e-4` is a number, `no` a string, an equal key twice an error.
+The YAML is version 1.2, through ruamel.yaml: `3e-4` is a number, `no` is a string, a duplicate key is an error.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
 import io
 import json
 import types
@@ -21,34 +20,34 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from distill.errors import STEERING, RecipeError, one_line
-from distill.recipe import training_fields as training_arguments
+from distill.errors import STEERING, RecipeError, did_you_mean, one_line
+from distill.recipe import training_fields
 from distill.recipe.schema import Recipe
 from distill.recipe.section import Section
 from distill.recipe.shipped import recipe_file, shipped
 
-DEEPEST = 100  # a recipe has four or five levels
-SECRETS = ("token", "secret", "password")  # keys whose values are not repeated
-MOST_VALUES = 100_000  # once aliases are written out; a recipe has some dozens
-MAX_RECIPE_BYTES = 1_000_000  # far above any recipe; keeps a data file given by mistake from being parsed as YAML
-# In one file two of them are an error, but --set of one drops the others that the file holds.
+DEEPEST = 100  # levels; a recipe has four or five
+SECRETS = ("token", "secret", "password")  # messages do not repeat the values of these keys
+MOST_VALUES = 100_000  # after aliases are expanded; a recipe has a few dozen values
+MAX_RECIPE_BYTES = 1_000_000  # far above any recipe, so that a data file given by mistake is not parsed as YAML
+# A file may hold only one of these keys. If --set names another one, that replaces the one in the file.
 _EXCLUSIVE = {"data": ("dataset", "files"), "student": ("model", "layers", "config")}
 KeyPath = tuple[str | int, ...]
 LABEL_NAMES = ("data", "label_names")
 
 
 class Place(NamedTuple):
-    """Where a value was written: its line (0 for the command line) and the text that says so."""
+    """Where a value was written: its line (0 for the command line) and how messages name the place."""
 
     line: int
     shown: str
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe in the YAML file `path` with `overrides` ("dotted.key=YAML value") on top, defaults filled in.
+    """Return the recipe in the YAML file `path`, changed by `overrides` ("dotted.key=YAML value"), with all defaults.
 
-    `path` may be the name of a recipe that comes with distill. Paths in a recipe start at the working directory.
-    Raises `RecipeError` with every mistake: unreadable file, YAML fault, unknown key, wrong type or value, unknown
+    `path` may be the name of a recipe that comes with distill. Paths in a recipe are relative to the working directory.
+    Raises `RecipeError` with every mistake: unreadable file, YAML error, unknown key, wrong type or value, unknown
     TrainingArguments field.
     """
     path = recipe_file(path)
@@ -68,7 +67,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """Return the recipe with these dotted keys set, without its search, checked anew; raises `RecipeError`."""
+    """Return the recipe without its `sweep`, with these dotted keys set; raises `RecipeError` if it is not valid."""
     changed = recipe.model_copy(update={"sweep": None}).model_dump(mode="json", exclude_none=True)
     for key, value in values.items():
         _put(changed, tuple(key.split(".")), value)
@@ -82,7 +81,7 @@ def dump_recipe(recipe: Recipe) -> str:
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
     yaml.width = 120
     stream, values = io.StringIO(), recipe.model_dump(mode="json", exclude_none=True)
-    # What turns the direction of writing must not stand in it as it is: printed, it would.
+    # `distill check` prints this text, so marks that change the direction of writing must be escaped.
     yaml.allow_unicode = not STEERING.search(json.dumps(values, ensure_ascii=False))
     yaml.dump(values, stream)
     return stream.getvalue()
@@ -98,7 +97,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}") from None
     if len(content) > MAX_RECIPE_BYTES:
-        raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, which no recipe is")
+        raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, so it is not a recipe")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -121,7 +120,7 @@ def _parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
 
 
 class _PlainValues(SafeConstructor):
-    """What JSON has too; a date is text, since YAML 1.2 has none, and what asks to be more (!!binary) is refused."""
+    """Builds only values that JSON has too. Dates stay text, as in YAML 1.2; tags such as !!binary are errors."""
 
 
 _PlainValues.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
@@ -130,17 +129,17 @@ for _kind in ("binary", "set", "omap", "pairs"):
 
 
 def _parse(text: str, at: KeyPath = ()) -> tuple[Any, dict[KeyPath, int]]:
-    """Return the plain values of a YAML text that stands at a key path, and the line (from 1) of each path in it.
+    """Return the values of a YAML text that belongs at a key path, and the line (from 1) of each path in it.
 
-    Class names are as they stand in the text: TRUE, 007 and 1.0 are names there, and no YAML values.
+    Class names stay text as written: in data.label_names TRUE, 007 and 1.0 are names, not YAML values.
     """
     yaml, lines = YAML(typ="safe", pure=True), {}
     yaml.Constructor = _PlainValues
     try:
         root = yaml.compose(text)
-        for count, (path, node) in enumerate(_nodes(root, at)):  # looked at before values are made, which may be many
+        for count, (path, node) in enumerate(_nodes(root, at)):  # before too many values are built
             if count == MOST_VALUES:
-                raise ValueError("more values than any recipe has, once its aliases are written out")
+                raise ValueError("too many values for a recipe after its aliases are expanded")
             if len(path) > DEEPEST:
                 raise RecursionError
             lines[path] = node.start_mark.line + 1
@@ -152,7 +151,7 @@ def _parse(text: str, at: KeyPath = ()) -> tuple[Any, dict[KeyPath, int]]:
 
 
 def _nodes(node: Node | None, at: KeyPath) -> Iterator[tuple[KeyPath, Node]]:
-    """Yield the path of each value and the node that it begins with, its key if it has one; an alias is written out."""
+    """Yield the path of each value with its first node: its key if it has one, else the value. Aliases are expanded."""
     if isinstance(node, MappingNode):
         for key, value in node.value:
             if not isinstance(key, ScalarNode):
@@ -168,7 +167,7 @@ def _nodes(node: Node | None, at: KeyPath) -> Iterator[tuple[KeyPath, Node]]:
 def _parse_override(override: str) -> tuple[tuple[str, ...], Any]:
     key, equals, text = override.partition("=")
     parts = tuple(key.strip().split("."))
-    if parts[:2] == ("sweep", "keys") and len(parts) > 2:  # what follows is the name of one key
+    if parts[:2] == ("sweep", "keys") and len(parts) > 2:  # the rest is one key, which contains dots
         parts = (*parts[:2], ".".join(parts[2:]))
     if not equals or not all(parts):
         raise ValueError("wants dotted.key=value")
@@ -201,39 +200,36 @@ def _put(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
 def _validate(
     values: dict[str, Any], places: dict[KeyPath, Place], mistakes: list[tuple[int, str]], *, name: str
 ) -> Recipe:
-    def report(at: KeyPath, problem: str) -> None:
-        # The nearest place known: that of the key itself, or of the section that lacks it.
+    try:
+        recipe, faults = _faults(values)
+    except ValueError as error:  # a hexadecimal number with thousands of digits
+        raise RecipeError(f"{name}: {one_line(error)}") from None
+    if recipe:
+        faults += list(_faults_of_trials(recipe, values, faults))
+    for at, problem in faults:
+        # The nearest place that is known: the key itself, or the section that lacks it.
         place = next((places[at[:n]] for n in range(len(at), 0, -1) if at[:n] in places), Place(0, name))
         key = f"{'.'.join(map(str, at))}: " if at else ""
         mistakes.append((place.line, f"{place.shown}: {key}{problem}"))
-
-    try:
-        recipe, faults = _faults(values)
-    except ValueError as error:  # thousands of digits, of a hexadecimal number
-        raise RecipeError(f"{name}: {one_line(error)}") from None
-    for at, problem in faults:
-        report(at, problem)
-    for at, problem in _faults_of_trials(recipe, values, faults) if recipe else ():
-        report(at, problem)
     if mistakes or recipe is None:
         raise RecipeError(*(text for _, text in sorted(mistakes, key=lambda mistake: mistake[0])))
     return _fill_training(recipe)
 
 
 def _faults(values: Mapping[str, Any]) -> tuple[Recipe | None, list[tuple[KeyPath, str]]]:
-    """Return the recipe, None where it cannot be made, and what is wrong, each with its key."""
+    """Return the recipe, or None if it is not valid, and each fault with its key."""
     recipe, faults = None, []
     try:
-        # JSON mode, because strict mode takes a YAML list for a tuple only there.
+        # JSON mode, because only there strict mode accepts a list for a tuple.
         recipe = Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        # pydantic marks a fault of a mapping's key, rather than of its value, by one more part.
+        # pydantic adds a part "[key]" if a mapping's key is wrong, rather than its value.
         faults = [(tuple(p for p in fault["loc"] if p != "[key]"), _explain(fault)) for fault in error.errors()]
     for stage in ("teacher", "student"):
         section = values.get(stage)
         training = section.get("training") if isinstance(section, dict) else None
         if isinstance(training, dict):
-            for name, problem in training_arguments.problems({str(k): v for k, v in training.items()}):
+            for name, problem in training_fields.problems({str(k): v for k, v in training.items()}):
                 faults.append(((stage, "training", name), problem))
     return recipe, faults
 
@@ -241,7 +237,7 @@ def _faults(values: Mapping[str, Any]) -> tuple[Recipe | None, list[tuple[KeyPat
 def _faults_of_trials(
     recipe: Recipe, values: Mapping[str, Any], known: Sequence[tuple[KeyPath, str]]
 ) -> Iterator[tuple[KeyPath, str]]:
-    """Yield what would be wrong with the recipe in a trial: each value that a key may take is put in its place."""
+    """Yield what would be wrong with the recipe in a trial of its sweep: try each candidate value in its place."""
     for key, space in recipe.sweep.keys.items() if recipe.sweep else ():
         found: dict[str | int, str] = {}
         for which, value in space.candidates().items():
@@ -254,32 +250,31 @@ def _faults_of_trials(
             for fault in _faults(changed)[1]:
                 if fault not in known:
                     found[which] = fault[1]
-        if len(found) > 1 and len(set(found.values())) == 1:  # the key is wrong, not what it may take
+        if len(found) > 1 and len(set(found.values())) == 1:  # the key is wrong, not its values
             yield ("sweep", "keys", key), next(iter(found.values()))
         else:
             yield from ((("sweep", "keys", key, which), problem) for which, problem in found.items())
 
 
 def _fill_training(recipe: Recipe) -> Recipe:
-    def filled(stage: Any) -> Any:
-        training = training_arguments.with_defaults(stage.training, seed=recipe.data.seed)
-        return stage.model_copy(update={"training": training})
-
-    stages = {name: getattr(recipe, name) for name in ("teacher", "student")}
-    return recipe.model_copy(update={name: filled(stage) for name, stage in stages.items() if stage})
+    updates: dict[str, Any] = {}
+    for name in ("teacher", "student"):
+        if stage := getattr(recipe, name):
+            training = training_fields.with_defaults(stage.training, seed=recipe.data.seed)
+            updates[name] = stage.model_copy(update={"training": training})
+    return recipe.model_copy(update=updates)
 
 
 def _explain(fault: Any) -> str:
-    """One line for a pydantic fault: the rule, the value got, and the key that was probably meant."""
+    """Return one line for a pydantic fault: the rule and the value, or the key that was probably meant."""
     if fault["type"] == "extra_forbidden":
         *section, key = fault["loc"]
-        close = difflib.get_close_matches(str(key), _keys(section), n=1)
-        return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; known: {', '.join(_keys(section))}"
+        return f"unknown key; {did_you_mean(str(key), _keys(section), 'known:')}"
     if fault["type"] == "missing":
         return "missing"
-    if fault["type"] == "json_invalid":  # nothing else that is read is not JSON
-        return "half a surrogate pair (\\ud800 to \\udfff) is no text"
-    if fault["type"] == "value_error":  # our own validators say the value themselves
+    if fault["type"] == "json_invalid":  # json.dumps made it, so only half a pair can be wrong
+        return "half a surrogate pair (\\ud800 to \\udfff) is not text"
+    if fault["type"] == "value_error":  # from our own validators, which name the value themselves
         return str(fault["ctx"]["error"])
     rule = fault["msg"][0].lower() + fault["msg"][1:]
     return f"{rule}, got {fault['input']!r}"
@@ -291,7 +286,7 @@ def _keys(section: Sequence[str | int]) -> list[str]:
     for part in parts:
         annotation = model.model_fields[part].annotation
         options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        if typing.get_origin(annotation) is dict:  # the next part is one of its keys
+        if typing.get_origin(annotation) is dict:  # the next part of the path is one of its keys
             options = typing.get_args(annotation)[1:]
             next(parts)
         model = next(option for option in options if isinstance(option, type) and issubclass(option, Section))

@@ -1,7 +1,7 @@
-"""Labels as they were written to classes: one rule, whatever the file's format and the order of its rows.
+"""From written labels to classes, by one rule that depends neither on the file format nor on the order of the rows.
 
-A label is text. It belongs to the class of its name, without regard to case and white space. Only if all labels are
-whole numbers, and no name is a number, are they indices into the names. Words are never indices.
+A label is text. It belongs to the class with the same name; case and white space do not matter. If all labels are whole
+numbers and no class name is a number, labels are indices into the class names. Words are never indices.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,15}))(?:\.0*)?")  # 1.0 is what pandas makes of 1; 007 is a name
+WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,15}))(?:\.0*)?")  # pandas writes 1 as 1.0; 007 is a name
 NUMBER = re.compile(r"([+-]?\d{1,16})(?:\.0*)?")
 FRACTION = re.compile(r"[+-]?(?:\d*\.\d+|\d+\.|\d+(?=e[+-]))(?:e[+-]?\d+)?|[+-]?(?:inf|infinity|nan)", re.IGNORECASE)
 JOINERS = "\u200c\u200d"
-VARIANTS = {chr(code) for code in range(0xFE00, 0xFE10)}  # which of its forms a sign is drawn in
+VARIANTS = {chr(code) for code in range(0xFE00, 0xFE10)}  # variation selectors: how a character is drawn
 SURELY_JOINED = re.compile(r"\s*[|;]\s*")
 PERHAPS_JOINED = re.compile(r"\s*[|;,/+&]\s*")
 
 
 class LabelError(ValueError):
-    """A label that gives no class name; `label` is the one as it was written."""
+    """A label that cannot be a class name; `label` is how it was written."""
 
     def __init__(self, label: str, problem: str):
         super().__init__(problem)
@@ -30,28 +30,28 @@ class LabelError(ValueError):
 
 
 def cleaned(label: str) -> str:
-    """Return a label without the white space around it and what prints as nothing, and with single spaces within.
+    """Return a label without outer white space and invisible characters, and with single spaces inside.
 
-    Joiners stay: scripts and emoji are written with them.
+    Joiners stay, because some scripts and emoji need them.
     """
     seen = (one for one in unicodedata.normalize("NFC", label) if one in JOINERS or unicodedata.category(one) != "Cf")
     return " ".join("".join(seen).split())
 
 
 def label_key(label: str) -> str:
-    """Return what labels share that look alike: without case, spare white space and what prints as nothing.
+    """Return a key that labels share if they look alike: without case, extra white space and invisible characters.
 
-    Nor do letters that are drawn as one (the ligature of f and i), or as text and as a picture, make a difference.
+    Ligatures (of f and i) equal their letters, and a character equals its emoji form.
     """
     plain = unicodedata.normalize("NFKC", cleaned(label)).lower()
     return "".join(one for one in plain if unicodedata.category(one) != "Cf" and one not in VARIANTS)
 
 
 def names_of(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the class names that labels give by themselves: sorted, whole numbers as numbers.
+    """Return the class names if no names are given: sorted, and whole numbers by value.
 
-    Labels that differ only in white space are one class. Raises `LabelError` if two differ only in case, which may be
-    meant or not, and for a number that is not whole.
+    Labels that differ only in white space are one class. Raises `LabelError` if two labels differ only in case, which
+    may be a mistake, and if all labels are numbers but some are not whole.
     """
     labels = sorted(set(labels))
     whole = [WHOLE.fullmatch(cleaned(label)) for label in labels]
@@ -67,24 +67,24 @@ def names_of(labels: Iterable[str]) -> tuple[str, ...]:
         name = cleaned(label)
         known = names.setdefault(label_key(name), name)
         if known.lower() == name.lower() and known != name:
-            problem = f"labels {known!r} and {name!r} differ only in case; write them alike, or name one of them"
+            problem = f"labels {known!r} and {name!r} differ only in case; write them alike, or list the classes"
             raise LabelError(label, problem)
     return tuple(sorted(names.values()))
 
 
 def are_indices(labels: Collection[str], names: Sequence[str]) -> bool:
-    """Say whether labels are numbers of classes, counted from 0: all are whole numbers, and no name is one.
+    """Return whether labels are indices into `names`, from 0: all are whole numbers, and no name is a number.
 
-    If a name is a number itself, labels are matched with the names alone: an index could not be told from a name.
+    If a name is a number, labels are only compared with the names, because an index could also be a name.
     """
     return not any(map(_number_of, names)) and all(WHOLE.fullmatch(cleaned(label)) for label in labels)
 
 
 def classes_of(labels: Iterable[str], names: Sequence[str], *, indices: bool) -> dict[str, int | None]:
-    """Return for each label the index of its class among `names`, None if it has none.
+    """Return the index of each label's class in `names`, or None if it has no class.
 
-    A label is the name that it is written like, else the one that looks like it, else the one that is the same number.
-    Where two names look alike or are one number, that decides nothing.
+    The class is the name that is written the same, else the name that looks the same, else the name with the same
+    number. The second and third rule do not count for names that look the same, or are the same number, as another.
     """
     if indices:
         whole = {label: WHOLE.fullmatch(cleaned(label)) for label in labels}
@@ -98,20 +98,20 @@ def classes_of(labels: Iterable[str], names: Sequence[str], *, indices: bool) ->
 
 
 def _unique(keys: Iterable[Any]) -> dict[Any, int]:
-    """The positions of keys, without those that stand there twice, and without None."""
+    """Return the position of each key that occurs once; None is left out."""
     keys = list(keys)
     counts = Counter(keys)
     return {key: index for index, key in enumerate(keys) if key is not None and counts[key] == 1}
 
 
 def _number_of(label: str) -> tuple[int, ...] | None:
-    """The whole number that a label is, however it is written (1, 1.0, 01), in a tuple, which 0 is true in, or None."""
+    """Return the whole number of a label (also of 1.0 or 01), or None; in a tuple, because 0 is false."""
     found = NUMBER.fullmatch(cleaned(label))
     return (int(found[1]),) if found else None
 
 
 def joined(names: Sequence[str]) -> list[str]:
-    """Return the class names that look like several labels in one: "a|b", "a;b", or "a, b" beside a class "a"."""
+    """Return the class names that look like several labels in one: "a|b", "a;b", or "a, b" if "a" is a class too."""
     keys = {label_key(name) for name in names}
 
     def looks_joined(name: str) -> bool:

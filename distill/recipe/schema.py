@@ -1,6 +1,6 @@
-"""What a run needs to know, as a frozen, typed `Recipe`; no network, device or environment is touched.
+"""The sections of a `Recipe`, frozen and typed, and functions that change or compare recipes.
 
-Types are checked through pydantic in strict mode: `"8"` is not 8.
+Pydantic checks types in strict mode: `"8"` is not 8. No network, device or environment is touched.
 """
 
 from __future__ import annotations
@@ -15,48 +15,49 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 
 from distill.recipe.labels import label_key
 from distill.recipe.search_space import Sweep
-from distill.recipe.section import Line, NotEmpty, Positive, Section
+from distill.recipe.section import NonEmptyStr, NotEmpty, Positive, Section
 
 Format = Literal["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-bf16", "openvino-int8"]
-PRECISION = ("bf16", "fp16")  # the fields of a training section that settle it
+PRECISION = ("bf16", "fp16")  # the fields of `training` that decide it
 FORMATS: tuple[Format, ...] = typing.get_args(Format)
-DEFAULT_FORMATS: tuple[Format, ...] = FORMATS[:4]  # OpenVINO is an extra
+DEFAULT_FORMATS: tuple[Format, ...] = FORMATS[:4]  # not OpenVINO, which is an optional package
 
 
 class Files(Section):
-    """Local files, csv, tsv, json, jsonl, parquet or arrow, paths relative to the working directory.
+    """Local files (csv, tsv, json, jsonl, parquet or arrow), relative to the working directory.
 
-    `transfer` holds texts that need no labels: the teacher labels them for the student.
+    `transfer` has texts that need no labels: the teacher labels them for the student.
     """
 
-    train: Line
-    test: Line
-    validation: Line | None = None
-    transfer: Line | None = None
+    train: NonEmptyStr
+    test: NonEmptyStr
+    validation: NonEmptyStr | None = None
+    transfer: NonEmptyStr | None = None
 
 
 class HubSplits(Section):
-    """The names that the Hub data set gives its splits; `validation` is carved out of train where there is none.
+    """The names of the splits in the Hub data set.
 
-    `transfer` is a split whose labels are not read (IMDb's `unsupervised`).
+    If `validation` is not given, it is split off train. The labels of `transfer` are not read (e.g. IMDb's
+    `unsupervised`).
     """
 
-    train: Line = "train"
-    test: Line = "test"
-    validation: Line | None = None
-    transfer: Line | None = None
+    train: NonEmptyStr = "train"
+    test: NonEmptyStr = "test"
+    validation: NonEmptyStr | None = None
+    transfer: NonEmptyStr | None = None
 
 
 class Data(Section):
-    """Where the labelled texts come from, and how they are cut, sampled and tokenised."""
+    """Where the labeled texts come from, and how they are split, sampled and tokenized."""
 
-    dataset: Line | None = None
-    subset: Line | None = None
+    dataset: NonEmptyStr | None = None
+    subset: NonEmptyStr | None = None
     splits: HubSplits = HubSplits()
     files: Files | None = None
-    text_column: Line = "text"
-    label_column: Line = "label"
-    label_names: tuple[Line, ...] | None = None
+    text_column: NonEmptyStr = "text"
+    label_column: NonEmptyStr = "label"
+    label_names: tuple[NonEmptyStr, ...] | None = None
     train_samples: Positive | None = None
     validation_samples: Positive | None = None
     test_samples: Positive | None = None
@@ -72,23 +73,23 @@ class Data(Section):
         if names is not None and len(names) < 2:
             raise ValueError(f"wants two names or more, got {list(names)}")
         if names and len(set(map(label_key, names))) < len(names):
-            raise ValueError(f"the same name stands in it twice, but for case and white space: {list(names)}")
+            raise ValueError(f"the same name twice, apart from case and white space: {list(names)}")
         return names
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
         if (self.dataset is None) == (self.files is None):
-            raise ValueError("wants dataset (a Hub name) or files (local ones), one of the two")
+            raise ValueError("wants either dataset (a Hub name) or files (local files)")
         if self.text_column == self.label_column:
             raise ValueError(f"text_column and label_column are both {self.text_column!r}")
         return self
 
 
 class Stage(Section):
-    """What training a teacher and training a student have in common.
+    """What `teacher` and `student` have in common.
 
-    `attention_dropout` replaces the model's own; at 0 torch can use its fused attention on a CPU.
-    `calibrate` fits a temperature on validation once trained, so that probabilities mean what they say.
+    `attention_dropout` replaces the model's own; at 0 torch can use its fused attention on a CPU. `calibrate` fits a
+    temperature on the validation split after training, so that probabilities match observed accuracy.
     """
 
     training: Annotated[dict[str, Any], Field(default_factory=dict)]
@@ -106,13 +107,13 @@ class Stage(Section):
 class Teacher(Stage):
     """The model to fine-tune; `pretrained: false` keeps its configuration and tokenizer, with random weights."""
 
-    model: Line
+    model: NonEmptyStr
     pretrained: bool = True
-    output: Line = "./bert-teacher"
+    output: NonEmptyStr = "./bert-teacher"
 
 
 class Schedule(Section):
-    """A number for the whole of training, or one that moves from `start` to `end` in a straight line."""
+    """A number that is constant during training, or that changes linearly from `start` to `end`."""
 
     start: float
     end: float
@@ -130,7 +131,7 @@ class Schedule(Section):
         return self.start if self.start == self.end else {"start": self.start, "end": self.end}
 
     def at(self, progress: float) -> float:
-        """Return the value once `progress` of training, from 0 to 1, is done."""
+        """Return the value after a share of training, `progress`, from 0 to 1."""
         return self.start + (self.end - self.start) * progress
 
 
@@ -172,10 +173,10 @@ class Decoupled(Section):
 
 
 class HiddenStates(Section):
-    """Match hidden states, layer by layer; the teacher then runs at every step.
+    """Match hidden states, layer by layer; this runs the teacher at every step.
 
-    `teacher_layers` names, for each student layer, the teacher layer whose output it learns (from 0; default: evenly
-    spread, last to last). A projection, trained along and then dropped, joins widths that differ.
+    `teacher_layers` names the teacher layer that each student layer learns from (from 0; default: evenly spread, and
+    the last learns from the last). If the widths differ, a projection is trained too, and dropped after training.
     """
 
     distance: Literal["cosine", "mse"] = "cosine"
@@ -184,9 +185,9 @@ class HiddenStates(Section):
 
 
 class AttentionRelations(Section):
-    """Match the last layer's relations among queries, keys and values (MiniLM v2); the teacher runs at every step.
+    """Match the last layer's relations among queries, keys and values (MiniLM v2); this runs the teacher at every step.
 
-    `heads` is the number of relation heads; both widths must divide by it. Default: the teacher's attention heads.
+    `heads` is the number of relation heads (default: the teacher's attention heads). It must divide both widths.
     """
 
     weight: Weight = Weight(start=1.0, end=1.0)
@@ -194,10 +195,10 @@ class AttentionRelations(Section):
 
 
 class Loss(Section):
-    """soft_weight * soft loss + (1 - soft_weight) * cross-entropy; a text without a label takes the soft loss alone.
+    """soft_weight * soft loss + (1 - soft_weight) * cross-entropy; texts without a label have only the soft loss.
 
     `soft` is the soft loss: T^2 * KL on soft targets (Hinton et al. 2015), squared distance of logits (Ba and Caruana
-    2014), or decoupled (Zhao et al. 2022). `hidden_states` and `attention_relations` are added where they are given.
+    2014), or decoupled (Zhao et al. 2022). `hidden_states` and `attention_relations` are added if they are given.
     """
 
     soft: Literal["soft_targets", "logit_mse", "decoupled"] = "soft_targets"
@@ -209,28 +210,28 @@ class Loss(Section):
 
     @property
     def runs_teacher(self) -> bool:
-        """Whether the teacher must run at every step, since its hidden states are too many to keep."""
+        """Whether the teacher must run at every step, because its hidden states are too large to keep."""
         return self.hidden_states is not None or self.attention_relations is not None
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether the loss itself changes during training, so that its values do not compare."""
+        """Whether the loss changes during training, so that its values cannot be compared."""
         weights = [part.weight for part in (self.hidden_states, self.attention_relations) if part]
         return any(schedule.start != schedule.end for schedule in (self.temperature, self.soft_weight, *weights))
 
 
 class Student(Stage):
-    """The small model: a pretrained one by name or folder, layers of the teacher, or the teacher's shape made smaller.
+    """The small model: a pretrained `model`, `layers` of the teacher, or a smaller `config` of the teacher.
 
-    `layers` is how many, evenly spread, or which ones, from 0. `config` changes sizes in the teacher's configuration
-    (hidden_size: 192) and starts from random weights. `teacher_weights` is how much each of several teachers counts.
-    `control` also trains the same student for as many steps on the labels alone.
+    `layers` is a number of layers, evenly spread, or a list of them, from 0. `config` changes sizes in the teacher's
+    configuration (hidden_size: 192) and starts from random weights. `teacher_weights` weights several teachers.
+    `control` also trains the same student for the same number of steps on the labels alone.
     """
 
-    model: Line | None = None
+    model: NonEmptyStr | None = None
     layers: Positive | tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    config: dict[Line, Any] | None = None
-    output: Line = "./distilbert-student"
+    config: dict[NonEmptyStr, Any] | None = None
+    output: NonEmptyStr = "./distilbert-student"
     loss: Loss = Loss()
     teacher_weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], NotEmpty] | None = None
     control: bool = False
@@ -243,24 +244,25 @@ class Student(Stage):
         if layers is not None and not is_list and not (type(layers) is int and layers > 0):
             raise ValueError(f"wants a number of layers, or a list of the teacher's layers from 0, got {layers!r}")
         if is_list and (not layers or layers != sorted(set(layers))):
-            raise ValueError(f"wants one or more layers, rising, each once, got {layers}")
-        return tuple(layers) if is_list else layers  # a validator that runs first ends JSON mode's leave to pass lists
+            raise ValueError(f"wants one or more layers in rising order, none twice, got {layers}")
+        return tuple(layers) if is_list else layers  # after a "before" validator, strict mode accepts no list here
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:
         origins = {"model": self.model, "layers": self.layers, "config": self.config}
         if sum(origin is not None for origin in origins.values()) != 1:
             raise ValueError(
-                "wants model (a pretrained one), layers (of the teacher) or config (sizes to change in the teacher's), "
-                "one of the three"
+                "wants one of model (a pretrained one), layers (of the teacher) "
+                "and config (sizes to change in the teacher's)"
             )
         return self
 
 
 class Export(Section):
-    """Formats to write, and what one may cost on the validation texts before it counts as failed.
+    """Formats to write, and the bounds on the validation texts that each format must meet.
 
-    `max_accuracy_drop` is in accuracy, `min_agreement` the share of texts that keep the label the model gave them.
+    `max_accuracy_drop` is the largest loss of accuracy (0.01 is one point). `min_agreement` is the share of texts that
+    must keep the label of the model.
     """
 
     formats: Annotated[tuple[Format, ...], NotEmpty] = DEFAULT_FORMATS
@@ -269,7 +271,7 @@ class Export(Section):
 
 
 class Benchmark(Section):
-    """Shapes (BATCHxTOKENS) at which latency is measured, how often, on how many CPU threads (default: all)."""
+    """Shapes (BATCHxTOKENS) at which latency is measured, how often, and with how many CPU threads (default: all)."""
 
     shapes: Annotated[tuple[str, ...], NotEmpty] = ("1x128", "8x128", "1x512")
     rounds: Annotated[int, Field(ge=5)] = 30
@@ -285,7 +287,7 @@ class Benchmark(Section):
 
 
 class Recipe(Section):
-    """Everything a run needs to know; `data` always, `teacher` and `student` for the commands that train them."""
+    """A whole recipe: `data` is required, `teacher` and `student` only by the commands that train them."""
 
     data: Data
     teacher: Teacher | None = None
@@ -297,7 +299,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _swept_stage_is_there(self) -> Recipe:
         if self.sweep and getattr(self, self.sweep.stage) is None:
-            raise ValueError(f"sweep.keys: are of the {self.sweep.stage}, which the recipe has not")
+            raise ValueError(f"sweep.keys: belong to the {self.sweep.stage}, but the recipe has no {self.sweep.stage}")
         return self
 
     @model_validator(mode="after")
@@ -306,12 +308,12 @@ class Recipe(Section):
         if source.transfer and self.student and not self.student.loss.runs_teacher:
             weight = self.student.loss.soft_weight
             if weight.start == weight.end == 0:
-                raise ValueError("student.loss.soft_weight: 0, but transfer texts have nothing but the soft loss")
+                raise ValueError("student.loss.soft_weight: 0, but transfer texts have only the soft loss")
         return self
 
 
 def with_precision(recipe: Recipe, stage: str, settled: Mapping[str, Any]) -> Recipe:
-    """Return the recipe with the precision that `settled` names, if a stage of that name leaves it open."""
+    """Return the recipe with the precision in `settled`, if the recipe has this stage and leaves it open there."""
     section = getattr(recipe, stage)
     chosen = {name: settled[name] for name in PRECISION if name in settled}
     if section is None or not chosen or any(name in section.training for name in PRECISION):
@@ -320,7 +322,7 @@ def with_precision(recipe: Recipe, stage: str, settled: Mapping[str, Any]) -> Re
 
 
 def as_settled(recipe: Recipe, found: Recipe) -> Recipe:
-    """Return the recipe with what it leaves open settled as in `found`, the recipe that a run keeps."""
+    """Return the recipe with any open precision taken from `found`, the recipe kept in a run folder."""
     for stage in ("teacher", "student"):
         if section := getattr(found, stage):
             recipe = with_precision(recipe, stage, section.training)
@@ -328,7 +330,7 @@ def as_settled(recipe: Recipe, found: Recipe) -> Recipe:
 
 
 def differences(wanted: Section | None, found: Section | None) -> dict[str, str]:
-    """Return in words, for each dotted key in which two sections differ, its value in either."""
+    """Return both values, in words, of each dotted key in which two sections differ."""
     ours, theirs = dict(_flat(wanted)), dict(_flat(found))
     keys = [*ours, *(key for key in theirs if key not in ours)]
     return {key: f"{ours.get(key)!r} now, {theirs.get(key)!r} then" for key in keys if ours.get(key) != theirs.get(key)}
@@ -345,7 +347,7 @@ def _flat(section: Section | None) -> Iterator[tuple[str, Any]]:
 
 
 def with_last_names(recipe: Recipe) -> Recipe:
-    """Return the recipe with data files and local folders cut to their last name, so that it can be published."""
+    """Return the recipe with local paths cut to their last part, so that it can be published."""
     updates: dict[str, Any] = {}
     if recipe.data.files:
         files = {split: Path(path).name for split, path in recipe.data.files.model_dump(exclude_none=True).items()}
@@ -356,14 +358,14 @@ def with_last_names(recipe: Recipe) -> Recipe:
         stage = getattr(recipe, name)
         if stage:
             paths = {"output": Path(stage.output).name}
-            if stage.model and (Path(stage.model).is_absolute() or Path(stage.model).exists()):  # no name of the Hub's
+            if stage.model and (Path(stage.model).is_absolute() or Path(stage.model).exists()):  # not a Hub name
                 paths["model"] = Path(stage.model).name
             updates[name] = stage.model_copy(update=paths)
     return recipe.model_copy(update=updates)
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with data files and local model folders made absolute, so that it runs from anywhere."""
+    """Return the recipe with absolute paths for data files and local models, so that it works in any directory."""
     updates: dict[str, Any] = {}
     if recipe.data.files:
         files = {k: str(Path(v).absolute()) for k, v in recipe.data.files.model_dump(exclude_none=True).items()}

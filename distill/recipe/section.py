@@ -1,4 +1,4 @@
-"""What all parts of a recipe share: frozen, strictly typed, no unknown keys."""
+"""The base class of all sections of a recipe, and types that several sections use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
-Line = Annotated[str, Field(min_length=1)]
+NonEmptyStr = Annotated[str, Field(min_length=1)]
 
 
 def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -16,10 +16,10 @@ def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-NotEmpty = AfterValidator(_not_empty)  # unlike `min_length`, silent where what stands in it is wrong
+NotEmpty = AfterValidator(_not_empty)  # unlike `min_length`, adds no second complaint if a value in it is wrong
 
 
 class Section(BaseModel):
-    """One part of a recipe; `"8"` is not 8, and a key that is not a field is an error."""
+    """One section of a recipe: frozen and strictly typed (`"8"` is not 8); unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)

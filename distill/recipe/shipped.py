@@ -1,4 +1,4 @@
-"""The recipes that come with distill: by name, and as copies to edit."""
+"""The recipes that come with distill: finding one by its name, and copying one to edit."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from pathlib import Path
 
 from distill.errors import FolderError, RecipeError
 
-FOLDER = Path(__file__).parent.parent / "recipes"  # in a checkout, links into its own recipes/
+FOLDER = Path(__file__).parent.parent / "recipes"  # in a checkout these are links into recipes/
 
 
 def shipped() -> dict[str, Path]:
-    """Return the file of each recipe that comes with distill, under its name."""
+    """Return the file of each recipe that comes with distill, by name."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def recipe_file(recipe: Path | str) -> Path:
-    """Return the file that `recipe` means: one that comes with distill, if it is the name of one and of no file."""
+    """Return the file that `recipe` means; a file of that name wins over a recipe that comes with distill."""
     found = shipped().get(str(recipe))
     return found if found and not Path(recipe).is_file() else Path(recipe)
 
 
 def about(file: Path) -> str:
-    """Return the comment that a recipe begins with."""
+    """Return the first line of a recipe, which describes it."""
     return file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 
 def copy_recipe(name: str, output: Path | None = None) -> Path:
-    """Copy a recipe into the folder or to the .yaml file `output` (default: the working directory); return the copy."""
+    """Copy a recipe to `output`, a folder or a .yaml file (default: the working directory); return the copy's path."""
     if name not in shipped():
         raise RecipeError(f"{name}: no such recipe comes with distill; known: {', '.join(shipped())}")
     target = output or Path()

@@ -1,4 +1,4 @@
-"""The `training:` section of a recipe: any field of the installed transformers' TrainingArguments, by its own name."""
+"""The `training` section of a recipe: the rules for its fields, which are those of transformers' TrainingArguments."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distill.errors import one_line
+from distill.errors import did_you_mean, one_line
 
 # Batches of similar length cost 0.8 points of accuracy and are no faster than micro-batches (docs/results.md).
-BY_LENGTH = "leave it out: each batch is cut into micro-batches of similar length, as fast and at no cost in accuracy"
+BY_LENGTH = "leave it out: each batch is cut into micro-batches of similar length, as fast and without loss of accuracy"
 
-# Names that tutorials for transformers 4 still use, and what to write in transformers 5 instead.
+# Names from tutorials for transformers 4, and what to write in transformers 5 instead.
 # Source: the migration guide of transformers 5 and the deprecations of 4.41 to 4.57.
 RENAMED = {
     "evaluation_strategy": "renamed eval_strategy in transformers 4.46",
@@ -44,9 +44,9 @@ RENAMED = {
     "per_gpu_eval_batch_size": "renamed per_device_eval_batch_size",
 }
 
-# Fields that distill decides itself, and where a user says the same thing instead.
+# Fields that distill sets itself, and what a user can write instead.
 OWNED = {
-    "output_dir": "set by distill; write output: beside training:",
+    "output_dir": "set by distill; write output: next to training:",
     "resume_from_checkpoint": "set by distill; use --resume",
     "use_cpu": "set by distill; use --device cpu",
     "remove_unused_columns": "set by distill, which prepares the columns itself",
@@ -57,26 +57,22 @@ OWNED = {
     "include_for_metrics": "set by distill, which computes its own metrics",
     "batch_eval_metrics": "set by distill, which computes its metrics over the whole split",
     "eval_do_concat_batches": "set by distill, which computes its metrics over the whole split",
-    "restore_callback_states_from_checkpoint": "set by distill, which goes on with the patience that is left",
-    "debug": "not supported; distill stops where a loss, logits or weights are not numbers",
-    "logging_nan_inf_filter": "set by distill, which stops where a loss is not a number",
-    "do_train": "not a setting here; each command trains, evaluates or predicts",
-    "do_eval": "not a setting here; each command trains, evaluates or predicts",
-    "do_predict": "not a setting here; each command trains, evaluates or predicts",
-    "deepspeed": "not supported; fsdp: true shares a model among several ranks",
-    "parallelism_config": "not supported; fsdp: true shares a model among several ranks",
+    "restore_callback_states_from_checkpoint": "set by distill, which continues with the remaining patience",
+    "debug": "not supported; distill stops if a loss, logits or weights are not numbers",
+    "logging_nan_inf_filter": "set by distill, which stops if a loss is not a number",
+    **dict.fromkeys(
+        ("do_train", "do_eval", "do_predict"), "not a setting here; the commands decide what is trained and evaluated"
+    ),
+    **dict.fromkeys(("deepspeed", "parallelism_config"), "not supported; fsdp: true shards a model over several ranks"),
     "local_rank": "set by the launcher, not by hand",
-    "push_to_hub": "not supported; use --push-to-hub NAME",
-    "hub_token": "not supported; a token must not stand in a recipe",
-    "hub_model_id": "not supported; use --push-to-hub NAME",
-    "hub_strategy": "not supported; use --push-to-hub NAME",
-    "hub_private_repo": "not supported; use --push-to-hub NAME",
-    "hub_always_push": "not supported; use --push-to-hub NAME",
-    "hub_revision": "not supported; use --push-to-hub NAME",
+    "hub_token": "not supported; a recipe must not contain a token",
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
+        "not supported; use --push-to-hub NAME",
+    ),
 }
 
-
-# What a number may be: the fields that transformers takes as they are, and fails on later or not at all.
+# Limits of numbers that transformers does not check; without them it fails later or not at all.
 ABOVE_ZERO = (
     "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "adam_epsilon", "eval_steps", "save_steps", "logging_steps", "eval_accumulation_steps", "torch_empty_cache_steps",
@@ -87,24 +83,24 @@ NOT_NEGATIVE = (
     "eval_delay", "save_total_limit", "neftune_noise_alpha",
 )  # fmt: skip
 SHARES = ("label_smoothing_factor", "adam_beta1", "adam_beta2")  # from 0 to below 1
-BETAS = SHARES[1:]  # of which torch wants all as fractions, or none
-# The most that a number may be: above it, arithmetic in 64 bits overflows somewhere, or the memory is full.
+BETAS = SHARES[1:]  # torch refuses a mix of whole numbers and fractions
+# The largest value of each number. Above it, 64-bit arithmetic overflows somewhere or memory runs out.
 MOST = {
     "per_device_train_batch_size": 2**20, "per_device_eval_batch_size": 2**20, "dataloader_num_workers": 256,
     "seed": 2**32 - 1, "data_seed": 2**32 - 1, "num_train_epochs": 2**31 - 1,
 }  # fmt: skip
 MOST_WHOLE, MOST_FRACTION = 2**31 - 1, 1e300
 
-# What transformers does not look at before it is needed; of what it names itself, see `_choices`.
+# Choices that transformers checks too late. `_choices` adds those that transformers declares itself.
 CHOICES = {
     "torch_compile_backend": ("inductor", "eager", "aot_eager", "cudagraphs"),
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "include_num_input_tokens_seen": (True, False, "all", "non_padding", "no"),
 }
-# What does nothing, or fails, where the loader has no workers.
+# Fields that do nothing, or fail, if the data loader has no workers.
 OF_WORKERS = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
 
-# The keys of fields that are mappings, and what each may be.
+# The keys of fields that are mappings, and the values of each.
 MAPPINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "accelerator_config": {
         "split_batches": (True, False),
@@ -124,44 +120,45 @@ MAPPINGS: dict[str, dict[str, tuple[Any, ...]]] = {
         "every_n_layers": tuple(range(1, 25)),
     },
 }
-MAPPINGS["gradient_checkpointing_kwargs"] = MAPPINGS["activation_checkpointing_kwargs"]  # its older name
+MAPPINGS["gradient_checkpointing_kwargs"] = MAPPINGS["activation_checkpointing_kwargs"]  # the older name
 GIVEN_TO_SCHEDULES = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # by Trainer
 
-# The fields that `distill sweep` may search over: what is learned depends on them, and Trainer reads them as it begins
-# to train. Not a seed, which would be choosing luck, nor what says when and by what a model is judged.
+# The fields that `distill sweep` may search over: they change what is learned, and Trainer reads them when training
+# starts. Seeds are left out, because choosing one would select luck, and so are fields that set when and how a model is
+# evaluated.
 SWEEPABLE = (
     "learning_rate", "weight_decay", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "train_sampling_strategy",
 )  # fmt: skip
 
-# The keys of `fsdp_config` and what each may be; those of transformers that are not here, and why.
+# The keys of `fsdp_config` with the values of each, then the keys of transformers that are refused, with the reason.
 FSDP_CONFIG: dict[str, tuple[Any, ...]] = {
     "version": (2,),
     "reshard_after_forward": (True, False),
     "cpu_offload": (True, False),
     "state_dict_type": ("FULL_STATE_DICT", "SHARDED_STATE_DICT"),
     "auto_wrap_policy": ("TRANSFORMER_BASED_WRAP", "NO_WRAP"),
-    "transformer_layer_cls_to_wrap": (),  # names of classes
+    "transformer_layer_cls_to_wrap": (),  # any names of layer classes
 }
 NOT_IN_FSDP_CONFIG = {
     # accelerate 1.15: checkpoint_wrapper(layer, preserve_rng_state=False)
-    "activation_checkpointing": "draws other dropout when it computes anew; write it beside fsdp, not in its config",
+    "activation_checkpointing": "recomputes activations with other dropout; write it next to fsdp, not in its config",
     "cpu_ram_efficient_loading": "not supported; each rank reads the model",
-    "min_num_params": "not supported: FSDP2 refuses the lists of layers that a wrap by size would take",
+    "min_num_params": "not supported: FSDP2 cannot wrap the lists of layers that a limit by size would pick",
 }
 
 LOGGING_STEPS = 50
-# What an evaluation gives: the names that metric_for_best_model may have.
+# The metrics of an evaluation, for metric_for_best_model.
 HIGHER_IS_BETTER = ("accuracy", "macro_f1", "roc_auc")
 LOWER_IS_BETTER = ("loss", "log_loss", "ece", "brier")
 
 
 def with_defaults(given: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
-    """Return `given` over distill's defaults: evaluate and save in step, keep two checkpoints, end with the best one.
+    """Return `given` with distill's defaults: save at each evaluation, keep two checkpoints, end with the best one.
 
-    A checkpoint can only be chosen where there is an evaluation, so saving follows evaluating, and with
-    `eval_strategy: "no"` the last state is kept.
+    Saving follows evaluation, because checkpoint selection needs an evaluation of each checkpoint. With
+    `eval_strategy: "no"` training ends with the last state.
     """
     evaluates = given.get("eval_strategy", "epoch")
     defaults: dict[str, Any] = {
@@ -184,9 +181,9 @@ def with_defaults(given: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
 
 
 def problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield `(field, what is wrong with it)` for every mistake in a `training:` section.
+    """Yield `(field, what is wrong with it)` for every mistake in a `training` section.
 
-    Imports transformers, and with it torch, to know the fields of the installed version; touches no device.
+    This imports transformers (and so torch) for the fields of the installed version. It touches no device.
     """
     hints = _type_hints()
     for name, value in given.items():
@@ -203,20 +200,21 @@ def problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         elif name in MAPPINGS and value is not None:
             yield from _mapping_problems(name, value, MAPPINGS[name])
         elif name in OF_WORKERS and value not in (None, False) and given.get("dataloader_num_workers") == 0:
-            yield name, "wants dataloader_num_workers above 0 beside it, got 0"
+            yield name, "needs dataloader_num_workers above 0, got 0"
     yield from _schedule_problems(given)
     metric = given.get("metric_for_best_model")
     known = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
     if isinstance(metric, str) and metric.removeprefix("eval_") not in known:
         yield "metric_for_best_model", f"got {metric!r}; one of {', '.join(known)}"
     if given.get("save_strategy") == "best" and given.get("eval_strategy") == "no":
-        yield "save_strategy", "got 'best', which evaluations tell, but eval_strategy is no"
+        yield "save_strategy", "got 'best', which needs evaluations, but eval_strategy is no"
     if given.get("fsdp") and given.get("save_only_model"):
-        yield "save_only_model", "leaves nothing that a model trained with fsdp: true could go on or end from"
+        yield "save_only_model", "leaves nothing to resume from, or to load the final model from, with fsdp: true"
     if given.get("eval_strategy") == "steps" and "save_steps" in given and given.get("load_best_model_at_end", True):
         every = given.get("eval_steps", given.get("logging_steps", LOGGING_STEPS))
         if given["save_steps"] != every:
-            yield "save_steps", f"got {given['save_steps']}, but evaluates every {every}; the best state would be lost"
+            got = f"got {given['save_steps']}, but evaluations are every {every} steps"
+            yield "save_steps", f"{got}; the best state would be lost"
 
 
 def _fsdp_problems(name: str, value: Any, *, is_on: bool) -> Iterator[tuple[str, str]]:
@@ -224,14 +222,13 @@ def _fsdp_problems(name: str, value: Any, *, is_on: bool) -> Iterator[tuple[str,
         return
     if name == "fsdp":
         if not isinstance(value, bool):
-            yield name, f"wants true or false, got {value!r}; the rest goes into fsdp_config"
-        return
-    if not isinstance(value, Mapping):
+            yield name, f"wants true or false, got {value!r}; the rest belongs in fsdp_config"
+    elif not isinstance(value, Mapping):
         yield name, f"wants a mapping, got {value!r}"
-        return
-    if not is_on:
-        yield name, "without fsdp: true it does nothing"
-    yield from _mapping_problems(name, value, FSDP_CONFIG, NOT_IN_FSDP_CONFIG)
+    else:
+        if not is_on:
+            yield name, "does nothing without fsdp: true"
+        yield from _mapping_problems(name, value, FSDP_CONFIG, NOT_IN_FSDP_CONFIG)
 
 
 def _mapping_problems(
@@ -240,18 +237,16 @@ def _mapping_problems(
     known: Mapping[str, tuple[Any, ...]],
     refused: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the keys and values of a mapping, of which `known` says what each may be."""
+    """Yield what is wrong with the keys and values of a mapping; `known` has the values that each key may take."""
     for key, setting in value.items():
         place, allowed = f"{name}.{key}", known.get(key)
         if allowed is None:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
-            yield place, refused.get(key) or f"not a key here; {meant}"
+            yield place, refused.get(key) or f"not a key here; {did_you_mean(str(key), known)}"
         elif allowed:
             if not any(type(setting) is type(one) and setting == one for one in allowed):
                 yield place, f"wants one of {json.dumps(allowed)[1:-1]}, got {setting!r}"
         elif not (isinstance(setting, list | tuple) and setting and all(isinstance(one, str) for one in setting)):
-            yield place, f"wants a list of names of classes, got {setting!r}"
+            yield place, f"wants a list of layer class names, got {setting!r}"
 
 
 def _unknown(name: str, known: Mapping[str, Any]) -> str:
@@ -261,7 +256,7 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _schedule_problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the learning rate's schedule and its settings, of which a type says nothing."""
+    """Yield what is wrong with the learning rate schedule and its settings, beyond their types."""
     kind, settings, rate = (given.get(name) for name in ("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate"))
     if kind is None and not settings:
         return
@@ -274,7 +269,7 @@ def _schedule_problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return
     by_metric = {
         "reduce_lr_on_plateau": optim.lr_scheduler.ReduceLROnPlateau,
-        "greedy": getattr(optimization, "GreedyLR", None),  # which not every version has
+        "greedy": getattr(optimization, "GreedyLR", None),  # not in every version
     }
     parameters = inspect.signature(by_metric.get(kind, functions[kind])).parameters.values()
     takes = [one for one in parameters if one.name not in GIVEN_TO_SCHEDULES]
@@ -292,18 +287,18 @@ def _schedule_problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 optimizer.step()
                 schedule.step(*[1.0][: kind in by_metric])
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            yield "lr_scheduler_kwargs", f"got {dict(settings)}, with which {kind} cannot be made: {one_line(error)}"
+            yield "lr_scheduler_kwargs", f"got {dict(settings)}, but {kind} fails with it: {one_line(error)}"
 
 
 def _choice_complaint(name: str, value: Any) -> str | None:
     if name == "optim_args" and value and not re.fullmatch(r"[^=,]+=[^=,]+(,[^=,]+=[^=,]+)*", value):
-        return f"wants KEY=VALUE, several with commas between them, got {value!r}"
+        return f"wants KEY=VALUE, or several of them with commas between, got {value!r}"
     if name == "train_sampling_strategy" and value == "group_by_length":
         return f"got {value!r}; {BY_LENGTH}"
     choices = _choices().get(name)
     if choices is None or value is None:
         return None
-    # A backend may be one for each device: cuda:nccl,cpu:gloo.
+    # There may be one backend per device: cuda:nccl,cpu:gloo.
     parts = [part.split(":")[-1] for part in value.split(",")] if name == "ddp_backend" else [value]
     if all(any(type(part) is type(one) and part == one for one in choices) for part in parts):
         return None
@@ -327,7 +322,7 @@ def _number_complaint(name: str, value: Any) -> str | None:
     if name in SHARES and not 0 <= value < 1:
         return f"wants a share from 0 to below 1, got {value!r}"
     if name == "max_steps" and not (value == -1 or value > 0):
-        return f"wants a number above 0, or -1 for num_train_epochs to count, got {value!r}"
+        return f"wants a number above 0, or -1 to use num_train_epochs, got {value!r}"
     return None
 
 
@@ -352,15 +347,13 @@ def _type_complaint(hint: Any, value: Any) -> str | None:
 
     members = typing.get_args(hint) or (hint,)
     if any(dict in (member, typing.get_origin(member)) for member in members) and isinstance(value, str):
-        return f"wants a mapping, got {value!r}"  # transformers would read JSON, or a file of that name
+        return f"wants a mapping, got {value!r}"  # transformers would parse it as JSON or read a file of that name
     enums = [member for member in members if isinstance(member, type) and issubclass(member, enum.Enum)]
-    if enums and isinstance(value, str):  # the hint also admits any str, but transformers refuses all but these
+    if enums and isinstance(value, str):  # the hint allows any str, but transformers only these
         values = [str(item.value) for item in enums[0]]
-        close = difflib.get_close_matches(value, values, n=1)
-        meant = f"did you mean {close[0]}?" if close else f"one of {', '.join(values)}"
-        return None if value in values else f"got {value!r}; {meant}"
+        return None if value in values else f"got {value!r}; {did_you_mean(value, values)}"
     try:
-        # JSON mode, since YAML gives lists where a hint may ask for tuples; strict, so that "8" is not taken for 8.
+        # JSON mode, so that a list may stand for a tuple; strict, so that "8" is not taken for 8.
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError:
