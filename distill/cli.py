@@ -246,6 +246,27 @@ def inspect(
 
 
 @app.command()
+def baseline(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    output: Annotated[Path | None, _output("Where to write (default: ./baseline).")] = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Train the yardstick: a linear model on word pairs.
+
+    It takes seconds. If teacher and student are no better, they are not worth their cost. The report compares them.
+    """
+    refuse_ranks("baseline")
+    commands = _commands()
+    folder = commands.baseline(
+        commands.check(recipe, set_ or ()), output or "baseline", resume=resume, overwrite=overwrite
+    )
+    _print_run(folder, json_)
+
+
+@app.command()
 def teacher(
     recipe: RecipeArgument,
     set_: SetOption = None,
@@ -396,7 +417,12 @@ def report(
     commands = _commands()
     from distill.storage.contents import find_recipe
 
-    models = folders or [Path("bert-teacher"), Path("distilbert-student"), *Path().glob("distilbert-student-control")]
+    models = folders or [
+        *Path().glob("baseline"),
+        Path("bert-teacher"),
+        Path("distilbert-student"),
+        *Path().glob("distilbert-student-control"),
+    ]
     resolved = _recipe(recipe or find_recipe(models), set_) if recipe or set_ else None
     target = output or Path("report")
     _print_report(commands.report(models, target, recipe=resolved, budget=budget, device=device), target, json_)

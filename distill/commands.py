@@ -33,13 +33,14 @@ from distill.inference.prediction import predictions
 from distill.machine.devices import Device, resolve_device
 from distill.machine.packages import Finding
 from distill.machine.ranks import leave, rank
+from distill.measuring.baselines import baseline_beside, compare_with_baseline
 from distill.measuring.findings import findings_of
 from distill.models import pickles
 from distill.models.loading import check_base, load_config, load_tokenizer
 from distill.models.names import named_by
 from distill.recipe.file import load_recipe
 from distill.recipe.schema import Recipe, with_absolute_paths
-from distill.report.choice import Budget
+from distill.report.choice import Budget, baseline_sentence, is_above
 from distill.report.document import REPORT_HTML, write_report
 from distill.report.page import render
 from distill.search import run_search
@@ -51,6 +52,7 @@ from distill.storage.lock import check_writable, hold
 from distill.storage.run_folder import RunFolder, SweepFolder
 from distill.training import arguments
 from distill.training.arguments import settle_precision
+from distill.training.baseline import train_baseline
 from distill.training.finished import already_finished, finished_with
 from distill.training.teacher import teacher_of, train_teacher
 
@@ -79,6 +81,19 @@ def check_trackers(recipe: Recipe) -> None:
             arguments.check_trackers(settings.training, stage)
 
 
+def baseline(
+    recipe: Recipe, output: Path | str = "baseline", *, resume: bool = False, overwrite: bool = False
+) -> RunFolder:
+    """Train the baseline, a linear classifier on words and word pairs, and write a run folder at `output`.
+
+    It is what teacher and student are compared with: if they are no better, they are not worth their cost.
+    """
+    folder = RunFolder(Path(output))
+    if resume and not overwrite and already_finished(folder, recipe, "baseline"):
+        return folder
+    return train_baseline(recipe, folder, resume=resume, overwrite=overwrite)
+
+
 def teacher(
     recipe: Recipe,
     output: Path | str | None = None,
@@ -100,6 +115,7 @@ def teacher(
     if not is_done:
         check_models(recipe, device)  # now, because training may take hours before the student is due
         folder = train_teacher(recipe, folder, resume=resume, overwrite=overwrite, device=device)
+        _tell_baseline(folder)
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
     return folder
@@ -166,7 +182,7 @@ def student(
         one.redo(with_absolute_paths(recipe))
     if not is_done:
         cache = Path(teacher_logits) if teacher_logits else None
-        train_student(recipe, names, folder, cache=cache, force=force, **options)
+        _tell_baseline(train_student(recipe, names, folder, cache=cache, force=force, **options))
     if needs_control:
         train_control(recipe, names[0], folder, control_folder, **options)
     if push_to_hub and rank() == 0:
@@ -338,7 +354,7 @@ def run(
     force: bool = False,
     device: str = "auto",
 ) -> dict[str, Any] | None:
-    """Make teacher, student (and its control), exports and report in one folder; return report.json.
+    """Make baseline, teacher, student (and its control), exports and report in one folder; return report.json.
 
     Steps that finished with the same recipe are skipped. It is an error if a step finished with another recipe, or a
     student with another teacher; `overwrite` redoes all steps. The report is always written again. If there are several
@@ -351,7 +367,8 @@ def run(
         raise RecipeError("student.teacher_weights: `run` has one teacher; `distill student` takes several")
     check_models(recipe, device)
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
-    names = ("teacher", "student", *(["control"] if recipe.student.control else []))
+    wanted = {"baseline": recipe.baseline, "teacher": True, "student": True, "control": recipe.student.control}
+    names = [name for name, is_wanted in wanted.items() if is_wanted]
     folders = {name: RunFolder(root / name) for name in names}
     for folder in folders.values():  # all now, so that a folder in use is reported before hours of training
         folder.settle()
@@ -371,10 +388,13 @@ def run(
         if is_done and finished_with(folder, recipe, [str(root / "teacher")], data):
             log.info("%s: finished before, skipped (%s)", name, folder.path)
             _clear_away(folder.path)
+        elif name == "baseline":
+            if rank() == 0:  # it takes seconds, so one rank trains it and the others go on
+                train_baseline(recipe, folder, resume=resume, overwrite=overwrite)
         elif name == "teacher":
             teacher(recipe, folder.path, **options)
         elif name == "student":
-            train_student(recipe, [str(root / "teacher")], folder, force=force, **options)
+            _tell_baseline(train_student(recipe, [str(root / "teacher")], folder, force=force, **options))
         else:
             train_control(recipe, str(root / "teacher"), folders["student"], folder, **options)
     leave()  # rank 0 does the rest alone and must not wait for the other ranks
@@ -422,6 +442,20 @@ def convert(model: Path | str, output: Path | str) -> Path:
 
 def _names(teachers: Sequence[Path | str] | Path | str) -> list[str]:
     return [str(name) for name in ([teachers] if isinstance(teachers, Path | str) else teachers)]
+
+
+def _tell_baseline(folder: RunFolder) -> None:
+    """Say how far a finished run is above the baseline beside it, if there is one."""
+    if rank():
+        return
+    try:
+        beside = baseline_beside(folder.path)
+        for found in compare_with_baseline([beside, folder.path], []) if beside else ():
+            log.log(
+                logging.INFO if is_above(found) else logging.WARNING, "%s: %s", found["role"], baseline_sentence(found)
+            )
+    except FolderError as error:  # a damaged baseline says nothing of the run
+        log.warning("baseline: %s", error)
 
 
 def _clear_away(folder: Path) -> None:

@@ -21,7 +21,8 @@ from huggingface_hub.constants import HF_HOME
 
 from distill.data.splits import text_fingerprint
 from distill.errors import FolderError, ModelError
-from distill.inference.classifier import Classifier, identify
+from distill.inference.classifier import identify
+from distill.inference.text_classifier import TextClassifier
 from distill.machine.progress import progress_line
 from distill.models.loading import align_labels, class_names, config_fingerprint
 from distill.models.weights import weights_fingerprint
@@ -101,7 +102,7 @@ class KeptLogits:
         self,
         teacher: Teacher,
         rows: Dataset,
-        load_teacher: Callable[[], Classifier],
+        load_teacher: Callable[[], TextClassifier],
         *,
         dtype: str = "float32",
         cache: Path | None = None,

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from distill.data.splits import Splits
 from distill.distillation.teacher_logits import KeptLogits, Teacher, answered, with_teacher_logits
 from distill.errors import FolderError, ModelError, RecipeError
-from distill.inference.classifier import Classifier, load
+from distill.inference.classifier import load
+from distill.inference.text_classifier import TextClassifier
 from distill.machine.devices import resolve_device
 from distill.measuring.metrics import commonest_share
 from distill.models.names import is_path
@@ -68,7 +69,7 @@ def kept_logits(
     resolved = resolve_device(device)
 
     @functools.cache
-    def load_teacher() -> Classifier:
+    def load_teacher() -> TextClassifier:
         return load(teacher.name, resolved, dtype="bfloat16" if bf16 else None)
 
     dtype = "bfloat16" if bf16 else "float32"

@@ -33,9 +33,7 @@ def export_model(
     model is itself an export.
     """
     classifier = load(model, "cpu")
-    if not isinstance(classifier, Classifier):
-        raise FolderError(f"{model}: is a baseline, which needs no export")
-    if not isinstance(classifier.session, TorchSession):
+    if not isinstance(classifier, Classifier) or not isinstance(classifier.session, TorchSession):
         raise FolderError(f"{model}: is itself an export; name the model that it came from")
     columns = align_labels(classifier.label_names, splits.label_names, teacher=str(model))
     if device == "cuda" and not onnx_runs_on_cuda():

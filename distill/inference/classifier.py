@@ -13,8 +13,8 @@ import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from distill.errors import DeviceError, ModelError
-from distill.inference.runtimes import can_run
 from distill.inference.ngrams import NgramClassifier
+from distill.inference.runtimes import can_run
 from distill.inference.sessions import Session, open_session
 from distill.inference.text_classifier import TextClassifier, encodable
 from distill.machine.devices import Device, resolve_device
@@ -31,7 +31,8 @@ from distill.models.loading import (
     token_limit,
     vocabulary_of,
 )
-from distill.models.weights import is_baseline, weight_files
+from distill.models.names import is_baseline
+from distill.models.weights import weight_files
 from distill.storage.exports import EXPORT_PROOFS, read_proofs
 
 TOKENISED_AT_ONCE = 4_096  # texts: a tokenizer also keeps each token's position, which takes far more than the token

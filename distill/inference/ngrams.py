@@ -6,6 +6,7 @@ stand in two training texts or more. It is saved without a pickle: settings in J
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from typing_extensions import TypedDict
 from distill.errors import ModelError, one_line
 from distill.inference.text_classifier import TextClassifier, encodable
 from distill.machine.devices import Device
-from distill.models.weights import NGRAM_SETTINGS, NGRAM_WEIGHTS
+from distill.models.names import NGRAM_SETTINGS
+from distill.models.weights import NGRAM_WEIGHTS
 from distill.storage.checksums import ANSWERING, check_whole
 from distill.storage.files import read_json, write_json
 from distill.storage.records import checked
@@ -37,32 +39,41 @@ class _Settings(TypedDict):
     buckets: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ngrams:
-    """Texts to features; `columns` are the buckets that are kept, and `idf` their weights, both (features,)."""
+    """Texts to features. `columns` are the buckets that are kept, in ascending order, `idf` their weights: (features,)."""
 
     columns: np.ndarray
     idf: np.ndarray
 
     def features(self, texts: Sequence[str]) -> csr_matrix:
-        """Return tf-idf features (texts, features), each row of length 1."""
-        return self.weighted(counts(texts)[:, self.columns])
+        """Return tf-idf features, a sparse matrix (texts, features) with rows of length 1."""
+        return self.weighted(counts(texts))
 
     def weighted(self, found: csr_matrix) -> csr_matrix:
-        """Return the tf-idf features of counts (texts, features) of the kept columns, each row of length 1."""
-        weights = found.astype(np.float32)
-        weights.data = (1 + np.log(weights.data)) * self.idf[weights.indices]
-        norms = np.sqrt(weights.multiply(weights).sum(axis=1)).A1
-        weights.data /= np.repeat(np.where(norms > 0, norms, 1), np.diff(weights.indptr))
-        return weights
+        """Return the tf-idf features of `counts`, with rows of length 1."""
+        # Not found[:, columns]: scipy would make an array of all buckets for it, which takes longer than all the rest.
+        at = np.searchsorted(self.columns, found.indices).clip(max=max(0, len(self.columns) - 1))
+        kept = self.columns[at] == found.indices if len(self.columns) else np.zeros(len(at), bool)
+        ends = np.concatenate([[0], np.cumsum(kept)])[found.indptr]
+        weights = (1 + np.log(found.data[kept])) * self.idf[at[kept]]
+        rows = np.repeat(np.arange(found.shape[0]), np.diff(ends))
+        norms = np.sqrt(np.bincount(rows, weights**2, found.shape[0]))
+        weights /= norms[rows]
+        return csr_matrix((weights.astype(np.float32), at[kept], ends), shape=(found.shape[0], len(self.columns)))
 
 
 def counts(texts: Sequence[str]) -> csr_matrix:
-    """Return how often each hashed n-gram stands in each text, (texts, `BUCKETS`)."""
-    vectorizer = HashingVectorizer(
+    """Return how often each hashed n-gram stands in each text, a sparse matrix (texts, `BUCKETS`)."""
+    found: Any = _vectorizer().transform([encodable(text) for text in texts])
+    return found
+
+
+@functools.cache
+def _vectorizer() -> HashingVectorizer:
+    return HashingVectorizer(
         ngram_range=(1, LONGEST), n_features=BUCKETS, alternate_sign=False, norm=None, dtype=np.float32
     )
-    return vectorizer.transform([encodable(text) for text in texts])
 
 
 class NgramClassifier(TextClassifier):
@@ -78,6 +89,7 @@ class NgramClassifier(TextClassifier):
     def __init__(self, ngrams: Ngrams, weights: np.ndarray, bias: np.ndarray, label_names: Sequence[str]):
         self.ngrams, self.weights, self.bias = ngrams, weights, bias
         self.label_names = tuple(label_names)
+        self._columns = np.ascontiguousarray(weights.T)  # (features, classes), as sparse products read it
 
     def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
         """Return logits, float32, shape (texts, classes); `progress` is called with the number of texts of each batch.
@@ -89,7 +101,7 @@ class NgramClassifier(TextClassifier):
         logits = np.zeros((len(texts), len(self.label_names)), np.float32)
         for start in range(0, len(texts), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            logits[part] = self.ngrams.features(texts[part]) @ self.weights.T + self.bias
+            logits[part] = self.ngrams.features(texts[part]) @ self._columns + self.bias
             progress(len(logits[part]))
         return logits
 

@@ -12,6 +12,7 @@ from distill.inference.runtimes import FOR_CPUS, OPENVINO_EXTRA, can_run
 from distill.machine.devices import Device, has_fast_bf16
 from distill.measuring.benchmark import Candidate
 from distill.measuring.training_log import selected_step, training_curve
+from distill.models.names import is_baseline
 from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe.schema import FORMATS
 from distill.storage.checksums import check_whole
@@ -62,6 +63,9 @@ def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> I
     for name, proof in proofs.items():
         if not proof["passed"]:
             notes.append(f"{role} {name} is not measured: it failed its proof ({proof['reason']}).")
+    if is_baseline(model):
+        yield Candidate(role, str(model), model, "cpu")
+        return
     for device in devices:
         is_torch = not any((model / weights).is_file() for weights in (ONNX_WEIGHTS, OPENVINO_WEIGHTS))
         if device == "cuda" and (model / OPENVINO_WEIGHTS).is_file():

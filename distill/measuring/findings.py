@@ -11,6 +11,7 @@ import numpy as np
 from distill.data.splits import read_splits
 from distill.machine.devices import Device, describe_hardware
 from distill.machine.provenance import now, versions
+from distill.measuring.baselines import compare_with_baseline
 from distill.measuring.benchmark import cascade_of, measure
 from distill.measuring.candidates import candidates_of, flipped_texts, learning_curves
 from distill.measuring.controls import compare_with_controls
@@ -39,6 +40,7 @@ def findings_of(
         budget.check({item.role for item in candidates})
     # Measuring takes minutes, so all files in the folders are read (and refused) first.
     comparisons = compare_with_controls(models, notes)
+    baselines = compare_with_baseline(models, notes)
     trainings, flipped = list(learning_curves(models)), list(flipped_texts(models))
     gold_labels = np.asarray(splits.test["label"][:])
     measurements = measure(
@@ -69,6 +71,7 @@ def findings_of(
         notes=notes,
         label_names=splits.label_names,
         comparisons=comparisons,
+        baselines=baselines,
         trainings=trainings,
         cascade=cascade_of(measurements, gold_labels, benchmark.shapes[0]),
         flipped=flipped,

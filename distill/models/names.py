@@ -9,6 +9,8 @@ from pathlib import Path
 from distill.errors import STEERING, ModelError
 from distill.storage.hub import ask_hub
 
+NGRAM_SETTINGS = "ngrams.json"
+
 
 class AwayError(ModelError):
     """A model is neither on this disk nor on a hub that answers. See `named_by`."""
@@ -30,6 +32,11 @@ def named_by(key: str, hint: str | None = None) -> Iterator[None]:
         raise ModelError(*(f"{key}: {problem}" for problem in error.problems), hint=hint or another) from error
 
 
+def is_baseline(folder: Path) -> bool:
+    """Say whether a folder holds a baseline (see ngrams.NgramClassifier) and no transformer."""
+    return (folder / NGRAM_SETTINGS).is_file() and not (folder / "config.json").is_file()
+
+
 def is_path(name: str) -> bool:
     """Say whether a model's name can only be a folder, because no name on the Hub looks like it."""
     return name.startswith((".", "/", "~")) or Path(name).is_absolute() or name.count("/") > 1
@@ -48,6 +55,8 @@ def require_reachable(name: str) -> None:
         raise ModelError(f"{name}: a model's name cannot hold control characters or bytes that are not UTF-8")
     if not path.is_dir() and (is_path(name) or path.is_symlink()):
         raise AwayError(f"{name}: no such folder")
+    if is_baseline(path):
+        raise ModelError(f"{name}: is a baseline, not a transformer")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: not a model folder: it has no config.json")
     if not path.is_dir():

@@ -10,13 +10,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from distill.errors import ModelError, one_line
-from distill.models.names import require_reachable
+from distill.models.names import NGRAM_SETTINGS, is_baseline, require_reachable
 from distill.storage.files import lies_in
 
 ONNX_WEIGHTS = "model.onnx"
 OPENVINO_WEIGHTS = "openvino_model.xml"
 ADAPTER = "adapter_config.json"
-NGRAM_WEIGHTS, NGRAM_SETTINGS = "ngrams.safetensors", "ngrams.json"  # of a baseline
+NGRAM_WEIGHTS = "ngrams.safetensors"
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -33,16 +33,11 @@ def weights_fingerprint(name: str) -> str:
     return digest.hexdigest()
 
 
-def is_baseline(folder: Path) -> bool:
-    """Say whether a folder holds a baseline (see ngrams.NgramClassifier) and no transformer."""
-    return (folder / NGRAM_SETTINGS).is_file() and not (folder / "config.json").is_file()
-
-
 def weight_files(name: str) -> list[Path]:
     """Return the weight files of a Hub name (fetched if need be) or local folder, sorted by name.
 
-    Those of a baseline are ngrams.safetensors. In another local folder they are model.onnx and its data, or openvino_model.xml and .bin, if it has them. Otherwise they
-    are model.safetensors or its shards. Raises `ModelError` if there are none.
+    In a local folder they are those of a baseline, else model.onnx and its data, or openvino_model.xml and .bin, if it
+    has them. Otherwise they are model.safetensors or its shards. Raises `ModelError` if there are none.
     """
     if is_baseline(Path(name)):
         return [Path(name, NGRAM_SETTINGS), Path(name, NGRAM_WEIGHTS)]

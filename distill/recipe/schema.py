@@ -292,6 +292,7 @@ class Recipe(Section):
     data: Data
     teacher: Teacher | None = None
     student: Student | None = None
+    baseline: bool = True
     export: Export = Export()
     benchmark: Benchmark = Benchmark()
     sweep: Sweep | None = None

@@ -11,6 +11,8 @@ from distill.machine.timing import Speedup, speedup
 
 Row = Mapping[str, Any]  # an entry of report.json's measurements, or of its controls
 LEAST_BLOCKS = 3  # of calls: with fewer, the spread of a speed-up is unknown
+BASELINE = "the baseline, a linear classifier on words and word pairs"
+TO_TRY = "Try more tokens (data.max_tokens), more epochs, more labeled texts or a better encoder."
 SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss
 
 
@@ -46,12 +48,15 @@ def choose(
     *,
     commonest_share: float,
     comparisons: Sequence[Row] = (),
+    baselines: Sequence[Row] = (),
 ) -> dict[str, Any]:
     """Return the model to ship, its accuracy and speed-up against the fastest torch teacher, and the reason in words.
 
     `measurements` are entries of report.json. Latencies are compared at `shape`. `commonest_share` is the share of the
     most common class among the test texts. `comparisons` are students against their controls (see
     metrics.compare_paired), each with the folders of its `student` and `control`.
+    `baselines` are teachers and students against the baseline (see baselines.compare_with_baseline). `reason` begins
+    with those that are not above it. `above_baseline` says whether the chosen model is, None if it was not compared.
 
     Without a budget, the choice is the student that is fastest at `shape`. Its formats passed their proof on
     validation, so test accuracy decides nothing. With a budget, teachers and students are candidates, and their test
@@ -72,7 +77,11 @@ def choose(
     faulty = {found["folder"] for found in unfit}
     fit = [row for row in measurements if row["folder"] not in faulty and row["model"] not in faulty]
     found = _choose(measurements, fit, shape, budget)
-    parts = [*(_verdict(one, measurements) for one in unfit), *filter(None, [found["reason"]])]
+    below = [baseline_sentence(one).removesuffix(".") for one in baselines if not is_above(one)]
+    below = [sentence[0].lower() + sentence[1:] for sentence in below]
+    compared = {one["model"]: is_above(one) for one in baselines}
+    found["above_baseline"] = compared.get(found["model"])
+    parts = [*below, *(_verdict(one, measurements) for one in unfit), *filter(None, [found["reason"]])]
     # The first in lower case and the last without its full stop: the command line prints it after "error: report: ".
     reason = ". ".join([parts[0], *(part[0].upper() + part[1:] for part in parts[1:])])
     return found | {"reason": reason, "unfit": unfit}
@@ -263,6 +272,22 @@ def _limits(budget: Budget, shape: str) -> str:
         points = f"{100 * budget.max_drop:g}"
         limits.append(f"{points} point{'' if points == '1' else 's'} of the teacher's accuracy")
     return " and ".join(limits)
+
+
+def is_above(comparison: Row) -> bool:
+    """Say whether a model is significantly above what it is compared with."""
+    return comparison["gain"] > 0 and comparison["p_value"] < SIGNIFICANT
+
+
+def baseline_sentence(comparison: Mapping[str, Any]) -> str:
+    """Return how far a teacher or student is above the baseline, or that it is not, and what to try then."""
+    points, (low, high) = 100 * comparison["gain"], (100 * bound for bound in comparison["gain_ci95"])
+    side = f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
+    side = "level with" if f"{abs(points):.1f}" == "0.0" else side
+    figures = f"(95 % interval {low:z.1f} to {high:z.1f}), {shown_p(comparison['p_value'])}"
+    if is_above(comparison):
+        return f"The {comparison['role']} is {side} {BASELINE} {figures}."
+    return f"The {comparison['role']} is not better than {BASELINE}: it is {side} it {figures}. {TO_TRY}"
 
 
 def shown_p(value: float) -> str:

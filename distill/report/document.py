@@ -15,7 +15,9 @@ from distill.report.choice import (
     LEAST_BLOCKS,
     SIGNIFICANT,
     Budget,
+    baseline_sentence,
     choose,
+    is_above,
     pareto_front,
     shown_p,
     shown_speedup,
@@ -57,6 +59,7 @@ class Findings:
     notes: Sequence[str] = ()
     label_names: Sequence[str] = ()
     comparisons: Rows = ()
+    baselines: Rows = ()
     trainings: Rows = ()
     cascade: Mapping[str, Any] | None = None
     flipped: Rows = ()
@@ -78,6 +81,7 @@ def write_report(folder: Path, findings: Findings, budget: Budget | None = None)
         budget,
         commonest_share=findings.environment["commonest_class_share"],
         comparisons=findings.comparisons,
+        baselines=findings.baselines,
     )
     report = {
         "environment": dict(findings.environment),
@@ -86,6 +90,7 @@ def write_report(folder: Path, findings: Findings, budget: Budget | None = None)
         "measurements": list(measurements),
         "choice": choice,
         "controls": [{**found, "sentence": control_sentence(found)} for found in findings.comparisons],
+        "baselines": [{**found, "sentence": baseline_sentence(found)} for found in findings.baselines],
         # A model that is not fit to ship is not fit for a cascade either.
         "cascade": dict(findings.cascade) if findings.cascade and not choice["unfit"] else None,
         "trainings": list(findings.trainings),
@@ -167,6 +172,15 @@ def control_sentences(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def sentences_of(report: Mapping[str, Any]) -> list[str]:
+    """Return the sentences after the choice: models above the baseline, then students against their controls.
+
+    A model that is not above the baseline is a part of the choice (see choice.choose).
+    """
+    above = [found["sentence"] for found in report["baselines"] if is_above(found)]
+    return [*above, *control_sentences(report)]
+
+
 def table(measurements: Rows, shapes: Sequence[str], *, style: str) -> str:
     """Return the measurements as a table in tabulate's `style` ("github", "simple")."""
     rows = [_cells(row, shapes, percentiles=("p50",)) for row in measurements]
@@ -239,7 +253,7 @@ def _markdown(report: Mapping[str, Any], *, picture: bool) -> str:
     parts = [
         "# Accuracy against latency",
         sentence(report["choice"]["reason"]),
-        "\n\n".join(control_sentences(report)),
+        "\n\n".join(sentences_of(report)),
         f"![accuracy against latency]({PICTURE})" if picture else "",
         table(report["measurements"], report["shapes"], style="github"),
         f"Measured on {environment['test_examples']} test texts. Accuracy has a 95 % Wilson interval. ECE is the "
@@ -286,7 +300,7 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
         title=f"{_headline(choice)} - distill report",
         report=report,
         headline=_headline(choice),
-        sentences=control_sentences(report),
+        sentences=sentences_of(report),
         chosen=chosen[0] if chosen else None,
         speed=shown_speedup(speedup_in(choice)) if choice.get("speedup_blocks", 0) >= LEAST_BLOCKS else None,
         has_front=len(front) > 1,
@@ -303,6 +317,8 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
 
 
 def _headline(choice: Mapping[str, Any]) -> str:
+    if choice["above_baseline"] is False:
+        return "Not better than the baseline"
     if choice["model"]:
         return f"Ship {choice['format']}" + (" of the teacher" if choice["role"] == "teacher" else "")
     if "nearest" in choice:

@@ -59,7 +59,7 @@ def finished_with(
     check_whole(folder.path, folder.sealed)
     for path in map(Path, teachers if role == "student" else ()):
         check_whole(path, ANSWERING)
-    for section in ("data", stage_of(role)):
+    for section in ("data",) if role == "baseline" else ("data", stage_of(role)):
         differing = differences(*(_what_matters(getattr(one, section)) for one in (wanted, found)))
         if differing:
             problem = f"{folder.path}: finished with another recipe"
@@ -73,7 +73,7 @@ def finished_with(
             *(f"{folder.path}: finished with other data: texts or labels of {split} have changed" for split in changed),
             hint="--overwrite to redo it, or --output for another folder",
         )
-    if (key := f"{stage_of(role)}.model") in folder.origin:
+    if role != "baseline" and (key := f"{stage_of(role)}.model") in folder.origin:
         settings = getattr(wanted, stage_of(role))
         # A finished run no longer needs its base model, so one on the Hub, deleted or damaged is not checked.
         if Path(base := settings.model).is_dir():

@@ -44,7 +44,7 @@ from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")
 
-Role = Literal["teacher", "student", "control"]
+Role = Literal["baseline", "teacher", "student", "control"]
 
 
 def shared_splits(recipe: Recipe) -> Splits:

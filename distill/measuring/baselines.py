@@ -1,0 +1,43 @@
+"""Compare teachers and students with the baseline of the same texts, on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.measuring.metrics import compare_paired
+from distill.storage.predictions import read_predictions
+from distill.storage.run_folder import RunFolder
+
+
+def compare_with_baseline(models: Sequence[Path], notes: list[str]) -> list[dict[str, Any]]:
+    """Compare each teacher and student among the run folders `models` with the first baseline among them.
+
+    Each entry has the folders of the `model` and the `baseline`, the model's `role`, and the figures of
+    metrics.compare_paired. A model that was tested on other texts than the baseline adds a note.
+    """
+    manifests = {model: run.read_manifest() for model in models if (run := RunFolder(model)).is_finished}
+    baseline = next((model for model, manifest in manifests.items() if manifest["role"] == "baseline"), None)
+    if baseline is None:
+        return []
+    ids, gold_labels, logits = read_predictions(RunFolder(baseline).predictions)
+    found = []
+    for model, manifest in manifests.items():
+        if manifest["role"] not in ("teacher", "student"):
+            continue
+        other_ids, _, other_logits = read_predictions(RunFolder(model).predictions)
+        if other_ids != ids or manifest["data"]["test"] != manifests[baseline]["data"]["test"]:
+            notes.append(f"{model} was tested on other texts than the baseline ({baseline}), so they are not compared.")
+            continue
+        correct = [answers.argmax(axis=1) == gold_labels for answers in (other_logits, logits)]
+        found.append(
+            {"model": str(model), "role": manifest["role"], "baseline": str(baseline), **compare_paired(*correct)}
+        )
+    return found
+
+
+def baseline_beside(folder: Path) -> Path | None:
+    """Return the folder `baseline` beside a run folder, if a finished baseline is there."""
+    run = RunFolder(folder.absolute().parent / "baseline")
+    return run.path if run.is_finished and run.read_manifest()["role"] == "baseline" else None
