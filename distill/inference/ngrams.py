@@ -41,7 +41,7 @@ class _Settings(TypedDict):
 
 @dataclass(frozen=True)
 class Ngrams:
-    """Texts to features. `columns` are the buckets that are kept, in ascending order, `idf` their weights: (features,)."""
+    """Texts to features. `columns` are the buckets that are kept, in ascending order, `idf` their weights."""
 
     columns: np.ndarray
     idf: np.ndarray
