@@ -86,7 +86,7 @@ def run(command, world):
 def test_the_pages_show_commands():
     assert len(RUN) > 15 and {shlex.split(command)[1] for command in RUN if command.startswith("distill")} == {
         "check", "inspect", "doctor", "teacher", "student", "export", "report", "predict", "run", "convert", "sweep",
-        "recipes",
+        "recipes", "baseline",
     }  # fmt: skip
 
 
@@ -138,6 +138,7 @@ def test_the_page_on_recipes_shows_every_key_with_its_default(tmp_path):
     ).model_dump(mode="json")
     found = load_recipe(path).model_dump(mode="json")
     needed = {"data.dataset", "data.label_names", "teacher.model", "teacher.training", "student.training", "sweep.keys"}
+    assert shown["baseline"] == defaults.pop("baseline")
     for section, keys in defaults.items():
         commented = {"data": {"files"}, "student": {"model", "config"}}.get(section, set())
         assert set(shown[section]) | commented == set(keys), section
