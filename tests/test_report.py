@@ -44,9 +44,9 @@ def test_the_choice_is_the_fastest_student_and_its_numbers_are_those_of_the_rows
         "90.00%",
         "17.0 MB",
         "5.0 ms",
-        "8.0 x",
+        "8.0x",
         "96.7%",
-        "The smaller model alone gives 2.0 x (2.0 to 2.0)",
+        "The smaller model alone gives 2.0x (range 2.0 to 2.0",
     ):
         assert fact in choice["reason"]
 
@@ -134,7 +134,7 @@ def test_an_unfit_model_is_the_first_thing_in_the_report(tmp_path, capsys):
     constant = {"accuracy": 0.4, "accuracy_ci95": [0.3, 0.5], "classes_answered": 1}
     rows = [ROWS[0], *(row | constant for row in ROWS[1:])]
     report = write_report(tmp_path, Findings(rows, ENVIRONMENT, ["1x128"], [], comparisons=[found]))
-    said = "The student is not fit to ship: it gives the same answer for every test text (40.00% accuracy; "
+    said = "The student is not fit to ship: it predicts the same class for every test text (40.00% accuracy; "
     assert report["choice"]["model"] is None
     assert [unfit["folder"] for unfit in report["choice"]["unfit"]] == ["runs/student"]
     assert (tmp_path / "report.md").read_text().split("\n\n")[1].startswith(said)

@@ -61,7 +61,7 @@ def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> I
     proofs = read_proofs(exports) if (exports / EXPORT_PROOFS).is_file() else {}
     for name, proof in proofs.items():
         if not proof["passed"]:
-            notes.append(f"{role} {name} is not measured: it failed its proof ({proof['reason']}).")
+            notes.append(f"{role} {name} is not measured: it failed validation ({proof['reason']}).")
     for device in devices:
         is_torch = not any((model / weights).is_file() for weights in (ONNX_WEIGHTS, OPENVINO_WEIGHTS))
         if device == "cuda" and (model / OPENVINO_WEIGHTS).is_file():

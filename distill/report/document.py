@@ -126,16 +126,18 @@ def cascade_sentence(cascade: Mapping[str, Any]) -> str:
     alone, teacher = curve[0], curve[-1]
     pair = f"{cascade['student']} as student, {cascade['teacher']} as teacher"
     if alone["accuracy"] >= teacher["accuracy"]:
-        return f"This wins nothing here ({pair}): the student alone is as accurate as the teacher."
+        return f"A cascade gains nothing here ({pair}): the student alone is as accurate as the teacher."
     enough = next(point for point in curve if point["accuracy"] >= teacher["accuracy"])
     if enough["latency_ms"] >= cascade["teacher_ms"]:
-        return f"This does not pay here ({pair}): at the teacher's accuracy, the teacher alone is at least as fast."
+        return (
+            f"A cascade does not pay here ({pair}): at the teacher's accuracy, the teacher alone is at least as fast."
+        )
     # Passing on every text takes longer than the teacher alone, so `below` is a probability here.
     return (
-        f"If the student passes on the {enough['escalated']:.0%} of texts that it answers with a probability below "
+        f"If the student passes on the {enough['escalated']:.0%} of texts that it classifies with a probability below "
         f"{enough['below']:.4g}, accuracy is {enough['accuracy']:.2%} (the teacher alone: {teacher['accuracy']:.2%}). "
         f"This takes {enough['latency_ms']:.1f} ms per text on average, not {cascade['teacher_ms']:.1f} ({pair}). "
-        "The probability was chosen on these test texts, so the figures are slightly optimistic."
+        "The probability was chosen on these test texts, so the accuracy is slightly optimistic."
     )
 
 
@@ -188,8 +190,8 @@ def sweep_sentence(found: Mapping[str, Any]) -> str:
     shared = f", the first of {tied} that reached it" if tied > 1 else ""
     return (
         f"Trial {best['number']} of {count} was best, with a validation {metric} of {best['objective']:.4f}{shared}. "
-        f"The trial was chosen on the validation texts, so this figure is too optimistic. For a fair one, train a "
-        f"{found['stage']} with these values and read its test figures."
+        f"The trial was chosen on the validation texts, so this score is optimistic. For a fair one, train a "
+        f"{found['stage']} with these values and use its test score."
     )
 
 
@@ -251,7 +253,11 @@ def _markdown(report: Mapping[str, Any], *, picture: bool) -> str:
         *(
             part
             for found in report["sweeps"]
-            for part in (f"## Search: {found['folder']}", sweep_sentence(found), sweep_table(found, style="github"))
+            for part in (
+                f"## Sweep trials: {found['folder']}",
+                sweep_sentence(found),
+                sweep_table(found, style="github"),
+            )
         ),
         "## Conditions",
         "\n".join(f"- {name}: {shown(value)}" for name, value in environment.items()),
@@ -288,7 +294,9 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
         headline=_headline(choice),
         sentences=control_sentences(report),
         chosen=chosen[0] if chosen else None,
-        speed=shown_speedup(speedup_in(choice)) if choice.get("speedup_blocks", 0) >= LEAST_BLOCKS else None,
+        speed=shown_speedup(speedup_in(choice), " as fast as the teacher")
+        if choice.get("speedup_blocks", 0) >= LEAST_BLOCKS
+        else None,
         has_front=len(front) > 1,
         columns=list(cells[0]) if cells else [],
         rows=rows,
