@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from distill.data.splits import Splits
 from distill.distillation.hidden_states import OnlineTeacher
 from distill.distillation.student import architectures, base_of, check_student, new_student, online_teacher
-from distill.distillation.teacher_logits import Teacher, check_unchanged, identify_teacher
+from distill.distillation.teacher_logits import TeacherIdentity, check_unchanged, identify_teacher
 from distill.distillation.teachers import answered_rows, answers_of, check_spares, fingerprints_of, weights_of
 from distill.distillation.trainer import DistillationTrainer
 from distill.errors import FolderError, RecipeError, TrainingError, UserError, one_line
@@ -307,7 +307,7 @@ class _Search:
 
 
 def _students(
-    recipe: Recipe, teachers: Sequence[str], known: Sequence[Teacher], splits: Splits, seed: int
+    recipe: Recipe, teachers: Sequence[str], known: Sequence[TeacherIdentity], splits: Splits, seed: int
 ) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a function that makes a student before training, and the recipe's own student with its tokenizer."""
 

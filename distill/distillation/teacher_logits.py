@@ -36,8 +36,8 @@ COLUMN = "teacher_logits"
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A classifier with the fingerprints of all that its logits depend on, besides the texts.
+class TeacherIdentity:
+    """The name of a classifier, and the fingerprints of all that its logits depend on besides the texts.
 
     `columns` puts its classes in the order of `label_names`. It reads the first `max_tokens` tokens of a text.
     """
@@ -63,7 +63,7 @@ class Teacher:
         return hashlib.sha256(json.dumps(own).encode()).hexdigest()
 
 
-def check_unchanged(teacher: Teacher) -> None:
+def check_unchanged(teacher: TeacherIdentity) -> None:
     """Raise `ModelError` if the classifier's files have changed since it was identified."""
     if identify_teacher(teacher.name, teacher.label_names) != teacher:
         raise ModelError(
@@ -72,13 +72,13 @@ def check_unchanged(teacher: Teacher) -> None:
         )
 
 
-def identify_teacher(name: str, label_names: Sequence[str]) -> Teacher:
-    """Return the classifier in a folder or on the Hub as a `Teacher` of `label_names`, without loading its weights.
+def identify_teacher(name: str, label_names: Sequence[str]) -> TeacherIdentity:
+    """Return the classifier in a folder or on the Hub as a `TeacherIdentity`, without loading its weights.
 
     Raises `ModelError` if it is not a classifier, has no weights, or has other classes.
     """
     config, tokenizer, max_tokens = identify(name)
-    return Teacher(
+    return TeacherIdentity(
         name=name,
         weights=weights_fingerprint(name),
         config=config_fingerprint(name),
@@ -99,7 +99,7 @@ class KeptLogits:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: TeacherIdentity,
         rows: Dataset,
         load_teacher: Callable[[], Classifier],
         *,

@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.splits import Splits
-from distill.distillation.teacher_logits import KeptLogits, Teacher, answered, with_teacher_logits
+from distill.distillation.teacher_logits import KeptLogits, TeacherIdentity, answered, with_teacher_logits
 from distill.errors import FolderError, ModelError, RecipeError
 from distill.inference.classifier import Classifier, load
 from distill.machine.devices import resolve_device
@@ -35,7 +35,7 @@ def check_teachers(names: Sequence[str]) -> None:
             raise ModelError(f"--teacher: {name}: no such folder", hint=TEACHER_HINT.replace("DIR", name))
 
 
-def fingerprints_of(teachers: Sequence[Teacher]) -> dict[str, str]:
+def fingerprints_of(teachers: Sequence[TeacherIdentity]) -> dict[str, str]:
     """Return the fingerprints of a run's teachers by name, for its origin (see origin.origin_of)."""
     return {f"teacher {number}": teacher.fingerprint for number, teacher in enumerate(teachers, 1)}
 
@@ -58,7 +58,7 @@ def check_spares(folder: RunFolder, teachers: Sequence[str]) -> None:
 
 
 def kept_logits(
-    teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, bf16: bool, title: str = "teacher"
+    teacher: TeacherIdentity, splits: Splits, cache: Path | None, device: str, *, bf16: bool, title: str = "teacher"
 ) -> dict[str, KeptLogits]:
     """Return the teacher's `KeptLogits` for each split that a student needs; nothing is computed yet.
 
@@ -80,7 +80,7 @@ def kept_logits(
 
 
 def answers_of(
-    teachers: Sequence[Teacher], splits: Splits, cache: Path | None, device: str, *, bf16: bool, force: bool
+    teachers: Sequence[TeacherIdentity], splits: Splits, cache: Path | None, device: str, *, bf16: bool, force: bool
 ) -> list[dict[str, Dataset]]:
     """Return each teacher's logits on train and, if there is one, transfer; no teacher stays in memory.
 
@@ -101,7 +101,7 @@ def answers_of(
     return answers
 
 
-def _check_teacher(teacher: Teacher, answers: Dataset, validation: Dataset, title: str, *, force: bool) -> None:
+def _check_teacher(teacher: TeacherIdentity, answers: Dataset, validation: Dataset, title: str, *, force: bool) -> None:
     """Raise `ModelError` if the teacher is no better on validation than always answering the commonest class.
 
     With `force`, log a warning instead.
