@@ -21,9 +21,8 @@ from distill.data import inspection
 from distill.data.splits import read_splits
 from distill.distillation.control import train_control
 from distill.distillation.student import check_student, student_of, train_student
-from distill.distillation.teacher_logits import KeptLogits, identify_teacher
-from distill.distillation.teachers import check_teachers
-from distill.distillation.teachers import kept_logits as kept_logits_of
+from distill.distillation.teacher_logits import LogitCache, identify_teacher
+from distill.distillation.teachers import check_teachers, logit_caches
 from distill.doctor import attempt, examine, examine_recipe
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.export.formats import check_formats
@@ -107,8 +106,8 @@ def teacher(
 
 def kept_logits(
     recipe: Recipe, teacher: Path | str, cache: Path | str | None = None, *, device: str = "auto"
-) -> dict[str, KeptLogits]:
-    """Return the teacher logits that `student` will need, by split; see KeptLogits.
+) -> dict[str, LogitCache]:
+    """Return the teacher logits that `student` will need, by split; see LogitCache.
 
     This computes nothing yet. Workers that share the folder `cache` (default: the teacher's) can divide the work.
     """
@@ -119,7 +118,7 @@ def kept_logits(
         folder, resolved = RunFolder(Path(recipe.student.output)), resolve_device(device)
         settled, _ = settle_precision(recipe, "student", folder, resolved, manifest_of(str(teacher)))
         is_bf16 = settled.student is not None and bool(settled.student.training.get("bf16"))
-    return kept_logits_of(known, splits, Path(cache) if cache else None, device, bf16=is_bf16)
+    return logit_caches(known, splits, Path(cache) if cache else None, device, bf16=is_bf16)
 
 
 def student(

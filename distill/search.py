@@ -17,7 +17,7 @@ from distill.data.splits import Splits
 from distill.distillation.hidden_states import OnlineTeacher
 from distill.distillation.student import architectures, base_of, check_student, new_student, online_teacher
 from distill.distillation.teacher_logits import TeacherIdentity, check_unchanged, identify_teacher
-from distill.distillation.teachers import answered_rows, answers_of, check_spares, fingerprints_of, weights_of
+from distill.distillation.teachers import check_spares, fingerprints_of, logits_of, rows_with_logits, weights_of
 from distill.distillation.trainer import DistillationTrainer
 from distill.errors import FolderError, RecipeError, TrainingError, UserError, one_line
 from distill.machine.devices import Device
@@ -104,8 +104,8 @@ def run_search(
     if resume:
         folder.check_origin(origin)
     if stage == "student":
-        answers = answers_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
-        rows = answered_rows(answers, splits, tokenizer, recipe.data.max_tokens)
+        answers = logits_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
+        rows = rows_with_logits(answers, splits, tokenizer, recipe.data.max_tokens)
     else:
         rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
     validation_rows = tokenised("validation", splits.validation, tokenizer, recipe.data.max_tokens)

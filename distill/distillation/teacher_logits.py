@@ -89,7 +89,7 @@ def identify_teacher(name: str, label_names: Sequence[str]) -> TeacherIdentity:
     )
 
 
-class KeptLogits:
+class LogitCache:
     """A teacher's logits on `rows` (columns example_id and text) in the folder `cache` (default: the teacher's).
 
     The classifier of `load_teacher` computes in `dtype`. The logits are kept in shards of `SHARD_ROWS` rows. A shard is
@@ -170,23 +170,23 @@ class KeptLogits:
         return self.rows.select(range(start, min(start + SHARD_ROWS, len(self.rows))))
 
 
-def answered(kept: KeptLogits) -> Dataset:
-    """Compute the logits that are missing, shared among the ranks, and return all (see `KeptLogits.read`).
+def load_or_compute(cache: LogitCache) -> Dataset:
+    """Compute the logits that are missing, shared among the ranks, and return all (see `LogitCache.read`).
 
     If nothing is missing, the teacher is not loaded.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     # Rank 0 decides for all what is missing, because other processes may be writing at the same time.
-    (missing,) = broadcast_object_list([kept.missing()])
+    (missing,) = broadcast_object_list([cache.missing()])
     if not missing:
-        log.info("%s: %d texts were answered before (%s)", kept.title, len(kept.rows), kept.folder)
-        return kept.read()
-    if there := len(kept.starts) - len(missing):
-        log.info("%s: continues, %d of %d shards are there (%s)", kept.title, there, len(kept.starts), kept.folder)
+        log.info("%s: %d texts were answered before (%s)", cache.title, len(cache.rows), cache.folder)
+        return cache.read()
+    if there := len(cache.starts) - len(missing):
+        log.info("%s: continues, %d of %d shards are there (%s)", cache.title, there, len(cache.starts), cache.folder)
     if own := missing[state.process_index :: state.num_processes]:
-        kept.answer(own)
+        cache.answer(own)
     state.wait_for_everyone()
-    return kept.read()
+    return cache.read()
 
 
 def with_teacher_logits(tokenised: Dataset, teachers: Sequence[Dataset]) -> Dataset:

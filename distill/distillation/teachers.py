@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.splits import Splits
-from distill.distillation.teacher_logits import KeptLogits, TeacherIdentity, answered, with_teacher_logits
+from distill.distillation.teacher_logits import LogitCache, TeacherIdentity, load_or_compute, with_teacher_logits
 from distill.errors import FolderError, ModelError, RecipeError
 from distill.inference.classifier import Classifier, load
 from distill.machine.devices import resolve_device
@@ -57,13 +57,13 @@ def check_spares(folder: RunFolder, teachers: Sequence[str]) -> None:
             raise FolderError(f"{folder.path}: the student would overwrite its teacher", hint="--output DIR")
 
 
-def kept_logits(
+def logit_caches(
     teacher: TeacherIdentity, splits: Splits, cache: Path | None, device: str, *, bf16: bool, title: str = "teacher"
-) -> dict[str, KeptLogits]:
-    """Return the teacher's `KeptLogits` for each split that a student needs; nothing is computed yet.
+) -> dict[str, LogitCache]:
+    """Return a `LogitCache` of the teacher for each split that a student needs; nothing is computed yet.
 
-    They are computed in bf16 if the student trains in it (`bf16`), so that a run has one precision. The splits share
-    one classifier, which is loaded when the first logits are missing.
+    The logits are computed in bf16 if the student trains in it (`bf16`), so that a run has one precision. The splits
+    share one classifier, which is loaded when the first logits are missing.
     """
     resolved = resolve_device(device)
 
@@ -73,13 +73,13 @@ def kept_logits(
 
     dtype = "bfloat16" if bf16 else "float32"
     return {
-        split: KeptLogits(teacher, rows, load_teacher, dtype=dtype, cache=cache, title=f"{title}: {split}")
+        split: LogitCache(teacher, rows, load_teacher, dtype=dtype, cache=cache, title=f"{title}: {split}")
         for split in ("validation", "train", "transfer")
         if (rows := getattr(splits, split)) is not None
     }
 
 
-def answers_of(
+def logits_of(
     teachers: Sequence[TeacherIdentity], splits: Splits, cache: Path | None, device: str, *, bf16: bool, force: bool
 ) -> list[dict[str, Dataset]]:
     """Return each teacher's logits on train and, if there is one, transfer; no teacher stays in memory.
@@ -87,17 +87,17 @@ def answers_of(
     They are kept in `cache` (default: in each teacher's folder) and computed only if they are not there. Raises
     `ModelError` if a teacher is no better than always answering the commonest class, unless `force` is set.
     """
-    kept = []
+    caches = []
     for teacher in teachers:
         # All teachers are checked before the first one classifies the training texts, which may take hours.
         title = Path(teacher.name).name if len(teachers) > 1 else "teacher"
-        by_split = kept_logits(teacher, splits, cache, device, bf16=bf16, title=title)
-        _check_teacher(teacher, answered(by_split.pop("validation")), splits.validation, title, force=force)
-        kept.append(by_split)
+        by_split = logit_caches(teacher, splits, cache, device, bf16=bf16, title=title)
+        _check_teacher(teacher, load_or_compute(by_split.pop("validation")), splits.validation, title, force=force)
+        caches.append(by_split)
     answers = []
-    while kept:
-        by_split = kept.pop(0)  # frees the classifier too
-        answers.append({split: answered(logits) for split, logits in by_split.items()})
+    while caches:
+        by_split = caches.pop(0)  # frees the classifier too
+        answers.append({split: load_or_compute(found) for split, found in by_split.items()})
     return answers
 
 
@@ -122,7 +122,7 @@ def _check_teacher(teacher: TeacherIdentity, answers: Dataset, validation: Datas
     log.warning("%s; distilled anyway (--force)", problem)
 
 
-def answered_rows(
+def rows_with_logits(
     answers: Sequence[Mapping[str, Dataset]], splits: Splits, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> Dataset:
     """Return the tokenized texts of all splits in `answers`, with a column of logits for each teacher."""
