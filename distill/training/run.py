@@ -36,9 +36,9 @@ from distill.storage.lock import hold
 from distill.storage.predictions import write_predictions
 from distill.storage.run_folder import RunFolder
 from distill.training.arguments import check_shared_memory, check_steps, in_fp32, settle_precision, training_arguments
+from distill.training.fsdp import gather_weights, set_wrapped_layers
 from distill.training.loop import train
 from distill.training.origin import repeatable
-from distill.training.shards import name_units, whole
 from distill.training.tokens import tokenised
 from distill.training.trainer import ClassificationTrainer
 
@@ -141,7 +141,7 @@ def fit(
         role, parameter_count(model) / 1e6, device, training.precision, len(splits.train), transfer,
         len(splits.validation), len(splits.test),
     )  # fmt: skip
-    name_units(model, arguments, training.stage)
+    set_wrapped_layers(model, arguments, training.stage)
     check_shared_memory(arguments, max_tokens, training.stage)
     with clock("tokenising"):
         validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
@@ -170,7 +170,7 @@ def fit(
             checkpoint=checkpoint,
             title=role,
         )
-        model = whole(model)
+        model = gather_weights(model)
         _tell(trained, role)
         tokenizer.model_max_length = max_tokens  # later users cut texts as training did
         classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
