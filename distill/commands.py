@@ -369,7 +369,7 @@ def run(
         is_done = folder.is_finished and not folder.is_being_replaced and not overwrite
         if is_done and finished_with(folder, recipe, [str(root / "teacher")], data):
             log.info("%s: finished before, skipped (%s)", name, folder.path)
-            _clear_away(folder.path)
+            _clean_up(folder.path)
         elif name == "teacher":
             teacher(recipe, folder.path, **options)
         elif name == "student":
@@ -389,7 +389,7 @@ def run(
             failure = error
     else:
         log.info("export: finished before, skipped (%s)", student_folder.export)
-        _clear_away(student_folder.export)
+        _clean_up(student_folder.export)
     result = report([root], root / "report", recipe=recipe, device=device)
     if failure:
         raise failure
@@ -423,7 +423,7 @@ def _names(teachers: Sequence[Path | str] | Path | str) -> list[str]:
     return [str(name) for name in ([teachers] if isinstance(teachers, Path | str) else teachers)]
 
 
-def _clear_away(folder: Path) -> None:
+def _clean_up(folder: Path) -> None:
     """Remove what a run left behind if it was killed just before its end."""
     if rank() == 0:
         with hold(folder):

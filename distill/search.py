@@ -31,7 +31,7 @@ from distill.recipe.search_space import Space
 from distill.recipe.training_fields import LOWER_IS_BETTER
 from distill.report.document import shown_value
 from distill.storage.contents import manifest_of
-from distill.storage.files import room_for, write_json
+from distill.storage.files import naming_full_disk, write_json
 from distill.storage.lock import hold
 from distill.storage.run_folder import SweepFolder
 from distill.training.arguments import training_arguments
@@ -113,7 +113,7 @@ def run_search(
         "sweep: trials of the %s on %s; %s; %d training and %d validation texts",
         stage, resolved, training.precision, len(rows), len(validation_rows),
     )  # fmt: skip
-    with hold(folder.place), room_for(folder.path):
+    with hold(folder.place), naming_full_disk(folder.path):
         folder.start(recipe, origin, resume=resume, overwrite=overwrite)
         trials = _Search(optuna, recipe, folder, make, model, resolved, arguments)
         kind: Callable[..., ClassificationTrainer] = ClassificationTrainer

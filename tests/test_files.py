@@ -19,9 +19,9 @@ from distill.storage.files import (
     PARTIAL,
     READY,
     REPLACED,
+    atomic_files,
     atomic_path,
-    clear_away,
-    together,
+    recover,
     write_json,
     write_text,
 )
@@ -103,7 +103,7 @@ def test_a_folder_that_was_moved_away_for_one_that_never_came_goes_back(tmp_path
         (partial / REPLACED / name).mkdir(parents=True)
         (partial / REPLACED / name / "old").touch()
     (tmp_path / "replaced").mkdir()
-    clear_away(partial)
+    recover(partial)
     assert (tmp_path / "kept" / "old").exists() and not (tmp_path / "replaced" / "old").exists()
     assert not partial.exists()
 
@@ -130,9 +130,9 @@ def test_files_come_together_or_not_at_all(tmp_path):
         for name in ("report.html", "report.json"):
             write_text(folder / name, text)
 
-    with together(tmp_path) as made:
+    with atomic_files(tmp_path) as made:
         write(made, "old")
-    with pytest.raises(RuntimeError), together(tmp_path) as made:
+    with pytest.raises(RuntimeError), atomic_files(tmp_path) as made:
         write(made, "new")
         raise RuntimeError
     assert texts() == {"report.html": "old", "report.json": "old"}

@@ -15,7 +15,7 @@ from transformers import TrainerControl, TrainerState
 from distill.errors import FolderError
 from distill.recipe.file import load_recipe
 from distill.storage.checksums import SEAL, seal
-from distill.storage.files import PARTIAL, REPLACED, clear_away
+from distill.storage.files import PARTIAL, REPLACED, recover
 from distill.storage.lock import LOCK, hold
 from distill.storage.run_folder import RunFolder, SweepFolder
 from distill.training.callbacks import SealCheckpoints
@@ -306,7 +306,7 @@ def test_another_rank_waits_until_the_first_has_ended_what_a_kill_cut_in_two(tmp
     monkeypatch.setattr("distill.storage.run_folder.SETTLING_SECONDS", 0.3)
     with pytest.raises(FolderError, match="rank 0 does not clean up"):
         folder.settle()
-    threading.Timer(0.2, lambda: clear_away(partial)).start()
+    threading.Timer(0.2, lambda: recover(partial)).start()
     folder.settle()
 
 

@@ -35,7 +35,7 @@ from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe.schema import FORMATS
 from distill.storage.checksums import SEAL, seal
 from distill.storage.exports import EXPORT_PROOFS, FLIPPED, PROOF, read_proofs
-from distill.storage.files import PARTIAL, read_json, room_for, take_place, write_json, write_text
+from distill.storage.files import PARTIAL, naming_full_disk, read_json, replace_path, write_json, write_text
 from distill.storage.lock import hold
 from distill.storage.run_folder import RunFolder
 
@@ -118,7 +118,7 @@ def export_formats(
         made = source.work / name
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
-        with quiet(), room_for(folder):
+        with quiet(), naming_full_disk(folder):
             WRITERS[name](source, made, settings)
         _write_rest(source, made, name)
         fused: dict[str, Any] = {}
@@ -160,7 +160,7 @@ def export_formats(
                 write_text(RunFolder(made).card, card(proof))
                 write_json(made / PROOF, proof.as_json())
                 seal(made)
-                take_place(made, folder / name)
+                replace_path(made, folder / name)
                 beside.unlink(missing_ok=True)
             else:
                 _keep_flips(beside, changed)

@@ -22,7 +22,7 @@ from distill.report.choice import (
     speedup_in,
 )
 from distill.report.page import render, sentence, shown
-from distill.storage.files import together, write_json, write_text
+from distill.storage.files import atomic_files, write_json, write_text
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
@@ -98,7 +98,7 @@ def write_report(folder: Path, findings: Findings, budget: Budget | None = None)
         ],
         "recipe": findings.recipe,
     }
-    with together(folder) as made:
+    with atomic_files(folder) as made:
         if decisive:
             front = pareto_front(measurements, decisive)
             plots.save_png(plots.accuracy_against_latency(measurements, front, decisive), made / PICTURE)

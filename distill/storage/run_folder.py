@@ -22,7 +22,7 @@ from distill.machine.ranks import rank
 from distill.recipe.file import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe, as_settled, differences
 from distill.storage.checksums import ANSWERING, MODEL_FILES, SEAL, check_whole, damage_of, seal
-from distill.storage.files import as_json, is_cut, read_json, remove, take_places, write_json, write_text
+from distill.storage.files import as_json, needs_recovery, read_json, remove, replace_contents, write_json, write_text
 from distill.storage.lock import LOCK, NEXT, hold, is_ours
 from distill.storage.records import Number, checked, read_lines
 
@@ -175,7 +175,7 @@ class RunFolder:
 
     @property
     def _is_cut(self) -> bool:
-        return is_cut(self.path) or self.next.is_finished
+        return needs_recovery(self.path) or self.next.is_finished
 
     def redo(self, recipe: Recipe) -> None:
         """If there is a finished run here, mark it as to be replaced by a run of `recipe`, with `resume`."""
@@ -334,7 +334,7 @@ class RunFolder:
     def _take_place(self) -> None:
         if self.path != self.place:
             old = [path for path in type(self)(self.place)._made if path != self.path]
-            take_places(self.path, self.place, old)
+            replace_contents(self.path, self.place, old)
 
     @property
     def sealed(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from distill.machine.ranks import rank
 from distill.measuring.metrics import ClassificationMetrics
 from distill.measuring.training_log import early_stop, warnings_of
 from distill.models.first_token import LastLayer, first_token_only, last_layer
-from distill.storage.files import room_for
+from distill.storage.files import naming_full_disk
 from distill.storage.run_folder import RunFolder
 from distill.training.callbacks import (
     KeepTotals,
@@ -180,7 +180,7 @@ def train(
     line = watch(trainer, title)
     gpu, stop = GpuWatch(device), StopOnSignal(trainer)
     try:
-        with stop, narrowed(trainer, layer), room_for(folder.path), gpu:
+        with stop, narrowed(trainer, layer), naming_full_disk(folder.path), gpu:
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
