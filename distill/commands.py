@@ -156,13 +156,13 @@ def student(
         if is_done and already_finished(control_folder, recipe, "control", names, student=folder):
             needs_control = False
         else:  # now, because the student may train for hours before its control needs this folder
-            control_folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+            control_folder.prepare(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
     redone = [one for one in (folder, *([control_folder] if needs_control else [])) if overwrite and one.is_finished]
     if redone:
-        folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+        folder.prepare(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
         read_splits(recipe)  # if the data is bad, nothing may be marked as being redone
     for one in redone:  # now, so that --resume redoes both even if this stops during the teacher's hours of inference
-        one.redo(with_absolute_paths(recipe))
+        one.mark_for_replacement(with_absolute_paths(recipe))
     if not is_done:
         cache = Path(teacher_logits) if teacher_logits else None
         train_student(recipe, names, folder, cache=cache, force=force, **options)
@@ -353,9 +353,9 @@ def run(
     names = ("teacher", "student", *(["control"] if recipe.student.control else []))
     folders = {name: RunFolder(root / name) for name in names}
     for folder in folders.values():  # all now, so that a folder in use is reported before hours of training
-        folder.settle()
+        folder.recover()
         if overwrite or not folder.is_finished or folder.is_being_replaced:
-            folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+            folder.prepare(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
 
     @functools.cache
     def data() -> dict[str, str]:
@@ -364,7 +364,7 @@ def run(
     if overwrite:
         data()  # if the data is bad, nothing may be marked as being redone
         for folder in folders.values():  # all now, so that --resume redoes the later ones too
-            folder.redo(with_absolute_paths(recipe))
+            folder.mark_for_replacement(with_absolute_paths(recipe))
     for name, folder in folders.items():
         is_done = folder.is_finished and not folder.is_being_replaced and not overwrite
         if is_done and finished_with(folder, recipe, [str(root / "teacher")], data):

@@ -113,7 +113,7 @@ def run_search(
         "sweep: trials of the %s on %s; %s; %d training and %d validation texts",
         stage, resolved, training.precision, len(rows), len(validation_rows),
     )  # fmt: skip
-    with hold(folder.place), naming_full_disk(folder.path):
+    with hold(folder.final_path), naming_full_disk(folder.path):
         folder.start(recipe, origin, resume=resume, overwrite=overwrite)
         trials = _Search(optuna, recipe, folder, make, model, resolved, arguments)
         kind: Callable[..., ClassificationTrainer] = ClassificationTrainer
