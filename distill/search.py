@@ -14,7 +14,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from distill.data.splits import Splits
-from distill.distillation.hidden_states import OnlineTeacher
+from distill.distillation.online_teacher import OnlineTeacher
 from distill.distillation.student import architectures, base_of, check_student, new_student, online_teacher
 from distill.distillation.teacher_logits import TeacherIdentity, check_unchanged, identify_teacher
 from distill.distillation.teachers import check_spares, fingerprints_of, logits_of, rows_with_logits, weights_of

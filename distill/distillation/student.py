@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from distill.distillation.hidden_states import OnlineTeacher, map_layers, relation_heads
+from distill.distillation.online_teacher import OnlineTeacher, map_layers, relation_heads
 from distill.distillation.teacher_logits import check_unchanged, identify_teacher
 from distill.distillation.teachers import (
     TEACHER_HINT,

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from distill.distillation.hidden_states import OnlineTeacher
 from distill.distillation.losses import (
     decoupled_loss,
     distillation_loss,
@@ -15,6 +14,7 @@ from distill.distillation.losses import (
     mean_of_teachers,
     soft_target_loss,
 )
+from distill.distillation.online_teacher import OnlineTeacher
 from distill.recipe.schema import Loss
 from distill.training.tokens import UNLABELLED
 from distill.training.trainer import ClassificationTrainer
