@@ -39,7 +39,7 @@ from distill.training.loop import make_trainer, narrowed, throughput_of, watch
 from distill.training.origin import base_fingerprint, origin_of
 from distill.training.run import open_training
 from distill.training.teacher import new_teacher
-from distill.training.tokens import tokenised
+from distill.training.tokens import tokenise_split
 from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")
@@ -107,8 +107,8 @@ def run_search(
         answers = logits_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
         rows = rows_with_logits(answers, splits, tokenizer, recipe.data.max_tokens)
     else:
-        rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
-    validation_rows = tokenised("validation", splits.validation, tokenizer, recipe.data.max_tokens)
+        rows = tokenise_split("train", splits.train, tokenizer, recipe.data.max_tokens)
+    validation_rows = tokenise_split("validation", splits.validation, tokenizer, recipe.data.max_tokens)
     log.info(
         "sweep: trials of the %s on %s; %s; %d training and %d validation texts",
         stage, resolved, training.precision, len(rows), len(validation_rows),

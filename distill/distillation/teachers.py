@@ -21,7 +21,7 @@ from distill.measuring.metrics import commonest_share
 from distill.models.names import is_path
 from distill.recipe.schema import Student
 from distill.storage.run_folder import RunFolder
-from distill.training.tokens import tokenised
+from distill.training.tokens import tokenise_split
 
 log = logging.getLogger("distill")
 
@@ -128,6 +128,6 @@ def rows_with_logits(
     """Return the tokenized texts of all splits in `answers`, with a column of logits for each teacher."""
     rows = []
     for split in answers[0]:
-        part = tokenised(split, getattr(splits, split), tokenizer, max_tokens)
+        part = tokenise_split(split, getattr(splits, split), tokenizer, max_tokens)
         rows.append(with_teacher_logits(part, [answer[split] for answer in answers]))
     return concatenate_datasets(rows)

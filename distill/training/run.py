@@ -39,7 +39,7 @@ from distill.training.arguments import check_shared_memory, check_steps, in_fp32
 from distill.training.fsdp import gather_weights, set_wrapped_layers
 from distill.training.loop import train
 from distill.training.origin import repeatable
-from distill.training.tokens import tokenised
+from distill.training.tokens import tokenise_split
 from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")
@@ -144,7 +144,7 @@ def fit(
     set_wrapped_layers(model, arguments, training.stage)
     check_shared_memory(arguments, max_tokens, training.stage)
     with clock("tokenising"):
-        validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
+        validation_rows = tokenise_split("validation", splits.validation, tokenizer, max_tokens)
     state = PartialState()
     final = RunFolder(folder.final_path)
     with hold(final.path) if state.is_main_process else contextlib.nullcontext():

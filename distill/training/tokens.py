@@ -98,8 +98,8 @@ def _comparable(text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
     return "".join((normalizer.normalize_str(text) if normalizer else text).split())
 
 
-def tokenised(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
-    """Return `rows` tokenized (see `tokenise`) and checked; show a progress line."""
+def tokenise_split(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
+    """Tokenize and check the `rows` of a split, with a progress line (see `tokenise` and `check_tokenised`)."""
     with PartialState().local_main_process_first(), progress_line(f"tokenising {split}", len(rows), "text") as bar:
         result = tokenise(rows, tokenizer, max_tokens, progress=bar.update)
         bar.update(len(rows) - bar.n)  # all at once if the cache had the result
