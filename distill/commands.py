@@ -23,7 +23,7 @@ from distill.distillation.control import train_control
 from distill.distillation.student import check_student, student_of, train_student
 from distill.distillation.teacher_logits import LogitCache, identify_teacher
 from distill.distillation.teachers import check_teachers, logit_caches
-from distill.doctor import attempt, examine, examine_recipe
+from distill.doctor import examine, examine_recipe, finding_of
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.export.formats import check_formats
 from distill.export.model import export_model
@@ -286,7 +286,7 @@ def doctor(recipe: Recipe | None = None, output: Path | str = ".", *, device: st
         return
     yield from examine_recipe(recipe, Path(output), device)
     if recipe.teacher and recipe.student:
-        yield attempt("student", lambda: _student_line(recipe, device))
+        yield finding_of("student", lambda: _student_line(recipe, device))
 
 
 def _student_line(recipe: Recipe, device: str) -> str:

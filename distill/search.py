@@ -17,7 +17,7 @@ from distill.data.splits import Splits
 from distill.distillation.online_teacher import OnlineTeacher
 from distill.distillation.student import architectures, base_of, check_student, new_student, online_teacher
 from distill.distillation.teacher_logits import TeacherIdentity, check_unchanged, identify_teacher
-from distill.distillation.teachers import check_spares, fingerprints_of, logits_of, rows_with_logits, weights_of
+from distill.distillation.teachers import check_not_a_teacher, fingerprints_of, logits_of, rows_with_logits, weights_of
 from distill.distillation.trainer import DistillationTrainer
 from distill.errors import FolderError, RecipeError, TrainingError, UserError, one_line
 from distill.machine.devices import Device
@@ -35,7 +35,7 @@ from distill.storage.files import naming_full_disk, write_json
 from distill.storage.lock import hold
 from distill.storage.run_folder import SweepFolder
 from distill.training.arguments import training_arguments
-from distill.training.loop import make_trainer, narrowed, throughput_of, watch
+from distill.training.loop import make_trainer, skip_unread_tokens, throughput_of, watch
 from distill.training.origin import base_fingerprint, origin_of
 from distill.training.run import open_training
 from distill.training.teacher import new_teacher
@@ -77,7 +77,7 @@ def run_search(
     stage = recipe.sweep.stage
     settings = getattr(recipe, stage)
     weights = weights_of(settings, teachers) if stage == "student" else ()
-    check_spares(folder, teachers)
+    check_not_a_teacher(folder, teachers)
     models = architectures(settings, teachers[0]) if stage == "student" else [load_config(settings.model).model_type]
     training = open_training(
         recipe, stage, folder, models, parent=manifest_of(teachers[0]) if teachers else None,
@@ -251,9 +251,9 @@ class _Search:
             setattr(self.trainer.args, name, getattr(arguments, name))
         model, online = self.make(settings)
         if isinstance(self.trainer, DistillationTrainer):
-            self.trainer.learn_by(settings.loss, online)
+            self.trainer.set_loss(settings.loss, online)
         self.trainer.throughput = throughput_of(model, self.trainer, self.device)
-        self.within.enter_context(narrowed(self.trainer, last_layer(model)))
+        self.within.enter_context(skip_unread_tokens(self.trainer, last_layer(model)))
         set_seed(self.seed)  # as Trainer does with a given model, so that a run of the recipe repeats the trial
         return model
 

@@ -13,7 +13,7 @@ from distill.distillation.online_teacher import OnlineTeacher, map_layers, relat
 from distill.distillation.teacher_logits import check_unchanged, identify_teacher
 from distill.distillation.teachers import (
     TEACHER_HINT,
-    check_spares,
+    check_not_a_teacher,
     fingerprints_of,
     logits_of,
     rows_with_logits,
@@ -112,7 +112,7 @@ def train_student(
     """
     settings = student_of(recipe)
     weights = weights_of(settings, teachers)
-    check_spares(folder, teachers)
+    check_not_a_teacher(folder, teachers)
     with named_by("--teacher", TEACHER_HINT):
         check_student(recipe, teachers[0], device)
     training = open_training(

@@ -50,7 +50,7 @@ def weights_of(settings: Student, teachers: Sequence[str]) -> tuple[float, ...]:
     return weights
 
 
-def check_spares(folder: RunFolder, teachers: Sequence[str]) -> None:
+def check_not_a_teacher(folder: RunFolder, teachers: Sequence[str]) -> None:
     """Raise `FolderError` if `folder` is the folder of one of `teachers`."""
     for name in teachers:
         if os.path.realpath(folder.path) == os.path.realpath(name):

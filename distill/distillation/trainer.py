@@ -38,9 +38,9 @@ class DistillationTrainer(ClassificationTrainer):
         super().__init__(*args, **kwargs)
         self.teacher_weights = teacher_weights
         self.earlier_teacher_seconds = 0.0
-        self.learn_by(loss, online)
+        self.set_loss(loss, online)
 
-    def learn_by(self, loss: Loss, online: OnlineTeacher | None) -> None:
+    def set_loss(self, loss: Loss, online: OnlineTeacher | None) -> None:
         """Use `loss` from now on, and the teacher that it runs beside the student, if it needs one."""
         self.loss = loss
         self.loss_is_scheduled = loss.is_scheduled

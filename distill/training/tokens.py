@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from distill.errors import DataError
-from distill.inference.classifier import nothing
+from distill.inference.classifier import ids_of_empty_text
 from distill.machine.progress import progress_line
 from distill.models.loading import vocabulary_of
 
@@ -41,7 +41,7 @@ def tokenise(
         progress(len(batch["text"]))
         for row, ids in enumerate(encoded["input_ids"]):
             if not ids:
-                encoded["input_ids"][row], encoded["attention_mask"][row] = nothing(tokenizer), [1]
+                encoded["input_ids"][row], encoded["attention_mask"][row] = ids_of_empty_text(tokenizer), [1]
                 encoded["length"][row] = 1
         return {**encoded, "labels": batch.get("label", [UNLABELLED] * len(batch["text"]))}
 
