@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 
@@ -75,13 +75,16 @@ class DistillationTrainer(ClassificationTrainer):
         labelled, temperature = inputs["labels"] != UNLABELLED, self.loss.temperature.at(progress)
         # Only the teacher has a class for an unlabelled text.
         gold_labels = torch.where(labelled, inputs["labels"], teacher_logits.argmax(dim=-1))
-        if self.loss.soft == "logit_mse":
-            soft = logit_mse_loss(student_logits, teacher_logits)
-        elif self.loss.soft == "decoupled":
-            weights = self.loss.decoupled.model_dump()
-            soft = decoupled_loss(student_logits, teacher_logits, gold_labels, temperature, **weights)
-        else:
-            soft = soft_target_loss(student_logits, teacher_logits, temperature)
+        match self.loss.soft:
+            case "soft_targets":
+                soft = soft_target_loss(student_logits, teacher_logits, temperature)
+            case "logit_mse":
+                soft = logit_mse_loss(student_logits, teacher_logits)
+            case "decoupled":
+                weights = self.loss.decoupled.model_dump()
+                soft = decoupled_loss(student_logits, teacher_logits, gold_labels, temperature, **weights)
+            case unknown:
+                assert_never(unknown)
         return distillation_loss(
             student_logits,
             soft,
