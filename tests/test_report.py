@@ -78,6 +78,18 @@ def test_a_report_is_json_markdown_and_a_picture(tmp_path):
     assert (tmp_path / "r" / "accuracy_latency.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_table_names_the_models_only_if_a_role_has_several(tmp_path):
+    other = [one | {"model": "runs/other"} for one in ROWS[1:]]
+    for rows, named in ((ROWS, []), ([*ROWS, *other], ["runs/teacher", *["runs/student"] * 2, *["runs/other"] * 2])):
+        head, _, *lines = table(rows, ["1x128"], style="github").splitlines()
+        assert ("model" in head.split()) == bool(named)
+        assert [line.split()[3] for line in lines if named] == named
+        write_report(tmp_path, Findings(rows, ENVIRONMENT, ["1x128"]))
+        html = (tmp_path / "report.html").read_text()
+        assert ('<th class="name">model</th>' in html) == bool(named)
+        assert html.count('<td class="name ">runs/other</td>') == named.count("runs/other")
+
+
 def comparison(gain, low, high, p_value):
     return {
         "examples": 1000, "gain": gain, "gain_ci95": [low, high], "p_value": p_value, "only_first_correct": 40,
@@ -167,7 +179,7 @@ def test_the_brier_score_has_a_column_and_an_explanation(tmp_path):
         line.split("|")[column].strip() for line in text.splitlines() if line.startswith(("| teacher", "| student"))
     ]
     assert rows == ["0.123"] * 3
-    assert "Brier score (" in text
+    assert "The Brier score is" in text
 
 
 def test_a_shape_that_a_model_cannot_take_is_a_dash_in_its_row():

@@ -22,7 +22,7 @@ from distill.report.choice import (
     speedup_in,
 )
 from distill.report.page import render, sentence, shown
-from distill.storage.files import together, write_json, write_text
+from distill.storage.files import atomic_files, write_json, write_text
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
@@ -31,6 +31,12 @@ PICTURE = "accuracy_latency.png"
 MOST_DIAGRAMS = 4  # more reliability diagrams side by side would be too small to read
 
 IDENTITY = ("role", "model", "format", "device")
+LEGEND = (
+    "Accuracy has a 95 % Wilson interval. ECE is the expected calibration error (15 bins). The Brier score is the "
+    "squared distance of the probabilities from the truth: 0 is best and 2 is worst. Agreement is the share of test "
+    "texts for which the predicted class equals that of the PyTorch fp32 model. Latency is that of the model alone, without "
+    "tokenizing; p50 is the median, and shapes are batch x tokens. texts/s is measured end to end, with tokenizing."
+)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -98,7 +104,7 @@ def write_report(folder: Path, findings: Findings, budget: Budget | None = None)
         ],
         "recipe": findings.recipe,
     }
-    with together(folder) as made:
+    with atomic_files(folder) as made:
         if decisive:
             front = pareto_front(measurements, decisive)
             plots.save_png(plots.accuracy_against_latency(measurements, front, decisive), made / PICTURE)
@@ -171,8 +177,9 @@ def control_sentences(report: Mapping[str, Any]) -> list[str]:
 
 def table(measurements: Rows, shapes: Sequence[str], *, style: str) -> str:
     """Return the measurements as a table in tabulate's `style` ("github", "simple")."""
-    rows = [_cells(row, shapes, percentiles=("p50",)) for row in measurements]
-    return tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True)
+    return tabulate(
+        _cells(measurements, shapes, percentiles=("p50",)), headers="keys", tablefmt=style, disable_numparse=True
+    )
 
 
 def sweep_table(found: Mapping[str, Any], *, style: str) -> str:
@@ -218,22 +225,29 @@ def _trials(found: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _cells(row: Mapping[str, Any], shapes: Sequence[str], percentiles: Sequence[str]) -> dict[str, str]:
-    return {
-        "role": row["role"],
-        "format": row["format"],
-        "device": row["device"],
-        "accuracy": f"{row['accuracy']:.4f}",
-        "95 % interval": "{:.3f}-{:.3f}".format(*row["accuracy_ci95"]),
-        "macro-F1": f"{row['macro_f1']:.4f}",
-        "ECE": f"{row['ece']:.3f}",
-        "Brier": f"{row['brier']:.3f}",
-        "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
-        **{f"{shape} {' / '.join(percentiles)} ms": _latencies(row, shape, percentiles) for shape in shapes},
-        "texts/s": f"{row['texts_per_second']:.1f}",
-        "MB": f"{row['size_bytes'] / 1e6:.1f}",
-        "load s": f"{row['load_seconds']:.2f}",
-    }
+def _cells(measurements: Rows, shapes: Sequence[str], percentiles: Sequence[str]) -> list[dict[str, str]]:
+    """A row of cells for each measurement; the column `model` is there only if a role has several models."""
+    models = {(row["role"], row["model"]) for row in measurements}
+    is_ambiguous = len(models) > len({role for role, _ in models})
+    return [
+        {
+            "role": row["role"],
+            **({"model": row["model"]} if is_ambiguous else {}),
+            "format": row["format"],
+            "device": row["device"],
+            "accuracy": f"{row['accuracy']:.4f}",
+            "95 % interval": "{:.3f}-{:.3f}".format(*row["accuracy_ci95"]),
+            "macro-F1": f"{row['macro_f1']:.4f}",
+            "ECE": f"{row['ece']:.3f}",
+            "Brier": f"{row['brier']:.3f}",
+            "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
+            **{f"{shape} {' / '.join(percentiles)} ms": _latencies(row, shape, percentiles) for shape in shapes},
+            "texts/s": f"{row['texts_per_second']:.1f}",
+            "MB": f"{row['size_bytes'] / 1e6:.1f}",
+            "load s": f"{row['load_seconds']:.2f}",
+        }
+        for row in measurements
+    ]
 
 
 def _markdown(report: Mapping[str, Any], *, picture: bool) -> str:
@@ -244,11 +258,7 @@ def _markdown(report: Mapping[str, Any], *, picture: bool) -> str:
         "\n\n".join(control_sentences(report)),
         f"![accuracy against latency]({PICTURE})" if picture else "",
         table(report["measurements"], report["shapes"], style="github"),
-        f"Measured on {environment['test_examples']} test texts. Accuracy has a 95 % Wilson interval. ECE is the "
-        "expected calibration error (15 bins). Brier score (0 best, 2 worst): the squared distance of the "
-        "probabilities from the truth. Agreement: the share of texts with the same answer as the same model in torch "
-        "fp32. Latency: the median of the model alone, without tokenizing; shapes are batch x tokens. texts/s: "
-        "measured end to end, with tokenizing.",
+        f"Measured on {environment['test_examples']} test texts. {LEGEND}",
         "\n".join(f"- {note}" for note in report["notes"]),
         *(
             part
@@ -282,7 +292,8 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
     detailed = [*whole, *(row for row in chosen if row not in whole)]
     detailed = [row for row in detailed if row.get("reliability")][:MOST_DIAGRAMS]
     drawn["reliability"] = detailed and plots.reliability_diagrams(detailed)
-    cells = [_cells(row, report["shapes"], percentiles=("p50", "p95", "p99")) for row in measurements]
+    cells = _cells(measurements, report["shapes"], percentiles=("p50", "p95", "p99"))
+    columns = list(cells[0]) if cells else []
     rows = [
         {"cells": list(row.values()), "role": measured["role"], "is_chosen": measured in chosen}
         for row, measured in zip(cells, measurements, strict=True)
@@ -298,7 +309,9 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
         if choice.get("speedup_blocks", 0) >= LEAST_BLOCKS
         else None,
         has_front=len(front) > 1,
-        columns=list(cells[0]) if cells else [],
+        columns=columns,
+        name_columns=columns.index("accuracy") if columns else 0,
+        legend=LEGEND,
         rows=rows,
         pictures={name: Markup(plots.as_svg(figure, name)) if figure else None for name, figure in drawn.items()},
         cascade_sentence=report["cascade"] and cascade_sentence(report["cascade"]),
