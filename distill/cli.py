@@ -67,25 +67,40 @@ RecipeArgument = Annotated[
     ),
 ]
 SetOption = Annotated[
-    list[str] | None, _option("--set", "KEY=VALUE", "Set a recipe key, e.g. data.max_tokens=256. Repeatable.")
+    list[str] | None,
+    _option("--set", "KEY=VALUE", "Set a recipe key, e.g. data.max_tokens=256. May be given several times."),
 ]
 OutputOption = Annotated[Path | None, _output("Where to write (default: `output` in the recipe).")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue an interrupted run. If it has finished, it is not made again."),
+]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Redo a run; the old one stays until the new one has finished.")
+    bool,
+    typer.Option("--overwrite", help="Replace an earlier run. A finished one stays until the new one has finished."),
 ]
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="Distill even if the teacher is no better than the commonest class.")
+    bool,
+    typer.Option("--force", help="Distill even if the teacher does not beat always predicting the majority class."),
 ]
 TeacherLogitsOption = Annotated[
     Path | None,
-    _option("--teacher-logits", "DIR", "Where to keep teacher logits (default: the teacher folder).", _path),
+    _option(
+        "--teacher-logits", "DIR", "Cache folder for the teacher's predictions (default: in the teacher's folder).",
+        _path,
+    ),
+]  # fmt: skip
+DeviceOption = Annotated[
+    Device, typer.Option("--device", help="The device to compute on. auto takes a CUDA GPU if there is one.")
 ]
-DeviceOption = Annotated[Device, typer.Option("--device", help="The device to compute on.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole result as JSON, as the last line of stdout.")]
 PushOption = Annotated[
-    str | None, _option("--push-to-hub", "NAME", "Upload to this Hub repository; a new one is private.", _name)
-]
+    str | None,
+    _option(
+        "--push-to-hub", "NAME",
+        "Upload to this Hub repository. A new repository is private. Needs a token (hf auth login or HF_TOKEN).", _name,
+    ),
+]  # fmt: skip
 RecipeOption = Annotated[
     Path | None, _option("--recipe", "RECIPE", "The recipe (default: recipe.yaml in the model folder).", _path)
 ]
@@ -175,7 +190,7 @@ def _options(
 def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Validate a recipe and print it with all defaults.
 
-    If its models are on this disk, also check that the student can be made from the teacher.
+    If the recipe's models are on this disk, also check that the student can be made from the teacher.
     """
     from distill.recipe.file import dump_recipe, load_recipe
 
@@ -198,7 +213,12 @@ def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = Fa
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The recipe to copy.", parser=_name)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="The recipe to copy. Without NAME, all recipes are listed.", parser=_name
+        ),
+    ] = None,
     output: Annotated[
         Path | None, _option("--output", "PATH", "The copy: a folder or a .yaml file (default: ./NAME.yaml).", _path)
     ] = None,
@@ -223,14 +243,20 @@ def inspect(
     set_: SetOption = None,
     rows: Annotated[int, typer.Option("--rows", metavar="N", help="How many train texts to show.", min=1)] = 5,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="The seed that draws them (default: the recipe's).", min=0)
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", help="The seed that draws these texts (default: `data.seed` in the recipe).", min=0
+        ),
     ] = None,
-    output: Annotated[Path | None, _output("Also write the findings there, as inspect.html and inspect.json.")] = None,
+    output: Annotated[
+        Path | None, _output("Also write the findings to this folder, as inspect.html and inspect.json.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Look at the data: balance, lengths, duplicates, leaks.
+    """Look at the data: class balance, lengths, duplicates, leaks.
 
-    Prints some of the texts, what the splits hold, and what looks wrong. Lengths are in tokens.
+    Prints some of the texts, the contents of each split, and what looks wrong. Lengths are in tokens. A leak is a
+    training text that is also in validation or test; training drops it.
     """
     refuse_ranks("inspect")
     commands = _commands()
@@ -289,13 +315,17 @@ def teacher(
 @app.command()
 def student(
     teacher: Annotated[
-        list[str], _option("--teacher", "DIR", "A teacher: a folder or a Hub name. Repeat it for several.")
+        list[str],
+        _option("--teacher", "DIR", "A teacher: a folder or a Hub name. May be given several times: an ensemble."),
     ],
     recipe: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="The recipe (default: that of the teacher).", parser=_path)
     ] = None,
     set_: SetOption = None,
-    output: OutputOption = None,
+    output: Annotated[
+        Path | None,
+        _output("Where to write (default: `output` in the recipe). The control goes to the folder DIR-control."),
+    ] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     teacher_logits: TeacherLogitsOption = None,
@@ -306,7 +336,7 @@ def student(
 ) -> None:
     """Distill the student from one or several teachers.
 
-    If the recipe asks for a control, it is trained afterwards, next to the student.
+    If the recipe asks for a control, it is trained next: the same student, trained on labels alone.
     """
     commands = _commands()
     if recipe is None and not Path(teacher[0]).is_dir():
@@ -324,20 +354,25 @@ def student(
 def sweep(
     recipe: RecipeArgument,
     teacher: Annotated[
-        list[str] | None, _option("--teacher", "DIR", "A teacher, if the keys are the student's. Repeatable.")
+        list[str] | None,
+        _option("--teacher", "DIR", "A teacher, as in `distill student`. Required if the sweep tunes the student."),
     ] = None,
     set_: SetOption = None,
     output: OutputOption = None,
-    resume: ResumeOption = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue an interrupted sweep, or a finished one with a larger `sweep.trials`."),
+    ] = False,
     overwrite: OverwriteOption = False,
     teacher_logits: TeacherLogitsOption = None,
     force: ForceOption = False,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Search for the best values of the recipe's sweep keys.
+    """Tune the hyperparameters that the recipe lists under `sweep`.
 
-    Trials are compared on the validation split. The output folder gets a recipe.yaml with the best values.
+    Each trial trains with other values. Trials are compared on the validation split. The output folder gets a
+    recipe.yaml with the best values.
     """
     refuse_ranks("sweep")
     commands = _commands()
@@ -359,9 +394,17 @@ def sweep(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A model folder.")] = "./distilbert-student",
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx-fp32. With --fp16, leave out torch-fp16.")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Write torch-fp16 and onnx-fp16.")] = False,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="The model: a folder of `distill student` or `distill teacher`, or another transformers classifier.",
+        ),
+    ] = "./distilbert-student",
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx-fp32.")] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Write torch-fp16 and onnx-fp16; with --onnx, only onnx-fp16.")
+    ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Write onnx-int8.")] = False,
     openvino: Annotated[bool, typer.Option("--openvino", help="Write openvino-bf16 and openvino-int8.")] = False,
     recipe: RecipeOption = None,
@@ -371,9 +414,10 @@ def export(
     push_to_hub: PushOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Export a model to faster formats and prove each one.
+    """Export a model to faster formats; compare each with the original.
 
-    Each format is compared with the model on the validation texts. If no format is named, the recipe's are written.
+    The comparison is on the validation texts. A format that loses too much accuracy or agreement is not kept. If no
+    format is named, those in the recipe are written (`export.formats`).
     """
     refuse_ranks("export")
     commands = _commands()
@@ -392,19 +436,30 @@ def report(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[DIR ...]", help="Model folders, or folders of `distill run` or `distill sweep`.", parser=_path
+            metavar="[DIR ...]",
+            help="Model folders, or folders of `distill run` or `distill sweep`. Exports in DIR/export are found too.",
+            parser=_path,
         ),
     ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     max_latency_ms: Annotated[
-        float | None, _option("--max-latency-ms", "MS", "The largest median latency allowed at the first shape.")
+        float | None,
+        _option("--max-latency-ms", "MS", "The largest median latency allowed, for the first of `benchmark.shapes`."),
     ] = None,
     max_drop: Annotated[
-        float | None, _option("--max-drop", "F", "The largest loss of accuracy allowed: 0.01 is one point.")
+        float | None,
+        _option(
+            "--max-drop",
+            "F",
+            "The most accuracy that may be lost against the teacher on the test split; 0.01 is one point.",
+        ),
     ] = None,
     output: Annotated[Path | None, _output("Where to write (default: ./report).")] = None,
-    device: DeviceOption = "auto",
+    device: Annotated[
+        Device,
+        typer.Option("--device", help="The device to measure on. auto measures the CPU and, if there is one, the GPU."),
+    ] = "auto",
     json_: JsonOption = False,
 ) -> None:
     """Measure models and their exports; say which one to ship.
@@ -433,15 +488,18 @@ def run(
     recipe: RecipeArgument,
     set_: SetOption = None,
     output: Annotated[Path | None, _output("Where to write (default: ./runs/RECIPE).")] = None,
-    resume: ResumeOption = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a step that was interrupted in the middle of its training.")
+    ] = False,
     overwrite: OverwriteOption = False,
     force: ForceOption = False,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Make teacher, student, exports and report in one folder.
+    """Run all steps: teacher, student, control, exports and report.
 
-    Finished steps are skipped, except the report, which is written again.
+    Everything goes to one folder. The control is trained if the recipe asks for one. Finished steps are skipped, with
+    and without --resume; only the report is always written again.
     """
     commands = _commands()
     target = output or Path("runs") / recipe.stem
@@ -461,21 +519,34 @@ def predict(
         list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts to classify.", show_default=False)
     ] = None,
     file: Annotated[
-        str | None, _option("--file", "F", "A file of texts: .txt, .csv, .jsonl, .parquet ...; - is stdin.", _name)
+        str | None,
+        _option(
+            "--file",
+            "F",
+            "A file of texts: .txt (one a line), .csv, .tsv, .json, .jsonl, .parquet or .arrow; - is stdin.",
+            _name,
+        ),
     ] = None,
     text_column: Annotated[
         str | None, _option("--text-column", "NAME", "The column with the texts (default: the recipe's).", _name)
     ] = None,
     escalate: Annotated[
-        str | None, _option("--escalate", "TEACHER", "A classifier for the texts that MODEL is unsure of.", _name)
+        str | None,
+        _option(
+            "--escalate", "TEACHER", "A second classifier, for the texts that MODEL is unsure of. Needs --below.", _name
+        ),
     ] = None,
-    below: Annotated[float | None, _option("--below", "P", "MODEL is unsure if its probability is below P.")] = None,
+    below: Annotated[
+        float | None,
+        _option("--below", "P", "MODEL is unsure of a text if its likeliest label has a probability below P."),
+    ] = None,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Print label, probability and text, separated by tabs.
+    """Classify texts: print label, probability and text, tab-separated.
 
-    With --escalate and --below, a second classifier answers the texts that MODEL is unsure of.
+    With --escalate and --below, MODEL answers the texts that it is sure of, and a second classifier, such as its
+    teacher, answers the others.
     """
     refuse_ranks("predict")
     if (escalate is None) != (below is None):
@@ -506,12 +577,20 @@ def predict(
 
 @app.command()
 def convert(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False, parser=_path)],
-    output: Annotated[Path, _output("Where to write: a new folder.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="The folder of a transformers model with a pytorch_model.bin.",
+            show_default=False,
+            parser=_path,
+        ),
+    ],
+    output: Annotated[Path, _output("Where to write the converted model; the folder must not exist.")],
 ) -> None:
-    """Convert pickled weights to safetensors.
+    """Convert pickled weights (pytorch_model.bin) to safetensors.
 
-    The pickle is read without running code that it may contain.
+    The other commands refuse pickles, because a pickle can contain code. This command reads it without running code.
     """
     refuse_ranks("convert")
     print(_commands().convert(model, output))
@@ -520,18 +599,20 @@ def convert(
 @app.command()
 def doctor(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="Also check what this recipe needs.", parser=_path)
+        Path | None,
+        typer.Argument(metavar="[RECIPE]", help="Also check the data and the models of this recipe.", parser=_path),
     ] = None,
     set_: SetOption = None,
     output: Annotated[
-        Path | None, _output("Where runs will be written; its free space is checked (default: .).")
+        Path | None,
+        _output("The folder where you will write runs; its free disk space is checked (default: the working folder)."),
     ] = None,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
     """Check this machine, and a recipe's models and data.
 
-    Looks at packages, devices, the Hub, free disk and memory. Each fault comes with its cure.
+    Looks at packages, devices, the Hub, free disk and memory. Each problem is listed with a fix.
     """
     refuse_ranks("doctor")
     from distill.machine.packages import examine_packages

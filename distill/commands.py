@@ -21,10 +21,9 @@ from distill.data import inspection
 from distill.data.splits import read_splits
 from distill.distillation.control import train_control
 from distill.distillation.student import check_student, student_of, train_student
-from distill.distillation.teacher_logits import KeptLogits, identify_teacher
-from distill.distillation.teachers import check_teachers
-from distill.distillation.teachers import kept_logits as kept_logits_of
-from distill.doctor import attempt, examine, examine_recipe
+from distill.distillation.teacher_logits import LogitCache, identify_teacher
+from distill.distillation.teachers import check_teachers, logit_caches
+from distill.doctor import examine, examine_recipe, finding_of
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.export.formats import check_formats
 from distill.export.model import export_model
@@ -123,8 +122,8 @@ def teacher(
 
 def kept_logits(
     recipe: Recipe, teacher: Path | str, cache: Path | str | None = None, *, device: str = "auto"
-) -> dict[str, KeptLogits]:
-    """Return the teacher logits that `student` will need, by split; see KeptLogits.
+) -> dict[str, LogitCache]:
+    """Return the teacher logits that `student` will need, by split; see LogitCache.
 
     This computes nothing yet. Workers that share the folder `cache` (default: the teacher's) can divide the work.
     """
@@ -135,7 +134,7 @@ def kept_logits(
         folder, resolved = RunFolder(Path(recipe.student.output)), resolve_device(device)
         settled, _ = settle_precision(recipe, "student", folder, resolved, manifest_of(str(teacher)))
         is_bf16 = settled.student is not None and bool(settled.student.training.get("bf16"))
-    return kept_logits_of(known, splits, Path(cache) if cache else None, device, bf16=is_bf16)
+    return logit_caches(known, splits, Path(cache) if cache else None, device, bf16=is_bf16)
 
 
 def student(
@@ -173,13 +172,13 @@ def student(
         if is_done and already_finished(control_folder, recipe, "control", names, student=folder):
             needs_control = False
         else:  # now, because the student may train for hours before its control needs this folder
-            control_folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+            control_folder.prepare(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
     redone = [one for one in (folder, *([control_folder] if needs_control else [])) if overwrite and one.is_finished]
     if redone:
-        folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+        folder.prepare(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
         read_splits(recipe)  # if the data is bad, nothing may be marked as being redone
     for one in redone:  # now, so that --resume redoes both even if this stops during the teacher's hours of inference
-        one.redo(with_absolute_paths(recipe))
+        one.mark_for_replacement(with_absolute_paths(recipe))
     if not is_done:
         cache = Path(teacher_logits) if teacher_logits else None
         _tell_baseline(train_student(recipe, names, folder, cache=cache, force=force, **options))
@@ -303,7 +302,7 @@ def doctor(recipe: Recipe | None = None, output: Path | str = ".", *, device: st
         return
     yield from examine_recipe(recipe, Path(output), device)
     if recipe.teacher and recipe.student:
-        yield attempt("student", lambda: _student_line(recipe, device))
+        yield finding_of("student", lambda: _student_line(recipe, device))
 
 
 def _student_line(recipe: Recipe, device: str) -> str:
@@ -371,9 +370,9 @@ def run(
     names = [name for name, is_wanted in wanted.items() if is_wanted]
     folders = {name: RunFolder(root / name) for name in names}
     for folder in folders.values():  # all now, so that a folder in use is reported before hours of training
-        folder.settle()
+        folder.recover()
         if overwrite or not folder.is_finished or folder.is_being_replaced:
-            folder.check(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+            folder.prepare(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
 
     @functools.cache
     def data() -> dict[str, str]:
@@ -382,12 +381,12 @@ def run(
     if overwrite:
         data()  # if the data is bad, nothing may be marked as being redone
         for folder in folders.values():  # all now, so that --resume redoes the later ones too
-            folder.redo(with_absolute_paths(recipe))
+            folder.mark_for_replacement(with_absolute_paths(recipe))
     for name, folder in folders.items():
         is_done = folder.is_finished and not folder.is_being_replaced and not overwrite
         if is_done and finished_with(folder, recipe, [str(root / "teacher")], data):
             log.info("%s: finished before, skipped (%s)", name, folder.path)
-            _clear_away(folder.path)
+            _clean_up(folder.path)
         elif name == "baseline":
             if rank() == 0:  # it takes seconds, so one rank trains it and the others go on
                 train_baseline(recipe, folder, resume=resume, overwrite=overwrite)
@@ -410,7 +409,7 @@ def run(
             failure = error
     else:
         log.info("export: finished before, skipped (%s)", student_folder.export)
-        _clear_away(student_folder.export)
+        _clean_up(student_folder.export)
     result = report([root], root / "report", recipe=recipe, device=device)
     if failure:
         raise failure
@@ -458,7 +457,7 @@ def _tell_baseline(folder: RunFolder) -> None:
         log.warning("baseline: %s", error)
 
 
-def _clear_away(folder: Path) -> None:
+def _clean_up(folder: Path) -> None:
     """Remove what a run left behind if it was killed just before its end."""
     if rank() == 0:
         with hold(folder):

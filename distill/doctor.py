@@ -70,7 +70,7 @@ def examine_disk(parameters: int, checkpoints: int, runs: int, folder: Path) -> 
 
 def examine_recipe(recipe: Recipe, folder: Path, device: str) -> Iterator[Finding]:
     """Yield whether the data and models of `recipe` load, and whether the memory of `device` and the disk suffice."""
-    yield attempt("data", lambda: _sizes(read_splits(recipe)))
+    yield finding_of("data", lambda: _sizes(read_splits(recipe)))
     largest = checkpoints = 0
     runs = (recipe.teacher is not None) + (1 + recipe.student.control if recipe.student else 0)
     for name, stage in (("teacher.model", recipe.teacher), ("student.model", recipe.student)):
@@ -78,7 +78,7 @@ def examine_recipe(recipe: Recipe, folder: Path, device: str) -> Iterator[Findin
         if model is None:
             continue
         is_pretrained = name == "student.model" or stage.pretrained
-        found = attempt(name, functools.partial(_parts_of, model, name, weights=is_pretrained))
+        found = finding_of(name, functools.partial(_parts_of, model, name, weights=is_pretrained))
         yield found
         if found.state == "ok":
             largest = max(largest, parameters_of(model))
@@ -147,8 +147,8 @@ def _port(port: int) -> Finding:
     return Finding("tensorboard", "ok", f"port {port} is free")
 
 
-def attempt(subject: str, load: Callable[[], str]) -> Finding:
-    """Return what `load` says about `subject`, or a fault if it raises `UserError`."""
+def finding_of(subject: str, load: Callable[[], str]) -> Finding:
+    """Return what `load` says about `subject` as a finding, which is a fault if `load` raises `UserError`."""
     try:
         return Finding(subject, "ok", load())
     except UserError as error:

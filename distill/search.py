@@ -14,10 +14,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from distill.data.splits import Splits
-from distill.distillation.hidden_states import OnlineTeacher
+from distill.distillation.online_teacher import OnlineTeacher
 from distill.distillation.student import architectures, base_of, check_student, new_student, online_teacher
-from distill.distillation.teacher_logits import Teacher, check_unchanged, identify_teacher
-from distill.distillation.teachers import answered_rows, answers_of, check_spares, fingerprints_of, weights_of
+from distill.distillation.teacher_logits import TeacherIdentity, check_unchanged, identify_teacher
+from distill.distillation.teachers import check_not_a_teacher, fingerprints_of, logits_of, rows_with_logits, weights_of
 from distill.distillation.trainer import DistillationTrainer
 from distill.errors import FolderError, RecipeError, TrainingError, UserError, one_line
 from distill.machine.devices import Device
@@ -31,15 +31,15 @@ from distill.recipe.search_space import Space
 from distill.recipe.training_fields import LOWER_IS_BETTER
 from distill.report.document import shown_value
 from distill.storage.contents import manifest_of
-from distill.storage.files import room_for, write_json
+from distill.storage.files import naming_full_disk, write_json
 from distill.storage.lock import hold
 from distill.storage.run_folder import SweepFolder
 from distill.training.arguments import training_arguments
-from distill.training.loop import make_trainer, narrowed, throughput_of, watch
+from distill.training.loop import make_trainer, skip_unread_tokens, throughput_of, watch
 from distill.training.origin import base_fingerprint, origin_of
 from distill.training.run import open_training
 from distill.training.teacher import new_teacher
-from distill.training.tokens import tokenised
+from distill.training.tokens import tokenise_split
 from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")
@@ -77,7 +77,7 @@ def run_search(
     stage = recipe.sweep.stage
     settings = getattr(recipe, stage)
     weights = weights_of(settings, teachers) if stage == "student" else ()
-    check_spares(folder, teachers)
+    check_not_a_teacher(folder, teachers)
     models = architectures(settings, teachers[0]) if stage == "student" else [load_config(settings.model).model_type]
     training = open_training(
         recipe, stage, folder, models, parent=manifest_of(teachers[0]) if teachers else None,
@@ -104,16 +104,16 @@ def run_search(
     if resume:
         folder.check_origin(origin)
     if stage == "student":
-        answers = answers_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
-        rows = answered_rows(answers, splits, tokenizer, recipe.data.max_tokens)
+        answers = logits_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
+        rows = rows_with_logits(answers, splits, tokenizer, recipe.data.max_tokens)
     else:
-        rows = tokenised("train", splits.train, tokenizer, recipe.data.max_tokens)
-    validation_rows = tokenised("validation", splits.validation, tokenizer, recipe.data.max_tokens)
+        rows = tokenise_split("train", splits.train, tokenizer, recipe.data.max_tokens)
+    validation_rows = tokenise_split("validation", splits.validation, tokenizer, recipe.data.max_tokens)
     log.info(
         "sweep: trials of the %s on %s; %s; %d training and %d validation texts",
         stage, resolved, training.precision, len(rows), len(validation_rows),
     )  # fmt: skip
-    with hold(folder.place), room_for(folder.path):
+    with hold(folder.final_path), naming_full_disk(folder.path):
         folder.start(recipe, origin, resume=resume, overwrite=overwrite)
         trials = _Search(optuna, recipe, folder, make, model, resolved, arguments)
         kind: Callable[..., ClassificationTrainer] = ClassificationTrainer
@@ -251,9 +251,9 @@ class _Search:
             setattr(self.trainer.args, name, getattr(arguments, name))
         model, online = self.make(settings)
         if isinstance(self.trainer, DistillationTrainer):
-            self.trainer.learn_by(settings.loss, online)
+            self.trainer.set_loss(settings.loss, online)
         self.trainer.throughput = throughput_of(model, self.trainer, self.device)
-        self.within.enter_context(narrowed(self.trainer, last_layer(model)))
+        self.within.enter_context(skip_unread_tokens(self.trainer, last_layer(model)))
         set_seed(self.seed)  # as Trainer does with a given model, so that a run of the recipe repeats the trial
         return model
 
@@ -307,7 +307,7 @@ class _Search:
 
 
 def _students(
-    recipe: Recipe, teachers: Sequence[str], known: Sequence[Teacher], splits: Splits, seed: int
+    recipe: Recipe, teachers: Sequence[str], known: Sequence[TeacherIdentity], splits: Splits, seed: int
 ) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a function that makes a student before training, and the recipe's own student with its tokenizer."""
 

@@ -56,7 +56,9 @@ def sentence(points, teacher_ms=40.0):
 
 def test_the_sentence_says_what_is_won_or_that_nothing_is():
     gains = [(0.5, 0.0, 0.80, 5.0), (0.7, 0.25, 0.90, 15.0), (1.0, 1.0, 0.90, 45.0)]
-    assert "passes on the 25% of texts that it answers with a probability below 0.7" in sentence(gains)
+    assert "passes on the 25% of texts that it classifies with a probability below 0.7" in sentence(gains)
     assert "15.0 ms per text on average, not 40.0" in sentence(gains)
-    assert "This wins nothing here" in sentence([(0.5, 0.0, 0.9, 5.0), (1.0, 1.0, 0.9, 45.0)])
-    assert "This does not pay here" in sentence([(0.5, 0.0, 0.8, 5.0), (0.9, 0.9, 0.85, 41.0), (1.0, 1.0, 0.9, 45.0)])
+    assert "A cascade gains nothing here" in sentence([(0.5, 0.0, 0.9, 5.0), (1.0, 1.0, 0.9, 45.0)])
+    assert "A cascade does not pay here" in sentence(
+        [(0.5, 0.0, 0.8, 5.0), (0.9, 0.9, 0.85, 41.0), (1.0, 1.0, 0.9, 45.0)]
+    )

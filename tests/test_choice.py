@@ -97,8 +97,8 @@ def against_control(gain, p_value):
 
 CONSTANT = {"classes_answered": 1, "accuracy": 0.5}
 WORSE = against_control(-0.13, 0.0004)
-ONE_ANSWER = "it gives the same answer for every test text (50.00% accuracy; the most common class alone gives"
-NO_BETTER = "it is no better than always answering the most common class (48.00% accuracy; the most common class"
+ONE_ANSWER = "it predicts the same class for every test text (50.00% accuracy; the most common class alone gives"
+NO_BETTER = "it is no better than always predicting the most common class (48.00% accuracy; the most common class"
 BELOW = "it is 13.0 points below its control, the same model trained on labels alone (p < 0.001)"
 # Each: rows, comparisons, budget; the role and format that are chosen; the model that the answer begins with, its fault
 # and the cure.
@@ -113,7 +113,8 @@ UNFIT = {
         like("student", accuracy=0.5), (), None, None, "student", "it is no better than always", "distill it longer",
     ),
     "a student that may answer by chance": (
-        like("student", chance_p_value=0.31), (), None, None, "student", "its answers may be chance (", "distill it",
+        like("student", chance_p_value=0.31), (), None, None, "student", "its predictions may be chance (",
+        "distill it",
     ),
     "an export that luck put above": (
         like("student", "torch-fp32", accuracy=0.48), (), None, None, "student", NO_BETTER, "distill it longer",
@@ -186,7 +187,7 @@ def test_an_unfit_model_is_not_the_nearest_either():
 def test_no_accuracy_is_a_share_of_an_unfit_teachers():
     choice = chosen(like("teacher", accuracy=0.48))
     assert "accuracy_of_teacher" not in choice and "of the teacher's accuracy" not in choice["reason"]
-    assert "8.0 x (8.0 to 8.0) the speed of the teacher" in choice["reason"]
+    assert "8.0x as fast as the teacher" in choice["reason"]
 
 
 def timed(*blocks):
@@ -196,17 +197,17 @@ def timed(*blocks):
 
 # Each: the teacher's and the student's milliseconds in each block, the speed-up with its range, and the words.
 SPEEDS = {
-    "a quiet machine": ([40, 42, 38], [10, 10, 10], (4.0, 3.8, 4.2), "4.0 x (3.8 to 4.2) the speed of the teacher in"),
-    "both slow down together": ([40, 80, 40], [10, 20, 10], (4.0, 4.0, 4.0), "on cpu, over 3 blocks of calls"),
+    "a quiet machine": ([40, 42, 38], [10, 10, 10], (4.0, 3.8, 4.2), "4.0x as fast as the teacher in"),
+    "both slow down together": ([40, 80, 40], [10, 20, 10], (4.0, 4.0, 4.0), "on cpu (range 4.0 to 4.0 over 3 blocks)"),
     "one block": (
-        [40], [10], (4.0, 4.0, 4.0), "accuracy (90.00%). To learn its speed-up, set benchmark.rounds to 15 or",
+        [40], [10], (4.0, 4.0, 4.0), "accuracy (90.00%). To get its speed-up, set benchmark.rounds to 15 or",
     ),
     "one disturbed block of five": (
-        [40, 40, 70, 40, 40], [10] * 5, (4.0, 4.0, 7.0), "4.0 x (4.0 to 7.0) the speed of the teacher in",
+        [40, 40, 70, 40, 40], [10] * 5, (4.0, 4.0, 7.0), "torch-fp32 on cpu (range 4.0 to 7.0 over 5 blocks)",
     ),
     "work that comes and goes": (
         [40, 1_000, 1_011, 1_020], [10, 10, 10, 10], (100.55, 4.0, 102.0),
-        "4.0 to 102.0 x the speed of the teacher in torch-fp32 on cpu, over 4 blocks of calls. The blocks scatter too",
+        "4.0x to 102.0x as fast as the teacher in torch-fp32 on cpu (4 blocks). The timings vary too",
     ),
 }  # fmt: skip
 
@@ -225,6 +226,9 @@ def test_a_speed_up_has_its_spread_and_no_figure_if_blocks_scatter(name):
 def test_the_speed_up_of_the_smaller_model_has_its_spread_too():
     rows = [row | {"latency_ms": timed(*blocks)} for row, blocks in zip(ROWS, ([40, 42, 44], [20] * 3, [5] * 3))]
     choice = chosen(rows)
-    assert "runs at 8.4 x (8.0 to 8.8) the speed of the teacher in torch-fp32 on cpu" in choice["reason"]
-    assert "The smaller model alone gives 2.1 x (2.0 to 2.2); the rest comes from its export" in choice["reason"]
+    assert "It is 8.4x as fast as the teacher in torch-fp32 on cpu (range 8.0 to 8.8 over 3 blocks)" in choice["reason"]
+    assert (
+        "The smaller model alone gives 2.1x (range 2.0 to 2.2 over 3 blocks); the rest comes from the format"
+        in choice["reason"]
+    )
     assert choice["speedup_of_the_student_itself_range"] == pytest.approx([2.0, 2.2])

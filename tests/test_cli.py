@@ -516,10 +516,12 @@ def test_a_student_that_gives_one_answer_is_not_shipped_however_fast(finished, t
     save_file(found, student / "model.safetensors", metadata={"format": "pt"})
     seal(student)
     code, out, _ = run("report", finished[0] / "out" / "teacher", student, "--output", tmp_path / "report")
-    assert code == 0 and "\nthe student is not fit to ship: it gives the same answer for every test text (50.00%" in out
+    assert (
+        code == 0 and "\nthe student is not fit to ship: it predicts the same class for every test text (50.00%" in out
+    )
     assert "distill it longer" in out and "it is in" not in out
     code, _, err = run("report", student, "--output", tmp_path / "report", "--max-latency-ms", "1000")
-    assert code == 2 and "error: report: the student is not fit to ship: it gives the same answer" in err
+    assert code == 2 and "error: report: the student is not fit to ship: it predicts the same class" in err
 
 
 def test_unsure_texts_are_answered_by_the_teacher(finished):

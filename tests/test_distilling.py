@@ -13,8 +13,8 @@ from transformers import ModernBertConfig, ModernBertForSequenceClassification
 import distill
 from distill import commands
 from distill.distillation.control import train_control
-from distill.distillation.hidden_states import OnlineTeacher
 from distill.distillation.losses import soft_target_loss
+from distill.distillation.online_teacher import OnlineTeacher
 from distill.distillation.student import loss_in_words
 from distill.errors import FolderError, ModelError, RecipeError, UserError
 from distill.machine.provenance import TRAINED_WITH

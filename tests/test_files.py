@@ -19,9 +19,9 @@ from distill.storage.files import (
     PARTIAL,
     READY,
     REPLACED,
+    atomic_files,
     atomic_path,
-    clear_away,
-    together,
+    recover,
     write_json,
     write_text,
 )
@@ -103,7 +103,7 @@ def test_a_folder_that_was_moved_away_for_one_that_never_came_goes_back(tmp_path
         (partial / REPLACED / name).mkdir(parents=True)
         (partial / REPLACED / name / "old").touch()
     (tmp_path / "replaced").mkdir()
-    clear_away(partial)
+    recover(partial)
     assert (tmp_path / "kept" / "old").exists() and not (tmp_path / "replaced" / "old").exists()
     assert not partial.exists()
 
@@ -130,9 +130,9 @@ def test_files_come_together_or_not_at_all(tmp_path):
         for name in ("report.html", "report.json"):
             write_text(folder / name, text)
 
-    with together(tmp_path) as made:
+    with atomic_files(tmp_path) as made:
         write(made, "old")
-    with pytest.raises(RuntimeError), together(tmp_path) as made:
+    with pytest.raises(RuntimeError), atomic_files(tmp_path) as made:
         write(made, "new")
         raise RuntimeError
     assert texts() == {"report.html": "old", "report.json": "old"}
@@ -192,7 +192,7 @@ def test_a_run_that_is_replaced_is_the_old_or_the_new_whatever_is_killed(tmp_pat
         write_text(folder.path / "mine.txt", "mine")
         write_text(folder.export / "onnx-fp32" / "model.onnx", "old")
         old = contents(folder.path)
-        work = folder.check(recipe, resume=False, overwrite=True)
+        work = folder.prepare(recipe, resume=False, overwrite=True)
         with hold(folder.path):
             work.start(recipe, {}, resume=False, overwrite=True)
             assert contents(folder.path) == old and damage_of(folder.path) is None
@@ -202,9 +202,9 @@ def test_a_run_that_is_replaced_is_the_old_or_the_new_whatever_is_killed(tmp_pat
                 leave_run(work, "new")
         is_cut = not folder.is_finished or work.path.exists() or any(folder.path.glob(f"{PARTIAL}*"))
         assert is_cut or damage_of(folder.path) is None  # what looks finished is whole
-        folder.settle()
+        folder.recover()
         if work.path.exists():  # the new one has not finished, and can be resumed
-            assert folder.check(recipe, resume=True, overwrite=False) == work
+            assert folder.prepare(recipe, resume=True, overwrite=False) == work
         return steps, old, contents(folder.path)
 
     def is_refused(name):
@@ -214,7 +214,7 @@ def test_a_run_that_is_replaced_is_the_old_or_the_new_whatever_is_killed(tmp_pat
             folder.start(recipe, {}, resume=False, overwrite=False)
             leave_run(folder, "old")
         write_text(folder.export / "model.onnx", "old")
-        old, work = contents(folder.path), folder.check(recipe, resume=False, overwrite=True)
+        old, work = contents(folder.path), folder.prepare(recipe, resume=False, overwrite=True)
 
         def fail(source, target):
             if Path(source) == folder.export:
@@ -227,7 +227,7 @@ def test_a_run_that_is_replaced_is_the_old_or_the_new_whatever_is_killed(tmp_pat
                 patched.setattr(os, "replace", fail)
                 leave_run(work, "new")
         assert contents(folder.path) == old and damage_of(folder.path) is None
-        folder.settle()
+        folder.recover()
         assert b"new" in contents(folder.path)["manifest.json"]
 
     is_refused("refused")

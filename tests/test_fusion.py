@@ -1,4 +1,4 @@
-"""What a receipt counts, and what of it is a fault; whole models are in test_export."""
+"""Which fused nodes are counted, and which of the counts is a fault; whole models are in test_export."""
 
 import numpy as np
 import onnx
@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from distill.export import fusion
-from distill.export.fusion import Executed, receipt, shortfall
+from distill.export.fusion import Executed, count_fused_nodes, missing_fusions
 from distill.export.onnx_graph import trace
 from distill.inference.runtimes import onnx_runs_on_cuda
 from distill.inference.sessions import OnnxSession, TorchSession, _run_bound
@@ -61,13 +61,15 @@ def ran(kinds, provider="CUDAExecutionProvider", makes="float"):
 )
 def test_what_came_apart_is_said_in_words(graph, monkeypatch, nodes, expected):
     monkeypatch.setattr(fusion, "executed", lambda *_: nodes)
-    assert shortfall(receipt(graph, ONE_LAYER, "cuda")) == expected
+    assert missing_fusions(count_fused_nodes(graph, ONE_LAYER, "cuda")) == expected
 
 
-def test_the_receipt_counts_what_this_machine_ran(graph):
-    found = receipt(graph, ONE_LAYER, "cpu")
+def test_fused_nodes_are_counted_as_this_machine_ran_them(graph):
+    found = count_fused_nodes(graph, ONE_LAYER, "cpu")
     assert found["attention"] == found["gelu"] == {"fused": 0, "expected": 1} and found["stray_casts"] == 1
-    assert shortfall(found).startswith("attention is one node in 0 of 1 places; LayerNorm is one node in 0 of 3 places")
+    assert missing_fusions(found).startswith(
+        "attention is one node in 0 of 1 places; LayerNorm is one node in 0 of 3 places"
+    )
 
 
 def test_bound_inputs_and_outputs_change_no_logit(graph):
@@ -85,7 +87,7 @@ def test_bound_inputs_and_outputs_change_no_logit(graph):
 def test_a_cuda_session_computes_nothing_on_the_cpu_and_agrees_with_torch(tiny_bert, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
     trace(model, tmp_path / "model.onnx")
-    assert shortfall(receipt(tmp_path / "model.onnx", model.config, "cuda")) is None
+    assert missing_fusions(count_fused_nodes(tmp_path / "model.onnx", model.config, "cuda")) is None
     ids = np.random.default_rng(0).integers(5, 29, (3, 9))
     expected = TorchSession(model, "cpu").run(ids, np.ones_like(ids))
     found = OnnxSession(tmp_path / "model.onnx", "cuda").run(ids, np.ones_like(ids))

@@ -129,7 +129,7 @@ def test_the_figures_are_those_of_the_json(report, page):
         below = "all" if point["below"] is None else f"{point['below']:.4f}"
         assert f"{below} {point['escalated']:.0%} {point['accuracy']:.1%}" in text
     assert found["controls"][0]["sentence"] in text
-    assert "Ship onnx-int8" in text and "87.0%" in text and "8.0 x (8.0 to 8.0) the teacher's speed" in text
+    assert "Ship onnx-int8" in text and "87.0%" in text and "8.0x as fast as the teacher (range 8.0 to 8.0" in text
 
 
 def test_every_part_has_its_picture_and_every_id_is_unique(report):

@@ -44,9 +44,9 @@ def test_the_choice_is_the_fastest_student_and_its_numbers_are_those_of_the_rows
         "90.00%",
         "17.0 MB",
         "5.0 ms",
-        "8.0 x",
+        "8.0x",
         "96.7%",
-        "The smaller model alone gives 2.0 x (2.0 to 2.0)",
+        "The smaller model alone gives 2.0x (range 2.0 to 2.0",
     ):
         assert fact in choice["reason"]
 
@@ -76,6 +76,18 @@ def test_a_report_is_json_markdown_and_a_picture(tmp_path):
     text = (tmp_path / "r" / "report.md").read_text()
     assert "a note <b>" in text and "accuracy_latency.png" in text
     assert (tmp_path / "r" / "accuracy_latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_names_the_models_only_if_a_role_has_several(tmp_path):
+    other = [one | {"model": "runs/other"} for one in ROWS[1:]]
+    for rows, named in ((ROWS, []), ([*ROWS, *other], ["runs/teacher", *["runs/student"] * 2, *["runs/other"] * 2])):
+        head, _, *lines = table(rows, ["1x128"], style="github").splitlines()
+        assert ("model" in head.split()) == bool(named)
+        assert [line.split()[3] for line in lines if named] == named
+        write_report(tmp_path, Findings(rows, ENVIRONMENT, ["1x128"]))
+        html = (tmp_path / "report.html").read_text()
+        assert ('<th class="name">model</th>' in html) == bool(named)
+        assert html.count('<td class="name ">runs/other</td>') == named.count("runs/other")
 
 
 def comparison(gain, low, high, p_value):
@@ -134,7 +146,7 @@ def test_an_unfit_model_is_the_first_thing_in_the_report(tmp_path, capsys):
     constant = {"accuracy": 0.4, "accuracy_ci95": [0.3, 0.5], "classes_answered": 1}
     rows = [ROWS[0], *(row | constant for row in ROWS[1:])]
     report = write_report(tmp_path, Findings(rows, ENVIRONMENT, ["1x128"], [], comparisons=[found]))
-    said = "The student is not fit to ship: it gives the same answer for every test text (40.00% accuracy; "
+    said = "The student is not fit to ship: it predicts the same class for every test text (40.00% accuracy; "
     assert report["choice"]["model"] is None
     assert [unfit["folder"] for unfit in report["choice"]["unfit"]] == ["runs/student"]
     assert (tmp_path / "report.md").read_text().split("\n\n")[1].startswith(said)
@@ -167,7 +179,7 @@ def test_the_brier_score_has_a_column_and_an_explanation(tmp_path):
         line.split("|")[column].strip() for line in text.splitlines() if line.startswith(("| teacher", "| student"))
     ]
     assert rows == ["0.123"] * 3
-    assert "Brier score (" in text
+    assert "The Brier score is" in text
 
 
 def test_a_shape_that_a_model_cannot_take_is_a_dash_in_its_row():

@@ -15,7 +15,7 @@ from transformers import TrainerControl, TrainerState
 from distill.errors import FolderError
 from distill.recipe.file import load_recipe
 from distill.storage.checksums import SEAL, seal
-from distill.storage.files import PARTIAL, REPLACED, clear_away
+from distill.storage.files import PARTIAL, REPLACED, recover
 from distill.storage.lock import LOCK, hold
 from distill.storage.run_folder import RunFolder, SweepFolder
 from distill.training.callbacks import SealCheckpoints
@@ -226,7 +226,7 @@ def test_overwriting_follows_no_link(name, tmp_path, recipe_path):
         folder.checkpoints.rmdir()
     (folder.path / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FolderError, match=f"{name}: a link, and distill does not delete"):
-        folder.check(recipe, resume=False, overwrite=True)
+        folder.prepare(recipe, resume=False, overwrite=True)
     assert (tmp_path / "elsewhere" / "mine.txt").read_text() == "mine" and folder.recipe.is_file()
 
 
@@ -267,11 +267,11 @@ def test_a_second_run_is_refused_until_the_first_is_gone_however_it_went(tmp_pat
         assert other.stdout and other.stdout.readline() == b"held\n"
         for settings in ({"resume": False, "overwrite": False}, {"resume": True, "overwrite": False}):
             with pytest.raises(FolderError, match="another run is at work in it"):
-                folder.check(recipe, **settings)
+                folder.prepare(recipe, **settings)
         with pytest.raises(FolderError, match="another run"), hold(folder.path):
             pass
         other.kill()
-    folder.check(recipe, resume=False, overwrite=False)  # what is left is no run
+    folder.prepare(recipe, resume=False, overwrite=False)  # what is left is no run
     with hold(folder.path):
         assert [path.name for path in folder.path.iterdir()] == [LOCK]
 
@@ -286,7 +286,7 @@ def test_a_run_killed_at_its_start_can_be_resumed_and_started_anew(tmp_path, rec
             folder.start(recipe, {}, resume=False, overwrite=False)
             folder.checkpoints.rmdir()
     for settings in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
-        folder.check(recipe, **settings)
+        folder.prepare(recipe, **settings)
 
 
 def test_in_a_folder_of_somebody_else_nothing_is_cleared_away(tmp_path, recipe_path):
@@ -295,7 +295,7 @@ def test_in_a_folder_of_somebody_else_nothing_is_cleared_away(tmp_path, recipe_p
     for name in (LOCK, "notes.txt", f"{PARTIAL}download/big.bin"):
         (theirs / name).write_text("mine")
     with pytest.raises(FolderError, match="nothing was touched"):
-        RunFolder(theirs).check(load_recipe(recipe_path), resume=False, overwrite=False)
+        RunFolder(theirs).prepare(load_recipe(recipe_path), resume=False, overwrite=False)
     assert (theirs / f"{PARTIAL}download" / "big.bin").read_text() == "mine"
 
 
@@ -305,14 +305,14 @@ def test_another_rank_waits_until_the_first_has_ended_what_a_kill_cut_in_two(tmp
     monkeypatch.setattr("distill.storage.run_folder.rank", lambda: 1)
     monkeypatch.setattr("distill.storage.run_folder.SETTLING_SECONDS", 0.3)
     with pytest.raises(FolderError, match="rank 0 does not clean up"):
-        folder.settle()
-    threading.Timer(0.2, lambda: clear_away(partial)).start()
-    folder.settle()
+        folder.recover()
+    threading.Timer(0.2, lambda: recover(partial)).start()
+    folder.recover()
 
 
 def test_what_was_free_may_be_taken_by_the_time_it_is_used(tmp_path, recipe_path):
     recipe, folder = load_recipe(recipe_path), RunFolder(tmp_path / "run")
-    folder.check(recipe, resume=False, overwrite=False)
+    folder.prepare(recipe, resume=False, overwrite=False)
     with hold(folder.path):  # another run, meanwhile
         folder.start(recipe, {}, resume=False, overwrite=False)
     with hold(folder.path), pytest.raises(FolderError, match="holds an unfinished run"):

@@ -213,9 +213,9 @@ def test_the_trials_are_in_the_report(world, searched, tmp_path):
     best = searched["trials"][searched["best"] - 1]
     for text in (html, markdown):
         assert (
-            "Search" in text
+            "Sweep trials" in text
             and f"Trial {best['number']} of 3 was best" in text
-            and "so this figure is too optimistic" in text
+            and "so this score is optimistic" in text
         )
         assert f"{best['objective']:.4f}" in text and "training.warmup_steps" in text
     assert html.count('<tr class="chosen">') == 1

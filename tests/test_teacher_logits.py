@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from distill.data.splits import load_splits
 from distill.distillation import teacher_logits as module
-from distill.distillation.teacher_logits import KeptLogits, identify_teacher, with_teacher_logits
+from distill.distillation.teacher_logits import LogitCache, identify_teacher, with_teacher_logits
 from distill.errors import FolderError, ModelError
 from distill.inference.classifier import load
 from distill.models.loading import load_tokenizer
@@ -56,11 +56,11 @@ class Teacher:
 
 
 def teacher_logits(folder, rows, label_names, load_teacher, **options):
-    return module.answered(kept(folder, rows, label_names, load_teacher, **options))
+    return module.load_or_compute(logit_cache(folder, rows, label_names, load_teacher, **options))
 
 
-def kept(folder, rows, label_names, load_teacher, **options):
-    return KeptLogits(identify_teacher(str(folder), label_names), rows, load_teacher, **options)
+def logit_cache(folder, rows, label_names, load_teacher, **options):
+    return LogitCache(identify_teacher(str(folder), label_names), rows, load_teacher, **options)
 
 
 def answers(logits):
@@ -75,12 +75,12 @@ def test_the_logits_are_the_teachers_row_by_row(teacher, rows):
 
 def test_shards_that_others_answered_in_any_order_are_found(teacher, rows):
     """As the workers of a cluster do: each knows nothing but the folder and the shards that are its own."""
-    asked = kept(teacher, rows, LABELS, Teacher(teacher))
+    asked = logit_cache(teacher, rows, LABELS, Teacher(teacher))
     assert asked.missing() == [0, 16, 32, 48]
     with pytest.raises(FolderError, match="shard 0 was written but is not there"):
         asked.read()
     for starts in ([48, 16], [32, 0]):
-        kept(teacher, rows, LABELS, Teacher(teacher)).answer(starts)
+        logit_cache(teacher, rows, LABELS, Teacher(teacher)).answer(starts)
     idle = Teacher(teacher)
     assert asked.missing() == []
     found = teacher_logits(teacher, rows, LABELS, idle)

@@ -14,7 +14,7 @@ from conftest import LABELS, check_refused, make_classifier, write_reviews
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from distill.data.splits import load_splits
-from distill.distillation.hidden_states import OnlineTeacher
+from distill.distillation.online_teacher import OnlineTeacher
 from distill.distillation.trainer import DistillationTrainer
 from distill.errors import Interrupted, RecipeError, TrainingError
 from distill.inference.classifier import Classifier

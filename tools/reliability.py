@@ -1,4 +1,4 @@
-"""Write the table in docs/reliability.md: what the reliability tests tried, and what they counted.
+"""Write the table in docs/reliability.md: what the reliability tests cover, and the cases they counted.
 
 usage: python3 tools/reliability.py [--soak SOAK.json] [--fuzz deep]
 
@@ -62,10 +62,10 @@ def main() -> None:
         result[name] = found
         noted = ", ".join(f"{key}: {value}" for key, value in found["noted"].items())
         rows.append({
-            "tried": subject,
+            "tested": subject,
             "tests": found["tests"],
-            "failed": found["failed"],
-            "counted": noted or "-",
+            "failures": found["failed"],
+            "cases": noted or "-",
             "command": f"`pytest tests/{name}.py`",
         })  # fmt: skip
         print(f"{name}: {found}", file=sys.stderr)

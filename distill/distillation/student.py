@@ -9,14 +9,14 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from distill.distillation.hidden_states import OnlineTeacher, map_layers, relation_heads
+from distill.distillation.online_teacher import OnlineTeacher, map_layers, relation_heads
 from distill.distillation.teacher_logits import check_unchanged, identify_teacher
 from distill.distillation.teachers import (
     TEACHER_HINT,
-    answered_rows,
-    answers_of,
-    check_spares,
+    check_not_a_teacher,
     fingerprints_of,
+    logits_of,
+    rows_with_logits,
     weights_of,
 )
 from distill.distillation.trainer import DistillationTrainer
@@ -112,7 +112,7 @@ def train_student(
     """
     settings = student_of(recipe)
     weights = weights_of(settings, teachers)
-    check_spares(folder, teachers)
+    check_not_a_teacher(folder, teachers)
     with named_by("--teacher", TEACHER_HINT):
         check_student(recipe, teachers[0], device)
     training = open_training(
@@ -132,11 +132,11 @@ def train_student(
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # DDP does not see projections, used outside forward
     with clock("teacher_logits"):
-        answers = answers_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
+        answers = logits_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
         for teacher in known:  # its layers, hidden states and logits must come from the same files
             check_unchanged(teacher)
     with clock("tokenising"):
-        rows = answered_rows(answers, splits, tokenizer, recipe.data.max_tokens)
+        rows = rows_with_logits(answers, splits, tokenizer, recipe.data.max_tokens)
     parents = {
         str(Path(teacher.name).absolute() if Path(teacher.name).is_dir() else teacher.name): teacher.weights
         for teacher in known

@@ -37,8 +37,8 @@ COLUMN = "teacher_logits"
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A classifier with the fingerprints of all that its logits depend on, besides the texts.
+class TeacherIdentity:
+    """The name of a classifier, and the fingerprints of all that its logits depend on besides the texts.
 
     `columns` puts its classes in the order of `label_names`. It reads the first `max_tokens` tokens of a text.
     """
@@ -64,7 +64,7 @@ class Teacher:
         return hashlib.sha256(json.dumps(own).encode()).hexdigest()
 
 
-def check_unchanged(teacher: Teacher) -> None:
+def check_unchanged(teacher: TeacherIdentity) -> None:
     """Raise `ModelError` if the classifier's files have changed since it was identified."""
     if identify_teacher(teacher.name, teacher.label_names) != teacher:
         raise ModelError(
@@ -73,13 +73,13 @@ def check_unchanged(teacher: Teacher) -> None:
         )
 
 
-def identify_teacher(name: str, label_names: Sequence[str]) -> Teacher:
-    """Return the classifier in a folder or on the Hub as a `Teacher` of `label_names`, without loading its weights.
+def identify_teacher(name: str, label_names: Sequence[str]) -> TeacherIdentity:
+    """Return the classifier in a folder or on the Hub as a `TeacherIdentity`, without loading its weights.
 
     Raises `ModelError` if it is not a classifier, has no weights, or has other classes.
     """
     config, tokenizer, max_tokens = identify(name)
-    return Teacher(
+    return TeacherIdentity(
         name=name,
         weights=weights_fingerprint(name),
         config=config_fingerprint(name),
@@ -90,7 +90,7 @@ def identify_teacher(name: str, label_names: Sequence[str]) -> Teacher:
     )
 
 
-class KeptLogits:
+class LogitCache:
     """A teacher's logits on `rows` (columns example_id and text) in the folder `cache` (default: the teacher's).
 
     The classifier of `load_teacher` computes in `dtype`. The logits are kept in shards of `SHARD_ROWS` rows. A shard is
@@ -100,7 +100,7 @@ class KeptLogits:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: TeacherIdentity,
         rows: Dataset,
         load_teacher: Callable[[], TextClassifier],
         *,
@@ -171,23 +171,23 @@ class KeptLogits:
         return self.rows.select(range(start, min(start + SHARD_ROWS, len(self.rows))))
 
 
-def answered(kept: KeptLogits) -> Dataset:
-    """Compute the logits that are missing, shared among the ranks, and return all (see `KeptLogits.read`).
+def load_or_compute(cache: LogitCache) -> Dataset:
+    """Compute the logits that are missing, shared among the ranks, and return all (see `LogitCache.read`).
 
     If nothing is missing, the teacher is not loaded.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     # Rank 0 decides for all what is missing, because other processes may be writing at the same time.
-    (missing,) = broadcast_object_list([kept.missing()])
+    (missing,) = broadcast_object_list([cache.missing()])
     if not missing:
-        log.info("%s: %d texts were answered before (%s)", kept.title, len(kept.rows), kept.folder)
-        return kept.read()
-    if there := len(kept.starts) - len(missing):
-        log.info("%s: continues, %d of %d shards are there (%s)", kept.title, there, len(kept.starts), kept.folder)
+        log.info("%s: %d texts were answered before (%s)", cache.title, len(cache.rows), cache.folder)
+        return cache.read()
+    if there := len(cache.starts) - len(missing):
+        log.info("%s: continues, %d of %d shards are there (%s)", cache.title, there, len(cache.starts), cache.folder)
     if own := missing[state.process_index :: state.num_processes]:
-        kept.answer(own)
+        cache.answer(own)
     state.wait_for_everyone()
-    return kept.read()
+    return cache.read()
 
 
 def with_teacher_logits(tokenised: Dataset, teachers: Sequence[Dataset]) -> Dataset:

@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.splits import Splits
-from distill.distillation.teacher_logits import KeptLogits, Teacher, answered, with_teacher_logits
+from distill.distillation.teacher_logits import LogitCache, TeacherIdentity, load_or_compute, with_teacher_logits
 from distill.errors import FolderError, ModelError, RecipeError
 from distill.inference.classifier import load
 from distill.inference.text_classifier import TextClassifier
@@ -22,7 +22,7 @@ from distill.measuring.metrics import commonest_share
 from distill.models.names import is_path
 from distill.recipe.schema import Student
 from distill.storage.run_folder import RunFolder
-from distill.training.tokens import tokenised
+from distill.training.tokens import tokenise_split
 
 log = logging.getLogger("distill")
 
@@ -36,7 +36,7 @@ def check_teachers(names: Sequence[str]) -> None:
             raise ModelError(f"--teacher: {name}: no such folder", hint=TEACHER_HINT.replace("DIR", name))
 
 
-def fingerprints_of(teachers: Sequence[Teacher]) -> dict[str, str]:
+def fingerprints_of(teachers: Sequence[TeacherIdentity]) -> dict[str, str]:
     """Return the fingerprints of a run's teachers by name, for its origin (see origin.origin_of)."""
     return {f"teacher {number}": teacher.fingerprint for number, teacher in enumerate(teachers, 1)}
 
@@ -51,20 +51,20 @@ def weights_of(settings: Student, teachers: Sequence[str]) -> tuple[float, ...]:
     return weights
 
 
-def check_spares(folder: RunFolder, teachers: Sequence[str]) -> None:
+def check_not_a_teacher(folder: RunFolder, teachers: Sequence[str]) -> None:
     """Raise `FolderError` if `folder` is the folder of one of `teachers`."""
     for name in teachers:
         if os.path.realpath(folder.path) == os.path.realpath(name):
             raise FolderError(f"{folder.path}: the student would overwrite its teacher", hint="--output DIR")
 
 
-def kept_logits(
-    teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, bf16: bool, title: str = "teacher"
-) -> dict[str, KeptLogits]:
-    """Return the teacher's `KeptLogits` for each split that a student needs; nothing is computed yet.
+def logit_caches(
+    teacher: TeacherIdentity, splits: Splits, cache: Path | None, device: str, *, bf16: bool, title: str = "teacher"
+) -> dict[str, LogitCache]:
+    """Return a `LogitCache` of the teacher for each split that a student needs; nothing is computed yet.
 
-    They are computed in bf16 if the student trains in it (`bf16`), so that a run has one precision. The splits share
-    one classifier, which is loaded when the first logits are missing.
+    The logits are computed in bf16 if the student trains in it (`bf16`), so that a run has one precision. The splits
+    share one classifier, which is loaded when the first logits are missing.
     """
     resolved = resolve_device(device)
 
@@ -74,35 +74,35 @@ def kept_logits(
 
     dtype = "bfloat16" if bf16 else "float32"
     return {
-        split: KeptLogits(teacher, rows, load_teacher, dtype=dtype, cache=cache, title=f"{title}: {split}")
+        split: LogitCache(teacher, rows, load_teacher, dtype=dtype, cache=cache, title=f"{title}: {split}")
         for split in ("validation", "train", "transfer")
         if (rows := getattr(splits, split)) is not None
     }
 
 
-def answers_of(
-    teachers: Sequence[Teacher], splits: Splits, cache: Path | None, device: str, *, bf16: bool, force: bool
+def logits_of(
+    teachers: Sequence[TeacherIdentity], splits: Splits, cache: Path | None, device: str, *, bf16: bool, force: bool
 ) -> list[dict[str, Dataset]]:
     """Return each teacher's logits on train and, if there is one, transfer; no teacher stays in memory.
 
     They are kept in `cache` (default: in each teacher's folder) and computed only if they are not there. Raises
     `ModelError` if a teacher is no better than always answering the commonest class, unless `force` is set.
     """
-    kept = []
+    caches = []
     for teacher in teachers:
         # All teachers are checked before the first one classifies the training texts, which may take hours.
         title = Path(teacher.name).name if len(teachers) > 1 else "teacher"
-        by_split = kept_logits(teacher, splits, cache, device, bf16=bf16, title=title)
-        _check_teacher(teacher, answered(by_split.pop("validation")), splits.validation, title, force=force)
-        kept.append(by_split)
+        by_split = logit_caches(teacher, splits, cache, device, bf16=bf16, title=title)
+        _check_teacher(teacher, load_or_compute(by_split.pop("validation")), splits.validation, title, force=force)
+        caches.append(by_split)
     answers = []
-    while kept:
-        by_split = kept.pop(0)  # frees the classifier too
-        answers.append({split: answered(logits) for split, logits in by_split.items()})
+    while caches:
+        by_split = caches.pop(0)  # frees the classifier too
+        answers.append({split: load_or_compute(found) for split, found in by_split.items()})
     return answers
 
 
-def _check_teacher(teacher: Teacher, answers: Dataset, validation: Dataset, title: str, *, force: bool) -> None:
+def _check_teacher(teacher: TeacherIdentity, answers: Dataset, validation: Dataset, title: str, *, force: bool) -> None:
     """Raise `ModelError` if the teacher is no better on validation than always answering the commonest class.
 
     With `force`, log a warning instead.
@@ -123,12 +123,12 @@ def _check_teacher(teacher: Teacher, answers: Dataset, validation: Dataset, titl
     log.warning("%s; distilled anyway (--force)", problem)
 
 
-def answered_rows(
+def rows_with_logits(
     answers: Sequence[Mapping[str, Dataset]], splits: Splits, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> Dataset:
     """Return the tokenized texts of all splits in `answers`, with a column of logits for each teacher."""
     rows = []
     for split in answers[0]:
-        part = tokenised(split, getattr(splits, split), tokenizer, max_tokens)
+        part = tokenise_split(split, getattr(splits, split), tokenizer, max_tokens)
         rows.append(with_teacher_logits(part, [answer[split] for answer in answers]))
     return concatenate_datasets(rows)

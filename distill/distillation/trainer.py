@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from distill.distillation.hidden_states import OnlineTeacher
 from distill.distillation.losses import (
     decoupled_loss,
     distillation_loss,
@@ -15,6 +14,7 @@ from distill.distillation.losses import (
     mean_of_teachers,
     soft_target_loss,
 )
+from distill.distillation.online_teacher import OnlineTeacher
 from distill.recipe.schema import Loss
 from distill.training.tokens import UNLABELLED
 from distill.training.trainer import ClassificationTrainer
@@ -38,9 +38,9 @@ class DistillationTrainer(ClassificationTrainer):
         super().__init__(*args, **kwargs)
         self.teacher_weights = teacher_weights
         self.earlier_teacher_seconds = 0.0
-        self.learn_by(loss, online)
+        self.set_loss(loss, online)
 
-    def learn_by(self, loss: Loss, online: OnlineTeacher | None) -> None:
+    def set_loss(self, loss: Loss, online: OnlineTeacher | None) -> None:
         """Use `loss` from now on, and the teacher that it runs beside the student, if it needs one."""
         self.loss = loss
         self.loss_is_scheduled = loss.is_scheduled
@@ -75,13 +75,14 @@ class DistillationTrainer(ClassificationTrainer):
         labelled, temperature = inputs["labels"] != UNLABELLED, self.loss.temperature.at(progress)
         # Only the teacher has a class for an unlabelled text.
         gold_labels = torch.where(labelled, inputs["labels"], teacher_logits.argmax(dim=-1))
-        if self.loss.soft == "logit_mse":
-            soft = logit_mse_loss(student_logits, teacher_logits)
-        elif self.loss.soft == "decoupled":
-            weights = self.loss.decoupled.model_dump()
-            soft = decoupled_loss(student_logits, teacher_logits, gold_labels, temperature, **weights)
-        else:
-            soft = soft_target_loss(student_logits, teacher_logits, temperature)
+        match self.loss.soft:  # for a name without a case, pyright says that `soft` may be unbound
+            case "soft_targets":
+                soft = soft_target_loss(student_logits, teacher_logits, temperature)
+            case "logit_mse":
+                soft = logit_mse_loss(student_logits, teacher_logits)
+            case "decoupled":
+                weights = self.loss.decoupled.model_dump()
+                soft = decoupled_loss(student_logits, teacher_logits, gold_labels, temperature, **weights)
         return distillation_loss(
             student_logits,
             soft,

@@ -35,7 +35,7 @@ from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe.schema import FORMATS
 from distill.storage.checksums import SEAL, seal
 from distill.storage.exports import EXPORT_PROOFS, FLIPPED, PROOF, read_proofs
-from distill.storage.files import PARTIAL, read_json, room_for, take_place, write_json, write_text
+from distill.storage.files import PARTIAL, naming_full_disk, read_json, replace_path, write_json, write_text
 from distill.storage.lock import hold
 from distill.storage.run_folder import RunFolder
 
@@ -118,20 +118,20 @@ def export_formats(
         made = source.work / name
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
-        with quiet(), room_for(folder):
+        with quiet(), naming_full_disk(folder):
             WRITERS[name](source, made, settings)
         _write_rest(source, made, name)
-        receipt: dict[str, Any] = {}
+        fused: dict[str, Any] = {}
         if name.startswith("onnx-"):
-            receipt = fusion.receipt(made / ONNX_WEIGHTS, model.config, _device(name, device))
-        unfused = fusion.shortfall(receipt)
-        if name == "onnx-int8" and not receipt["int8_products"]:
+            fused = fusion.count_fused_nodes(made / ONNX_WEIGHTS, model.config, _device(name, device))
+        unfused = fusion.missing_fusions(fused)
+        if name == "onnx-int8" and not fused["int8_products"]:
             unfused = "; ".join(filter(None, (unfused, "no product runs on int8 weights")))
         logits, rate = _answers(name, made, model, device, classify, reference)
         return prove(
             name, logits, reference, gold_labels, label_names, bounds,
             size_bytes=weights_bytes(made), device=_device(name, device), texts_per_second=rate,
-            fusion=receipt, unfused=unfused, settings=asdict(settings) if settings else {},
+            fusion=fused, unfused=unfused, settings=asdict(settings) if settings else {},
         ), logits  # fmt: skip
 
     with work_folder as work:
@@ -146,7 +146,7 @@ def export_formats(
             proof, logits = attempt(name, first)
             tried: list[dict[str, Any]] = []
             for settings in others:
-                if proof.passed or fusion.shortfall(proof.fusion):  # other settings do not fuse more nodes
+                if proof.passed or fusion.missing_fusions(proof.fusion):  # other settings do not fuse more nodes
                     break
                 progress(f"{name} again, with other settings: {proof.reason}")
                 tried.append({"settings": proof.settings, "reason": proof.reason, "agreement": proof.agreement})
@@ -160,7 +160,7 @@ def export_formats(
                 write_text(RunFolder(made).card, card(proof))
                 write_json(made / PROOF, proof.as_json())
                 seal(made)
-                take_place(made, folder / name)
+                replace_path(made, folder / name)
                 beside.unlink(missing_ok=True)
             else:
                 _keep_flips(beside, changed)

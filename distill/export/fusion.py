@@ -26,7 +26,7 @@ INT8_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger
 FLOATS = ("float", "float16", "bfloat16")  # as ONNX Runtime's profile names them
 
 
-def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, Any]:
+def count_fused_nodes(path: Path, config: PretrainedConfig, device: Device) -> dict[str, Any]:
     """Return how many attentions, LayerNorms and Gelus ONNX Runtime runs as one node, and how many the model has.
 
     They are counted in ONNX Runtime's profile of a run on `device`, because the file does not say what is executed.
@@ -61,18 +61,18 @@ def receipt(path: Path, config: PretrainedConfig, device: Device) -> dict[str, A
     return found
 
 
-def shortfall(found: Mapping[str, Any]) -> str | None:
-    """Return in words what a receipt lacks, or None if it lacks nothing."""
+def missing_fusions(counts: Mapping[str, Any]) -> str | None:
+    """Return in words which fused nodes are missing and which nodes are there in vain; None if there are none."""
     words = {"attention": "attention", "layer_norm": "LayerNorm", "gelu": "Gelu"}
     short = [
-        f"{said} is one node in {found[name]['fused']} of {found[name]['expected']} places"
+        f"{said} is one node in {counts[name]['fused']} of {counts[name]['expected']} places"
         for name, said in words.items()
-        if name in found and found[name]["fused"] < found[name]["expected"]
+        if name in counts and counts[name]["fused"] < counts[name]["expected"]
     ]
-    if found.get("stray_casts"):
-        short.append(f"{found['stray_casts']} stray casts")
-    if found.get("on_cpu"):
-        short.append(f"{found['on_cpu']} of the CUDA session's nodes run on the CPU")
+    if counts.get("stray_casts"):
+        short.append(f"{counts['stray_casts']} stray casts")
+    if counts.get("on_cpu"):
+        short.append(f"{counts['on_cpu']} of the CUDA session's nodes run on the CPU")
     return "; ".join(short) or None
 
 

@@ -71,7 +71,8 @@ def prove(
 ) -> Proof:
     """Return the proof of a format that gave `logits`; the model gave `reference`; both are (texts, classes).
 
-    `fusion` is the receipt of its graph. `unfused` says what that lacks (see fusion.shortfall) and fails the proof.
+    `fusion` counts the fused nodes of its graph (see fusion.count_fused_nodes). `unfused` says which are missing, and
+    fails the proof.
     """
     shared: dict[str, Any] = {
         "format": format, "size_bytes": size_bytes, "device": device, "texts_per_second": texts_per_second,

@@ -86,7 +86,7 @@ class Classifier(TextClassifier):
         chunk = texts[start : start + TOKENISED_AT_ONCE]
         with self._alone:  # a tokenizer stores its truncation, and raises an error if two threads set it at once
             encoded = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
-        return (np.asarray(row or nothing(self.tokenizer), np.int32) for row in encoded["input_ids"])
+        return (np.asarray(row or ids_of_empty_text(self.tokenizer), np.int32) for row in encoded["input_ids"])
 
 
 def pack(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
@@ -179,7 +179,7 @@ def weights_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in weight_files(str(folder)))
 
 
-def nothing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def ids_of_empty_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids for a text that the tokenizer turns into no token at all, because a model needs at least one."""
     known: tuple[Any, ...] = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return [next(token for token in known if token is not None)]

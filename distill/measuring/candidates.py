@@ -62,7 +62,7 @@ def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> I
     proofs = read_proofs(exports) if (exports / EXPORT_PROOFS).is_file() else {}
     for name, proof in proofs.items():
         if not proof["passed"]:
-            notes.append(f"{role} {name} is not measured: it failed its proof ({proof['reason']}).")
+            notes.append(f"{role} {name} is not measured: it failed validation ({proof['reason']}).")
     if is_baseline(model):
         yield Candidate(role, str(model), model, "cpu")
         return

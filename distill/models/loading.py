@@ -30,14 +30,14 @@ from transformers.utils.hub import cached_file
 from distill.errors import ModelError, one_line
 from distill.models.calibration import CONFIG_KEY
 from distill.models.names import AwayError, require_reachable
-from distill.models.strangers import (
+from distill.models.untrusted import (
     check_settings,
     check_tokenizer_settings,
+    file_limit,
     keys_of,
-    machine,
+    limit_size,
+    memory_limit,
     read_settings,
-    weights_in,
-    within,
 )
 from distill.models.weights import ADAPTER, weight_files
 from distill.storage.checksums import ANSWERING, check_whole
@@ -221,7 +221,7 @@ def load_weights(
     """
     check_whole(Path(name), ANSWERING)
     files = _safetensors_of(name)
-    with _reading(name, "its weights cannot be loaded"), within(weights_in(files), name):
+    with _reading(name, "its weights cannot be loaded"), limit_size(file_limit(files), name):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
             ignore_mismatched_sizes=True, output_loading_info=True,
@@ -401,7 +401,7 @@ def skeleton(name: str, config: PretrainedConfig) -> PreTrainedModel:
     Raises `ModelError` about the model `name` if the configuration is not of a classifier or an encoder, or if the
     model would not fit into this machine's memory.
     """
-    with _reading(name, "no classifier can be made of it"), within(machine(), name), torch.device("meta"):
+    with _reading(name, "no classifier can be made of it"), limit_size(memory_limit(), name), torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 
 

@@ -64,8 +64,8 @@ def choose(
     the most accurate one. If none is within it, `model` is None and `nearest` is the one least over it.
 
     Some models are never chosen, and are never `nearest`:
-    - a teacher or student that gives the same answer for every test text, is not above `commonest_share`, or whose
-      answers may be chance;
+    - a teacher or student that predicts the same class for every test text, is not above `commonest_share`, or whose
+      predictions may be chance;
     - a student that is significantly below its control;
     - every export of these.
     They are listed in `unfit`, each with `role`, `model`, `folder`, `why` and `cure`, and `reason` begins with them.
@@ -124,7 +124,7 @@ def _choose(
     if budget:
         subject = f"the {most} model within {_limits(budget, shape)} is the {best['role']} as"
     else:
-        subject = f"the fastest student at {shape} among the formats that passed their proof is"
+        subject = f"the fastest student at {shape} among the formats that passed validation is"
     return found | {"reason": f"{subject} {_facts(best, found, teacher)}"}
 
 
@@ -160,11 +160,11 @@ def _faults(row: Row, commonest_share: float) -> list[str]:
         return []
     figures = f"{row['accuracy']:.2%} accuracy; the most common class alone gives {commonest_share:.2%}"
     if row["classes_answered"] == 1:
-        return [f"it gives the same answer for every test text ({figures})"]
+        return [f"it predicts the same class for every test text ({figures})"]
     if row["accuracy"] <= commonest_share:
-        return [f"it is no better than always answering the most common class ({figures})"]
+        return [f"it is no better than always predicting the most common class ({figures})"]
     if row["chance_p_value"] >= SIGNIFICANT:
-        return [f"its answers may be chance ({figures}; {shown_p(row['chance_p_value'])})"]
+        return [f"its predictions may be chance ({figures}; {shown_p(row['chance_p_value'])})"]
     return []
 
 
@@ -233,10 +233,14 @@ def speedup_in(choice: Row, name: str = "speedup_over_teacher") -> Speedup:
     return Speedup(choice[name], *choice[f"{name}_range"], choice["speedup_blocks"])
 
 
-def shown_speedup(found: Speedup) -> str:
-    """Return a speed-up as a figure with its range ("5.1 x (4.8 to 5.6)"), or the range alone if blocks scatter."""
-    spread = f"{found.low:.1f} to {found.high:.1f}"
-    return f"{spread} x" if found.is_scattered else f"{found.median:.1f} x ({spread})"
+def shown_speedup(found: Speedup, compared: str = "") -> str:
+    """Return a speed-up with its range, or the range alone if blocks scatter; `compared` follows the number.
+
+    For example "5.1x as fast as the teacher (range 4.8 to 5.6 over 6 blocks)", or "1.1x to 5.6x ... (6 blocks)".
+    """
+    if found.is_scattered:
+        return f"{found.low:.1f}x to {found.high:.1f}x{compared} ({found.blocks} blocks)"
+    return f"{found.median:.1f}x{compared} (range {found.low:.1f} to {found.high:.1f} over {found.blocks} blocks)"
 
 
 def _facts(row: Row, found: Row, teacher: Row | None) -> str:
@@ -251,16 +255,14 @@ def _facts(row: Row, found: Row, teacher: Row | None) -> str:
         parts.append(f"It has {found['accuracy_of_teacher']:.1%} of the teacher's accuracy ({teacher['accuracy']:.2%})")
     over = speedup_in(found)
     if over.blocks < LEAST_BLOCKS:
-        return ". ".join([*parts, "To learn its speed-up, set benchmark.rounds to 15 or more"])
-    parts.append(
-        f"It runs at {shown_speedup(over)} the speed of the teacher in {teacher['format']} on {teacher['device']}, "
-        f"over {over.blocks} blocks of calls"
-    )
+        return ". ".join([*parts, "To get its speed-up, set benchmark.rounds to 15 or more"])
+    teacher_in_words = f"the teacher in {teacher['format']} on {teacher['device']}"
+    parts.append(f"It is {shown_speedup(over, f' as fast as {teacher_in_words}')}")
     if over.is_scattered:
-        parts.append("The blocks scatter too much for a single figure: measure again on a quiet machine")
+        parts.append("The timings vary too much to give a single number: measure again on a quiet machine")
     elif "speedup_of_the_student_itself" in found:
         itself = shown_speedup(speedup_in(found, "speedup_of_the_student_itself"))
-        parts.append(f"The smaller model alone gives {itself}; the rest comes from its export")
+        parts.append(f"The smaller model alone gives {itself}; the rest comes from the format")
     return ". ".join(parts)
 
 

@@ -24,7 +24,7 @@ from distill.report.choice import (
     speedup_in,
 )
 from distill.report.page import render, sentence, shown
-from distill.storage.files import together, write_json, write_text
+from distill.storage.files import atomic_files, write_json, write_text
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
@@ -33,6 +33,12 @@ PICTURE = "accuracy_latency.png"
 MOST_DIAGRAMS = 4  # more reliability diagrams side by side would be too small to read
 
 IDENTITY = ("role", "model", "format", "device")
+LEGEND = (
+    "Accuracy has a 95 % Wilson interval. ECE is the expected calibration error (15 bins). The Brier score is the "
+    "squared distance of the probabilities from the truth: 0 is best and 2 is worst. Agreement is the share of test "
+    "texts for which the predicted class equals that of the PyTorch fp32 model. Latency is that of the model alone, without "
+    "tokenizing; p50 is the median, and shapes are batch x tokens. texts/s is measured end to end, with tokenizing."
+)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -103,7 +109,7 @@ def write_report(folder: Path, findings: Findings, budget: Budget | None = None)
         ],
         "recipe": findings.recipe,
     }
-    with together(folder) as made:
+    with atomic_files(folder) as made:
         if decisive:
             front = pareto_front(measurements, decisive)
             plots.save_png(plots.accuracy_against_latency(measurements, front, decisive), made / PICTURE)
@@ -131,16 +137,18 @@ def cascade_sentence(cascade: Mapping[str, Any]) -> str:
     alone, teacher = curve[0], curve[-1]
     pair = f"{cascade['student']} as student, {cascade['teacher']} as teacher"
     if alone["accuracy"] >= teacher["accuracy"]:
-        return f"This wins nothing here ({pair}): the student alone is as accurate as the teacher."
+        return f"A cascade gains nothing here ({pair}): the student alone is as accurate as the teacher."
     enough = next(point for point in curve if point["accuracy"] >= teacher["accuracy"])
     if enough["latency_ms"] >= cascade["teacher_ms"]:
-        return f"This does not pay here ({pair}): at the teacher's accuracy, the teacher alone is at least as fast."
+        return (
+            f"A cascade does not pay here ({pair}): at the teacher's accuracy, the teacher alone is at least as fast."
+        )
     # Passing on every text takes longer than the teacher alone, so `below` is a probability here.
     return (
-        f"If the student passes on the {enough['escalated']:.0%} of texts that it answers with a probability below "
+        f"If the student passes on the {enough['escalated']:.0%} of texts that it classifies with a probability below "
         f"{enough['below']:.4g}, accuracy is {enough['accuracy']:.2%} (the teacher alone: {teacher['accuracy']:.2%}). "
         f"This takes {enough['latency_ms']:.1f} ms per text on average, not {cascade['teacher_ms']:.1f} ({pair}). "
-        "The probability was chosen on these test texts, so the figures are slightly optimistic."
+        "The probability was chosen on these test texts, so the accuracy is slightly optimistic."
     )
 
 
@@ -183,8 +191,9 @@ def sentences_of(report: Mapping[str, Any]) -> list[str]:
 
 def table(measurements: Rows, shapes: Sequence[str], *, style: str) -> str:
     """Return the measurements as a table in tabulate's `style` ("github", "simple")."""
-    rows = [_cells(row, shapes, percentiles=("p50",)) for row in measurements]
-    return tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True)
+    return tabulate(
+        _cells(measurements, shapes, percentiles=("p50",)), headers="keys", tablefmt=style, disable_numparse=True
+    )
 
 
 def sweep_table(found: Mapping[str, Any], *, style: str) -> str:
@@ -202,8 +211,8 @@ def sweep_sentence(found: Mapping[str, Any]) -> str:
     shared = f", the first of {tied} that reached it" if tied > 1 else ""
     return (
         f"Trial {best['number']} of {count} was best, with a validation {metric} of {best['objective']:.4f}{shared}. "
-        f"The trial was chosen on the validation texts, so this figure is too optimistic. For a fair one, train a "
-        f"{found['stage']} with these values and read its test figures."
+        f"The trial was chosen on the validation texts, so this score is optimistic. For a fair one, train a "
+        f"{found['stage']} with these values and use its test score."
     )
 
 
@@ -230,22 +239,29 @@ def _trials(found: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _cells(row: Mapping[str, Any], shapes: Sequence[str], percentiles: Sequence[str]) -> dict[str, str]:
-    return {
-        "role": row["role"],
-        "format": row["format"],
-        "device": row["device"],
-        "accuracy": f"{row['accuracy']:.4f}",
-        "95 % interval": "{:.3f}-{:.3f}".format(*row["accuracy_ci95"]),
-        "macro-F1": f"{row['macro_f1']:.4f}",
-        "ECE": f"{row['ece']:.3f}",
-        "Brier": f"{row['brier']:.3f}",
-        "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
-        **{f"{shape} {' / '.join(percentiles)} ms": _latencies(row, shape, percentiles) for shape in shapes},
-        "texts/s": f"{row['texts_per_second']:.1f}",
-        "MB": f"{row['size_bytes'] / 1e6:.1f}",
-        "load s": f"{row['load_seconds']:.2f}",
-    }
+def _cells(measurements: Rows, shapes: Sequence[str], percentiles: Sequence[str]) -> list[dict[str, str]]:
+    """A row of cells for each measurement; the column `model` is there only if a role has several models."""
+    models = {(row["role"], row["model"]) for row in measurements}
+    is_ambiguous = len(models) > len({role for role, _ in models})
+    return [
+        {
+            "role": row["role"],
+            **({"model": row["model"]} if is_ambiguous else {}),
+            "format": row["format"],
+            "device": row["device"],
+            "accuracy": f"{row['accuracy']:.4f}",
+            "95 % interval": "{:.3f}-{:.3f}".format(*row["accuracy_ci95"]),
+            "macro-F1": f"{row['macro_f1']:.4f}",
+            "ECE": f"{row['ece']:.3f}",
+            "Brier": f"{row['brier']:.3f}",
+            "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
+            **{f"{shape} {' / '.join(percentiles)} ms": _latencies(row, shape, percentiles) for shape in shapes},
+            "texts/s": f"{row['texts_per_second']:.1f}",
+            "MB": f"{row['size_bytes'] / 1e6:.1f}",
+            "load s": f"{row['load_seconds']:.2f}",
+        }
+        for row in measurements
+    ]
 
 
 def _markdown(report: Mapping[str, Any], *, picture: bool) -> str:
@@ -256,16 +272,16 @@ def _markdown(report: Mapping[str, Any], *, picture: bool) -> str:
         "\n\n".join(sentences_of(report)),
         f"![accuracy against latency]({PICTURE})" if picture else "",
         table(report["measurements"], report["shapes"], style="github"),
-        f"Measured on {environment['test_examples']} test texts. Accuracy has a 95 % Wilson interval. ECE is the "
-        "expected calibration error (15 bins). Brier score (0 best, 2 worst): the squared distance of the "
-        "probabilities from the truth. Agreement: the share of texts with the same answer as the same model in torch "
-        "fp32. Latency: the median of the model alone, without tokenizing; shapes are batch x tokens. texts/s: "
-        "measured end to end, with tokenizing.",
+        f"Measured on {environment['test_examples']} test texts. {LEGEND}",
         "\n".join(f"- {note}" for note in report["notes"]),
         *(
             part
             for found in report["sweeps"]
-            for part in (f"## Search: {found['folder']}", sweep_sentence(found), sweep_table(found, style="github"))
+            for part in (
+                f"## Sweep trials: {found['folder']}",
+                sweep_sentence(found),
+                sweep_table(found, style="github"),
+            )
         ),
         "## Conditions",
         "\n".join(f"- {name}: {shown(value)}" for name, value in environment.items()),
@@ -290,7 +306,8 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
     detailed = [*whole, *(row for row in chosen if row not in whole)]
     detailed = [row for row in detailed if row.get("reliability")][:MOST_DIAGRAMS]
     drawn["reliability"] = detailed and plots.reliability_diagrams(detailed)
-    cells = [_cells(row, report["shapes"], percentiles=("p50", "p95", "p99")) for row in measurements]
+    cells = _cells(measurements, report["shapes"], percentiles=("p50", "p95", "p99"))
+    columns = list(cells[0]) if cells else []
     rows = [
         {"cells": list(row.values()), "role": measured["role"], "is_chosen": measured in chosen}
         for row, measured in zip(cells, measurements, strict=True)
@@ -302,9 +319,13 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
         headline=_headline(choice),
         sentences=sentences_of(report),
         chosen=chosen[0] if chosen else None,
-        speed=shown_speedup(speedup_in(choice)) if choice.get("speedup_blocks", 0) >= LEAST_BLOCKS else None,
+        speed=shown_speedup(speedup_in(choice), " as fast as the teacher")
+        if choice.get("speedup_blocks", 0) >= LEAST_BLOCKS
+        else None,
         has_front=len(front) > 1,
-        columns=list(cells[0]) if cells else [],
+        columns=columns,
+        name_columns=columns.index("accuracy") if columns else 0,
+        legend=LEGEND,
         rows=rows,
         pictures={name: Markup(plots.as_svg(figure, name)) if figure else None for name, figure in drawn.items()},
         cascade_sentence=report["cascade"] and cascade_sentence(report["cascade"]),

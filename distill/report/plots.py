@@ -118,7 +118,7 @@ def learning_curves(trainings: Rows) -> Figure:
         chosen = [entry for entry in run["evaluations"] if entry["step"] == run["selected_step"]]
         _line(accuracies, chosen, "accuracy", color=colour, marker="o", markersize=8, fillstyle="none")
     losses.set(xlabel="epoch", ylabel="loss (thin: training; dots: validation)")
-    accuracies.set(xlabel="epoch", ylabel="validation accuracy (ring: kept)")
+    accuracies.set(xlabel="epoch", ylabel="validation accuracy (circle: selected)")
     accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     roles = dict.fromkeys(run["role"] for run in trainings)  # also of runs without evaluations
     handles = [Line2D([], [], color=_colour(role), marker="o", markersize=3, label=role) for role in roles]

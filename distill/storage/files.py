@@ -57,7 +57,7 @@ def lies_in(path: Path, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def room_for(folder: Path) -> Iterator[None]:
+def naming_full_disk(folder: Path) -> Iterator[None]:
     """If a library fails in the block and the disk of `folder` is full, raise an `OSError` that says so.
 
     Few libraries say it themselves.
@@ -82,29 +82,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)) / path.name
     try:
         yield partial
-        take_place(partial, path)
+        replace_path(partial, path)
     finally:
-        clear_away(partial.parent)
+        recover(partial.parent)
 
 
-def take_place(new: Path, place: Path) -> None:
-    """Flush a file or folder to disk, then move it to `place`; `new` must be in a PARTIAL folder.
+def replace_path(new: Path, path: Path) -> None:
+    """Flush a file or folder to disk, then move it to `path`; `new` must be in a PARTIAL folder.
 
-    A folder cannot be replaced in one step. If a kill comes in between, `clear_away` puts the old one back.
+    A folder cannot be replaced in one step. If a kill comes in between, `recover` puts the old one back.
     """
     sync(new)
-    if place.is_dir() and not place.is_symlink():
+    if path.is_dir() and not path.is_symlink():
         (new.parent / REPLACED).mkdir(exist_ok=True)
-        os.replace(place, new.parent / REPLACED / place.name)
-    os.replace(new, place)
-    sync_folder(place.parent)
+        os.replace(path, new.parent / REPLACED / path.name)
+    os.replace(new, path)
+    sync_folder(path.parent)
 
 
 @contextlib.contextmanager
-def together(folder: Path) -> Iterator[Path]:
+def atomic_files(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder whose files move to `folder` if the block ends without an error: all or none of them.
 
-    If a kill comes while they move, `clear_away` moves the rest.
+    If a kill comes while they move, `recover` moves the rest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
@@ -115,14 +115,14 @@ def together(folder: Path) -> Iterator[Path]:
         (partial / READY).touch()
         sync(partial)
     finally:
-        clear_away(partial)
+        recover(partial)
     sync_folder(folder)
 
 
-def take_places(new: Path, folder: Path, old: Iterable[Path]) -> None:
+def replace_contents(new: Path, folder: Path, old: Iterable[Path]) -> None:
     """Move the content of the folder `new` into `folder` and remove the paths `old` from it: both, or neither.
 
-    The caller has flushed the content of `new` to disk. If a kill comes, `clear_away` undoes or finishes the move.
+    The caller has flushed the content of `new` to disk. If a kill comes, `recover` undoes or finishes the move.
     """
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     (partial / REPLACED).mkdir()
@@ -135,17 +135,17 @@ def take_places(new: Path, folder: Path, old: Iterable[Path]) -> None:
         os.replace(new, partial / COMING)  # from here on, the new files win
         sync_folder(partial)
     finally:
-        clear_away(partial)
+        recover(partial)
     sync_folder(folder)
 
 
-def clear_away(partial: Path) -> None:
+def recover(partial: Path) -> None:
     """Finish or undo what a PARTIAL folder holds, then remove the folder.
 
-    If new files are complete, they move into place (`together`, `take_places`). If old files were moved away and the
-    new ones never came, the old ones go back (`take_place`, `take_places`).
+    If new files are complete, they move into place (`atomic_files`, `replace_contents`). If old files were moved away
+    and the new ones never came, the old ones go back (`replace_path`, `replace_contents`).
     """
-    # READY without COMING: a kill came before the switch in `take_places`, or during the removal below.
+    # READY without COMING: a kill came before the switch in `replace_contents`, or during the removal below.
     if (partial / READY).is_file() and (partial / COMING).is_dir():
         # In the order in which they were written, so that the file that vouches for the others comes last.
         for ready in sorted((partial / COMING).iterdir(), key=lambda path: path.stat().st_mtime_ns):
@@ -158,8 +158,8 @@ def clear_away(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def is_cut(folder: Path) -> bool:
-    """Say whether a kill has left something in `folder` that `clear_away` must finish or undo."""
+def needs_recovery(folder: Path) -> bool:
+    """Say whether a kill has left something in `folder` that `recover` must finish or undo."""
     return any((left / name).exists() for left in folder.glob(f"{PARTIAL}*") for name in (READY, REPLACED))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from distill.errors import FolderError, one_line
-from distill.storage.files import PARTIAL, clear_away
+from distill.storage.files import PARTIAL, recover
 
 LOCK = ".lock"  # an empty file; the lock on it is the operating system's
 NEXT = ".next"  # in the folder of a finished run: the run that will replace it
@@ -40,7 +40,7 @@ def hold(folder: Path) -> Iterator[None]:
         raise FolderError(f"{folder}: cannot be written: {one_line(error)}", hint="--output DIR") from None
     try:
         for left in (*folder.glob(f"{PARTIAL}*"), *(folder / NEXT).glob(f"{PARTIAL}*")):
-            clear_away(left)
+            recover(left)
         yield
     finally:
         held.release()

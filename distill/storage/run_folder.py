@@ -22,7 +22,7 @@ from distill.machine.ranks import rank
 from distill.recipe.file import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe, as_settled, differences
 from distill.storage.checksums import ANSWERING, MODEL_FILES, SEAL, check_whole, damage_of, seal
-from distill.storage.files import as_json, is_cut, read_json, remove, take_places, write_json, write_text
+from distill.storage.files import as_json, needs_recovery, read_json, remove, replace_contents, write_json, write_text
 from distill.storage.lock import LOCK, NEXT, hold, is_ours
 from distill.storage.records import Number, checked, read_lines
 
@@ -118,37 +118,37 @@ class RunFolder:
     export = _Inside("export")
 
     @property
-    def next(self) -> Self:
+    def replacement(self) -> Self:
         """The run that will replace the finished one in this folder; the finished model is used until then."""
         return type(self)(self.path / NEXT)
 
     @property
-    def place(self) -> Path:
-        """The final folder of the run: this one, or the parent if this is the `next` of a finished run."""
+    def final_path(self) -> Path:
+        """The final folder of the run: this one, or the parent if this is the `replacement` of a finished run."""
         return self.path.parent if self.path.name == NEXT else self.path
 
     @property
     def is_being_replaced(self) -> bool:
         """Whether a new run, begun or only planned, will replace the finished run in this folder."""
-        return self.is_finished and self.next.recipe.is_file()
+        return self.is_finished and self.replacement.recipe.is_file()
 
     @property
     def owns_card(self) -> bool:
         """Whether a model card may be written: there is none yet, or distill wrote the one that is there."""
-        card = type(self)(self.place).card
+        card = type(self)(self.final_path).card
         return not card.is_file() or "made with distill" in card.read_text(encoding="utf-8", errors="replace")
 
     @property
     def is_finished(self) -> bool:
         return self.manifest.is_file()
 
-    def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Self:
-        """Return the folder that a run of `recipe` works in: this one, or `next` if a finished run is to be replaced.
+    def prepare(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Self:
+        """Return the folder that a run of `recipe` works in: this one or, if a finished run is replaced, `replacement`.
 
         Raises `FolderError` if the run would destroy something: a finished run, a started one (unless `resume` or
         `overwrite` says what to do with it), or files that are not distill's. It then leaves them untouched.
         """
-        self.settle()
+        self.recover()
         names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
         # Taking the lock cleans up; that must not happen in a folder that is not distill's.
         if rank() == 0 and LOCK in names and (self.recipe.is_file() or all(map(is_ours, names))):
@@ -157,32 +157,32 @@ class RunFolder:
         is_next = self.is_being_replaced if resume else self.is_finished and overwrite
         if is_next:
             self._check_links()
-        work = self.next if is_next else self
+        work = self.replacement if is_next else self
         work._check(recipe, resume=resume, overwrite=overwrite)
         return work
 
-    def settle(self) -> None:
+    def recover(self) -> None:
         """Finish or undo what a kill interrupted; rank 0 does it, and the other ranks wait."""
         until = time.monotonic() + SETTLING_SECONDS
-        while rank() and self._is_cut:
+        while rank() and self._needs_recovery:
             if time.monotonic() > until:
                 raise FolderError(f"{self.path}: a kill interrupted a run here, and rank 0 does not clean up after it")
             time.sleep(0.1)
-        if self._is_cut:
+        if self._needs_recovery:
             with hold(self.path):
-                if self.next.is_finished:
-                    self.next._take_place()
+                if self.replacement.is_finished:
+                    self.replacement._replace_finished()
 
     @property
-    def _is_cut(self) -> bool:
-        return is_cut(self.path) or self.next.is_finished
+    def _needs_recovery(self) -> bool:
+        return needs_recovery(self.path) or self.replacement.is_finished
 
-    def redo(self, recipe: Recipe) -> None:
-        """If there is a finished run here, mark it as to be replaced by a run of `recipe`, with `resume`."""
+    def mark_for_replacement(self, recipe: Recipe) -> None:
+        """If a finished run is here, note that a run of `recipe` will replace it; with `resume` that run is made."""
         if self.is_finished and rank() == 0:
             with hold(self.path):
-                self.next._clear()
-                write_text(self.next.recipe, dump_recipe(recipe))
+                self.replacement._clear()
+                write_text(self.replacement.recipe, dump_recipe(recipe))
 
     def _check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         if resume and overwrite:
@@ -193,10 +193,10 @@ class RunFolder:
             raise FolderError(f"{self.path}: a broken link", hint="--output DIR")
         if not self.path.exists() or all(is_ours(path.name) for path in self.path.iterdir()):
             return
-        if overwrite and self.path != self.place:  # `next` is distill's own, whatever a kill left in it
+        if overwrite and self.path != self.final_path:  # `replacement` is distill's own, whatever a kill left in it
             return
         # A run first takes the lock, then writes the recipe; the user may delete the checkpoints of a finished run.
-        marks = (self.checkpoints, self.manifest, self.place / LOCK)
+        marks = (self.checkpoints, self.manifest, self.final_path / LOCK)
         if not (self.recipe.is_file() and any(mark.exists() for mark in marks)):
             raise FolderError(f"{self.path}: not empty and not a run folder; nothing was touched", hint="--output DIR")
         if overwrite:
@@ -204,18 +204,18 @@ class RunFolder:
             return
         if self.is_being_replaced:
             problem = f"{self.path}: holds a finished run, and an unfinished one that will replace it"
-            hint = f"--resume to go on, --overwrite to restart, or delete {self.next.path} to keep the finished run"
-            raise FolderError(problem, hint=hint)
+            keep = f"delete {self.replacement.path} to keep the finished run"
+            raise FolderError(problem, hint=f"--resume to go on, --overwrite to restart, or {keep}")
         if self.is_finished and not (resume and self.grows_by):
             raise FolderError(f"{self.path}: holds a finished run", hint="--overwrite, or --output for another folder")
         if not resume:
             raise FolderError(f"{self.path}: holds an unfinished run", hint="--resume to go on, --overwrite to restart")
         begun = load_recipe(self.recipe)
-        # Settle both: `redo` wrote the recipe as it was given.
+        # Settle both: `mark_for_replacement` wrote the recipe as it was given.
         differing = differences(as_settled(recipe, begun), as_settled(begun, recipe))
         differing = {key: values for key, values in differing.items() if key not in self.grows_by}
         if differing:
-            kept = f", or delete {self.path} to keep the finished run" if self.path != self.place else ""
+            kept = f", or delete {self.path} to keep the finished run" if self.path != self.final_path else ""
             problem = f"{self.path}: was started with another recipe, so it cannot be resumed"
             raise FolderError(
                 *(f"{problem}: {key}: {values}" for key, values in differing.items()),
@@ -259,11 +259,11 @@ class RunFolder:
         """Begin or resume a run of `recipe` in this folder, which the caller holds the lock of.
 
         `origin` is what the run depends on (see `check_origin`). Checks again, since another process may have used
-        the folder since `check`.
+        the folder since `prepare`.
         """
         self._check(recipe, resume=resume, overwrite=overwrite)
         if overwrite:
-            if self.is_finished and self.path == self.place:  # not yet at `check`, which returns `next` then
+            if self.is_finished and self.path == self.final_path:  # since `prepare`, which then returns `replacement`
                 raise FolderError(f"{self.path}: holds a run that has finished in the meantime", hint="try again")
             self._clear()
         if resume:
@@ -325,16 +325,16 @@ class RunFolder:
                 path.rename(path.with_name(f"unused-{path.name}-{uuid.uuid4().hex[:8]}"))
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Seal the folder and write its manifest; then, if this is the `next` of a finished run, replace that run."""
+        """Seal the folder and write its manifest; if this is the `replacement` of a finished run, replace that run."""
         text = as_json(manifest)
         seal(self.path, self.sealed, coming={self.manifest.name: text})
         write_text(self.manifest, text)
-        self._take_place()
+        self._replace_finished()
 
-    def _take_place(self) -> None:
-        if self.path != self.place:
-            old = [path for path in type(self)(self.place)._made if path != self.path]
-            take_places(self.path, self.place, old)
+    def _replace_finished(self) -> None:
+        if self.path != self.final_path:
+            old = [path for path in type(self)(self.final_path)._made if path != self.path]
+            replace_contents(self.path, self.final_path, old)
 
     @property
     def sealed(self) -> tuple[str, ...]:
@@ -407,7 +407,7 @@ class RunFolder:
 
     @property
     def _made_folders(self) -> tuple[Path, ...]:
-        return (self.checkpoints, self.tensorboard, self.export, self.teacher_logits, self.next.path)
+        return (self.checkpoints, self.tensorboard, self.export, self.teacher_logits, self.replacement.path)
 
     @property
     def _made(self) -> Iterator[Path]:
@@ -425,7 +425,7 @@ class RunFolder:
         yield from self._made_folders
 
     def _clear(self) -> None:
-        if self.path != self.place:  # `next` holds nothing of the user's
+        if self.path != self.final_path:  # `replacement` holds nothing of the user's
             remove(self.path)
             return
         for path in list(self._made):
@@ -464,7 +464,7 @@ class SweepFolder(RunFolder):
         shutil.rmtree(self.checkpoints, ignore_errors=True)  # Trainer makes this folder, but trials keep nothing in it
         seal(self.path, (self.results.name,))
         write_text(self.best, dump_recipe(best))
-        self._take_place()
+        self._replace_finished()
 
     def read_results(self) -> dict[str, Any]:
         """Return the trials (see search.run_search); raises `FolderError` if they are damaged."""
@@ -475,7 +475,7 @@ class SweepFolder(RunFolder):
     def _made(self) -> Iterator[Path]:
         yield from (self.best, self.results, self.started, self.path / SEAL)
         yield from self.path.glob(f"{self.study.name}*")
-        yield from (self.checkpoints, self.next.path)
+        yield from (self.checkpoints, self.replacement.path)
 
 
 def _step(checkpoint: Path) -> int:

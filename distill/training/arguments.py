@@ -26,7 +26,7 @@ from distill.machine.ranks import world_size
 from distill.recipe.schema import PRECISION, Recipe, with_precision
 from distill.recipe.training_fields import OF_WORKERS
 from distill.storage.run_folder import RunFolder
-from distill.training.shards import check_launch
+from distill.training.fsdp import check_launch
 
 log = logging.getLogger("distill")
 

@@ -39,12 +39,12 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
     It is a logistic regression on tf-idf weights of words and word pairs (see ngrams.Ngrams).
     """
     recipe = with_absolute_paths(recipe)
-    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
-    clock, place = Clock(), RunFolder(folder.place)
+    folder = folder.prepare(recipe, resume=resume, overwrite=overwrite)
+    clock, final = Clock(), RunFolder(folder.final)
     with clock("data"):
         splits = read_splits(recipe)
     origin = origin_of(splits, "cpu") | {"scikit-learn": sklearn.__version__}
-    with hold(place.path):
+    with hold(final.path):
         folder.start(recipe, origin, resume=resume, overwrite=overwrite)
         classifier, tried = _fitted(splits, clock)
         classifier.save(folder.path)
@@ -73,11 +73,11 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
         )
         log.info(
             "baseline: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
-            test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], place.path,
+            test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], final.path,
         )  # fmt: skip
         for fault in faults:
             log.warning("baseline: %s", fault)
-    return place
+    return final
 
 
 def _fitted(splits: Splits, clock: Clock) -> tuple[NgramClassifier, list[dict[str, Any]]]:

@@ -29,7 +29,7 @@ def already_finished(
     Raises `FolderError` with the differences if it finished with others, or if it has another `role`. `student` is the
     run that a control is compared with.
     """
-    folder.settle()
+    folder.recover()
     if not folder.is_finished or folder.is_being_replaced:
         return False
     manifest = folder.read_manifest()

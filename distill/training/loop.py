@@ -29,7 +29,7 @@ from distill.machine.ranks import rank
 from distill.measuring.metrics import ClassificationMetrics
 from distill.measuring.training_log import early_stop, warnings_of
 from distill.models.first_token import LastLayer, first_token_only, last_layer
-from distill.storage.files import room_for
+from distill.storage.files import naming_full_disk
 from distill.storage.run_folder import RunFolder
 from distill.training.callbacks import (
     KeepTotals,
@@ -111,7 +111,9 @@ def watch(trainer: ClassificationTrainer, title: str) -> ProgressLine:
 
 def throughput_of(model: PreTrainedModel, trainer: ClassificationTrainer, device: Device) -> Throughput:
     """Return a counter for the training of `model`, with the operations of a text and the peak of the device."""
-    return Throughput(device, forward_flops(model, first_token=_narrows(trainer)), _peak(trainer, device, _peak_once))
+    return Throughput(
+        device, forward_flops(model, first_token=_reads_first_token_only(trainer)), _peak(trainer, device, _peak_once)
+    )
 
 
 def _peak(
@@ -123,13 +125,13 @@ def _peak(
 
 
 @contextlib.contextmanager
-def narrowed(trainer: ClassificationTrainer, layer: LastLayer | None) -> Iterator[None]:
+def skip_unread_tokens(trainer: ClassificationTrainer, layer: LastLayer | None) -> Iterator[None]:
     """Within the block, the model's last layer computes only the first token, if nothing reads the other tokens."""
-    with first_token_only(layer if _narrows(trainer) else None):
+    with first_token_only(layer if _reads_first_token_only(trainer) else None):
         yield
 
 
-def _narrows(trainer: ClassificationTrainer) -> bool:
+def _reads_first_token_only(trainer: ClassificationTrainer) -> bool:
     # With several GPUs in one process Trainer uses DataParallel, which would copy the changed layer to other devices.
     return not trainer.reads_all_tokens and trainer.args.n_gpu <= 1
 
@@ -180,7 +182,7 @@ def train(
     line = watch(trainer, title)
     gpu, stop = GpuWatch(device), StopOnSignal(trainer)
     try:
-        with stop, narrowed(trainer, layer), room_for(folder.path), gpu:
+        with stop, skip_unread_tokens(trainer, layer), naming_full_disk(folder.path), gpu:
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):

@@ -36,10 +36,10 @@ from distill.storage.lock import hold
 from distill.storage.predictions import write_predictions
 from distill.storage.run_folder import RunFolder
 from distill.training.arguments import check_shared_memory, check_steps, in_fp32, settle_precision, training_arguments
+from distill.training.fsdp import gather_weights, set_wrapped_layers
 from distill.training.loop import train
 from distill.training.origin import repeatable
-from distill.training.shards import name_units, whole
-from distill.training.tokens import tokenised
+from distill.training.tokens import tokenise_split
 from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")
@@ -104,7 +104,7 @@ def open_training(
     """
     resolved, stage = resolve_device(device), stage_of(role)
     recipe = with_absolute_paths(recipe)
-    folder = folder.check(recipe, resume=resume, overwrite=overwrite)
+    folder = folder.prepare(recipe, resume=resume, overwrite=overwrite)
     recipe = folder.as_begun(recipe) if resume else recipe
     recipe, precision = settle_precision(in_fp32(recipe, stage, *architectures), stage, folder, resolved, parent)
     arguments, _ = training_arguments(changed(getattr(recipe, stage).training), folder, resolved, stage=stage)
@@ -141,19 +141,19 @@ def fit(
         role, parameter_count(model) / 1e6, device, training.precision, len(splits.train), transfer,
         len(splits.validation), len(splits.test),
     )  # fmt: skip
-    name_units(model, arguments, training.stage)
+    set_wrapped_layers(model, arguments, training.stage)
     check_shared_memory(arguments, max_tokens, training.stage)
     with clock("tokenising"):
-        validation_rows = tokenised("validation", splits.validation, tokenizer, max_tokens)
+        validation_rows = tokenise_split("validation", splits.validation, tokenizer, max_tokens)
     state = PartialState()
-    place = RunFolder(folder.place)
-    with hold(place.path) if state.is_main_process else contextlib.nullcontext():
+    final = RunFolder(folder.final_path)
+    with hold(final.path) if state.is_main_process else contextlib.nullcontext():
         with state.main_process_first():
             if state.is_main_process:
                 # The folder changes only after all checks of the user's input.
                 folder.start(recipe, origin, resume=training.resume, overwrite=training.overwrite)
-                if folder != place:
-                    log.info("%s: the finished run in %s stays until this one has finished", role, place.path)
+                if folder != final:
+                    log.info("%s: the finished run in %s stays until this one has finished", role, final.path)
         checkpoint = _to_go_on_from(folder, role) if training.resume else None
         trained = train(
             trainer,
@@ -170,7 +170,7 @@ def fit(
             checkpoint=checkpoint,
             title=role,
         )
-        model = whole(model)
+        model = gather_weights(model)
         _tell(trained, role)
         tokenizer.model_max_length = max_tokens  # later users cut texts as training did
         classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
@@ -186,7 +186,7 @@ def fit(
         if state.is_main_process:
             _write_run(training, model, tokenizer, trained, calibration, test_logits, parents)
         state.wait_for_everyone()
-    return place
+    return final
 
 
 def _tell(trained: Mapping[str, Any], role: Role) -> None:
@@ -228,14 +228,14 @@ def _write_run(
     if folder.owns_card:
         sizes = {name: len(rows) for name in SPLITS if (rows := getattr(splits, name)) is not None}
         text = card(
-            folder.place.absolute().name, role, training.recipe, metrics, architecture=type(model).__name__,
+            folder.final_path.absolute().name, role, training.recipe, metrics, architecture=type(model).__name__,
             parameters=parameter_count(model), label_names=splits.label_names, sizes=sizes, parents=parents,
         )  # fmt: skip
         write_text(folder.card, text)
     folder.finish(_manifest(training, parents))
     log.info(
         "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
-        role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.place,
+        role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.final_path,
     )  # fmt: skip
     for fault in faults:  # last, so that the user sees them
         log.warning("%s: %s", role, fault)
@@ -262,7 +262,7 @@ def _manifest(training: Training, parents: dict[str, Any]) -> dict[str, Any]:
         "leaks_dropped": dict(splits.leaks),
         "weights": weights_fingerprint(str(folder.path)),
         "parents": parents,
-        "training_arguments": {**settings, "output_dir": str(RunFolder(folder.place).checkpoints.absolute())},
+        "training_arguments": {**settings, "output_dir": str(RunFolder(folder.final_path).checkpoints.absolute())},
     }
 
 

@@ -13,7 +13,7 @@ from distill.recipe.schema import Recipe, Teacher
 from distill.storage.run_folder import RunFolder
 from distill.training.origin import base_fingerprint, origin_of
 from distill.training.run import fit, open_training
-from distill.training.tokens import tokenised
+from distill.training.tokens import tokenise_split
 
 
 def teacher_of(recipe: Recipe) -> Teacher:
@@ -38,7 +38,7 @@ def train_teacher(
     model, tokenizer = new_teacher(settings, splits.label_names, max_tokens=max_tokens, seed=training.arguments.seed)
     base = base_fingerprint(settings.model, tokenizer, pretrained=settings.pretrained)
     with training.clock("tokenising"):
-        rows = tokenised("train", splits.train, tokenizer, max_tokens)
+        rows = tokenise_split("train", splits.train, tokenizer, max_tokens)
     origin = origin_of(splits, training.device, **{"teacher.model": base})
     return fit(training, model, tokenizer, rows, origin=origin, parents={"model": settings.model})
 

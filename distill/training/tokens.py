@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from distill.errors import DataError
-from distill.inference.classifier import nothing
+from distill.inference.classifier import ids_of_empty_text
 from distill.machine.progress import progress_line
 from distill.models.loading import vocabulary_of
 
@@ -41,7 +41,7 @@ def tokenise(
         progress(len(batch["text"]))
         for row, ids in enumerate(encoded["input_ids"]):
             if not ids:
-                encoded["input_ids"][row], encoded["attention_mask"][row] = nothing(tokenizer), [1]
+                encoded["input_ids"][row], encoded["attention_mask"][row] = ids_of_empty_text(tokenizer), [1]
                 encoded["length"][row] = 1
         return {**encoded, "labels": batch.get("label", [UNLABELLED] * len(batch["text"]))}
 
@@ -98,8 +98,8 @@ def _comparable(text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
     return "".join((normalizer.normalize_str(text) if normalizer else text).split())
 
 
-def tokenised(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
-    """Return `rows` tokenized (see `tokenise`) and checked; show a progress line."""
+def tokenise_split(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
+    """Tokenize and check the `rows` of a split, with a progress line (see `tokenise` and `check_tokenised`)."""
     with PartialState().local_main_process_first(), progress_line(f"tokenising {split}", len(rows), "text") as bar:
         result = tokenise(rows, tokenizer, max_tokens, progress=bar.update)
         bar.update(len(rows) - bar.n)  # all at once if the cache had the result

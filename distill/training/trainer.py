@@ -16,8 +16,8 @@ from torch.nn import functional
 from transformers import Trainer
 
 from distill.training.embeddings import summed_by_row
+from distill.training.fsdp import enable_cpu_sharding
 from distill.training.micro_batches import MICRO_BATCHES, micro_batches_of
-from distill.training.shards import settle
 from distill.training.throughput import Throughput
 
 
@@ -36,7 +36,7 @@ class ClassificationTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Make the Accelerator as Trainer does; it also shards on CPUs if the arguments ask for shards."""
         super().create_accelerator_and_postprocess()
-        settle(self)
+        enable_cpu_sharding(self)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save as Trainer does, but make the folder first if the model is sharded."""

@@ -47,7 +47,7 @@ def main() -> None:
 
 def measure(model: str, rows: int, classes: int) -> dict[str, float]:
     """Keep and read the logits of `rows` texts; return bytes on disk, seconds, peak memory and its growth in bytes."""
-    from distill.distillation.teacher_logits import KeptLogits, identify_teacher, teacher_logits
+    from distill.distillation.teacher_logits import LogitCache, identify_teacher, load_or_compute
     from distill.models.loading import class_names, load_config
 
     class Instant:
@@ -61,10 +61,10 @@ def measure(model: str, rows: int, classes: int) -> dict[str, float]:
             file.writelines(json.dumps(text) + "\n" for text in texts)
         table = Dataset.from_json(str(path), cache_dir=work)
         teacher = identify_teacher(model, class_names(load_config(model), model))
-        teacher_logits(KeptLogits(teacher, table.select(range(5_000)), Instant, cache=Path(work) / "warm"))
+        load_or_compute(LogitCache(teacher, table.select(range(5_000)), Instant, cache=Path(work) / "warm"))
         start, peak = time.perf_counter(), Peak()
         with peak:
-            kept = teacher_logits(KeptLogits(teacher, table, Instant, cache=Path(work) / "cache"))
+            kept = load_or_compute(LogitCache(teacher, table, Instant, cache=Path(work) / "cache"))
             total = sum(len(batch["teacher_logits"]) for batch in kept.iter(batch_size=1_000))
         seconds = time.perf_counter() - start
         assert total == rows

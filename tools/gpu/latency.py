@@ -2,10 +2,11 @@
 
 usage: python3 tools/gpu/latency.py MODEL_DIR EXPORTS [--shape 8x128] [--device cuda] [--rounds 100] [--formats ...]
 
-EXPORTS/onnx-fp32 and onnx-fp16 are made of MODEL_DIR (torch, fp32) where they lack; without --shape that, and a receipt
-of what ONNX Runtime runs as one node and what on the CPU, is all. With it every format is timed in turn, each call to
-its end. Input and output stay on the GPU, except in the formats called `distill ...`, which are distill's own sessions:
-numpy in, numpy out. A format that fails is named with its error. The last line of stdout is one JSON object.
+EXPORTS/onnx-fp32 and onnx-fp16 are made of MODEL_DIR (torch, fp32) where they lack. Without --shape that is all,
+with the counts of what ONNX Runtime runs as one node and what on the CPU. With --shape every format is timed in turn,
+each call to its end. Input and output stay on the GPU, except in the formats called `distill ...`, which are distill's
+own sessions: numpy in, numpy out. A format that fails is named with its error. The last line of stdout is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from transformers import PreTrainedModel
 
 from distill.errors import one_line
 from distill.export.formats import WRITERS, Source
-from distill.export.fusion import receipt, shortfall
+from distill.export.fusion import count_fused_nodes, missing_fusions
 from distill.export.onnx_graph import FUSED_ATTENTION, quiet
 from distill.inference.runtimes import onnx_providers
 from distill.inference.sessions import OnnxSession, TorchSession, load_torch
@@ -190,8 +191,8 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", help="only these")
     arguments = parser.parse_args()
     model = load_torch(arguments.model, load_config(arguments.model), "float32").eval()
-    receipts = export(model, arguments)
-    found: dict[str, Any] = {"exports": receipts}
+    fusions = export(model, arguments)
+    found: dict[str, Any] = {"exports": fusions}
     if arguments.shape:
         bench = Bench(model, arguments.exports, arguments.device, arguments.shape)
         with bench.kept:
@@ -210,8 +211,8 @@ def export(model: PreTrainedModel, arguments: argparse.Namespace) -> dict[str, A
                 source = Source(model, load_tokenizer(arguments.model), [], 0, partial.parent)
                 WRITERS[name](source, partial, None)
         if not arguments.shape:
-            found[name] = receipt(folder / ONNX_WEIGHTS, model.config, arguments.device)
-            found[name] |= {"shortfall": shortfall(found[name])}
+            found[name] = count_fused_nodes(folder / ONNX_WEIGHTS, model.config, arguments.device)
+            found[name] |= {"shortfall": missing_fusions(found[name])}
             print(f"{name}: {found[name]}")
     return found
 

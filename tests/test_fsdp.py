@@ -5,7 +5,7 @@ from conftest import run
 from transformers import AlbertConfig, AutoModelForSequenceClassification, TrainingArguments
 
 from distill.errors import RecipeError
-from distill.training.shards import check_launch, name_units, whole
+from distill.training.fsdp import check_launch, gather_weights, set_wrapped_layers
 
 
 def arguments(tmp_path, **config):
@@ -16,23 +16,23 @@ def test_a_model_is_gathered_layer_by_layer(any_classifier, tmp_path):
     """Also where transformers does not name its layers, and none of the units holds the embeddings, which are one."""
     model = AutoModelForSequenceClassification.from_pretrained(any_classifier)
     settled = arguments(tmp_path / "out")
-    name_units(model, settled, "teacher")
+    set_wrapped_layers(model, settled, "teacher")
     (name,) = settled.fsdp_plugin_args["transformer_cls_names_to_wrap"].split(",")
     assert sum(type(module).__name__ == name for module in model.modules()) == 4
-    assert whole(model) is model  # which has not been cut
+    assert gather_weights(model) is model  # which has not been cut
 
 
 def test_a_unit_that_is_none_and_layers_that_are_not_told_are_refused(tiny_bert, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
     for name in ("LlamaDecoderLayer", "BertEmbeddings", "BertModel"):
         with pytest.raises(RecipeError, match=f"has no {name}, or it holds the embeddings; it has BertLayer"):
-            name_units(model, arguments(tmp_path, transformer_layer_cls_to_wrap=[name]), "teacher")
+            set_wrapped_layers(model, arguments(tmp_path, transformer_layer_cls_to_wrap=[name]), "teacher")
     shared = AutoModelForSequenceClassification.from_config(
         AlbertConfig(vocab_size=9, hidden_size=8, embedding_size=8, num_attention_heads=1, intermediate_size=8)
     )
     with pytest.raises(RecipeError, match="missing, and the layers of AlbertForSequenceClassification are not known"):
-        name_units(shared, arguments(tmp_path), "teacher")
-    name_units(shared, arguments(tmp_path, auto_wrap_policy="NO_WRAP"), "teacher")
+        set_wrapped_layers(shared, arguments(tmp_path), "teacher")
+    set_wrapped_layers(shared, arguments(tmp_path, auto_wrap_policy="NO_WRAP"), "teacher")
 
 
 def test_one_process_has_nobody_to_share_a_model_with(recipe_path, tmp_path):

@@ -42,7 +42,7 @@ def check_launch(training: Mapping[str, Any], stage: str) -> None:
         )
 
 
-def name_units(model: PreTrainedModel, arguments: TrainingArguments, stage: str) -> None:
+def set_wrapped_layers(model: PreTrainedModel, arguments: TrainingArguments, stage: str) -> None:
     """Set which modules FSDP gathers one at a time: those of the recipe, else transformers' choice, else the layers.
 
     Raises `RecipeError` if the recipe names a module that the model lacks, or if neither source has a name.
@@ -72,8 +72,8 @@ def name_units(model: PreTrainedModel, arguments: TrainingArguments, stage: str)
     plugin["transformer_cls_names_to_wrap"] = ",".join(names)
 
 
-def settle(trainer: Trainer) -> None:
-    """Let a Trainer that has just made its Accelerator shard on CPUs too, and clear the mark for later Trainers.
+def enable_cpu_sharding(trainer: Trainer) -> None:
+    """Let a Trainer that has just made its Accelerator shard on CPUs too; clear `LAUNCHED` for later Trainers.
 
     On CPUs accelerate 1.15 silently ignores sharding and trains with DDP, although torch can shard there.
     """
@@ -92,7 +92,7 @@ def settle(trainer: Trainer) -> None:
     trainer.is_fsdp_enabled = True
 
 
-def whole(model: PreTrainedModel) -> PreTrainedModel:
+def gather_weights(model: PreTrainedModel) -> PreTrainedModel:
     """Return a sharded model with all its weights on each rank's device; all ranks must call this.
 
     A model that is not sharded comes back as it is.

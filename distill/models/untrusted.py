@@ -1,4 +1,4 @@
-"""Checks of model folders from strangers: no code or files from elsewhere, no larger model than the weights hold."""
+"""Checks of untrusted model folders: no code or files from elsewhere, no larger model than the weights hold."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ MOST_TENSORS = 50_000  # in a model without weight files: some three thousand la
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The number of tensors and of numbers in them: those in weight files, or the most that a model may have."""
+class SizeLimit:
+    """How many tensors a model has and how many numbers are in them; a model of twice that size is still accepted."""
 
     tensors: int
     numbers: int
@@ -96,26 +96,26 @@ def read_settings(path: Path) -> Any:
         return None
 
 
-def weights_in(files: Sequence[Path]) -> Weights:
-    """Return how many tensors and numbers safetensors files hold; only their headers are read."""
+def file_limit(files: Sequence[Path]) -> SizeLimit:
+    """Return the limit for a model with weight files: what these safetensors files hold. Only headers are read."""
     tensors = numbers = 0
     for file in files:
         with safe_open(file, "pt") as found:
             for key in found.keys():  # noqa: SIM118 - no mapping
                 tensors += 1
                 numbers += torch.Size(found.get_slice(key).get_shape()).numel()
-    return Weights(tensors, numbers, "its weights hold")
+    return SizeLimit(tensors, numbers, "its weights hold")
 
 
-def machine() -> Weights:
+def memory_limit() -> SizeLimit:
     """Return the limit for a model without weight files: as many fp32 numbers as fit into this machine's memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**40
-    return Weights(MOST_TENSORS, memory // 4, "this machine has memory for")
+    return SizeLimit(MOST_TENSORS, memory // 4, "this machine has memory for")
 
 
 @contextlib.contextmanager
-def within(held: Weights, name: str) -> Iterator[None]:
-    """Within the block, limit what this thread builds on torch's device "meta" to about twice the size of `held`.
+def limit_size(limit: SizeLimit, name: str) -> Iterator[None]:
+    """Within the block, limit what this thread builds on torch's device "meta" to about twice `limit`.
 
     Raises `ModelError` about the model `name` as soon as it is larger: a configuration can ask for endless layers.
     """
@@ -129,10 +129,10 @@ def within(held: Weights, name: str) -> Iterator[None]:
             raise ModelError(f"{name}: its config.json makes a layer ({type(module).__name__}) whose {key} is empty")
         made["tensors"] += 1
         made["numbers"] += tensor.numel()
-        if made["tensors"] > 2 * held.tensors + SPARE_TENSORS or made["numbers"] > 2 * held.numbers + SPARE_NUMBERS:
+        if made["tensors"] > 2 * limit.tensors + SPARE_TENSORS or made["numbers"] > 2 * limit.numbers + SPARE_NUMBERS:
             raise ModelError(
-                f"{name}: its config.json makes a larger model than {held.source}: {held.tensors} tensors with "
-                f"{held.numbers} numbers in all (it asks for at least {made['tensors']} with {made['numbers']})"
+                f"{name}: its config.json makes a larger model than {limit.source}: {limit.tensors} tensors with "
+                f"{limit.numbers} numbers in all (it asks for at least {made['tensors']} with {made['numbers']})"
             )
 
     with _BUILDING:  # torch iterates over its hooks, so no other thread may add one meanwhile

@@ -3,7 +3,7 @@ import torch
 from conftest import make_classifier
 from transformers import AutoModelForSequenceClassification
 
-from distill.distillation.hidden_states import OnlineTeacher
+from distill.distillation.online_teacher import OnlineTeacher
 from distill.errors import RecipeError
 from distill.models.students import build_from_layers
 
