@@ -36,8 +36,9 @@ IDENTITY = ("role", "model", "format", "device")
 LEGEND = (
     "Accuracy has a 95 % Wilson interval. ECE is the expected calibration error (15 bins). The Brier score is the "
     "squared distance of the probabilities from the truth: 0 is best and 2 is worst. Agreement is the share of test "
-    "texts for which the predicted class equals that of the PyTorch fp32 model. Latency is that of the model alone, without "
-    "tokenizing; p50 is the median, and shapes are batch x tokens. texts/s is measured end to end, with tokenizing."
+    "texts for which the predicted class equals that of the PyTorch fp32 model. Latency is that of the model alone, "
+    "without tokenizing; p50 is the median, and shapes are batch x tokens. texts/s is measured end to end, with "
+    "tokenizing."
 )
 
 Rows = Sequence[Mapping[str, Any]]
