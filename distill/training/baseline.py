@@ -40,7 +40,7 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
     """
     recipe = with_absolute_paths(recipe)
     folder = folder.prepare(recipe, resume=resume, overwrite=overwrite)
-    clock, final = Clock(), RunFolder(folder.final)
+    clock, final = Clock(), RunFolder(folder.final_path)
     with clock("data"):
         splits = read_splits(recipe)
     origin = origin_of(splits, "cpu") | {"scikit-learn": sklearn.__version__}
