@@ -366,8 +366,9 @@ def run(
         raise RecipeError("student.teacher_weights: `run` has one teacher; `distill student` takes several")
     check_models(recipe, device)
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
-    wanted = {"baseline": recipe.baseline, "teacher": True, "student": True, "control": recipe.student.control}
-    names = [name for name, is_wanted in wanted.items() if is_wanted]
+    names = ["teacher", "student", *(["control"] if recipe.student.control else [])]
+    if recipe.baseline and rank() == 0:  # it takes seconds, so rank 0 trains it while the others wait for the teacher
+        names.insert(0, "baseline")
     folders = {name: RunFolder(root / name) for name in names}
     for folder in folders.values():  # all now, so that a folder in use is reported before hours of training
         folder.recover()
@@ -388,8 +389,7 @@ def run(
             log.info("%s: finished before, skipped (%s)", name, folder.path)
             _clean_up(folder.path)
         elif name == "baseline":
-            if rank() == 0:  # it takes seconds, so one rank trains it and the others go on
-                train_baseline(recipe, folder, resume=resume, overwrite=overwrite)
+            train_baseline(recipe, folder, resume=resume, overwrite=overwrite)
         elif name == "teacher":
             teacher(recipe, folder.path, **options)
         elif name == "student":
