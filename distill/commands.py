@@ -72,10 +72,10 @@ def check_models(recipe: Recipe, device: str = "auto") -> None:
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raise `RecipeError` if a stage of the recipe reports to a tracker that is not installed."""
+    """Raise `RecipeError` if a stage of the recipe asks for what cannot be done here, as a tracker that is missing."""
     for stage in ("teacher", "student"):
         if settings := getattr(recipe, stage):
-            arguments.check_trackers(settings.training, stage)
+            arguments.check_supported(settings.training, stage)
 
 
 def teacher(

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import torch
 from scipy.special import softmax
 
 from distill.inference.classifier import Classifier, check_finite, load, weights_bytes
 from distill.inference.sessions import Session
-from distill.machine.devices import Device
+from distill.machine.devices import Device, cores
 from distill.machine.progress import progress_line
 from distill.machine.timing import PAUSE_SECONDS, summarise, time_in_turn
 from distill.measuring.cascade import cascade_curve
@@ -104,7 +104,7 @@ def measure(
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     logits, rates = {}, {}
     latency: dict[Candidate, dict[str, Any]] = {candidate: {} for candidate in candidates}
-    with _torch_threads(threads or joblib.cpu_count()):
+    with _torch_threads(threads or cores()):
         for candidate, classifier in classifiers.items():
             title = f"{candidate.role} {classifier.session.format} {candidate.device}"
             with progress_line(title, len(texts), "text") as line:
@@ -165,7 +165,7 @@ def timed_logits(
     """
     time.sleep(PAUSE_SECONDS)  # until the last runtime's threads stop spinning
     one = np.ones((1, 1), np.int64)
-    list(classifier.session.run_each([(one, one)] * joblib.cpu_count()))  # at least one for each of its threads
+    list(classifier.session.run_each([(one, one)] * (os.cpu_count() or 1)))  # at least one for each of its threads
     classifier.logits(texts[:WARMUP_TEXTS])
     start = time.perf_counter()
     logits = classifier.logits(texts, progress=progress)
