@@ -74,10 +74,10 @@ def check_models(recipe: Recipe, device: str = "auto") -> None:
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raise `RecipeError` if a stage of the recipe reports to a tracker that is not installed."""
+    """Raise `RecipeError` if a stage of the recipe asks for what cannot be done here, as a tracker that is missing."""
     for stage in ("teacher", "student"):
         if settings := getattr(recipe, stage):
-            arguments.check_trackers(settings.training, stage)
+            arguments.check_supported(settings.training, stage)
 
 
 def baseline(
@@ -365,6 +365,7 @@ def run(
     if len(recipe.student.teacher_weights or (1.0,)) != 1:
         raise RecipeError("student.teacher_weights: `run` has one teacher; `distill student` takes several")
     check_models(recipe, device)
+    arguments.check_training(recipe.teacher.training, resolve_device(device), "teacher")
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
     names = ["teacher", "student", *(["control"] if recipe.student.control else [])]
     if recipe.baseline and rank() == 0:  # it takes seconds, so rank 0 trains it while the others wait for the teacher

@@ -176,6 +176,10 @@ CASES = {
     "exports in other bytes": (["export", "{model}", "--output", "caf\udce9"], "caf\\udce9: the name is not UTF-8"),
     "a model in other bytes": (["predict", "./caf\udce9", "a"], "./caf\\udce9: a model's name cannot hold control"),
     "a key in other bytes": (["check", "{recipe}", "--set", "caf\udce9=1"], "--set caf\\udce9=1: "),
+    "batches of similar length": (
+        ["check", "{recipe}", "--set", "teacher.training.train_sampling_strategy=group_by_length"],
+        "teacher.training.train_sampling_strategy: got 'group_by_length'; leave it out",
+    ),
     "a tracker that is not installed": (
         ["check", "{recipe}", "--set", "teacher.training.report_to=comet_ml"],
         "teacher.training.report_to: comet_ml is not installed",

@@ -82,9 +82,14 @@ CASES = {
         GOOD + "  training: {evaluation_strategy: epoch}\n",
         ["7: student.training.evaluation_strategy: renamed eval_strategy in transformers 4.46"],
     ),
+    "a tagged class name": (
+        GOOD.replace("imdb\n", "imdb\n  label_names: [!!binary aGk=, b]\n"),
+        ["3: could not determine"],
+    ),
+    "a tag of another type": (GOOD + "export: {max_accuracy_drop: !!bool 5}\n", ["has a tag of another type"]),
     "gone": (
         GOOD + "  training: {group_by_length: true}\n",
-        ["7: student.training.group_by_length: gone in transformers 5; leave it out: each batch is cut"],
+        ["7: student.training.group_by_length: gone in transformers 5; leave it out: micro-batches"],
     ),
     "training typo": (
         GOOD + "  training: {learning_rat: 1}\n",
@@ -342,7 +347,6 @@ TRAINING = {
     "torch_compile_mode: foo": "wants one of default, reduce-overhead, max-autotune",
     "include_num_input_tokens_seen: foo": "wants one of true, false, all, non_padding, no, got 'foo'",
     "train_sampling_strategy: foo": "wants one of random, sequential",
-    "train_sampling_strategy: group_by_length": "got 'group_by_length'; leave it out: each batch is cut",
     "ddp_backend: 'cuda:foo,cpu:gloo'": "wants one of nccl, gloo",
     "optim_args: foo": "wants KEY=VALUE, or several of them with commas between, got 'foo'",
     "accelerator_config: /etc/passwd": "wants a mapping, got '/etc/passwd'",

@@ -73,8 +73,11 @@ def test_packing_places_every_text_once_within_the_budget(lengths, budget):
     for batch in batches:
         longest = max(lengths[row] for row in batch)
         assert len(batch) == 1 or len(batch) * longest <= budget
+        assert lengths[batch[0]] == longest  # as those who cut by it take for granted
     longests = [max(lengths[row] for row in batch) for batch in batches]
     assert longests == sorted(longests, reverse=True)
+    for batch, longest in list(zip(batches, longests, strict=True))[:-1]:  # no text of the next would fit in too
+        assert (len(batch) + 1) * longest > budget
 
 
 def test_padding_is_masked_and_on_the_right():

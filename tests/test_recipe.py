@@ -73,6 +73,12 @@ def test_class_names_are_taken_as_they_are_written(recipe, tmp_path, names):
     assert load_recipe(tmp_path / "resolved.yaml") == first
 
 
+def test_a_name_that_an_alias_shares_stays_a_number_elsewhere(recipe):
+    text = GOOD.replace("imdb\n", "imdb\n  label_names: [&five 5, 6]\n  seed: *five\n", 1)
+    found = load_recipe(recipe(text)).data
+    assert (found.label_names, found.seed) == (("5", "6"), 5)
+
+
 @pytest.mark.parametrize("names", ["a, A", "a, ' a '", "x y, 'x\u00a0y'", "TRUE, true"])
 def test_class_names_that_look_alike_are_refused(recipe, names):
     (problem,) = mistakes(recipe(GOOD.replace("imdb\n", f"imdb\n  label_names: [{names}]\n", 1)))

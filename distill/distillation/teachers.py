@@ -88,13 +88,14 @@ def logits_of(
     They are kept in `cache` (default: in each teacher's folder) and computed only if they are not there. Raises
     `ModelError` if a teacher is no better than always answering the commonest class, unless `force` is set.
     """
-    caches = []
-    for teacher in teachers:
+    titles = [Path(teacher.name).name if len(teachers) > 1 else "teacher" for teacher in teachers]
+    caches = [
+        logit_caches(teacher, splits, cache, device, bf16=bf16, title=title)
+        for teacher, title in zip(teachers, titles, strict=True)
+    ]  # all of them, because a cache of other logits must be reported before a teacher computes
+    for teacher, by_split, title in zip(teachers, caches, titles, strict=True):
         # All teachers are checked before the first one classifies the training texts, which may take hours.
-        title = Path(teacher.name).name if len(teachers) > 1 else "teacher"
-        by_split = logit_caches(teacher, splits, cache, device, bf16=bf16, title=title)
         _check_teacher(teacher, load_or_compute(by_split.pop("validation")), splits.validation, title, force=force)
-        caches.append(by_split)
     answers = []
     while caches:
         by_split = caches.pop(0)  # frees the classifier too

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -80,7 +79,7 @@ class Classifier(TextClassifier):
     def warm_up(self) -> None:
         """Run a batch on each thread of the session, which may load or compile something for it."""
         one = np.ones((1, 1), np.int64)
-        list(self.session.run_each([(one, one)] * joblib.cpu_count()))
+        list(self.session.run_each([(one, one)] * (os.cpu_count() or 1)))
 
     def _ids(self, texts: Sequence[str], start: int) -> Iterator[np.ndarray]:
         chunk = texts[start : start + TOKENISED_AT_ONCE]

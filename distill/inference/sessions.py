@@ -13,7 +13,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-import joblib
 import numpy as np
 import onnxruntime
 import torch
@@ -22,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.errors import DeviceError, ModelError, one_line
 from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_providers, onnx_runs_on_cuda
-from distill.machine.devices import Device, has_fast_bf16, resolve_device
+from distill.machine.devices import Device, cores, has_fast_bf16, resolve_device
 from distill.models.calibration import temperature_of
 from distill.models.first_token import first_token_only, last_layer
 from distill.models.loading import INPUTS, check_outputs, load_weights
@@ -111,7 +110,7 @@ class OnnxSession:
         # not pass through Python, so a stranger's node names would reach the terminal with their control characters.
         options.log_severity_level = 4
         onnxruntime.set_default_logger_severity(4)
-        self._path, self._threads = path, threads or joblib.cpu_count()
+        self._path, self._threads = path, threads or cores()
         options.intra_op_num_threads = self._threads
         if device == "cuda" and not onnx_runs_on_cuda():
             problem = f"{path.parent}: this onnxruntime has no CUDA provider"
@@ -164,7 +163,7 @@ class OpenVinoSession:
     batch_tokens = ONE_THREAD_BATCH_TOKENS
 
     def __init__(self, path: Path, threads: int | None = None, *, format: str = "openvino"):
-        self._path, self._threads = path, threads or joblib.cpu_count()
+        self._path, self._threads = path, threads or cores()
         compiled = self._compiled(streams=1)
         inputs = {_name_of(port): (port.element_type.get_type_name(), _shape_of(port)) for port in compiled.inputs}
         self._types = _input_types(inputs, path)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import platform
 import statistics
 import threading
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import joblib
 import torch
 
 from distill.errors import DeviceError, RecipeError
@@ -102,11 +102,16 @@ def refuse_fp16(training: Mapping[str, Any], device: Device, stage: str) -> None
         )
 
 
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe_hardware() -> dict[str, Any]:
     """Return the processor, its cores and vector instructions, the GPUs and the system, for manifests and reports."""
     return {
         "cpu": cpu_name(),
-        "cores": joblib.cpu_count(),
+        "cores": cores(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "system": f"{platform.system()} {platform.machine()}",

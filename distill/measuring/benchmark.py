@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import torch
 from scipy.special import softmax
@@ -18,7 +17,7 @@ from distill.inference.classifier import Classifier, load, weights_bytes
 from distill.inference.ngrams import NgramClassifier
 from distill.inference.sessions import Session
 from distill.inference.text_classifier import TextClassifier, check_finite
-from distill.machine.devices import Device
+from distill.machine.devices import Device, cores
 from distill.machine.progress import progress_line
 from distill.machine.timing import PAUSE_SECONDS, summarise, time_in_turn
 from distill.measuring.cascade import cascade_curve
@@ -106,7 +105,7 @@ def measure(
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     logits, rates = {}, {}
     latency: dict[Candidate, dict[str, Any]] = {candidate: {} for candidate in candidates}
-    with _torch_threads(threads or joblib.cpu_count()):
+    with _torch_threads(threads or cores()):
         for candidate, classifier in classifiers.items():
             title = f"{candidate.role} {classifier.format} {candidate.device}"
             with progress_line(title, len(texts), "text") as line:

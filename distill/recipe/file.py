@@ -34,6 +34,7 @@ MAX_RECIPE_BYTES = 1_000_000  # far above any recipe, so that a data file given 
 _EXCLUSIVE = {"data": ("dataset", "files"), "student": ("model", "layers", "config")}
 KeyPath = tuple[str | int, ...]
 LABEL_NAMES = ("data", "label_names")
+TYPED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float"))
 
 
 class Place(NamedTuple):
@@ -133,7 +134,7 @@ def _parse(text: str, at: KeyPath = ()) -> tuple[Any, dict[KeyPath, int]]:
 
     Class names stay text as written: in data.label_names TRUE, 007 and 1.0 are names, not YAML values.
     """
-    yaml, lines = YAML(typ="safe", pure=True), {}
+    yaml, lines, names = YAML(typ="safe", pure=True), {}, {}
     yaml.Constructor = _PlainValues
     try:
         root = yaml.compose(text)
@@ -143,11 +144,21 @@ def _parse(text: str, at: KeyPath = ()) -> tuple[Any, dict[KeyPath, int]]:
             if len(path) > DEEPEST:
                 raise RecursionError
             lines[path] = node.start_mark.line + 1
-            if path[:-1] == LABEL_NAMES and node.tag != "tag:yaml.org,2002:null" and isinstance(node, ScalarNode):
-                node.tag = "tag:yaml.org,2002:str"
-        return yaml.constructor.construct_document(root) if root else None, lines
+            if path[:-1] == LABEL_NAMES and isinstance(node, ScalarNode) and node.tag in TYPED:
+                names[path[-1]] = node.value
+        values = yaml.constructor.construct_document(root) if root else None
+        return _with_names(values, LABEL_NAMES[len(at) :], names) if names else values, lines
+    except KeyError as error:  # of a tag that does not fit its value, as !!bool 5
+        raise ValueError(f"{one_line(error)} has a tag of another type") from None
     except RecursionError:
         raise ValueError("nested too deeply for a recipe") from None
+
+
+def _with_names(values: Any, at: KeyPath, names: Mapping[str | int, str]) -> Any:
+    """Return a copy of `values` with the class names, at the key path `at`, as they are written."""
+    if at:
+        return {**values, at[0]: _with_names(values[at[0]], at[1:], names)}
+    return [names.get(index, value) for index, value in enumerate(values)]
 
 
 def _nodes(node: Node | None, at: KeyPath) -> Iterator[tuple[KeyPath, Node]]:

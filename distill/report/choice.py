@@ -56,7 +56,8 @@ def choose(
     most common class among the test texts. `comparisons` are students against their controls (see
     metrics.compare_paired), each with the folders of its `student` and `control`.
     `baselines` are teachers and students against the baseline (see baselines.compare_with_baseline). `reason` begins
-    with those that are not above it. `above_baseline` says whether the chosen model is, None if it was not compared.
+    with those that are not above it. If there are any, `above_baseline` says whether the chosen
+    model is.
 
     Without a budget, the choice is the student that is fastest at `shape`. Its formats passed their proof on
     validation, so test accuracy decides nothing. With a budget, teachers and students are candidates, and their test
@@ -79,8 +80,8 @@ def choose(
     found = _choose(measurements, fit, shape, budget)
     below = [baseline_sentence(one).removesuffix(".") for one in baselines if not is_above(one)]
     below = [sentence[0].lower() + sentence[1:] for sentence in below]
-    compared = {one["model"]: is_above(one) for one in baselines}
-    found["above_baseline"] = compared.get(found["model"])
+    if baselines:
+        found["above_baseline"] = {one["model"]: is_above(one) for one in baselines}.get(found["model"])
     parts = [*below, *(_verdict(one, measurements) for one in unfit), *filter(None, [found["reason"]])]
     # The first in lower case and the last without its full stop: the command line prints it after "error: report: ".
     reason = ". ".join([parts[0], *(part[0].upper() + part[1:] for part in parts[1:])])

@@ -339,7 +339,7 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
 
 
 def _headline(choice: Mapping[str, Any]) -> str:
-    if choice["above_baseline"] is False:
+    if choice.get("above_baseline") is False:
         return "Not better than the baseline"
     if choice["model"]:
         return f"Ship {choice['format']}" + (" of the teacher" if choice["role"] == "teacher" else "")

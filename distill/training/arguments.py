@@ -24,7 +24,7 @@ from distill.errors import RecipeError
 from distill.machine.devices import Device, bf16_rate, describe_hardware, has_fast_bf16, refuse_fp16, training_precision
 from distill.machine.ranks import world_size
 from distill.recipe.schema import PRECISION, Recipe, with_precision
-from distill.recipe.training_fields import OF_WORKERS
+from distill.recipe.training_fields import BY_LENGTH, OF_WORKERS
 from distill.storage.run_folder import RunFolder
 from distill.training.fsdp import check_launch
 
@@ -38,7 +38,7 @@ ONLY_FP32 = ("deberta",)
 def check_training(training: Mapping[str, Any], device: Device, stage: str) -> None:
     """Raise `RecipeError` if a `training` section does not fit the device or the way that distill was launched."""
     refuse_fp16(training, device, stage)
-    check_trackers(training, stage)
+    check_supported(training, stage)
     check_launch(training, stage)
     if training.get("use_liger_kernel") and find_spec("liger_kernel") is None:
         raise RecipeError(f"{stage}.training.use_liger_kernel: not installed: pip install liger-kernel, or unset it")
@@ -46,8 +46,13 @@ def check_training(training: Mapping[str, Any], device: Device, stage: str) -> N
         raise RecipeError(f"{stage}.training.fsdp_config.cpu_offload: needs a GPU, and this run is on a CPU")
 
 
-def check_trackers(training: Mapping[str, Any], stage: str) -> None:
-    """Raise `RecipeError` if a `training` section reports to a tracker that is unknown or not installed."""
+def check_supported(training: Mapping[str, Any], stage: str) -> None:
+    """Raise `RecipeError` if a `training` section reports to a tracker that is not installed, or groups by length.
+
+    A finished run may say so, since an earlier version did; a new one may not.
+    """
+    if training.get("train_sampling_strategy") == "group_by_length":
+        raise RecipeError(f"{stage}.training.train_sampling_strategy: got 'group_by_length'; {BY_LENGTH}")
     named = training.get("report_to")
     names = [named] if isinstance(named, str) else named or []
     known = ("none", "all", *INTEGRATION_TO_CALLBACK)
