@@ -1,38 +1,10 @@
-"""The name that `distill.commands` had until version 0.1; it goes in the next."""
+"""Deprecated alias of `distill.commands`; it will be removed in the next version."""
 
-from distill.commands import (
-    check,
-    check_models,
-    check_trackers,
-    convert,
-    doctor,
-    export,
-    inspect,
-    kept_logits,
-    predict,
-    report,
-    run,
-    student,
-    sweep,
-    teacher,
-)
-from distill.storage.contents import find_recipe, text_column_of
+from typing import Any
 
-__all__ = [
-    "check",
-    "check_models",
-    "check_trackers",
-    "convert",
-    "doctor",
-    "export",
-    "find_recipe",
-    "inspect",
-    "kept_logits",
-    "predict",
-    "report",
-    "run",
-    "student",
-    "sweep",
-    "teacher",
-    "text_column_of",
-]
+from distill import commands
+from distill.storage import contents
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(contents if name == "text_column_of" else commands, name)

@@ -5,13 +5,14 @@ Pydantic checks types in strict mode: `"8"` is not 8. No network, device or envi
 
 from __future__ import annotations
 
+import math
 import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_serializer, model_validator
 
 from distill.recipe.labels import label_key
 from distill.recipe.search_space import Sweep
@@ -135,34 +136,18 @@ class Schedule(Section):
         return self.start + (self.end - self.start) * progress
 
 
-class Temperature(Schedule):
-    """A `Schedule` above 0."""
+def _within(low: float, high: float, rule: str) -> AfterValidator:
+    def check(found: Schedule) -> Schedule:
+        if not (low <= min(found.start, found.end) and max(found.start, found.end) <= high):
+            raise ValueError(f"wants {rule}, got {found._shown()}")
+        return found
 
-    @model_validator(mode="after")
-    def _positive(self) -> Temperature:
-        if min(self.start, self.end) <= 0:
-            raise ValueError(f"wants a temperature above 0, got {self._shown()}")
-        return self
-
-
-class Share(Schedule):
-    """A `Schedule` from 0 to 1."""
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Share:
-        if not (0 <= self.start <= 1 and 0 <= self.end <= 1):
-            raise ValueError(f"wants a share from 0 to 1, got {self._shown()}")
-        return self
+    return AfterValidator(check)
 
 
-class Weight(Schedule):
-    """A `Schedule` that is never negative."""
-
-    @model_validator(mode="after")
-    def _not_negative(self) -> Weight:
-        if min(self.start, self.end) < 0:
-            raise ValueError(f"wants a weight of 0 or more, got {self._shown()}")
-        return self
+Temperature = Annotated[Schedule, _within(math.nextafter(0, 1), math.inf, "a temperature above 0")]
+Share = Annotated[Schedule, _within(0, 1, "a share from 0 to 1")]
+Weight = Annotated[Schedule, _within(0, math.inf, "a weight of 0 or more")]
 
 
 class Decoupled(Section):
@@ -180,7 +165,7 @@ class HiddenStates(Section):
     """
 
     distance: Literal["cosine", "mse"] = "cosine"
-    weight: Weight = Weight(start=1.0, end=1.0)
+    weight: Weight = Schedule(start=1.0, end=1.0)
     teacher_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], NotEmpty] | None = None
 
 
@@ -190,7 +175,7 @@ class AttentionRelations(Section):
     `heads` is the number of relation heads (default: the teacher's attention heads). It must divide both widths.
     """
 
-    weight: Weight = Weight(start=1.0, end=1.0)
+    weight: Weight = Schedule(start=1.0, end=1.0)
     heads: Positive | None = None
 
 
@@ -202,8 +187,8 @@ class Loss(Section):
     """
 
     soft: Literal["soft_targets", "logit_mse", "decoupled"] = "soft_targets"
-    temperature: Temperature = Temperature(start=2.0, end=2.0)
-    soft_weight: Share = Share(start=0.5, end=0.5)
+    temperature: Temperature = Schedule(start=2.0, end=2.0)
+    soft_weight: Share = Schedule(start=0.5, end=0.5)
     decoupled: Decoupled = Decoupled()
     hidden_states: HiddenStates | None = None
     attention_relations: AttentionRelations | None = None
