@@ -39,7 +39,7 @@ from distill.models.loading import check_base, load_config, load_tokenizer
 from distill.models.names import named_by
 from distill.recipe.file import load_recipe
 from distill.recipe.schema import Recipe, with_absolute_paths
-from distill.report.choice import Budget, baseline_sentence, is_above
+from distill.report.choice import TO_TRY, Budget, baseline_sentence, is_above
 from distill.report.document import REPORT_HTML, write_report
 from distill.report.page import render
 from distill.search import run_search
@@ -451,9 +451,10 @@ def _tell_baseline(folder: RunFolder) -> None:
     try:
         beside = baseline_beside(folder.path)
         for found in compare_with_baseline([beside, folder.path], []) if beside else ():
-            log.log(
-                logging.INFO if is_above(found) else logging.WARNING, "%s: %s", found["role"], baseline_sentence(found)
-            )
+            if is_above(found):
+                log.info("%s: %s", found["role"], baseline_sentence(found))
+            else:
+                log.warning("%s: %s %s", found["role"], baseline_sentence(found), TO_TRY)
     except FolderError as error:  # a damaged baseline says nothing of the run
         log.warning("baseline: %s", error)
 

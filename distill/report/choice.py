@@ -79,12 +79,12 @@ def choose(
     fit = [row for row in measurements if row["folder"] not in faulty and row["model"] not in faulty]
     found = _choose(measurements, fit, shape, budget)
     below = [baseline_sentence(one).removesuffix(".") for one in baselines if not is_above(one)]
-    below = [sentence[0].lower() + sentence[1:] for sentence in below]
+    below += [TO_TRY.removesuffix(".")] if below else []
     if baselines:
         found["above_baseline"] = {one["model"]: is_above(one) for one in baselines}.get(found["model"])
     parts = [*below, *(_verdict(one, measurements) for one in unfit), *filter(None, [found["reason"]])]
     # The first in lower case and the last without its full stop: the command line prints it after "error: report: ".
-    reason = ". ".join([parts[0], *(part[0].upper() + part[1:] for part in parts[1:])])
+    reason = ". ".join([parts[0][0].lower() + parts[0][1:], *(part[0].upper() + part[1:] for part in parts[1:])])
     return found | {"reason": reason, "unfit": unfit}
 
 
@@ -283,14 +283,14 @@ def is_above(comparison: Row) -> bool:
 
 
 def baseline_sentence(comparison: Mapping[str, Any]) -> str:
-    """Return how far a teacher or student is above the baseline, or that it is not, and what to try then."""
+    """Return how far a teacher or student is above the baseline, or that it is not (then see `TO_TRY`)."""
     points, (low, high) = 100 * comparison["gain"], (100 * bound for bound in comparison["gain_ci95"])
     side = f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
     side = "level with" if f"{abs(points):.1f}" == "0.0" else side
     figures = f"(95 % interval {low:z.1f} to {high:z.1f}), {shown_p(comparison['p_value'])}"
     if is_above(comparison):
         return f"The {comparison['role']} is {side} {BASELINE} {figures}."
-    return f"The {comparison['role']} is not better than {BASELINE}: it is {side} it {figures}. {TO_TRY}"
+    return f"The {comparison['role']} is not better than {BASELINE}: it is {side} it {figures}."
 
 
 def shown_p(value: float) -> str:
