@@ -189,3 +189,56 @@ def test_a_finished_baseline_is_kept_and_another_recipe_is_refused(baseline, rec
         commands.baseline(load_recipe(recipe, ["data.train_samples=50"]), baseline.path, resume=True)
     with pytest.raises(FolderError, match="holds a finished run"):
         commands.baseline(load_recipe(recipe), baseline.path)
+
+
+def written(folder, texts_and_labels, **data):
+    """A recipe for these texts, which are both train and, with a word more, test."""
+    rows = {"train": texts_and_labels, "test": [(f"{text} x", label) for text, label in texts_and_labels[:20]]}
+    for split, found in rows.items():
+        lines = [json.dumps({"text": text, "label": label}) for text, label in found]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    files = {split: str(folder / f"{split}.jsonl") for split in rows}
+    path = folder / "recipe.json"
+    path.write_text(json.dumps({"data": {"files": files, "max_tokens": 16, **data}}))
+    return load_recipe(path)
+
+
+def test_a_script_without_spaces_is_read_by_its_characters(tmp_path):
+    """Else each sentence would be one word that no other text has."""
+    rng = np.random.default_rng(0)
+    filler = [chr(code) for code in range(0x4E00, 0x4E40)]
+    texts = [
+        ("".join([*rng.permutation(filler)[:9], word, *rng.permutation(filler)[:9]]), label)
+        for _ in range(100)
+        for word, label in (("好看", "positive"), ("难看", "negative"))
+    ]
+    folder = commands.baseline(written(tmp_path, texts), tmp_path / "b")
+    assert folder.read_metrics()["test"]["accuracy"] > 0.9
+    assert set(counts(["手机iPhone 好"]).indices) > set(counts(["iPhone"]).indices)
+
+
+def test_texts_that_share_no_word_give_the_commonest_class(tmp_path):
+    texts = [("!" * (1 + index), "many" if index % 3 else "few") for index in range(60)]
+    folder = commands.baseline(written(tmp_path, texts), tmp_path / "b")
+    assert {answer["label"] for answer in distill.load(folder.path)(["good", "!?"])} == {"many"}
+
+
+def test_of_many_texts_a_sample_is_read_and_a_class_that_it_lacks_keeps_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.training.baseline.MOST_TEXTS", 60)
+    names = ("a", "rare", "z")
+    texts = [(f"{names[2 * (index % 2)]}word of text {index}", names[2 * (index % 2)]) for index in range(400)]
+    texts += [(f"rareword {index}", "rare") for index in range(3)]
+    recipe = written(tmp_path, texts, label_names=names)
+    monkeypatch.setattr("distill.training.baseline.drawn", lambda rows, count, seed: rows.select(
+        [index for index, label in enumerate(rows["label"]) if label != 1][:count]
+    ))  # fmt: skip
+    folder = commands.baseline(recipe, tmp_path / "b")
+    assert folder.read_metrics()["training"]["texts"] == 60
+    assert [answer["label"] for answer in distill.load(folder.path)(["aword", "zword"])] == ["a", "z"]
+
+
+def test_a_baseline_of_other_labels_is_no_yardstick(baseline, recipe, tiny_bert, tmp_path):
+    settings = [f"teacher.model={tiny_bert}", "teacher.training.max_steps=1", "teacher.training.report_to=none"]
+    fewer = commands.teacher(load_recipe(recipe, [*settings, "data.train_samples=60"]), tmp_path / "t", device="cpu")
+    notes = []
+    assert compare_with_baseline([baseline.path, fewer.path], notes) == [] and "other train texts" in notes[0]

@@ -31,6 +31,10 @@ from distill.storage.records import checked
 LONGEST = 2  # words in an n-gram
 BUCKETS = 2**22  # of the hash; with fewer, collisions cost accuracy on large data
 AT_ONCE = 1_024  # texts
+# A word, of two characters at least as scikit-learn has it. In scripts that are written without spaces (Chinese,
+# Japanese, Thai, Lao, Khmer, Burmese) each character is one, so that a word is a pair of them.
+SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = rf"[{SPACELESS}]|(?:(?![{SPACELESS}])\w){{2,}}"
 
 
 class _Settings(TypedDict):
@@ -53,8 +57,8 @@ class Ngrams:
     def weighted(self, found: csr_matrix) -> csr_matrix:
         """Return the tf-idf features of `counts`, with rows of length 1."""
         # Not found[:, columns]: scipy would make an array of all buckets for it, which takes longer than all the rest.
-        at = np.searchsorted(self.columns, found.indices).clip(max=max(0, len(self.columns) - 1))
-        kept = self.columns[at] == found.indices if len(self.columns) else np.zeros(len(at), bool)
+        at = np.searchsorted(self.columns, found.indices).clip(max=len(self.columns) - 1)
+        kept = self.columns[at] == found.indices
         ends = np.concatenate([[0], np.cumsum(kept)])[found.indptr]
         weights = (1 + np.log(found.data[kept])) * self.idf[at[kept]]
         rows = np.repeat(np.arange(found.shape[0]), np.diff(ends))
@@ -72,7 +76,12 @@ def counts(texts: Sequence[str]) -> csr_matrix:
 @functools.cache
 def _vectorizer() -> HashingVectorizer:
     return HashingVectorizer(
-        ngram_range=(1, LONGEST), n_features=BUCKETS, alternate_sign=False, norm=None, dtype=np.float32
+        ngram_range=(1, LONGEST),
+        token_pattern=WORD,
+        n_features=BUCKETS,
+        alternate_sign=False,
+        norm=None,
+        dtype=np.float32,
     )
 
 
@@ -140,6 +149,6 @@ class NgramClassifier(TextClassifier):
             kind = np.int32 if name == "columns" else np.float32
             if arrays[name].shape != shape or arrays[name].dtype != kind:
                 raise ModelError(f"{folder / NGRAM_WEIGHTS}: {name}: wants {shape} of {np.dtype(kind)}")
-        if len(columns) and not 0 <= columns.min() <= columns.max() < BUCKETS:
-            raise ModelError(f"{folder / NGRAM_WEIGHTS}: columns: wants numbers from 0 to below {BUCKETS}")
+        if not len(columns) or columns[0] < 0 or columns[-1] >= BUCKETS or (np.diff(columns) <= 0).any():
+            raise ModelError(f"{folder / NGRAM_WEIGHTS}: columns: wants rising numbers from 0 to below {BUCKETS}")
         return cls(Ngrams(columns, idf), weights, bias, settings["label_names"])

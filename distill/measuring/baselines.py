@@ -15,20 +15,22 @@ def compare_with_baseline(models: Sequence[Path], notes: list[str]) -> list[dict
     """Compare each teacher and student among the run folders `models` with the first baseline among them.
 
     Each entry has the folders of the `model` and the `baseline`, the model's `role`, and the figures of
-    metrics.compare_paired. A model that was tested on other texts than the baseline adds a note.
+    metrics.compare_paired. A model with other train or test texts than the baseline adds a note.
     """
     manifests = {model: run.read_manifest() for model in models if (run := RunFolder(model)).is_finished}
     baseline = next((model for model, manifest in manifests.items() if manifest["role"] == "baseline"), None)
     if baseline is None:
         return []
     ids, gold_labels, logits = read_predictions(RunFolder(baseline).predictions)
-    found = []
+    its_data, found = manifests[baseline]["data"], []
     for model, manifest in manifests.items():
         if manifest["role"] not in ("teacher", "student"):
             continue
         other_ids, _, other_logits = read_predictions(RunFolder(model).predictions)
-        if other_ids != ids or manifest["data"]["test"] != manifests[baseline]["data"]["test"]:
-            notes.append(f"{model} was tested on other texts than the baseline ({baseline}), so they are not compared.")
+        differing = [name for name in ("train", "test") if manifest["data"].get(name) != its_data.get(name)]
+        if differing or other_ids != ids:
+            others = " and ".join(differing or ["test"])
+            notes.append(f"{model} has other {others} texts than the baseline ({baseline}), so they are not compared.")
             continue
         correct = [answers.argmax(axis=1) == gold_labels for answers in (other_logits, logits)]
         found.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import sklearn
 from scipy.sparse import vstack
 from sklearn.linear_model import LogisticRegression
 
-from distill.data.splits import Splits, read_splits
+from distill.data.splits import Splits, drawn, read_splits
 from distill.inference.ngrams import AT_ONCE, BUCKETS, NgramClassifier, Ngrams, counts
 from distill.machine.devices import describe_hardware
 from distill.machine.progress import progress_line
@@ -29,8 +29,10 @@ from distill.training.origin import origin_of, repeatable
 log = logging.getLogger("distill")
 
 STRENGTHS = (1.0, 10.0, 100.0)  # scikit-learn's C: the larger, the weaker the regularization
-FEWEST_TEXTS = 2  # of train that an n-gram stands in; others say nothing of new texts
+FEWEST_TEXTS = 2  # train texts with an n-gram; a rarer one says nothing about new texts
+MOST_TEXTS = 100_000  # of train, drawn at random if there are more: the baseline must stay cheap in time and memory
 MOST_ITERATIONS = 200
+NEVER = -1e3  # the bias of a class without a train text
 
 
 def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
@@ -46,16 +48,14 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
     origin = origin_of(splits, "cpu") | {"scikit-learn": sklearn.__version__}
     with hold(final.path):
         folder.start(recipe, origin, resume=resume, overwrite=overwrite)
-        classifier, tried = _fitted(splits, clock)
+        classifier, training = _fitted(splits, recipe.data.seed, clock)
         classifier.save(folder.path)
         gold_labels = np.asarray(splits.test["label"][:])
         with clock("test"):
             logits = classifier.logits(splits.test["text"][:])
         write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, logits)
         test, faults = figures(logits, gold_labels), faults_of_answers(logits, gold_labels, splits.label_names)
-        features = len(classifier.ngrams.columns)
-        training = {"selected_by": "accuracy", "tried": tried, "features": features, **clock.as_figures()}
-        write_json(folder.metrics, {"test": test, "warnings": faults, "training": training})
+        write_json(folder.metrics, {"test": test, "warnings": faults, "training": training | clock.as_figures()})
         folder.finish(
             {
                 "role": "baseline",
@@ -80,44 +80,45 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
     return final
 
 
-def _fitted(splits: Splits, clock: Clock) -> tuple[NgramClassifier, list[dict[str, Any]]]:
-    """The classifier that is best on validation, and each strength that was tried with its validation accuracy."""
-    labels = np.asarray(splits.train["label"][:])
-    with clock("reading"), progress_line("baseline: reading", len(splits.train), "text") as line:
-        found = _counted(splits.train["text"][:], line.update)
+def _fitted(splits: Splits, seed: int, clock: Clock) -> tuple[NgramClassifier, dict[str, Any]]:
+    """The classifier that is best on validation, and what metrics.json says of its training."""
+    with clock("reading"), progress_line("baseline: reading", min(len(splits.train), MOST_TEXTS), "text") as line:
+        rows = splits.train if len(splits.train) <= MOST_TEXTS else drawn(splits.train, MOST_TEXTS, seed)
+        labels, found = np.asarray(rows["label"][:]), _counted(rows["text"][:], line.update)
         texts_with = np.bincount(found.indices, minlength=BUCKETS)
-        columns = np.flatnonzero(texts_with >= min(FEWEST_TEXTS, len(labels))).astype(np.int32)
+        columns = np.flatnonzero(texts_with >= FEWEST_TEXTS).astype(np.int32)
+        if not len(columns):  # texts that share no words: one bucket that says nothing, so that the bias is fitted
+            columns = np.zeros(1, np.int32)
         # As scikit-learn's TfidfTransformer: as if one more text held every n-gram.
         idf = (1 + np.log((1 + len(labels)) / (1 + texts_with[columns]))).astype(np.float32)
         ngrams = Ngrams(columns, idf)
         features = ngrams.weighted(found)
         held_out = ngrams.features(splits.validation["text"][:])
-    gold_labels = np.asarray(splits.validation["label"][:])
     log.info("baseline: %d words and word pairs of %d train texts", len(columns), len(labels))
-    tried, best = [], None
+    gold_labels = np.asarray(splits.validation["label"][:])
     with clock("training"), progress_line("baseline", len(STRENGTHS), "fit") as line:
+        fits = {}
         for strength in STRENGTHS:
-            model = LogisticRegression(C=strength, max_iter=MOST_ITERATIONS).fit(features, labels)
-            accuracy = float((model.predict(held_out) == gold_labels).mean())
-            tried.append({"C": strength, "validation_accuracy": accuracy})
-            if best is None or accuracy > max(one["validation_accuracy"] for one in tried[:-1]):
-                best = model
+            fits[strength] = LogisticRegression(C=strength, max_iter=MOST_ITERATIONS).fit(features, labels)
             line.update(1)
-    assert best is not None
-    weights, bias = best.coef_, best.intercept_
-    if len(weights) == 1:  # of two classes scikit-learn has the second one's alone
-        weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-    log.info("baseline: validation accuracy %s", ", ".join(
-        f"{one['validation_accuracy']:.4f} with C {one['C']:g}" for one in tried
-    ))  # fmt: skip
-    return NgramClassifier(ngrams, weights.astype(np.float32), bias.astype(np.float32), splits.label_names), tried
+    accuracies = {strength: float((fit.predict(held_out) == gold_labels).mean()) for strength, fit in fits.items()}
+    best = fits[max(accuracies, key=lambda strength: accuracies[strength])]  # of equals the most regularized
+    log.info("baseline: validation accuracy %s", ", ".join(f"{a:.4f} with C {c:g}" for c, a in accuracies.items()))
+    found_weights, found_bias = best.coef_, best.intercept_
+    if len(found_weights) == 1:  # scikit-learn keeps only the second of two classes
+        found_weights, found_bias = (np.concatenate([-one, one]) / 2 for one in (found_weights, found_bias))
+    weights = np.zeros((len(splits.label_names), len(columns)), np.float32)
+    bias = np.full(len(splits.label_names), NEVER, np.float32)
+    weights[best.classes_], bias[best.classes_] = found_weights, found_bias
+    tried = [{"C": strength, "validation_accuracy": accuracy} for strength, accuracy in accuracies.items()]
+    training = {"texts": len(labels), "features": len(columns), "selected_by": "accuracy", "tried": tried}
+    return NgramClassifier(ngrams, weights, bias, splits.label_names), training
 
 
-def _counted(texts: Sequence[str], progress: Any) -> Any:
-    def parts() -> Iterator[Any]:
-        for start in range(0, len(texts), AT_ONCE):
-            part = texts[start : start + AT_ONCE]
-            yield counts(part)
-            progress(len(part))
-
-    return vstack(list(parts()), format="csr")
+def _counted(texts: Sequence[str], progress: Callable[[int], object]) -> Any:
+    """Return `counts` of the texts, which `progress` is told part by part."""
+    found = []
+    for start in range(0, len(texts), AT_ONCE):
+        found.append(counts(texts[start : start + AT_ONCE]))
+        progress(found[-1].shape[0])
+    return vstack(found, format="csr")
