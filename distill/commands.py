@@ -74,7 +74,7 @@ def check_models(recipe: Recipe, device: str = "auto") -> None:
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raise `RecipeError` if a stage of the recipe asks for what cannot be done here, as a tracker that is missing."""
+    """Raise `RecipeError` if a stage of the recipe needs a tracker that is not installed, or groups texts by length."""
     for stage in ("teacher", "student"):
         if settings := getattr(recipe, stage):
             arguments.check_supported(settings.training, stage)

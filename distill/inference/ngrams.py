@@ -22,9 +22,7 @@ from typing_extensions import TypedDict
 from distill.errors import ModelError, one_line
 from distill.inference.text_classifier import TextClassifier, encodable
 from distill.machine.devices import Device
-from distill.models.names import NGRAM_SETTINGS
-from distill.models.weights import NGRAM_WEIGHTS
-from distill.storage.checksums import ANSWERING, check_whole
+from distill.storage.checksums import ANSWERING, NGRAM_SETTINGS, NGRAM_WEIGHTS, check_whole
 from distill.storage.files import read_json, write_json
 from distill.storage.records import checked
 

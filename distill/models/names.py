@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill.errors import STEERING, ModelError
+from distill.storage.checksums import NGRAM_SETTINGS
 from distill.storage.hub import ask_hub
-
-NGRAM_SETTINGS = "ngrams.json"
 
 
 class AwayError(ModelError):

@@ -10,13 +10,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from distill.errors import ModelError, one_line
-from distill.models.names import NGRAM_SETTINGS, is_baseline, require_reachable
+from distill.models.names import is_baseline, require_reachable
+from distill.storage.checksums import NGRAM_SETTINGS, NGRAM_WEIGHTS
 from distill.storage.files import lies_in
 
 ONNX_WEIGHTS = "model.onnx"
 OPENVINO_WEIGHTS = "openvino_model.xml"
 ADAPTER = "adapter_config.json"
-NGRAM_WEIGHTS = "ngrams.safetensors"
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from distill.errors import FolderError
 from distill.storage.files import lies_in, read_json, sync, sync_folder, write_json
 
+NGRAM_SETTINGS, NGRAM_WEIGHTS = "ngrams.json", "ngrams.safetensors"  # of a baseline
 SEAL = "checksums.json"  # written last, when every file that it covers is there
 NEVER_SEALED = "was not written to its end"
 # The files that decide a model's answers: weights, configuration, tokenizer.
@@ -24,7 +25,7 @@ MODEL_FILES = (
     "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "model.onnx",
     "model.onnx.data", "openvino_model.xml", "openvino_model.bin", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
-    "sentencepiece.bpe.model", "chat_template.jinja", "ngrams.json", "ngrams.safetensors",
+    "sentencepiece.bpe.model", "chat_template.jinja", NGRAM_SETTINGS, NGRAM_WEIGHTS,
 )  # fmt: skip
 
 
