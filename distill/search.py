@@ -13,6 +13,7 @@ from typing import Any
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from distill.data.encoding import truncation_of
 from distill.data.splits import Splits
 from distill.distillation.online_teacher import OnlineTeacher
 from distill.distillation.student import architectures, base_of, check_student, new_student, online_teacher
@@ -103,12 +104,13 @@ def run_search(
         origin = origin_of(splits, resolved, **{"teacher.model": base})
     if resume:
         folder.check_origin(origin)
+    truncation = truncation_of(recipe.data)
     if stage == "student":
         answers = logits_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
-        rows = rows_with_logits(answers, splits, tokenizer, recipe.data.max_tokens)
+        rows = rows_with_logits(answers, splits, tokenizer, truncation)
     else:
-        rows = tokenise_split("train", splits.train, tokenizer, recipe.data.max_tokens)
-    validation_rows = tokenise_split("validation", splits.validation, tokenizer, recipe.data.max_tokens)
+        rows = tokenise_split("train", splits.train, tokenizer, truncation)
+    validation_rows = tokenise_split("validation", splits.validation, tokenizer, truncation)
     log.info(
         "sweep: trials of the %s on %s; %s; %d training and %d validation texts",
         stage, resolved, training.precision, len(rows), len(validation_rows),
@@ -315,7 +317,7 @@ def _students(
         model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=seed)
         for teacher in known:
             check_unchanged(teacher)
-        return model, online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
+        return model, online_teacher(settings, teachers, model, tokenizer, truncation_of(recipe.data))
 
     return make, *new_student(recipe.student, recipe, teachers[0], splits.label_names, seed=seed)
 

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import distill
+from distill.data.encoding import Truncation
 from distill.training.tokens import tokenise
 
 ODD = [
@@ -63,7 +64,7 @@ def test_a_text_of_no_tokens_is_answered_alone_and_in_company(tiny_bert, tmp_pat
     assert np.isfinite(answers).all()
     np.testing.assert_allclose(classifier.probabilities([""])[0], answers[0], atol=1e-5)
     rows = Dataset.from_dict({"text": [" ", "good"], "label": [0, 1]})
-    assert tokenise(rows, classifier.tokenizer, 8)["length"][:] == [1, 1]
+    assert tokenise(rows, classifier.tokenizer, Truncation(8))["length"][:] == [1, 1]
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import BAD, FILLER, GOOD, LABELS, make_tokenizer, write_reviews
 
+from distill.data.encoding import Truncation
 from distill.data.sources import read_texts
 from distill.data.splits import load_splits
 from distill.errors import DataError
@@ -245,7 +246,7 @@ def test_a_transfer_set_needs_no_label_column_and_has_no_labels(tmp_path):
     files = Files(train=str(labelled), test=str(other(labelled)), transfer=str(with_labels))
     splits = load_splits(Data(files=files, transfer_samples=1))
     assert splits.transfer.column_names == ["text", "example_id"] and len(splits.transfer) == 1
-    tokenised = tokenise(splits.transfer, make_tokenizer(["one", "two"]), 8)
+    tokenised = tokenise(splits.transfer, make_tokenizer(["one", "two"]), Truncation(8))
     assert tokenised["labels"] == [-1]
     assert "transfer" in splits.fingerprints
 
@@ -268,8 +269,8 @@ def rows(tmp_path):
 
 def test_tokens_masks_lengths_and_labels_agree(rows):
     tokenizer = make_tokenizer(FILLER + GOOD + BAD)
-    tokenised = tokenise(rows, tokenizer, 12)
-    check_tokenised(rows, tokenised, tokenizer, 12)
+    tokenised = tokenise(rows, tokenizer, Truncation(12))
+    check_tokenised(rows, tokenised, tokenizer)
     assert tokenised["labels"] == rows["label"]
     assert max(tokenised["length"]) == 12 and min(tokenised["length"]) < 12
     assert [len(ids) for ids in tokenised["input_ids"]] == tokenised["length"]
@@ -277,45 +278,44 @@ def test_tokens_masks_lengths_and_labels_agree(rows):
 
 def test_tokenising_twice_reads_the_cache_even_with_another_tokenizer_object(rows):
     calls = []
-    tokenise(rows, make_tokenizer(FILLER + GOOD + BAD), 16, progress=calls.append)
+    tokenise(rows, make_tokenizer(FILLER + GOOD + BAD), Truncation(16), progress=calls.append)
     first = sum(calls)
-    tokenise(rows, make_tokenizer(FILLER + GOOD + BAD), 16, progress=calls.append)
+    tokenise(rows, make_tokenizer(FILLER + GOOD + BAD), Truncation(16), progress=calls.append)
     assert first == len(rows) and sum(calls) == first
-    tokenise(rows, make_tokenizer(FILLER + GOOD + BAD + ["more"]), 16, progress=calls.append)
+    tokenise(rows, make_tokenizer(FILLER + GOOD + BAD + ["more"]), Truncation(16), progress=calls.append)
     assert sum(calls) == 2 * first
 
 
 def test_cutting_on_the_other_side_is_not_answered_from_the_cache(rows):
-    left = make_tokenizer(FILLER + GOOD + BAD)
-    left.truncation_side = "left"
-    right = tokenise(rows, make_tokenizer(FILLER + GOOD + BAD), 6)["input_ids"]
-    assert tokenise(rows, left, 6)["input_ids"] != right
+    tokenizer = make_tokenizer(FILLER + GOOD + BAD)
+    head = tokenise(rows, tokenizer, Truncation(6))["input_ids"]
+    assert tokenise(rows, tokenizer, Truncation(6, "tail"))["input_ids"] != head
 
 
 def test_a_text_may_hold_special_tokens(rows):
     tokenizer = make_tokenizer(FILLER + GOOD + BAD)
     special = rows.map(lambda row: {"text": f"the [SEP] film {row['text']}"})
-    check_tokenised(special, tokenise(special, tokenizer, 64), tokenizer, 64)
+    check_tokenised(special, tokenise(special, tokenizer, Truncation(64)), tokenizer)
 
 
 def test_a_tokenizer_for_other_texts_is_refused(rows):
     stranger = make_tokenizer(["bonjour", "monde"])
     with pytest.raises(DataError, match="of the tokens are unknown"):
-        check_tokenised(rows, tokenise(rows, stranger, 16), stranger, 16)
+        check_tokenised(rows, tokenise(rows, stranger, Truncation(16)), stranger)
 
 
 def test_labels_that_slipped_are_found(rows):
     tokenizer = make_tokenizer(FILLER + GOOD + BAD)
-    tokenised = tokenise(rows, tokenizer, 32)
+    tokenised = tokenise(rows, tokenizer, Truncation(32))
     slipped = tokenised.remove_columns("labels").add_column("labels", [1 - label for label in tokenised["labels"]])
     with pytest.raises(DataError, match="ids, mask and label disagree"):
-        check_tokenised(rows, slipped, tokenizer, 32)
+        check_tokenised(rows, slipped, tokenizer)
 
 
 def test_a_tokenizer_that_means_other_words_by_the_same_ids_is_found(rows):
     tokenizer, other = make_tokenizer(FILLER + GOOD + BAD), make_tokenizer(BAD + GOOD + FILLER)
     with pytest.raises(DataError, match="decoding the tokens does not give the text"):
-        check_tokenised(rows, tokenise(rows, other, 64), tokenizer, 64)
+        check_tokenised(rows, tokenise(rows, other, Truncation(64)), tokenizer)
 
 
 def test_texts_are_read_from_any_file_in_order(tmp_path):

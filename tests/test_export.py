@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Mode
 
 import distill
 from distill import commands
+from distill.data.encoding import Truncation
 from distill.errors import DeviceError, ModelError
 from distill.export import formats as exporting
 from distill.export import onnx_graph
@@ -45,7 +46,7 @@ def export(folder, target, formats=FORMATS, *, gold=None, drop=1.0, agreement=0.
     before = model.eval()(input_ids=ids).logits
     proofs = list(export_formats(
         model, tokenizer, LABELS, TEXTS, gold, target, formats,
-        max_tokens=64, bounds=Bounds(drop, agreement), device="cpu", card=lambda proof: f"# {proof.format}",
+        truncation=Truncation(64), bounds=Bounds(drop, agreement), device="cpu", card=lambda proof: f"# {proof.format}",
     ))  # fmt: skip
     # Exporting leaves the model as it was.
     assert torch.equal(model(input_ids=ids).logits, before) and next(model.parameters()).dtype == torch.float32

@@ -10,6 +10,7 @@ import pytest
 from conftest import LABELS, make_classifier, write_reviews
 from datasets import Dataset
 
+from distill.data.encoding import Truncation
 from distill.data.splits import load_splits
 from distill.distillation import teacher_logits as module
 from distill.distillation.teacher_logits import LogitCache, identify_teacher, with_teacher_logits
@@ -202,7 +203,7 @@ def test_five_logits_of_650_000_texts_stay_under_30_mb(tmp_path, monkeypatch):
 
 
 def test_columns_join_the_tokens_row_by_row(teacher, rows):
-    tokenised = tokenise(rows, load_tokenizer(str(teacher)), 32)
+    tokenised = tokenise(rows, load_tokenizer(str(teacher)), Truncation(32))
     logits = teacher_logits(teacher, rows, LABELS, Teacher(teacher))
     joined = with_teacher_logits(tokenised, [logits, logits])
     assert joined["input_ids"] == tokenised["input_ids"]

@@ -13,6 +13,7 @@ import torch
 from conftest import LABELS, check_refused, make_classifier, write_reviews
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
+from distill.data.encoding import Truncation
 from distill.data.splits import load_splits
 from distill.distillation.online_teacher import OnlineTeacher
 from distill.distillation.trainer import DistillationTrainer
@@ -43,7 +44,7 @@ def splits(data):
 
 
 def rows_with_teacher(rows, tokenizer):
-    tokenised = tokenise(rows, tokenizer, 32)
+    tokenised = tokenise(rows, tokenizer, Truncation(32))
     logits = np.random.default_rng(0).normal(size=(len(rows), 2)).astype(np.float32) * 3
     return tokenised.add_column("teacher_logits_0", list(logits))
 
@@ -69,7 +70,7 @@ def run(folder, splits, model_folder, training, trainer=ClassificationTrainer, c
         model,
         tokenizer,
         rows_with_teacher(splits.train.select(range(rows or len(splits.train))), tokenizer),
-        tokenise(splits.validation, tokenizer, 32),
+        tokenise(splits.validation, tokenizer, Truncation(32)),
         arguments,
         folder,
         padding=padding,
@@ -142,7 +143,7 @@ def whole_parameters(model):
 def test_the_student_follows_the_teacher_at_soft_weight_one_and_the_labels_at_zero(tmp_path, splits, tiny_bert):
     """Teachers that contradict the labels: what the student learns shows whom it listened to."""
     tokenizer = load_tokenizer(str(tiny_bert))
-    tokenised = tokenise(splits.train, tokenizer, 32)
+    tokenised = tokenise(splits.train, tokenizer, Truncation(32))
     contrary = [[6.0, -6.0] if label else [-6.0, 6.0] for label in tokenised["labels"]]
     training = {
         "num_train_epochs": 4, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "save_strategy": "no", **FP32,
@@ -155,10 +156,10 @@ def test_the_student_follows_the_teacher_at_soft_weight_one_and_the_labels_at_ze
         train(
             functools.partial(DistillationTrainer, loss=Loss(soft_weight=weight), teacher_weights=(1.0,)),
             model, tokenizer, tokenised.add_column("teacher_logits_0", contrary),
-            tokenise(splits.validation, tokenizer, 32), arguments, folder, padding="longest", max_tokens=32,
+            tokenise(splits.validation, tokenizer, Truncation(32)), arguments, folder, padding="longest", max_tokens=32,
             device="cpu", early_stopping_patience=None, checkpoint=None, title="test",
         )  # fmt: skip
-        classifier = Classifier(TorchSession(model, "cpu"), tokenizer, LABELS, 32)
+        classifier = Classifier(TorchSession(model, "cpu"), tokenizer, LABELS, Truncation(32))
         predicted = classifier.logits(splits.test["text"]).argmax(1)
         agreement[weight] = float((predicted == np.asarray(splits.test["label"])).mean())
     assert agreement[0.0] > 0.9 and agreement[1.0] < 0.1
@@ -332,7 +333,7 @@ def test_padding_is_counted(tmp_path, splits, tiny_bert):
         padding: run(RunFolder(tmp_path / padding), splits, tiny_bert, training, padding=padding)[1]["padding_fraction"]
         for padding in ("longest", "max_length")
     }
-    tokenised = tokenise(splits.train, load_tokenizer(str(tiny_bert)), 32)
+    tokenised = tokenise(splits.train, load_tokenizer(str(tiny_bert)), Truncation(32))
     assert fractions["max_length"] == pytest.approx(1 - sum(tokenised["length"]) / (len(tokenised) * 32))
     assert fractions["longest"] < fractions["max_length"]
 

@@ -56,7 +56,7 @@ def train_control(
     model, tokenizer = new_student(settings, recipe, teacher, splits.label_names, seed=training.arguments.seed)
     log.info("control: %s; learns from the labels alone", made_from(settings, teacher))
     with training.clock("tokenising"):
-        rows = tokenise_split("train", splits.train, tokenizer, recipe.data.max_tokens)
+        rows = tokenise_split("train", splits.train, tokenizer, training.truncation)
     origin = origin_of(splits, training.device, student=manifest["weights"], **base_of(settings, tokenizer))
     parents = {"student": str(student.path.absolute()), "student_weights": manifest["weights"]}
     return fit(training, model, tokenizer, rows, origin=origin, parents={**parents, "model": settings.model})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from distill.data.encoding import Truncation
 from distill.distillation.online_teacher import OnlineTeacher, map_layers, relation_heads
 from distill.distillation.teacher_logits import check_unchanged, identify_teacher
 from distill.distillation.teachers import (
@@ -45,6 +46,7 @@ from distill.models.loading import (
 )
 from distill.models.names import named_by
 from distill.models.students import build_from_config, build_from_layers, check_layers, choose_layers
+from distill.models.truncation import kept_part
 from distill.recipe.schema import PRECISION, Loss, Recipe, Schedule, Student
 from distill.storage.contents import manifest_of
 from distill.storage.run_folder import RunFolder
@@ -128,7 +130,7 @@ def train_student(
     origin = origin_of(splits, training.device, **fingerprints_of(known), **base_of(settings, tokenizer))
     if resume:
         training.folder.check_origin(origin)  # before the teachers classify all texts
-    online = online_teacher(settings, teachers, model, tokenizer, max_tokens=recipe.data.max_tokens)
+    online = online_teacher(settings, teachers, model, tokenizer, training.truncation)
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # DDP does not see projections, used outside forward
     with clock("teacher_logits"):
@@ -136,7 +138,7 @@ def train_student(
         for teacher in known:  # its layers, hidden states and logits must come from the same files
             check_unchanged(teacher)
     with clock("tokenising"):
-        rows = rows_with_logits(answers, splits, tokenizer, recipe.data.max_tokens)
+        rows = rows_with_logits(answers, splits, tokenizer, training.truncation)
     parents = {
         str(Path(teacher.name).absolute() if Path(teacher.name).is_dir() else teacher.name): teacher.weights
         for teacher in known
@@ -234,12 +236,12 @@ def online_teacher(
     teachers: Sequence[str],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_tokens: int,
+    truncation: Truncation,
 ) -> OnlineTeacher | None:
     """Return the teacher that the student's loss runs at every step; None if cached logits are enough.
 
-    Raises `RecipeError` if there are several teachers, or if the two models tokenize differently.
+    It reads the tokens of the student, cut by `truncation`. Raises `RecipeError` if there are several teachers, if the
+    two models tokenize differently, or if the teacher was trained to read another part of a text.
     """
     hidden, relations = settings.loss.hidden_states, settings.loss.attention_relations
     if not settings.loss.runs_teacher:
@@ -249,7 +251,12 @@ def online_teacher(
         raise RecipeError(f"student.loss: {names} need exactly one teacher, got {len(teachers)}")
     _check_one_tokenizer(settings, tokenizer, teachers[0])
     config = load_config(teachers[0])
-    check_fit(config, teachers[0], max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
+    if (kept := kept_part(config)) not in (None, truncation.kept):
+        raise RecipeError(
+            f"data.truncation: {truncation.kept}, but {teachers[0]} was trained on {kept}, and {names} give it the "
+            "student's tokens"
+        )
+    check_fit(config, teachers[0], max_tokens=truncation.max_tokens, vocabulary=vocabulary_of(tokenizer))
     share_padding(config, tokenizer)
     teacher = load_torch(teachers[0], config, "float32")
     log.info(

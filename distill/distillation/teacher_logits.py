@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub.constants import HF_HOME
 
+from distill.data.encoding import Truncation
 from distill.data.splits import text_fingerprint
 from distill.errors import FolderError, ModelError
 from distill.inference.classifier import identify
@@ -40,14 +41,14 @@ COLUMN = "teacher_logits"
 class TeacherIdentity:
     """The name of a classifier, and the fingerprints of all that its logits depend on besides the texts.
 
-    `columns` puts its classes in the order of `label_names`. It reads the first `max_tokens` tokens of a text.
+    `columns` puts its classes in the order of `label_names`. `truncation` is what it reads of a text.
     """
 
     name: str
     weights: str
     config: str
     tokenizer: str
-    max_tokens: int
+    truncation: Truncation
     label_names: tuple[str, ...]
     columns: tuple[int, ...]
 
@@ -60,7 +61,7 @@ class TeacherIdentity:
     @property
     def fingerprint(self) -> str:
         """A SHA-256 of all that its logits depend on; moving its folder does not change it."""
-        own = [self.weights, self.config, self.tokenizer, self.max_tokens, self.label_names, self.columns]
+        own = [self.weights, self.config, self.tokenizer, astuple(self.truncation), self.label_names, self.columns]
         return hashlib.sha256(json.dumps(own).encode()).hexdigest()
 
 
@@ -78,13 +79,13 @@ def identify_teacher(name: str, label_names: Sequence[str]) -> TeacherIdentity:
 
     Raises `ModelError` if it is not a classifier, has no weights, or has other classes.
     """
-    config, tokenizer, max_tokens = identify(name)
+    config, tokenizer, truncation = identify(name)
     return TeacherIdentity(
         name=name,
         weights=weights_fingerprint(name),
         config=config_fingerprint(name),
         tokenizer=tokenizer_fingerprint(tokenizer),
-        max_tokens=max_tokens,
+        truncation=truncation,
         label_names=tuple(label_names),
         columns=tuple(align_labels(class_names(config, name), label_names, teacher=name)),
     )
@@ -114,7 +115,7 @@ class LogitCache:
             "config": teacher.config,
             "tokenizer": teacher.tokenizer,
             "texts": text_fingerprint(rows),
-            "max_tokens": teacher.max_tokens,
+            "truncation": asdict(teacher.truncation),
             "dtype": dtype,
             "label_names": list(teacher.label_names),
         }

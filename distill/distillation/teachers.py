@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from distill.data.encoding import Truncation
 from distill.data.splits import Splits
 from distill.distillation.teacher_logits import LogitCache, TeacherIdentity, load_or_compute, with_teacher_logits
 from distill.errors import FolderError, ModelError, RecipeError
@@ -125,11 +126,11 @@ def _check_teacher(teacher: TeacherIdentity, answers: Dataset, validation: Datas
 
 
 def rows_with_logits(
-    answers: Sequence[Mapping[str, Dataset]], splits: Splits, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    answers: Sequence[Mapping[str, Dataset]], splits: Splits, tokenizer: PreTrainedTokenizerBase, truncation: Truncation
 ) -> Dataset:
     """Return the tokenized texts of all splits in `answers`, with a column of logits for each teacher."""
     rows = []
     for split in answers[0]:
-        part = tokenise_split(split, getattr(splits, split), tokenizer, max_tokens)
+        part = tokenise_split(split, getattr(splits, split), tokenizer, truncation)
         rows.append(with_teacher_logits(part, [answer[split] for answer in answers]))
     return concatenate_datasets(rows)

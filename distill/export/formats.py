@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.data.encoding import Truncation, encode
 from distill.errors import FolderError, ModelError
 from distill.export import fusion
 from distill.export.int8 import CALIBRATION_TEXTS, Int8Settings, import_nncf, int8_settings, quantise, quantise_openvino
@@ -47,7 +48,7 @@ class Source:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     texts: Sequence[str]
-    max_tokens: int
+    truncation: Truncation
     work: Path
 
     @cached_property
@@ -62,7 +63,7 @@ class Source:
     def batches(self) -> list[dict[str, np.ndarray]]:
         """Tokens of the first texts, to calibrate on; one text a batch, because padding would widen the ranges."""
         texts = list(self.texts[:CALIBRATION_TEXTS])
-        ids = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
+        ids, _ = encode(self.tokenizer, texts, self.truncation)
         padded = (pad([row], self.tokenizer.pad_token_id) for row in ids)
         return [{"input_ids": input_ids, "attention_mask": mask} for input_ids, mask in padded]
 
@@ -91,7 +92,7 @@ def export_formats(
     folder: Path,
     formats: Sequence[str],
     *,
-    max_tokens: int,
+    truncation: Truncation,
     bounds: Bounds,
     device: Device,
     card: Callable[[Proof], str],
@@ -112,7 +113,7 @@ def export_formats(
         raise FolderError(f"{folder}: cannot be written to: {error.strerror}", hint="--output DIR") from error
 
     def classify(session: Session) -> tuple[np.ndarray, float]:
-        return timed_logits(Classifier(session, tokenizer, label_names, max_tokens), texts)
+        return timed_logits(Classifier(session, tokenizer, label_names, truncation), texts)
 
     def attempt(name: str, settings: Int8Settings | None) -> tuple[Proof, np.ndarray]:
         made = source.work / name
@@ -139,7 +140,7 @@ def export_formats(
         reference, _ = classify(TorchSession(model, device))
         if not np.isfinite(reference).all():
             raise ModelError(f"{model.name_or_path}: its own logits are not finite on the validation texts")
-        source = Source(model, tokenizer, texts, max_tokens, Path(work))
+        source = Source(model, tokenizer, texts, truncation, Path(work))
         for name in formats:
             progress(name)
             first, *others = int8_settings() if name == "onnx-int8" else (None,)

@@ -46,7 +46,7 @@ def export_model(
         np.asarray(splits.validation["label"][:]),
         folder,
         formats,
-        max_tokens=classifier.max_tokens,
+        truncation=classifier.truncation,
         bounds=bounds,
         device=device,
         card=functools.partial(

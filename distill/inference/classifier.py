@@ -6,11 +6,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from distill.data.encoding import Truncation, encode
 from distill.errors import DeviceError, ModelError
 from distill.inference.ngrams import NgramClassifier
 from distill.inference.runtimes import can_run
@@ -31,6 +31,7 @@ from distill.models.loading import (
     vocabulary_of,
 )
 from distill.models.names import is_baseline
+from distill.models.truncation import kept_part
 from distill.models.weights import weight_files
 from distill.storage.exports import EXPORT_PROOFS, read_proofs
 
@@ -44,19 +45,20 @@ class Classifier(TextClassifier):
     """
 
     def __init__(
-        self, session: Session, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str], max_tokens: int
+        self, session: Session, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str], truncation: Truncation
     ):
         self.session, self.format, self.device = session, session.format, session.device
         self.tokenizer = tokenizer
         self.label_names = tuple(label_names)
-        self.max_tokens = max_tokens
+        self.truncation, self.max_tokens = truncation, truncation.max_tokens
         self._process, self._alone = os.getpid(), threading.Lock()
 
     def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
         """Return logits, float32, shape (texts, classes); `progress` is called with the number of texts of each batch.
 
-        Texts are tokenized, cut at `max_tokens`, sorted by length and packed into batches of about equal token count,
-        so that there is little padding. The logits are in the order of the texts. Only token ids are held in memory.
+        Texts are tokenized, cut as `truncation` says, sorted by length and packed into batches of about equal token
+        count, so that there is little padding. The logits are in the order of the texts. Only token ids are held in
+        memory.
         """
         if isinstance(texts, str):
             raise TypeError("wants a list of texts, got one text: [text]")
@@ -83,9 +85,9 @@ class Classifier(TextClassifier):
 
     def _ids(self, texts: Sequence[str], start: int) -> Iterator[np.ndarray]:
         chunk = texts[start : start + TOKENISED_AT_ONCE]
-        with self._alone:  # a tokenizer stores its truncation, and raises an error if two threads set it at once
-            encoded = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens, return_token_type_ids=False)
-        return (np.asarray(row or ids_of_empty_text(self.tokenizer), np.int32) for row in encoded["input_ids"])
+        with self._alone:  # `encode` is not for several threads
+            ids, _ = encode(self.tokenizer, chunk, self.truncation)
+        return (np.asarray(row, np.int32) for row in ids)
 
 
 def pack(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
@@ -119,8 +121,8 @@ def load(
     """Return the classifier in a run folder, a folder of exports, one export or any transformers model (or Hub name).
 
     From a folder of exports it takes the one that was fastest in its proof (`fastest_export`). The runtime and dtype
-    are those of `sessions.open_session`. Texts are cut at the tokenizer's model_max_length. Raises `ModelError` if the
-    model is no classifier or its calibration temperature is invalid, `DeviceError` if the device is missing.
+    are those of `sessions.open_session`. Texts are cut as `identify` says. Raises `ModelError` if the model is no
+    classifier or its configuration has an invalid value of ours, `DeviceError` if the device is missing.
     """
     if (Path(folder) / EXPORT_PROOFS).is_file() and not (Path(folder) / "config.json").is_file():
         folder, device = fastest_export(Path(folder), device)
@@ -129,9 +131,9 @@ def load(
         if device == "cuda":
             raise DeviceError(f"{name}: a baseline runs on CPUs", hint="--device cpu")
         return NgramClassifier.load(Path(folder))
-    config, tokenizer, max_tokens = identify(name)
+    config, tokenizer, truncation = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
-    return Classifier(session, tokenizer, class_names(config, name), max_tokens)
+    return Classifier(session, tokenizer, class_names(config, name), truncation)
 
 
 def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:
@@ -154,11 +156,14 @@ def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:
     return max(rates, key=rates.__getitem__)
 
 
-def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]:
-    """Return a classifier's configuration, tokenizer and maximum number of tokens, without loading its weights.
+def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Truncation]:
+    """Return a classifier's configuration, tokenizer and truncation, without loading its weights.
+
+    It reads as many tokens as the tokenizer's model_max_length says. Which of them, its configuration says if it was
+    trained by distill; else the tokenizer does, whose truncation side may be the left one.
 
     Raises `ModelError` if the model is no classifier, gives a text several labels or a number, has no tokenizer or
-    another model's, has a class without a name, or has an invalid calibration temperature.
+    another model's, has a class without a name, or has an invalid calibration temperature or truncation.
     """
     config = load_config(name)
     if not is_classifier(config):
@@ -170,15 +175,10 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, int]
     share_padding(config, tokenizer)
     max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
-    return config, tokenizer, max_tokens
+    kept = kept_part(config) or ("tail" if tokenizer.truncation_side == "left" else "head")
+    return config, tokenizer, Truncation(max_tokens, kept)
 
 
 def weights_bytes(folder: Path) -> int:
     """Return the size in bytes of a model folder's weights, of any format (see weights.weight_files)."""
     return sum(file.stat().st_size for file in weight_files(str(folder)))
-
-
-def ids_of_empty_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids for a text that the tokenizer turns into no token at all, because a model needs at least one."""
-    known: tuple[Any, ...] = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return [next(token for token in known if token is not None)]

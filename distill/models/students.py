@@ -16,13 +16,14 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from distill.errors import ModelError, one_line
 from distill.models.calibration import CONFIG_KEY
 from distill.models.loading import BERT_LIKE, layer_count, layer_list, normalized_config
+from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 
 # Keys of a configuration that set a model's classes, vocabulary, architecture or form of output.
 NOT_SIZES = {
     "vocab_size", "num_labels", "id2label", "label2id", "problem_type", "model_type", "architectures", "auto_map",
     "is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_word_embeddings", "dtype", "torch_dtype",
     "return_dict", "output_attentions", "output_hidden_states", "transformers_version", "_name_or_path",
-    CONFIG_KEY,
+    CONFIG_KEY, TRUNCATION_KEY,
 }  # fmt: skip
 # The errors that configurations and models raise for sizes that do not fit together or have the wrong type.
 SIZE_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError)

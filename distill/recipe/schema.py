@@ -65,6 +65,7 @@ class Data(Section):
     transfer_samples: Positive | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     max_tokens: Annotated[int, Field(ge=3)] = 512
+    truncation: Literal["head", "tail", "head_tail"] = "head"
     padding: Literal["longest", "max_length"] = "longest"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 

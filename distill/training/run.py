@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from distill.data.encoding import Truncation, truncation_of
 from distill.data.splits import SPLITS, Splits, read_splits
 from distill.inference.classifier import Classifier
 from distill.inference.sessions import TorchSession
@@ -27,6 +28,7 @@ from distill.measuring.metrics import faults_of_answers, figures
 from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
 from distill.models.calibration import CONFIG_KEY, Calibration, calibrate
 from distill.models.loading import parameter_count
+from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 from distill.models.weights import weights_fingerprint
 from distill.recipe.schema import Recipe, Stage, with_absolute_paths
 from distill.report import plots
@@ -77,6 +79,11 @@ class Training:
     def settings(self) -> Stage:
         """The settings in that section."""
         return getattr(self.recipe, self.stage)
+
+    @property
+    def truncation(self) -> Truncation:
+        """What its model reads of a text."""
+        return truncation_of(self.recipe.data)
 
 
 def stage_of(role: Role) -> Literal["teacher", "student"]:
@@ -133,7 +140,7 @@ def fit(
     recipe, role, folder, splits, arguments = (
         training.recipe, training.role, training.folder, training.splits, training.arguments,
     )  # fmt: skip
-    max_tokens, settings, device, clock = recipe.data.max_tokens, training.settings, training.device, training.clock
+    truncation, settings, device, clock = training.truncation, training.settings, training.device, training.clock
     check_steps(arguments, len(train_rows), training.stage)
     transfer = f" and {len(train_rows) - len(splits.train)} transfer" if len(train_rows) > len(splits.train) else ""
     log.info(
@@ -142,9 +149,10 @@ def fit(
         len(splits.validation), len(splits.test),
     )  # fmt: skip
     set_wrapped_layers(model, arguments, training.stage)
-    check_shared_memory(arguments, max_tokens, training.stage)
+    check_shared_memory(arguments, truncation.max_tokens, training.stage)
     with clock("tokenising"):
-        validation_rows = tokenise_split("validation", splits.validation, tokenizer, max_tokens)
+        validation_rows = tokenise_split("validation", splits.validation, tokenizer, truncation)
+    _keep_truncation(truncation, model, tokenizer)
     state = PartialState()
     final = RunFolder(folder.final_path)
     with hold(final.path) if state.is_main_process else contextlib.nullcontext():
@@ -164,7 +172,7 @@ def fit(
             arguments,
             folder,
             padding=recipe.data.padding,
-            max_tokens=max_tokens,
+            max_tokens=truncation.max_tokens,
             device=device,
             early_stopping_patience=settings.early_stopping_patience,
             checkpoint=checkpoint,
@@ -172,8 +180,7 @@ def fit(
         )
         model = gather_weights(model)
         _tell(trained, role)
-        tokenizer.model_max_length = max_tokens  # later users cut texts as training did
-        classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, max_tokens)
+        classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, truncation)
         calibration = None
         if settings.calibrate:
             with clock("calibration"):
@@ -187,6 +194,13 @@ def fit(
             _write_run(training, model, tokenizer, trained, calibration, test_logits, parents)
         state.wait_for_everyone()
     return final
+
+
+def _keep_truncation(truncation: Truncation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let later users of model and tokenizer cut texts as training does; transformers cannot keep head and tail."""
+    setattr(model.config, TRUNCATION_KEY, truncation.kept)
+    tokenizer.model_max_length = truncation.max_tokens
+    tokenizer.truncation_side = "left" if truncation.kept == "tail" else "right"
 
 
 def _tell(trained: Mapping[str, Any], role: Role) -> None:

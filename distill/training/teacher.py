@@ -34,11 +34,13 @@ def train_teacher(
         recipe, "teacher", folder, [architecture], resume=resume, overwrite=overwrite, device=device
     )
     recipe, splits = training.recipe, training.splits
-    settings, max_tokens = teacher_of(recipe), recipe.data.max_tokens
-    model, tokenizer = new_teacher(settings, splits.label_names, max_tokens=max_tokens, seed=training.arguments.seed)
+    settings = teacher_of(recipe)
+    model, tokenizer = new_teacher(
+        settings, splits.label_names, max_tokens=recipe.data.max_tokens, seed=training.arguments.seed
+    )
     base = base_fingerprint(settings.model, tokenizer, pretrained=settings.pretrained)
     with training.clock("tokenising"):
-        rows = tokenise_split("train", splits.train, tokenizer, max_tokens)
+        rows = tokenise_split("train", splits.train, tokenizer, training.truncation)
     origin = origin_of(splits, training.device, **{"teacher.model": base})
     return fit(training, model, tokenizer, rows, origin=origin, parents={"model": settings.model})
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from distill.data.encoding import Truncation, encode
 from distill.errors import DataError
-from distill.inference.classifier import ids_of_empty_text
 from distill.machine.progress import progress_line
 from distill.models.loading import vocabulary_of
 
@@ -23,31 +24,30 @@ CHECKED_ROWS = 64  # a wrong tokenizer shows on the first few
 def tokenise(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
+    truncation: Truncation,
     *,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Dataset:
-    """Return columns input_ids, attention_mask, length and labels for `rows`, cut at `max_tokens`, not padded.
+    """Return columns input_ids, attention_mask, length, uncut_length and labels for `rows`, not padded.
 
     A text without a label gets `UNLABELLED`. The result stays in datasets' cache, and the same texts, tokenizer and
-    `max_tokens` find it again. Fast tokenizers use all cores by themselves. `progress` receives the number of texts in
-    each batch.
+    `truncation` find it again. `progress` receives the number of texts in each batch.
     """
 
-    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
-        encoded = tokenizer(
-            batch["text"], truncation=True, max_length=max_tokens, return_token_type_ids=False, return_length=True
-        )
-        progress(len(batch["text"]))
-        for row, ids in enumerate(encoded["input_ids"]):
-            if not ids:
-                encoded["input_ids"][row], encoded["attention_mask"][row] = ids_of_empty_text(tokenizer), [1]
-                encoded["length"][row] = 1
-        return {**encoded, "labels": batch.get("label", [UNLABELLED] * len(batch["text"]))}
+    def columns(batch: dict[str, list[str]]) -> dict[str, Any]:
+        ids, uncut = encode(tokenizer, batch["text"], truncation)
+        progress(len(ids))
+        return {
+            "input_ids": ids,
+            "attention_mask": [[1] * len(row) for row in ids],
+            "length": [len(row) for row in ids],
+            "uncut_length": uncut,
+            "labels": batch.get("label", [UNLABELLED] * len(ids)),
+        }
 
-    key = json.dumps([rows._fingerprint, tokenizer_fingerprint(tokenizer), max_tokens])
+    key = json.dumps([rows._fingerprint, tokenizer_fingerprint(tokenizer), astuple(truncation)])
     return rows.map(
-        encode,
+        columns,
         batched=True,
         remove_columns=rows.column_names,
         # datasets would hash the tokenizer, whose state changes with its first call, so the key would differ
@@ -55,7 +55,7 @@ def tokenise(
     )
 
 
-def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `DataError` unless ids, masks and labels agree and decoding returns the text, on the first rows.
 
     A text that was cut, or that has unknown or special tokens, cannot come back whole, so it is not compared. If more
@@ -74,7 +74,7 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
             raise DataError(f"{place}: token id {max(ids)}, but the tokenizer's largest is {known - 1}")
         total += len(ids)
         unknown += ids.count(tokenizer.unk_token_id)
-        if len(ids) < max_tokens and sum(token in special for token in ids) == added:
+        if len(ids) == encoded["uncut_length"] and sum(token in special for token in ids) == added:
             decoded = tokenizer.decode(ids, skip_special_tokens=True)
             if _comparable(decoded, None) != _comparable(row["text"], tokenizer):
                 raise DataError(
@@ -85,8 +85,8 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a SHA-256 of all that decides which ids a text gets: vocabulary, normalizer, truncation side."""
-    description = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation_side": tokenizer.truncation_side}
+    """Return a SHA-256 of all that decides which ids a text gets before it is cut: vocabulary, normalizer."""
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
     for state in ("truncation", "padding"):  # they are left by the last call
         description.pop(state, None)
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
@@ -98,10 +98,10 @@ def _comparable(text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
     return "".join((normalizer.normalize_str(text) if normalizer else text).split())
 
 
-def tokenise_split(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
+def tokenise_split(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, truncation: Truncation) -> Dataset:
     """Tokenize and check the `rows` of a split, with a progress line (see `tokenise` and `check_tokenised`)."""
     with PartialState().local_main_process_first(), progress_line(f"tokenising {split}", len(rows), "text") as bar:
-        result = tokenise(rows, tokenizer, max_tokens, progress=bar.update)
+        result = tokenise(rows, tokenizer, truncation, progress=bar.update)
         bar.update(len(rows) - bar.n)  # all at once if the cache had the result
-    check_tokenised(rows, result, tokenizer, max_tokens)
+    check_tokenised(rows, result, tokenizer)
     return result

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from distill.data.encoding import Truncation
 from distill.export.formats import Source
 from distill.export.int8 import Int8Settings, quantise
 from distill.export.onnx_graph import quiet
@@ -58,7 +59,9 @@ def main() -> None:
     source = load(arguments.model, "cpu")
     assert isinstance(source.session, TorchSession)
     with tempfile.TemporaryDirectory() as work:
-        made_from = Source(source.session.model, source.tokenizer, calibration, arguments.max_tokens, Path(work))
+        made_from = Source(
+            source.session.model, source.tokenizer, calibration, Truncation(arguments.max_tokens), Path(work)
+        )
         files = {"fp32": made_from.graph}
         for name, settings in SETTINGS.items():
             files[name] = Path(work) / f"{len(files)}.onnx"
@@ -67,7 +70,9 @@ def main() -> None:
         sizes = {name: path.stat().st_size for name, path in files.items()}
         sessions = {name: OnnxSession(path, "cpu") for name, path in files.items()}
         logits = {
-            name: Classifier(session, source.tokenizer, source.label_names, arguments.max_tokens).logits(texts)
+            name: Classifier(session, source.tokenizer, source.label_names, Truncation(arguments.max_tokens)).logits(
+                texts
+            )
             for name, session in sessions.items()
         }
     vocabulary = len(source.tokenizer)

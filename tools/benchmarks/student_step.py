@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from distill.data.encoding import Truncation
 from distill.distillation.trainer import DistillationTrainer
 from distill.machine.provenance import versions
 from distill.machine.timing import time_in_turn
@@ -49,7 +50,7 @@ def main() -> None:
     tokenizer = load_tokenizer(arguments.model)
     rows = Dataset.from_parquet(arguments.texts).select(range(1_000)).select_columns(["text"])
     rows = rows.add_column("label", [index % 2 for index in range(len(rows))])
-    tokens = tokenise(rows, tokenizer, arguments.max_tokens)
+    tokens = tokenise(rows, tokenizer, Truncation(arguments.max_tokens))
     logits = np.random.default_rng(0).normal(size=(len(rows), 2)).astype(np.float32)
     whole = load_classifier(
         arguments.model, ["0", "1"], seed=0, max_tokens=arguments.max_tokens, vocabulary=len(tokenizer)

@@ -27,6 +27,7 @@ import onnxruntime
 import torch
 from transformers import PreTrainedModel
 
+from distill.data.encoding import Truncation
 from distill.errors import one_line
 from distill.export.formats import WRITERS, Source
 from distill.export.fusion import count_fused_nodes, missing_fusions
@@ -208,7 +209,7 @@ def export(model: PreTrainedModel, arguments: argparse.Namespace) -> dict[str, A
         if not folder.is_dir():
             with atomic_path(folder) as partial, quiet():
                 partial.mkdir()
-                source = Source(model, load_tokenizer(arguments.model), [], 0, partial.parent)
+                source = Source(model, load_tokenizer(arguments.model), [], Truncation(512), partial.parent)
                 WRITERS[name](source, partial, None)
         if not arguments.shape:
             found[name] = count_fused_nodes(folder / ONNX_WEIGHTS, model.config, arguments.device)

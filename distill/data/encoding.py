@@ -1,0 +1,80 @@
+"""Turn texts into token ids, and cut those that are longer than the model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from distill.recipe.schema import Data
+
+Kept = Literal["head", "tail", "head_tail"]
+HEAD_SHARE = 128 / 510  # of the tokens that "head_tail" keeps
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What a model reads of a long text: `max_tokens` tokens, special tokens included, from the part that is `kept`.
+
+    "head" keeps the beginning, "tail" the end. "head_tail" keeps a quarter from the beginning and the rest from the
+    end, as Sun et al. 2019 do (How to Fine-Tune BERT for Text Classification, section 5.3.1: 128 and 382 of 510).
+    """
+
+    max_tokens: int
+    kept: Kept = "head"
+
+    def cut(self, tokens: list[int], room: int) -> list[int]:
+        """Return the `tokens` of a text, or `room` of them if there are more."""
+        head = {"head": room, "tail": 0, "head_tail": round(HEAD_SHARE * room)}[self.kept]
+        if len(tokens) <= room:
+            return tokens
+        return tokens[:head] + tokens[len(tokens) - (room - head) :]
+
+
+def truncation_of(settings: Data) -> Truncation:
+    """Return what a recipe says that a model reads of a text."""
+    return Truncation(settings.max_tokens, settings.truncation)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], truncation: Truncation
+) -> tuple[list[list[int]], list[int]]:
+    """Return the ids of each text, cut and with special tokens, and how many ids it had before it was cut.
+
+    Each text has at least one id, because a model needs one. A fast tokenizer uses all cores by itself. It is called
+    directly: transformers also keeps each token's position and all that was cut off, and cannot keep both ends. Not
+    for several threads at once, because a tokenizer has settings that may have to be changed first.
+    """
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.encode_special_tokens != tokenizer.split_special_tokens:
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+    if not texts:
+        return [], []
+    encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    before, after = _special_tokens(backend, max(encoded, key=len))
+    room = truncation.max_tokens - len(before) - len(after)
+    tokens = [row.ids for row in encoded]
+    lengths = [max(1, len(before) + len(row) + len(after)) for row in tokens]
+    ids = [before + truncation.cut(row, room) + after or ids_of_empty_text(tokenizer) for row in tokens]
+    return ids, lengths
+
+
+def _special_tokens(backend: Any, encoded: Any) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer puts before and after a text, as it does for `encoded`."""
+    whole = backend.post_process(encoded)
+    if not len(encoded):
+        return whole.ids, []
+    start = whole.sequence_ids.index(0)  # special tokens belong to no sequence
+    return whole.ids[:start], whole.ids[start + len(encoded) :]
+
+
+def ids_of_empty_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids for a text that the tokenizer turns into no token at all, because a model needs at least one."""
+    known: tuple[Any, ...] = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return [next(token for token in known if token is not None)]
