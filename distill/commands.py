@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data import inspection
+from distill.data.encoding import MOST_LOST, truncation_of
 from distill.data.splits import read_splits
 from distill.distillation.control import train_control
 from distill.distillation.student import check_student, student_of, train_student
@@ -53,6 +54,7 @@ from distill.training import arguments
 from distill.training.arguments import settle_precision
 from distill.training.baseline import train_baseline
 from distill.training.finished import already_finished, finished_with
+from distill.training.parts import accuracy_by_part
 from distill.training.teacher import teacher_of, train_teacher
 
 log = logging.getLogger("distill")
@@ -280,13 +282,17 @@ def inspect(
         tokenizer = load_tokenizer(model)
     splits = read_splits(recipe)
     seed = recipe.data.seed if seed is None else seed
-    found = inspection.inspect(splits, tokenizer, max_tokens=recipe.data.max_tokens, rows=rows, seed=seed)
+    found = inspection.inspect(splits, tokenizer, truncation_of(recipe.data), rows=rows, seed=seed)
+    if found["splits"]["train"]["tokens"]["lost"] > MOST_LOST:
+        max_tokens, seed = recipe.data.max_tokens, recipe.data.seed
+        found["accuracy_by_part"] = accuracy_by_part(splits, tokenizer, max_tokens, seed=seed)
     if output is not None:
         shown = {
             "concerns": inspection.concerns(found),
             "nothing_wrong": inspection.NOTHING_WRONG,
             "unread": inspection.unread(found),
             "split_rows": inspection.split_rows(found),
+            "part_rows": inspection.part_rows(found),
             "token_rows": inspection.token_rows(found["tokenised"], inspection.TOKENS_ON_A_PAGE),
         }
         Path(output).mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,8 @@ def test_what_max_tokens_cuts_off_is_counted(look):
     assert tokens["cut"] == 1.0 and tokens["median"] == 3 * 10 + 2
     assert tokens["lost"] == pytest.approx(1 - 16 / 32)
     assert any(
-        "50% of train's and 50% of validation's tokens are beyond max_tokens (16)" in said for said in concerns(found)
+        "50% of train's and 50% of validation's tokens are cut off: a model reads the first 16 tokens" in said
+        for said in concerns(found)
     )
 
 

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from distill.recipe.schema import Data
 
 Kept = Literal["head", "tail", "head_tail"]
 HEAD_SHARE = 128 / 510  # of the tokens that "head_tail" keeps
+MOST_LOST = 0.01  # share of the tokens: if more are cut off, it is worth a word
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,57 @@ class Truncation:
     max_tokens: int
     kept: Kept = "head"
 
+    def __str__(self) -> str:
+        return {
+            "head": f"the first {self.max_tokens} tokens of a text",
+            "tail": f"the last {self.max_tokens} tokens of a text",
+            "head_tail": f"{self.max_tokens} tokens of a text, a quarter from its beginning and the rest from its end",
+        }[self.kept]
+
+    def ends(self, room: int) -> tuple[int, int]:
+        """Return how many tokens it keeps from the beginning and from the end of a text longer than `room`."""
+        head = {"head": room, "tail": 0, "head_tail": round(HEAD_SHARE * room)}[self.kept]
+        return head, room - head
+
     def cut(self, tokens: list[int], room: int) -> list[int]:
         """Return the `tokens` of a text, or `room` of them if there are more."""
-        head = {"head": room, "tail": 0, "head_tail": round(HEAD_SHARE * room)}[self.kept]
         if len(tokens) <= room:
             return tokens
-        return tokens[:head] + tokens[len(tokens) - (room - head) :]
+        head, tail = self.ends(room)
+        return tokens[:head] + tokens[len(tokens) - tail :]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is cut off some texts: the share of the `texts` that are cut, and of their `tokens` that are lost."""
+
+    texts: float
+    tokens: float
+
+    @property
+    def matters(self) -> bool:
+        """Whether so much is cut off that it is worth a word."""
+        return self.tokens > MOST_LOST
+
+
+def cut_of(uncut_lengths: Sequence[int], max_tokens: int) -> Cut:
+    """Return what is cut off texts of these lengths."""
+    lengths = np.asarray(uncut_lengths)
+    kept = np.minimum(lengths, max_tokens)
+    return Cut(float((lengths > max_tokens).mean()), float(1 - kept.sum() / lengths.sum()))
 
 
 def truncation_of(settings: Data) -> Truncation:
     """Return what a recipe says that a model reads of a text."""
     return Truncation(settings.max_tokens, settings.truncation)
+
+
+def cut_in_words(truncation: Truncation, cut: Cut, texts: str, verb: str = "reads") -> str:
+    """Return what a model reads, and how much of `texts` ("the test texts") is cut off."""
+    return (
+        f"{verb} {truncation}: {cut.texts:.0%} of {texts} are longer, and {cut.tokens:.0%} of all tokens are cut off; "
+        "`distill inspect RECIPE` shows what a linear model loses by that"
+    )
 
 
 def encode(
@@ -47,13 +89,7 @@ def encode(
     directly: transformers also keeps each token's position and all that was cut off, and cannot keep both ends. Not
     for several threads at once, because a tokenizer has settings that may have to be changed first.
     """
-    backend = tokenizer.backend_tokenizer
-    if backend.truncation is not None:
-        backend.no_truncation()
-    if backend.padding is not None:
-        backend.no_padding()
-    if backend.encode_special_tokens != tokenizer.split_special_tokens:
-        backend.encode_special_tokens = tokenizer.split_special_tokens
+    backend = _backend(tokenizer)
     if not texts:
         return [], []
     encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -63,6 +99,31 @@ def encode(
     lengths = [max(1, len(before) + len(row) + len(after)) for row in tokens]
     ids = [before + truncation.cut(row, room) + after or ids_of_empty_text(tokenizer) for row in tokens]
     return ids, lengths
+
+
+def excerpts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], truncation: Truncation) -> list[str]:
+    """Return the part of each text that a model reads, as text."""
+    room = truncation.max_tokens - tokenizer.num_special_tokens_to_add()
+    head, tail = truncation.ends(room)
+    parts = []
+    for text, found in zip(texts, _backend(tokenizer).encode_batch(list(texts), add_special_tokens=False), strict=True):
+        if len(found) > room:
+            beginning = text[: found.offsets[head - 1][1]] if head else ""
+            text = f"{beginning} {text[found.offsets[-tail][0] :] if tail else ''}"
+        parts.append(text)
+    return parts
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return what tokenizes for `tokenizer`, set to cut and pad nothing."""
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.encode_special_tokens != tokenizer.split_special_tokens:
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
 
 
 def _special_tokens(backend: Any, encoded: Any) -> tuple[list[int], list[int]]:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from tabulate import tabulate
 from transformers import PreTrainedTokenizerBase
 
+from distill.data.encoding import Truncation, cut_of, encode
 from distill.data.splits import SPLITS, Splits, drawn, text_keys
 from distill.recipe.labels import joined
 
@@ -31,7 +32,7 @@ SUSPICIONS = {
 
 
 def inspect(
-    splits: Splits, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, rows: int, seed: int
+    splits: Splits, tokenizer: PreTrainedTokenizerBase, truncation: Truncation, *, rows: int, seed: int
 ) -> dict[str, Any]:
     """Return as JSON what is in the splits: texts, class balance, token lengths, duplicates, leaks, suspicious texts.
 
@@ -44,13 +45,14 @@ def inspect(
         for example in map(dict, drawn(splits.train, rows, seed))
     ]
     return {
-        "max_tokens": max_tokens,
+        "max_tokens": truncation.max_tokens,
+        "truncation": truncation.kept,
         "label_names": list(splits.label_names),
         "splits": {
             name: {
                 "rows": len(part),
                 "labels": _balance(part, splits.label_names) if "label" in part.column_names else None,
-                "tokens": _lengths(drawn(part, MEASURED_TEXTS, seed)["text"][:], tokenizer, max_tokens),
+                "tokens": _lengths(drawn(part, MEASURED_TEXTS, seed)["text"][:], tokenizer, truncation),
             }
             for name, part in parts.items()
         },
@@ -59,12 +61,14 @@ def inspect(
         "unread_columns": list(splits.unread),
         "joined_labels": joined(splits.label_names),
         "examples": examples,
-        "tokenised": _tokenised(examples[0]["text"], tokenizer, max_tokens),
+        "tokenised": _tokenised(examples[0]["text"], tokenizer, truncation),
         **_repeated(parts, splits.label_names),
         "suspicious": list(_suspicious(parts)),
+        "accuracy_by_part": [],
     }
 
 
+PARTS_TITLE = "what cutting may cost: a linear model, trained on whole texts or on a part of each"
 NOTHING_WRONG = (
     "Nothing looks wrong: no leaks, duplicates, contradictions, empty or odd texts; few tokens are lost or unknown."
 )
@@ -80,6 +84,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         | {name: f"{counts[label]} ({_share(counts[label], counts)})" for name, counts in labels.items()}
         for label in names
     ]
+    rows = part_rows(found)
     parts = [
         head,
         tabulate(balance, headers="keys", tablefmt="simple", disable_numparse=True),
@@ -88,6 +93,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         ),
         "the first of them as the model sees it:\n"
         + tabulate(token_rows(found["tokenised"], TOKENS_IN_A_LINE), tablefmt="plain", disable_numparse=True),
+        *([f"{PARTS_TITLE}:\n{tabulate(rows, headers='keys', tablefmt='simple')}"] if rows else []),
         "\n".join(f"- {concern}" for concern in concerns(found)) or NOTHING_WRONG,
         *([unread(found)] if found["unread_columns"] else []),
     ]
@@ -105,6 +111,21 @@ def split_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
             "tokens lost": f"{part['tokens']['lost']:.1%}",
         }
         for name, part in found["splits"].items()
+    ]
+
+
+def part_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the validation accuracy of a linear model by the part of long texts that it reads; empty if none is cut.
+
+    The commands that can train one add it to what `inspect` found (see training/parts.py).
+    """
+    return [
+        {
+            "it reads": row["part"] + (" (this recipe)" if row["part"] == found["truncation"] else ""),
+            "validation accuracy": f"{row['accuracy']:.1%}",
+            "95 % interval": "{:.1%} to {:.1%}".format(*row["accuracy_ci95"]),
+        }
+        for row in found["accuracy_by_part"]
     ]
 
 
@@ -144,7 +165,10 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
         )
     tokens = {name: part["tokens"] for name, part in found["splits"].items()}
     if lost := _shares(tokens, "lost", 0.1):
-        said.append(f"{lost} tokens are beyond max_tokens ({found['max_tokens']}) and are lost")
+        said.append(
+            f"{lost} tokens are cut off: a model reads {Truncation(found['max_tokens'], found['truncation'])} "
+            "(data.max_tokens, data.truncation)"
+        )
     if unknown := _shares(tokens, "unknown", 0.05):
         said.append(f"{unknown} tokens are unknown to the tokenizer")
     balance = found["splits"]["train"]["labels"]
@@ -177,30 +201,27 @@ def _balance(rows: Dataset, label_names: Sequence[str]) -> dict[str, int]:
     return {name: int(count) for name, count in zip(label_names, counts, strict=True)}
 
 
-def _lengths(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> dict[str, Any]:
-    ids = tokenizer(list(texts), truncation=False, return_token_type_ids=False, return_attention_mask=False)[
-        "input_ids"
-    ]
-    lengths = np.array([len(row) for row in ids])
-    kept = np.minimum(lengths, max_tokens)
-    unknown = sum(row[:max_tokens].count(tokenizer.unk_token_id) for row in ids)
+def _lengths(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, truncation: Truncation) -> dict[str, Any]:
+    ids, lengths = encode(tokenizer, texts, truncation)
+    cut = cut_of(lengths, truncation.max_tokens)
+    unknown = sum(row.count(tokenizer.unk_token_id) for row in ids)
     percentiles = map(int, np.percentile(lengths, [50, 95, 99, 100]))
     return {
         "measured": len(lengths),
         **dict(zip(("median", "p95", "p99", "longest"), percentiles, strict=True)),
-        "cut": float((lengths > max_tokens).mean()),
-        "lost": float(1 - kept.sum() / lengths.sum()),
-        "unknown": float(unknown / kept.sum()),
+        "cut": cut.texts,
+        "lost": cut.tokens,
+        "unknown": unknown / sum(map(len, ids)),
     }
 
 
-def _tokenised(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> dict[str, Any]:
-    encoded = tokenizer(text, truncation=True, max_length=max_tokens, return_token_type_ids=False)
+def _tokenised(text: str, tokenizer: PreTrainedTokenizerBase, truncation: Truncation) -> dict[str, Any]:
+    (ids,), _ = encode(tokenizer, [text], truncation)
     return {
         "text": text,
-        "tokens": tokenizer.convert_ids_to_tokens(encoded["input_ids"]),
-        "input_ids": encoded["input_ids"],
-        "attention_mask": encoded["attention_mask"],
+        "tokens": tokenizer.convert_ids_to_tokens(ids),
+        "input_ids": ids,
+        "attention_mask": [1] * len(ids),
     }
 
 

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 
 from huggingface_hub import ModelCardData
 
+from distill.data.encoding import Truncation
 from distill.export.proofs import Proof
 from distill.report.page import as_code, render
 
 
-def export_card(model: str, proof: Proof, *, label_names: Sequence[str], calibrated: bool) -> str:
-    """Return the README.md, in the Hub's format, of an export of `model` that passed its proof."""
+def export_card(
+    model: str, proof: Proof, *, label_names: Sequence[str], calibrated: bool, truncation: Truncation, room: int
+) -> str:
+    """Return the README.md, in the Hub's format, of an export of `model` that passed its proof.
+
+    A text has `room` for that many tokens besides the special ones.
+    """
     library = "transformers" if proof.format.startswith("torch-") else proof.format.split("-")[0]
     metadata = ModelCardData(
         library_name=library, pipeline_tag="text-classification", tags=["distill", proof.format], model_name=model
@@ -25,4 +31,6 @@ def export_card(model: str, proof: Proof, *, label_names: Sequence[str], calibra
         examples=sum(int(found["examples"] or 0) for found in proof.per_class.values()),
         label_names=[as_code(name) for name in label_names],
         calibrated=calibrated,
+        truncation=truncation,
+        ends=truncation.ends(room),
     )

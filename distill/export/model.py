@@ -53,6 +53,8 @@ def export_model(
             export_card,
             Path(model).absolute().name,
             label_names=splits.label_names,
+            truncation=classifier.truncation,
+            room=classifier.truncation.max_tokens - classifier.tokenizer.num_special_tokens_to_add(),
             calibrated=temperature_of(classifier.session.model.config) != 1,
         ),
         progress=lambda step: log.info("export: %s", step),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from distill.data.encoding import Truncation, encode
+from distill.data.encoding import Cut, Truncation, cut_of, encode
 from distill.errors import DeviceError, ModelError
 from distill.inference.ngrams import NgramClassifier
 from distill.inference.runtimes import can_run
@@ -83,11 +83,19 @@ class Classifier(TextClassifier):
         one = np.ones((1, 1), np.int64)
         list(self.session.run_each([(one, one)] * (os.cpu_count() or 1)))
 
+    def cut_of(self, texts: Sequence[str]) -> Cut:
+        """Return how much of `texts` it cuts off."""
+        texts = [encodable(text) for text in texts[:]]
+        starts = range(0, len(texts), TOKENISED_AT_ONCE)
+        return cut_of([length for start in starts for length in self._encoded(texts, start)[1]], self.max_tokens)
+
     def _ids(self, texts: Sequence[str], start: int) -> Iterator[np.ndarray]:
-        chunk = texts[start : start + TOKENISED_AT_ONCE]
-        with self._alone:  # `encode` is not for several threads
-            ids, _ = encode(self.tokenizer, chunk, self.truncation)
+        ids, _ = self._encoded(texts, start)
         return (np.asarray(row, np.int32) for row in ids)
+
+    def _encoded(self, texts: Sequence[str], start: int) -> tuple[list[list[int]], list[int]]:
+        with self._alone:  # `encode` is not for several threads
+            return encode(self.tokenizer, texts[start : start + TOKENISED_AT_ONCE], self.truncation)
 
 
 def pack(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
+from distill.data.encoding import Cut, Kept
 from distill.inference.classifier import Classifier, load, weights_bytes
 from distill.inference.ngrams import NgramClassifier
 from distill.inference.sessions import Session
@@ -45,6 +46,8 @@ class Candidate:
 class Measurement:
     """The figures of one candidate; the fields are those of report.json.
 
+    `max_tokens` and `truncation` say what it reads of a text, and are None if it reads all of it. `texts_cut` is the
+    share of the test texts that are longer, and `tokens_cut` the share of all tokens that are cut off.
     `classes_answered` is the number of classes that it gave as an answer: if it is 1, every text got the same answer.
     `chance_p_value` is the p-value for answers that are independent of the labels (see metrics.chance_p_value).
     """
@@ -55,6 +58,9 @@ class Measurement:
     format: str
     device: Device
     max_tokens: int | None
+    truncation: Kept | None
+    texts_cut: float
+    tokens_cut: float
     accuracy: float
     accuracy_ci95: list[float]
     classes_answered: int
@@ -122,6 +128,9 @@ def measure(
                 timed = time_in_turn(calls, rounds, synchronize=synchronize, progress=line.update)
             for candidate, latencies in timed.items():
                 latency[candidate][shape] = summarise(latencies)
+    # A model and its exports read the same part of a text.
+    models = {candidate.model: classifier for candidate, classifier in classifiers.items()}
+    cuts = {name: one.cut_of(texts) if isinstance(one, Classifier) else Cut(0, 0) for name, one in models.items()}
     references = {
         (candidate.model, candidate.device): logits[candidate]
         for candidate, classifier in classifiers.items()
@@ -140,6 +149,9 @@ def measure(
                 format=classifier.format,
                 device=candidate.device,
                 max_tokens=classifier.max_tokens,
+                truncation=classifier.truncation.kept if isinstance(classifier, Classifier) else None,
+                texts_cut=cuts[candidate.model].texts,
+                tokens_cut=cuts[candidate.model].tokens,
                 **{name: found[name] for name in ("accuracy", "accuracy_ci95", "macro_f1", "ece", "brier")},
                 classes_answered=len(np.unique(answers)),
                 chance_p_value=chance_p_value(answers, gold_labels),

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from distill.data.encoding import Cut, Truncation, cut_in_words
 from distill.data.splits import read_splits
 from distill.machine.devices import Device, describe_hardware
 from distill.machine.provenance import now, versions
 from distill.measuring.baselines import compare_with_baseline
-from distill.measuring.benchmark import cascade_of, measure
+from distill.measuring.benchmark import Measurement, cascade_of, measure
 from distill.measuring.candidates import candidates_of, flipped_texts, learning_curves
 from distill.measuring.controls import compare_with_controls
 from distill.measuring.metrics import commonest_share
@@ -52,6 +53,7 @@ def findings_of(
         rounds=benchmark.rounds,
         threads=benchmark.threads,
     )
+    notes += _cuts_in_words(measurements)
     commonest = commonest_share(gold_labels)
     if commonest == 1:
         notes.append("All test texts are of one class, so the figures say nothing about the other classes.")
@@ -78,3 +80,18 @@ def findings_of(
         sweeps=sweeps,
         recipe=dump_recipe(recipe),
     )
+
+
+def _cuts_in_words(measurements: Sequence[Measurement]) -> list[str]:
+    """Return a note for each part of a text that models read, with their roles, if much is cut off."""
+    roles: dict[tuple[Truncation, Cut], dict[str, None]] = {}
+    for item in measurements:
+        cut = Cut(item.texts_cut, item.tokens_cut)
+        if item.max_tokens and item.truncation and cut.matters:
+            roles.setdefault((Truncation(item.max_tokens, item.truncation), cut), {})[item.role] = None
+    return [
+        f"The {' and the '.join(found)} "
+        + cut_in_words(truncation, cut, "the test texts", verb="read" if len(found) > 1 else "reads")
+        + "."
+        for (truncation, cut), found in roles.items()
+    ]

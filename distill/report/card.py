@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from distill.data.encoding import truncation_of
 from distill.recipe.file import dump_recipe
 from distill.recipe.schema import Recipe, with_last_names
 from distill.report.page import as_code, render
@@ -69,7 +70,8 @@ def card(
         faults=metrics["warnings"],
         data=as_code(data),
         sizes=", ".join(f"{count} {split}" for split, count in sizes.items()),
-        max_tokens=recipe.data.max_tokens,
+        truncation=str(truncation_of(recipe.data)),
+        cut=metrics["training"]["truncation"],
         warnings=metrics["training"]["warnings"],
         recipe=text,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0)),

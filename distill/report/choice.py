@@ -12,7 +12,10 @@ from distill.machine.timing import Speedup, speedup
 Row = Mapping[str, Any]  # an entry of report.json's measurements, or of its controls
 LEAST_BLOCKS = 3  # of calls: with fewer, the spread of a speed-up is unknown
 BASELINE = "the baseline, a linear classifier on words and word pairs"
-TO_TRY = "Try more tokens (data.max_tokens), more epochs, more labeled texts or a better encoder."
+TO_TRY = (
+    "Try more tokens (data.max_tokens), another part of long texts (data.truncation), more epochs, more labeled texts "
+    "or a better encoder."
+)
 SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import sklearn
-from scipy.sparse import vstack
+from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 
 from distill.data.splits import Splits, drawn, read_splits
@@ -84,17 +84,10 @@ def _fitted(splits: Splits, seed: int, clock: Clock) -> tuple[NgramClassifier, d
     """The classifier that is best on validation, and what metrics.json says of its training."""
     with clock("reading"), progress_line("baseline: reading", min(len(splits.train), MOST_TEXTS), "text") as line:
         rows = splits.train if len(splits.train) <= MOST_TEXTS else drawn(splits.train, MOST_TEXTS, seed)
-        labels, found = np.asarray(rows["label"][:]), _counted(rows["text"][:], line.update)
-        texts_with = np.bincount(found.indices, minlength=BUCKETS)
-        columns = np.flatnonzero(texts_with >= FEWEST_TEXTS).astype(np.int32)
-        if not len(columns):  # texts that share no words: one bucket that says nothing, so that the bias is fitted
-            columns = np.zeros(1, np.int32)
-        # As scikit-learn's TfidfTransformer: as if one more text held every n-gram.
-        idf = (1 + np.log((1 + len(labels)) / (1 + texts_with[columns]))).astype(np.float32)
-        ngrams = Ngrams(columns, idf)
-        features = ngrams.weighted(found)
+        labels = np.asarray(rows["label"][:])
+        ngrams, features = fit_ngrams(rows["text"][:], progress=line.update)
         held_out = ngrams.features(splits.validation["text"][:])
-    log.info("baseline: %d words and word pairs of %d train texts", len(columns), len(labels))
+    log.info("baseline: %d words and word pairs of %d train texts", len(ngrams.columns), len(labels))
     gold_labels = np.asarray(splits.validation["label"][:])
     with clock("training"), progress_line("baseline", len(STRENGTHS), "fit") as line:
         fits = {}
@@ -107,12 +100,27 @@ def _fitted(splits: Splits, seed: int, clock: Clock) -> tuple[NgramClassifier, d
     found_weights, found_bias = best.coef_, best.intercept_
     if len(found_weights) == 1:  # scikit-learn keeps only the second of two classes
         found_weights, found_bias = (np.concatenate([-one, one]) / 2 for one in (found_weights, found_bias))
-    weights = np.zeros((len(splits.label_names), len(columns)), np.float32)
+    weights = np.zeros((len(splits.label_names), len(ngrams.columns)), np.float32)
     bias = np.full(len(splits.label_names), NEVER, np.float32)
     weights[best.classes_], bias[best.classes_] = found_weights, found_bias
     tried = [{"C": strength, "validation_accuracy": accuracy} for strength, accuracy in accuracies.items()]
-    training = {"texts": len(labels), "features": len(columns), "selected_by": "accuracy", "tried": tried}
+    training = {"texts": len(labels), "features": len(ngrams.columns), "selected_by": "accuracy", "tried": tried}
     return NgramClassifier(ngrams, weights, bias, splits.label_names), training
+
+
+def fit_ngrams(
+    texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None
+) -> tuple[Ngrams, csr_matrix]:
+    """Return the n-grams that are in several of the train `texts`, and the texts' features (see Ngrams)."""
+    found = _counted(texts, progress)
+    texts_with = np.bincount(found.indices, minlength=BUCKETS)
+    columns = np.flatnonzero(texts_with >= FEWEST_TEXTS).astype(np.int32)
+    if not len(columns):  # texts that share no words: one bucket that says nothing, so that the bias is fitted
+        columns = np.zeros(1, np.int32)
+    # As scikit-learn's TfidfTransformer: as if one more text held every n-gram.
+    idf = (1 + np.log((1 + len(texts)) / (1 + texts_with[columns]))).astype(np.float32)
+    ngrams = Ngrams(columns, idf)
+    return ngrams, ngrams.weighted(found)
 
 
 def _counted(texts: Sequence[str], progress: Callable[[int], object]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from distill.data.encoding import Truncation, truncation_of
+from distill.data.encoding import Truncation, cut_in_words, cut_of, truncation_of
 from distill.data.splits import SPLITS, Splits, read_splits
 from distill.inference.classifier import Classifier
 from distill.inference.sessions import TorchSession
@@ -148,6 +148,9 @@ def fit(
         role, parameter_count(model) / 1e6, device, training.precision, len(splits.train), transfer,
         len(splits.validation), len(splits.test),
     )  # fmt: skip
+    cut = cut_of(train_rows["uncut_length"][:], truncation.max_tokens)
+    if cut.matters:
+        log.info("%s: %s", role, cut_in_words(truncation, cut, "the training texts"))
     set_wrapped_layers(model, arguments, training.stage)
     check_shared_memory(arguments, truncation.max_tokens, training.stage)
     with clock("tokenising"):
@@ -178,6 +181,7 @@ def fit(
             checkpoint=checkpoint,
             title=role,
         )
+        trained["truncation"] = {**asdict(truncation), "texts_cut": cut.texts, "tokens_cut": cut.tokens}
         model = gather_weights(model)
         _tell(trained, role)
         classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, truncation)
@@ -201,6 +205,7 @@ def _keep_truncation(truncation: Truncation, model: PreTrainedModel, tokenizer: 
     setattr(model.config, TRUNCATION_KEY, truncation.kept)
     tokenizer.model_max_length = truncation.max_tokens
     tokenizer.truncation_side = "left" if truncation.kept == "tail" else "right"
+    tokenizer.init_kwargs["truncation_side"] = tokenizer.truncation_side  # transformers saves only these
 
 
 def _tell(trained: Mapping[str, Any], role: Role) -> None:

@@ -56,12 +56,10 @@ def main() -> None:
     dataset = Dataset.from_parquet(arguments.texts_file)
     calibration = dataset.select(range(RANGE_TEXTS))["text"]
     texts = dataset.select(range(RANGE_TEXTS, RANGE_TEXTS + arguments.texts))["text"]
-    source = load(arguments.model, "cpu")
+    source, truncation = load(arguments.model, "cpu"), Truncation(arguments.max_tokens)
     assert isinstance(source.session, TorchSession)
     with tempfile.TemporaryDirectory() as work:
-        made_from = Source(
-            source.session.model, source.tokenizer, calibration, Truncation(arguments.max_tokens), Path(work)
-        )
+        made_from = Source(source.session.model, source.tokenizer, calibration, truncation, Path(work))
         files = {"fp32": made_from.graph}
         for name, settings in SETTINGS.items():
             files[name] = Path(work) / f"{len(files)}.onnx"
@@ -70,9 +68,7 @@ def main() -> None:
         sizes = {name: path.stat().st_size for name, path in files.items()}
         sessions = {name: OnnxSession(path, "cpu") for name, path in files.items()}
         logits = {
-            name: Classifier(session, source.tokenizer, source.label_names, Truncation(arguments.max_tokens)).logits(
-                texts
-            )
+            name: Classifier(session, source.tokenizer, source.label_names, truncation).logits(texts)
             for name, session in sessions.items()
         }
     vocabulary = len(source.tokenizer)

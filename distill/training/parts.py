@@ -1,0 +1,47 @@
+"""What cutting long texts may cost: how well a linear model tells the classes apart by each part of them."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from transformers import PreTrainedTokenizerBase
+
+from distill.data.encoding import Kept, Truncation, excerpts
+from distill.data.splits import Splits, drawn
+from distill.machine.progress import progress_line
+from distill.measuring.metrics import accuracy_interval
+from distill.training.baseline import MOST_ITERATIONS, fit_ngrams
+
+MOST_TRAIN, MOST_VALIDATION = 5_000, 2_000  # texts: enough for the order of the parts, within a minute
+STRENGTH = 10.0  # scikit-learn's C; the parts are compared under one setting
+
+
+def accuracy_by_part(
+    splits: Splits, tokenizer: PreTrainedTokenizerBase, max_tokens: int, *, seed: int
+) -> list[dict[str, Any]]:
+    """Return the validation accuracy of the baseline's model on whole texts and on each part of `max_tokens` tokens.
+
+    Each entry has `part` ("whole" or a value of data.truncation), `accuracy` and `accuracy_ci95`. Texts are drawn with
+    `seed` if there are many. Empty if the texts drawn are of one class.
+    """
+    train, validation = drawn(splits.train, MOST_TRAIN, seed), drawn(splits.validation, MOST_VALIDATION, seed)
+    labels, gold_labels = (np.asarray(rows["label"][:]) for rows in (train, validation))
+    if len(np.unique(labels)) < 2:
+        return []
+    found = []
+    parts: tuple[str, ...] = ("whole", *get_args(Kept))
+    with progress_line("what cutting may cost", len(parts), "fit") as line:
+        for part in parts:
+            texts, held_out = train["text"][:], validation["text"][:]
+            if part != "whole":
+                truncation = Truncation(max_tokens, part)  # pyright: ignore[reportArgumentType]
+                texts, held_out = (excerpts(tokenizer, some, truncation) for some in (texts, held_out))
+            ngrams, features = fit_ngrams(texts)
+            model = LogisticRegression(C=STRENGTH, max_iter=MOST_ITERATIONS).fit(features, labels)
+            right = int((model.predict(ngrams.features(held_out)) == gold_labels).sum())
+            entry = {"part": part, "accuracy": right / len(gold_labels)}
+            found.append(entry | {"accuracy_ci95": accuracy_interval(right, len(gold_labels))})
+            line.update(1)
+    return found
