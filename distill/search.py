@@ -24,7 +24,6 @@ from distill.errors import FolderError, RecipeError, TrainingError, UserError, o
 from distill.machine.devices import Device
 from distill.machine.packages import SWEEP_EXTRA
 from distill.machine.provenance import now, versions
-from distill.models.first_token import last_layer
 from distill.models.loading import load_config
 from distill.recipe.file import with_values
 from distill.recipe.schema import Recipe, Stage
@@ -36,7 +35,7 @@ from distill.storage.files import naming_full_disk, write_json
 from distill.storage.lock import hold
 from distill.storage.run_folder import SweepFolder
 from distill.training.arguments import training_arguments
-from distill.training.loop import make_trainer, skip_unread_tokens, throughput_of, watch
+from distill.training.loop import make_trainer, shortcuts, throughput_of, watch
 from distill.training.origin import base_fingerprint, origin_of
 from distill.training.run import open_training
 from distill.training.teacher import new_teacher
@@ -255,7 +254,7 @@ class _Search:
         if isinstance(self.trainer, DistillationTrainer):
             self.trainer.set_loss(settings.loss, online)
         self.trainer.throughput = throughput_of(model, self.trainer, self.device)
-        self.within.enter_context(skip_unread_tokens(self.trainer, last_layer(model)))
+        self.within.enter_context(shortcuts(self.trainer, model))
         set_seed(self.seed)  # as Trainer does with a given model, so that a run of the recipe repeats the trial
         return model
 

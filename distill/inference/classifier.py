@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -98,16 +99,18 @@ class Classifier(TextClassifier):
             return encode(self.tokenizer, texts[start : start + TOKENISED_AT_ONCE], self.truncation)
 
 
-def pack(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
+def pack(lengths: Sequence[int], batch_tokens: int, batch_squares: float = math.inf) -> Iterator[np.ndarray]:
     """Yield the indices of each batch, so that rows x longest stays within `batch_tokens`.
 
-    A text longer than `batch_tokens` gets a batch of its own. The longest texts come first, so that a batch that does
+    Attention holds a number for each pair of tokens: rows x longest x longest stays within `batch_squares`. A text that
+    is longer alone gets a batch of its own. The longest texts come first, so that a batch that does
     not fit into memory fails at once and not after an hour.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     start = 0
     while start < len(order):
-        rows = max(1, batch_tokens // max(1, lengths[order[start]]))
+        longest = max(1, lengths[order[start]])
+        rows = max(1, int(min(batch_tokens // longest, batch_squares // longest**2)))
         yield order[start : start + rows]
         start += rows
 

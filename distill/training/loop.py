@@ -28,7 +28,8 @@ from distill.machine.devices import Device, GpuWatch, peak_memory_bytes
 from distill.machine.ranks import rank
 from distill.measuring.metrics import ClassificationMetrics
 from distill.measuring.training_log import early_stop, warnings_of
-from distill.models.first_token import LastLayer, first_token_only, last_layer
+from distill.models.first_token import first_token_only, last_layer
+from distill.models.unfused_attention import unfused_attention
 from distill.storage.files import naming_full_disk
 from distill.storage.run_folder import RunFolder
 from distill.training.callbacks import (
@@ -39,7 +40,8 @@ from distill.training.callbacks import (
     StopOnDivergence,
     StopOnSignal,
 )
-from distill.training.micro_batches import MICRO_BATCH_TOKENS, Collator
+from distill.training.dropout import fast_dropout
+from distill.training.micro_batches import Collator
 from distill.training.throughput import Throughput, forward_flops, peak_flops
 from distill.training.trainer import ClassificationTrainer
 
@@ -80,9 +82,7 @@ def make_trainer(
         train_dataset=train_rows,
         eval_dataset=validation_rows.sort("length"),  # texts of similar length need little padding
         processing_class=tokenizer,
-        data_collator=Collator(
-            tokenizer, padding, max_tokens, _micro_batch_tokens(arguments, padding, tokenizer.padding_side)
-        ),
+        data_collator=Collator(tokenizer, padding, max_tokens, _cuts_for(arguments, padding, tokenizer.padding_side)),
         compute_metrics=validation_figures,
         callbacks=[divergence, *callbacks],
         model=model,
@@ -92,14 +92,14 @@ def make_trainer(
     return trainer
 
 
-def _micro_batch_tokens(arguments: TrainingArguments, padding: str, side: str) -> int | None:
+def _cuts_for(arguments: TrainingArguments, padding: str, side: str) -> Device | None:
     # "max_length" asks for batches of one shape. Padding on the left cannot be cut (see micro_batches_of). Ranks with
     # shards gather each layer together, so all need the same number of parts. DataParallel cuts batches itself.
     if padding == "max_length" or side != "right" or arguments.fsdp or arguments.n_gpu > 1:
         return None
     if any(word in arguments.optim for word in ("layerwise", "lomo")):  # they take a step in each backward pass
         return None
-    return MICRO_BATCH_TOKENS["cuda" if arguments.device.type == "cuda" else "cpu"]
+    return "cuda" if arguments.device.type == "cuda" else "cpu"
 
 
 def watch(trainer: ClassificationTrainer, title: str) -> ProgressLine:
@@ -125,9 +125,19 @@ def _peak(
 
 
 @contextlib.contextmanager
-def skip_unread_tokens(trainer: ClassificationTrainer, layer: LastLayer | None) -> Iterator[None]:
-    """Within the block, the model's last layer computes only the first token, if nothing reads the other tokens."""
-    with first_token_only(layer if _reads_first_token_only(trainer) else None):
+def shortcuts(trainer: ClassificationTrainer, model: PreTrainedModel) -> Iterator[None]:
+    """Within the block, `model` trains faster; what it computes stays the same except for rounding and random numbers.
+
+    Its last layer computes only the first token, if nothing reads the other tokens. On a CPU, dropout is faster, and in
+    bf16 attention too.
+    """
+    arguments = trainer.args
+    plain = arguments.device.type == "cpu" and not arguments.torch_compile
+    with (
+        unfused_attention(model) if plain and arguments.bf16 else contextlib.nullcontext(),
+        fast_dropout(model) if plain else contextlib.nullcontext(),
+        first_token_only(last_layer(model) if _reads_first_token_only(trainer) else None),
+    ):
         yield
 
 
@@ -162,8 +172,7 @@ def train(
     limit, arguments.save_total_limit = arguments.save_total_limit, None  # SealCheckpoints deletes in Trainer's place
     totals = KeepTotals(checkpoint)
     callbacks: list[TrainerCallback] = [LogFile(folder.metrics_log), totals, SealCheckpoints(limit, folder, checkpoint)]
-    layer = last_layer(model)
-    if layer is not None and arguments.ddp_find_unused_parameters is None:
+    if last_layer(model) is not None and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # these architectures use all; the search costs time
     trackers = list(arguments.report_to or ())  # transformers has made it a list
     arguments.report_to = [name for name in trackers if name != "tensorboard"]
@@ -182,7 +191,7 @@ def train(
     line = watch(trainer, title)
     gpu, stop = GpuWatch(device), StopOnSignal(trainer)
     try:
-        with stop, skip_unread_tokens(trainer, layer), naming_full_disk(folder.path), gpu:
+        with stop, shortcuts(trainer, model), naming_full_disk(folder.path), gpu:
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):

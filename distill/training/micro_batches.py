@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from distill.inference.classifier import pack
 from distill.machine.devices import Device
 
-# Tokens in a micro-batch, padding included. On a CPU a single long text keeps all cores busy (docs/results.md). A GPU
-# needs more at once; how much more has not been measured.
-MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 512, "cuda": 8_192}
+# Tokens in a micro-batch, padding included, and pairs of tokens, whose attention scores must stay in a CPU's cache. A
+# single text of 512 tokens keeps all cores busy (docs/results.md). A GPU needs more at once; how much more has not been
+# measured.
+MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 8_192}
+MICRO_BATCH_SQUARES: dict[Device, float] = {"cpu": 512**2, "cuda": math.inf}
 TOKENS = ("input_ids", "attention_mask")
 MICRO_BATCHES = "micro_batches"  # key in a batch: for each micro-batch, its number of texts and longest length
 
@@ -23,19 +26,20 @@ MICRO_BATCHES = "micro_batches"  # key in a batch: for each micro-batch, its num
 class Collator:
     """Makes padded batches of rows of token ids; `padding` is "longest" (of the batch) or "max_length" (max_tokens).
 
-    With `micro_batch_tokens` the rows are sorted by length, the longest first, and the key `MICRO_BATCHES` of the batch
+    If it cuts for a device, the rows are sorted by length, the longest first, and the key `MICRO_BATCHES` of the batch
     says where to cut it (see `micro_batches_of`).
     """
 
     tokenizer: PreTrainedTokenizerBase
     padding: str
     max_tokens: int
-    micro_batch_tokens: int | None = None
+    cuts_for: Device | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         cuts = {}
-        if self.micro_batch_tokens is not None:
-            batches = list(pack([len(row["input_ids"]) for row in rows], self.micro_batch_tokens))
+        if self.cuts_for is not None:
+            most = MICRO_BATCH_TOKENS[self.cuts_for], MICRO_BATCH_SQUARES[self.cuts_for]
+            batches = list(pack([len(row["input_ids"]) for row in rows], *most))
             cuts = {MICRO_BATCHES: [(len(batch), len(rows[batch[0]]["input_ids"])) for batch in batches]}
             rows = [rows[index] for batch in batches for index in batch]
         tokens = {name: [row[name] for row in rows] for name in TOKENS}
