@@ -33,6 +33,7 @@ from distill.recipe.schema import Loss
 from distill.storage.run_folder import RunFolder
 from distill.training.arguments import training_arguments
 from distill.training.micro_batches import Collator
+from distill.training.throughput import Throughput
 from distill.training.tokens import tokenise
 from distill.training.trainer import ClassificationTrainer
 
@@ -81,6 +82,7 @@ def step(trainer: Any) -> Callable[[], object]:
     """Return a call that does one training step on the next batch."""
     batches = cycle(trainer.get_train_dataloader())
     trainer.create_optimizer()
+    trainer.throughput = Throughput("cpu", None, 1.0)  # which a step counts in
     trainer.state.max_steps = 1
 
     def call() -> None:
