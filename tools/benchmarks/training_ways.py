@@ -5,7 +5,8 @@ usage: python3 tools/benchmarks/training_ways.py --encoder DIR --train FILE --te
 
 All ways take the same texts, epochs and steps. Nothing is chosen on validation; the last step is tested. `plain` trains
 in fp32 and keeps the model's attention dropout, as a Trainer does by default. It differs from a Trainer only in padding
-(each step is computed in micro-batches).
+(each step is computed in micro-batches). A way such as `head_tail-128` trains in bf16 on that part of each text, of so
+many tokens (data.truncation, data.max_tokens).
 
 You can stop the script and start it again: it keeps finished runs in WORK. It prints a table; the last line is JSON.
 There, `correct` says for each run which test texts it answered correctly (packed bits, hexadecimal).
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +90,8 @@ def prepare(arguments: argparse.Namespace) -> Path:
 
 def settings_of(way: str) -> list[str]:
     """Return the settings of a way on top of the recipe."""
+    if cut := re.fullmatch(r"(head|tail|head_tail)-(\d+)", way):
+        return [f"data.truncation={cut[1]}", f"data.max_tokens={cut[2]}", "teacher.training.bf16=true"]
     return {
         "plain": ["teacher.attention_dropout=0.1"],
         "no-attention-dropout": [],
@@ -134,7 +139,9 @@ def report(arguments: argparse.Namespace) -> None:
             entry["gain"] = float(np.mean(ours) - np.mean(theirs))
             entry["p_value"] = pooled_p_value(ours, theirs)
             against = f"  {100 * entry['gain']:+.2f} points against {first}, p = {entry['p_value']:.2g}"
-        print(f"{way:22} {entry['mean_accuracy']:.4f} ({shown}){against}")
+        rates = [training["samples_per_second"] for training in entry["training"].values()]
+        speed = f"{statistics.median(rates):.1f} texts/s in training"
+        print(f"{way:22} {entry['mean_accuracy']:.4f} ({shown}), {speed}{against}")
         ways[way] = entry
     shown_arguments = {name: str(value) for name, value in vars(arguments).items()}
     print(json.dumps({"ways": ways, "arguments": shown_arguments, "versions": versions()}))
