@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, check_refused, make_classifier, write_reviews
+from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
+import distill
+from distill import commands
 from distill.data.encoding import Truncation
 from distill.data.splits import load_splits
 from distill.distillation.online_teacher import OnlineTeacher
@@ -25,6 +28,7 @@ from distill.machine.devices import training_precision
 from distill.models.loading import load_tokenizer
 from distill.recipe.file import load_recipe
 from distill.recipe.schema import Data, Files, Loss
+from distill.storage.predictions import read_predictions
 from distill.storage.run_folder import RunFolder
 from distill.training.arguments import in_fp32, settle_precision, training_arguments
 from distill.training.embeddings import summed_by_row
@@ -427,6 +431,16 @@ def test_fp16_on_a_cpu_is_refused_before_anything_is_done(recipe_path, tmp_path,
         for command in (arguments, ("run", recipe_path, "--output", tmp_path / "run")):
             given = (*command, "--device", "cpu", "--set", f"{stage}.training.fp16=true")
             check_refused(tmp_path, [expected], *given)
+
+
+def test_a_run_in_bf16_is_tested_as_its_saved_model_answers(recipe_path, data):
+    """Autocast is for training alone. If it stayed, a run's figures would be those of another model than the saved."""
+    folder = recipe_path.parent / "teacher"
+    recipe = commands.check(recipe_path, ["teacher.training.bf16=true", "teacher.training.num_train_epochs=1"])
+    commands.teacher(recipe, folder)
+    _, _, logits = read_predictions(RunFolder(folder).predictions)
+    texts = Dataset.from_csv(str(data / "test.csv"))["text"][:]
+    np.testing.assert_allclose(distill.load(folder, "cpu").logits(texts), logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,8 @@ def train(
     finally:
         line.close()
     arguments.save_total_limit = limit
+    for name in ("forward", "_original_forward"):  # accelerate leaves its autocast here: the model would answer in bf16
+        vars(model).pop(name, None)
     seconds = trainer.throughput.earlier + result.metrics["train_runtime"]
     if seconds > LONG_SECONDS:
         trainer.throughput.peak = max(trainer.throughput.peak, _peak(trainer, device))
