@@ -1,4 +1,4 @@
-"""Attention in three operations instead of torch's fused one, which is slower in bf16 on a CPU, above all backwards."""
+"""Attention in three operations instead of torch's fused one, whose backward pass is slow in bf16 on a CPU."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def _attention(
     """Return the attention's output, (batch, tokens, heads, size), of tensors (batch, heads, tokens, size)."""
     scores = torch.matmul(query * (scaling or query.shape[-1] ** -0.5), key.transpose(-1, -2))
     if attention_mask is not None:  # True where a token may be read, (batch, 1, queries, keys)
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        lowest = torch.finfo(scores.dtype).min  # added rather than filled in, which would cost a copy backwards too
+        scores = scores + torch.zeros((), dtype=scores.dtype).masked_fill(~attention_mask, lowest)
     weights = functional.dropout(scores.softmax(dim=-1), dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
