@@ -16,7 +16,7 @@ from distill.machine.devices import Device
 # Tokens in a micro-batch, padding included, and pairs of tokens, whose attention scores must stay in a CPU's cache. A
 # single text of 512 tokens keeps all cores busy (docs/results.md). A GPU needs more at once; how much more has not been
 # measured.
-MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 8_192}
+MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 1_024, "cuda": 8_192}
 MICRO_BATCH_SQUARES: dict[Device, float] = {"cpu": 512**2, "cuda": math.inf}
 TOKENS = ("input_ids", "attention_mask")
 MICRO_BATCHES = "micro_batches"  # key in a batch: for each micro-batch, its number of texts and longest length
