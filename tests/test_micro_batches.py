@@ -3,7 +3,7 @@
 import torch
 from conftest import make_tokenizer
 
-from distill.training.micro_batches import Collator, micro_batches_of
+from distill.training.micro_batches import Collator, Limits, micro_batches_of
 
 
 def test_a_part_holds_its_texts_and_nothing_wider():
@@ -14,7 +14,7 @@ def test_a_part_holds_its_texts_and_nothing_wider():
     ]
     for row in rows:
         row["teacher_logits_0"] = [float(row["labels"]), 0.0]
-    batch = Collator(tokenizer, "longest", 8, micro_batch_tokens=16)(rows)
+    batch = Collator(tokenizer, "longest", 8, Limits(16))(rows)
     parts = micro_batches_of(batch)
     assert [part["labels"].tolist() for part in parts] == [[6, 5], [2, 1, 0]]
     assert [tuple(part["input_ids"].shape) for part in parts] == [(2, 8), (3, 4)]

@@ -18,8 +18,8 @@ from distill.storage.run_folder import RunFolder
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
 # Parts so small that each rank has several of every step; with its own size, texts as short as ours fill but one.
 SMALL_PARTS = """
-from distill.training.micro_batches import MICRO_BATCH_TOKENS
-MICRO_BATCH_TOKENS["cpu"] = 64
+from distill.training.micro_batches import MICRO_BATCH_LIMITS, Limits
+MICRO_BATCH_LIMITS["cpu"] = Limits(64)
 from distill.cli import main
 main()
 """

@@ -33,7 +33,7 @@ from distill.storage.run_folder import RunFolder
 from distill.training.arguments import in_fp32, settle_precision, training_arguments
 from distill.training.embeddings import summed_by_row
 from distill.training.loop import train
-from distill.training.micro_batches import MICRO_BATCH_TOKENS
+from distill.training.micro_batches import MICRO_BATCH_LIMITS, Limits
 from distill.training.tokens import tokenise
 from distill.training.trainer import ClassificationTrainer
 
@@ -94,7 +94,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
 ):
     models, padding = [], []
     for micro_batch_tokens in (40, 10_000):
-        monkeypatch.setitem(MICRO_BATCH_TOKENS, "cpu", micro_batch_tokens)
+        monkeypatch.setitem(MICRO_BATCH_LIMITS, "cpu", Limits(micro_batch_tokens))
         settings = {"num_train_epochs": 1, "per_device_train_batch_size": 16, "optim": "sgd", "learning_rate": 0.1}
         settings |= {"gradient_accumulation_steps": accumulation, "save_strategy": "no", "max_grad_norm": 0.0}
         settings |= {"label_smoothing_factor": 0.2} if kind == "smoothed labels" else {}

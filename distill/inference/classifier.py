@@ -99,10 +99,10 @@ class Classifier(TextClassifier):
             return encode(self.tokenizer, texts[start : start + TOKENISED_AT_ONCE], self.truncation)
 
 
-def pack(lengths: Sequence[int], batch_tokens: int, batch_squares: float = math.inf) -> Iterator[np.ndarray]:
+def pack(lengths: Sequence[int], batch_tokens: int, batch_pairs: float = math.inf) -> Iterator[np.ndarray]:
     """Yield the indices of each batch, so that rows x longest stays within `batch_tokens`.
 
-    Attention holds a number for each pair of tokens: rows x longest x longest stays within `batch_squares`. A text that
+    Attention holds a number for each pair of tokens: rows x longest x longest stays within `batch_pairs`. A text that
     is longer alone gets a batch of its own. The longest texts come first, so that a batch that does
     not fit into memory fails at once and not after an hour.
     """
@@ -110,7 +110,7 @@ def pack(lengths: Sequence[int], batch_tokens: int, batch_squares: float = math.
     start = 0
     while start < len(order):
         longest = max(1, lengths[order[start]])
-        rows = max(1, int(min(batch_tokens // longest, batch_squares // longest**2)))
+        rows = max(1, int(min(batch_tokens // longest, batch_pairs // longest**2)))
         yield order[start : start + rows]
         start += rows
 

@@ -41,7 +41,7 @@ from distill.training.callbacks import (
     StopOnSignal,
 )
 from distill.training.dropout import fast_dropout
-from distill.training.micro_batches import Collator
+from distill.training.micro_batches import MICRO_BATCH_LIMITS, Collator, Limits
 from distill.training.throughput import Throughput, forward_flops, peak_flops
 from distill.training.trainer import ClassificationTrainer
 
@@ -82,7 +82,7 @@ def make_trainer(
         train_dataset=train_rows,
         eval_dataset=validation_rows.sort("length"),  # texts of similar length need little padding
         processing_class=tokenizer,
-        data_collator=Collator(tokenizer, padding, max_tokens, _cuts_for(arguments, padding, tokenizer.padding_side)),
+        data_collator=Collator(tokenizer, padding, max_tokens, _limits(arguments, padding, tokenizer.padding_side)),
         compute_metrics=validation_figures,
         callbacks=[divergence, *callbacks],
         model=model,
@@ -92,14 +92,14 @@ def make_trainer(
     return trainer
 
 
-def _cuts_for(arguments: TrainingArguments, padding: str, side: str) -> Device | None:
+def _limits(arguments: TrainingArguments, padding: str, side: str) -> Limits | None:
     # "max_length" asks for batches of one shape. Padding on the left cannot be cut (see micro_batches_of). Ranks with
     # shards gather each layer together, so all need the same number of parts. DataParallel cuts batches itself.
     if padding == "max_length" or side != "right" or arguments.fsdp or arguments.n_gpu > 1:
         return None
     if any(word in arguments.optim for word in ("layerwise", "lomo")):  # they take a step in each backward pass
         return None
-    return "cuda" if arguments.device.type == "cuda" else "cpu"
+    return MICRO_BATCH_LIMITS["cuda" if arguments.device.type == "cuda" else "cpu"]
 
 
 def watch(trainer: ClassificationTrainer, title: str) -> ProgressLine:

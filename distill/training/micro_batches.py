@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -13,11 +13,17 @@ from transformers import PreTrainedTokenizerBase
 from distill.inference.classifier import pack
 from distill.machine.devices import Device
 
-# Tokens in a micro-batch, padding included, and pairs of tokens, whose attention scores must stay in a CPU's cache. A
-# single text of 512 tokens keeps all cores busy (docs/results.md). A GPU needs more at once; how much more has not been
-# measured.
-MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 1_024, "cuda": 8_192}
-MICRO_BATCH_SQUARES: dict[Device, float] = {"cpu": 512**2, "cuda": math.inf}
+
+class Limits(NamedTuple):
+    """What a micro-batch holds at most, padding included: `tokens`, and `pairs` of tokens, each an attention score."""
+
+    tokens: int
+    pairs: float = math.inf
+
+
+# On a CPU a single text of 512 tokens keeps all cores busy, and its attention scores fit into the cache
+# (docs/results.md). A GPU needs more at once; how much more has not been measured.
+MICRO_BATCH_LIMITS: dict[Device, Limits] = {"cpu": Limits(1_024, 512**2), "cuda": Limits(8_192)}
 TOKENS = ("input_ids", "attention_mask")
 MICRO_BATCHES = "micro_batches"  # key in a batch: for each micro-batch, its number of texts and longest length
 
@@ -26,20 +32,19 @@ MICRO_BATCHES = "micro_batches"  # key in a batch: for each micro-batch, its num
 class Collator:
     """Makes padded batches of rows of token ids; `padding` is "longest" (of the batch) or "max_length" (max_tokens).
 
-    If it cuts for a device, the rows are sorted by length, the longest first, and the key `MICRO_BATCHES` of the batch
+    With `limits` the rows are sorted by length, the longest first, and the key `MICRO_BATCHES` of the batch
     says where to cut it (see `micro_batches_of`).
     """
 
     tokenizer: PreTrainedTokenizerBase
     padding: str
     max_tokens: int
-    cuts_for: Device | None = None
+    limits: Limits | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         cuts = {}
-        if self.cuts_for is not None:
-            most = MICRO_BATCH_TOKENS[self.cuts_for], MICRO_BATCH_SQUARES[self.cuts_for]
-            batches = list(pack([len(row["input_ids"]) for row in rows], *most))
+        if self.limits is not None:
+            batches = list(pack([len(row["input_ids"]) for row in rows], *self.limits))
             cuts = {MICRO_BATCHES: [(len(batch), len(rows[batch[0]]["input_ids"])) for batch in batches]}
             rows = [rows[index] for batch in batches for index in batch]
         tokens = {name: [row[name] for row in rows] for name in TOKENS}

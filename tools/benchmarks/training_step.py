@@ -32,10 +32,9 @@ from distill.models.first_token import first_token_only, last_layer
 from distill.models.loading import load_classifier, load_tokenizer
 from distill.models.unfused_attention import unfused_attention
 from distill.storage.run_folder import RunFolder
-from distill.training import micro_batches
 from distill.training.arguments import training_arguments
 from distill.training.dropout import fast_dropout
-from distill.training.micro_batches import Collator
+from distill.training.micro_batches import MICRO_BATCH_LIMITS, Collator, Limits
 from distill.training.throughput import FORWARD_AND_BACKWARD, Throughput, forward_flops, peak_flops
 from distill.training.tokens import tokenise
 from distill.training.trainer import ClassificationTrainer
@@ -112,12 +111,12 @@ def step(
     training = {"per_device_train_batch_size": arguments.batch, "report_to": "none", "learning_rate": 1e-5}
     made, _ = training_arguments(training, RunFolder(work), "cpu", stage="teacher")
     plain = name == "plain"
-    most = micro_batches.MICRO_BATCH_TOKENS["cpu"]
-    micro_batches.MICRO_BATCH_TOKENS["cpu"] = most if SHORTCUTS[3] in shortcuts else 512
-    collator = Collator(tokenizer, "max_length" if plain else "longest", arguments.max_tokens, None if plain else "cpu")
+    limits = MICRO_BATCH_LIMITS["cpu"] if SHORTCUTS[3] in shortcuts else Limits(512)
+    collator = Collator(
+        tokenizer, "max_length" if plain else "longest", arguments.max_tokens, None if plain else limits
+    )
     rows = [tokens[index] for index in range(len(tokens))]
     batches = [collator(rows[start : start + arguments.batch]) for start in range(0, len(rows), arguments.batch)]
-    micro_batches.MICRO_BATCH_TOKENS["cpu"] = most
     trainer = ClassificationTrainer(model, made, collator, tokens)
     trainer.throughput = Throughput("cpu", None, 1.0)
     trainer.create_optimizer()
