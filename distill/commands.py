@@ -284,8 +284,7 @@ def inspect(
     seed = recipe.data.seed if seed is None else seed
     found = inspection.inspect(splits, tokenizer, truncation_of(recipe.data), rows=rows, seed=seed)
     if found["splits"]["train"]["tokens"]["lost"] > MOST_LOST:
-        max_tokens, seed = recipe.data.max_tokens, recipe.data.seed
-        found["accuracy_by_part"] = accuracy_by_part(splits, tokenizer, max_tokens, seed=seed)
+        found["accuracy_by_part"] = accuracy_by_part(splits, tokenizer, recipe.data.max_tokens, seed=recipe.data.seed)
     if output is not None:
         shown = {
             "concerns": inspection.concerns(found),
