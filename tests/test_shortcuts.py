@@ -1,6 +1,7 @@
 """What makes training steps on a CPU faster: it changes only rounding and the random numbers."""
 
 import copy
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+import distill.models.unfused_attention as unfused
 from distill.inference.classifier import pack
 from distill.models.first_token import first_token_only, last_layer
 from distill.models.unfused_attention import FUSED, UNFUSED, unfused_attention
@@ -23,10 +25,18 @@ def gradients(model, ids, mask):
     return logits, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
+def without_dropout(folder):
+    model = AutoModelForSequenceClassification.from_pretrained(folder).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_unfused_attention_gives_the_same_logits_and_gradients(tmp_path, architecture, padded):
-    model = AutoModelForSequenceClassification.from_pretrained(make_classifier(tmp_path, architecture)).eval()
+    model = without_dropout(make_classifier(tmp_path, architecture))
     ids = torch.randint(5, 29, (3, 12), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     if padded:
@@ -39,10 +49,28 @@ def test_unfused_attention_gives_the_same_logits_and_gradients(tmp_path, archite
     torch.testing.assert_close(gradients(model, ids, mask), expected)
 
 
-def test_another_attention_than_torchs_stays(tiny_bert):
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, attn_implementation="eager")
+@pytest.mark.parametrize("settings", [{"attn_implementation": "eager"}, {"is_decoder": True}])
+def test_attention_that_may_be_more_than_this_stays(tiny_bert, settings):
+    """A decoder's mask is None where no text is padded, and torch's attention then hides later tokens by itself."""
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, **settings)
+    before = model.config._attn_implementation
     with unfused_attention(model):
-        assert model.config._attn_implementation == "eager"
+        assert model.config._attn_implementation == before
+
+
+def test_scores_that_would_fill_the_memory_are_left_to_torchs_attention(tiny_bert, monkeypatch):
+    fused = Mock(side_effect=unfused.sdpa_attention_forward)
+    monkeypatch.setattr(unfused, "sdpa_attention_forward", fused)
+    model, ids = without_dropout(tiny_bert), torch.full((3, 12), 5)
+    with unfused_attention(model):
+        model(input_ids=ids)
+        assert not fused.called
+        monkeypatch.setattr(unfused, "MOST_PAIRS", 3 * 12 * 12 - 1)
+        model(input_ids=ids)
+        assert fused.call_count == 4
+        monkeypatch.setattr(unfused, "MOST_PAIRS", 10**9)
+        model.eval()(input_ids=ids)
+        assert fused.call_count == 8
 
 
 @settings(max_examples=50, deadline=None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import distill
-from distill.data.encoding import Truncation, cut_of, encode, excerpts
+from distill.data.encoding import NO_LIMIT, Truncation, cut_of, encode, excerpts
 from distill.models.truncation import CONFIG_KEY
 from distill.storage.files import read_json
 
@@ -152,6 +152,21 @@ def test_a_model_of_others_is_cut_on_its_tokenizers_side(tmp_path):
     assert reads(distill.load(folder)) == (False, False, True)
 
 
+def test_a_foreign_teacher_that_is_cut_on_the_left_counts_as_one_that_reads_the_tail(verdicts):
+    folder = make_classifier(verdicts.parent / "foreign")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.init_kwargs["truncation_side"] = tokenizer.truncation_side = "left"
+    tokenizer.save_pretrained(folder)
+    check_refused(
+        folder, ["data.truncation: head, but"], "student", verdicts, "--teacher", folder, "--force",
+        "--set", "student.loss.hidden_states={}",
+    )  # fmt: skip
+
+
+def test_a_model_without_a_limit_reads_all_of_a_text():
+    assert str(Truncation(NO_LIMIT)) == "all of a text"
+
+
 def test_an_unknown_part_is_refused(tmp_path, recipe_path, tiny_bert):
     check_refused(
         tmp_path, ["data.truncation"], "teacher", recipe_path, "--set", "data.truncation=middle",
@@ -161,7 +176,11 @@ def test_an_unknown_part_is_refused(tmp_path, recipe_path, tiny_bert):
     for value in ("middle", 3, ["head"]):
         (folder / "config.json").write_text(json.dumps(settings | {CONFIG_KEY: value}))
         check_refused(
-            folder, ["config.json: truncation must be one of head, tail, head_tail"], "predict", folder, "a text"
+            folder,
+            ["config.json: distill_truncation must be one of head, tail, head_tail"],
+            "predict",
+            folder,
+            "a text",
         )
 
 

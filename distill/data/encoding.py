@@ -13,6 +13,8 @@ from distill.recipe.schema import Data
 
 Kept = Literal["head", "tail", "head_tail"]
 HEAD_SHARE = 128 / 510  # of the tokens that "head_tail" keeps
+AT_ONCE = 512  # texts: a tokenizer keeps each token's position until it is done with all of them
+NO_LIMIT = 2**31 - 1  # tokens: more than this overflows in the tokenizers library; some folders say 1e30
 MOST_LOST = 0.01  # share of the tokens: if more are cut off, it is worth a word
 
 
@@ -28,6 +30,8 @@ class Truncation:
     kept: Kept = "head"
 
     def __str__(self) -> str:
+        if self.max_tokens >= NO_LIMIT:
+            return "all of a text"
         return {
             "head": f"the first {self.max_tokens} tokens of a text",
             "tail": f"the last {self.max_tokens} tokens of a text",
@@ -90,14 +94,15 @@ def encode(
     for several threads at once, because a tokenizer has settings that may have to be changed first.
     """
     backend = _backend(tokenizer)
-    if not texts:
-        return [], []
-    encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-    before, after = _special_tokens(backend, max(encoded, key=len))
-    room = truncation.max_tokens - len(before) - len(after)
-    tokens = [row.ids for row in encoded]
-    lengths = [max(1, len(before) + len(row) + len(after)) for row in tokens]
-    ids = [before + truncation.cut(row, room) + after or ids_of_empty_text(tokenizer) for row in tokens]
+    ids: list[list[int]] = []
+    lengths: list[int] = []
+    for start in range(0, len(texts), AT_ONCE):
+        encoded = backend.encode_batch_fast(list(texts[start : start + AT_ONCE]), add_special_tokens=False)
+        before, after = _special_tokens(backend, max(encoded, key=len))
+        room = truncation.max_tokens - len(before) - len(after)
+        for tokens in (row.ids for row in encoded):
+            ids.append(before + truncation.cut(tokens, room) + after or ids_of_empty_text(tokenizer))
+            lengths.append(max(1, len(before) + len(tokens) + len(after)))
     return ids, lengths
 
 
@@ -105,12 +110,15 @@ def excerpts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], truncatio
     """Return the part of each text that a model reads, as text."""
     room = truncation.max_tokens - tokenizer.num_special_tokens_to_add()
     head, tail = truncation.ends(room)
-    parts = []
-    for text, found in zip(texts, _backend(tokenizer).encode_batch(list(texts), add_special_tokens=False), strict=True):
-        if len(found) > room:
-            beginning = text[: found.offsets[head - 1][1]] if head else ""
-            text = f"{beginning} {text[found.offsets[-tail][0] :] if tail else ''}"
-        parts.append(text)
+    backend, parts = _backend(tokenizer), []
+    for start in range(0, len(texts), AT_ONCE):
+        some = list(texts[start : start + AT_ONCE])
+        for text, found in zip(some, backend.encode_batch(some, add_special_tokens=False), strict=True):
+            if len(found) > room:
+                places = found.offsets
+                beginning = text[: places[head - 1][1]] if head else ""
+                text = f"{beginning} {text[places[-tail][0] :] if tail else ''}"
+            parts.append(text)
     return parts
 
 

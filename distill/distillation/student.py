@@ -251,10 +251,10 @@ def online_teacher(
         raise RecipeError(f"student.loss: {names} need exactly one teacher, got {len(teachers)}")
     _check_one_tokenizer(settings, tokenizer, teachers[0])
     config = load_config(teachers[0])
-    if (kept := kept_part(config)) not in (None, truncation.kept):
+    if (kept := kept_part(config, load_tokenizer(teachers[0]))) != truncation.kept:
         raise RecipeError(
-            f"data.truncation: {truncation.kept}, but {teachers[0]} was trained on {kept}, and {names} give it the "
-            "student's tokens"
+            f"data.truncation: {truncation.kept}, but {teachers[0]} reads {kept}, and {names} give it the student's "
+            "tokens"
         )
     check_fit(config, teachers[0], max_tokens=truncation.max_tokens, vocabulary=vocabulary_of(tokenizer))
     share_padding(config, tokenizer)

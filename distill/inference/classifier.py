@@ -110,7 +110,7 @@ def pack(lengths: Sequence[int], batch_tokens: int, batch_pairs: float = math.in
     start = 0
     while start < len(order):
         longest = max(1, lengths[order[start]])
-        rows = max(1, int(min(batch_tokens // longest, batch_pairs // longest**2)))
+        rows = max(1, int(min(batch_tokens // longest, batch_pairs / longest**2)))
         yield order[start : start + rows]
         start += rows
 
@@ -186,8 +186,7 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Trun
     share_padding(config, tokenizer)
     max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
-    kept = kept_part(config) or ("tail" if tokenizer.truncation_side == "left" else "head")
-    return config, tokenizer, Truncation(max_tokens, kept)
+    return config, tokenizer, Truncation(max_tokens, kept_part(config, tokenizer))
 
 
 def weights_bytes(folder: Path) -> int:

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
+from distill.data.encoding import NO_LIMIT
 from distill.errors import ModelError, one_line
 from distill.models.calibration import CONFIG_KEY
 from distill.models.names import AwayError, require_reachable
@@ -47,7 +48,6 @@ POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 # These have BERT's embeddings (word + token type + position, then LayerNorm), its layers, and a head that reads only
 # the first token.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-NO_LIMIT = 2**31 - 1  # tokens: more than this overflows in the tokenizers library; some folders say 1e30
 LAYER = re.compile(r"^(?!.*decoder).*?\b((?:layers?|\w*layer_groups|blocks?|h)\.\d+)\.")  # in the name of a weight
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt")
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import get_args
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from distill.data.encoding import Kept
 from distill.errors import ModelError
 
-CONFIG_KEY = "truncation"  # in the model's config.json
+CONFIG_KEY = "distill_truncation"  # in the model's config.json
 
 
-def kept_part(config: PretrainedConfig) -> Kept | None:
-    """Return which part of a long text the configuration says that the model reads; None if it says nothing.
+def kept_part(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Kept:
+    """Return which part of a long text a model reads: what its configuration says, or else its tokenizer's side.
 
     Raises `ModelError` if it names no such part.
     """
     value = getattr(config, CONFIG_KEY, None)
-    if value is not None and value not in get_args(Kept):
+    if value is None:
+        return "tail" if tokenizer.truncation_side == "left" else "head"
+    if value not in get_args(Kept):
         known = ", ".join(get_args(Kept))
         raise ModelError(f"{config.name_or_path}: config.json: {CONFIG_KEY} must be one of {known}, got {value!r:.50}")
     return value

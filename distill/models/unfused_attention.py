@@ -9,22 +9,26 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from distill.models.first_token import ARCHITECTURES
 
 UNFUSED = "distill_unfused"  # among the names of attention implementations
 FUSED = "sdpa"
+MOST_PAIRS = 512**2  # of tokens in a batch: with more, the fused attention needs far less memory
 
 
 @contextlib.contextmanager
 def unfused_attention(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, the model computes the same attention as a product, a softmax and a product.
 
-    It holds the scores of all pairs of tokens, texts x heads x tokens x tokens, in memory. Nothing changes if the model
-    does not use torch's fused attention, or is of an architecture whose attention may be more than this.
+    This is for training, and for batches whose scores (texts, heads, tokens, tokens) are few: see `MOST_PAIRS`. Nothing
+    changes if the model does not use torch's fused attention, or if its attention may be more than this.
     """
-    if model.config._attn_implementation != FUSED or model.config.model_type not in ARCHITECTURES:
+    config = model.config
+    known = config.model_type in ARCHITECTURES and not getattr(config, "is_decoder", False)
+    if config._attn_implementation != FUSED or not known:
         yield
         return
     AttentionInterface.register(UNFUSED, _attention)
@@ -45,9 +49,13 @@ def _attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return the attention's output, (batch, tokens, heads, size), of tensors (batch, heads, tokens, size)."""
+    if not module.training or len(query) * query.shape[2] * key.shape[2] > MOST_PAIRS:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **settings
+        )
     scores = torch.matmul(query * (scaling or query.shape[-1] ** -0.5), key.transpose(-1, -2))
     if attention_mask is not None:  # True where a token may be read, (batch, 1, queries, keys)
         lowest = torch.finfo(scores.dtype).min  # added rather than filled in, which would cost a copy backwards too

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class ClassificationTrainer(Trainer):
         """Compute loss and gradients of a batch, one micro-batch at a time; return the loss."""
         *others, last = micro_batches_of(inputs)
         losses = []
-        with self._lookups(inputs), self._casts(others):
+        with self._lookups(inputs):
             for micro_batch in others:
                 with self.accelerator.no_sync(model):  # ranks may have unequal numbers of micro-batches
                     losses.append(super().training_step(model, micro_batch, num_items_in_batch))
@@ -110,12 +110,6 @@ class ClassificationTrainer(Trainer):
         # On a GPU a table is written in microseconds. A batch that cannot be cut may not work with this either.
         if self.args.device.type == "cpu" and MICRO_BATCHES in inputs and not self.args.torch_compile:
             return summed_by_row(self.model)
-        return contextlib.nullcontext()
-
-    def _casts(self, others: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
-        # Autocast keeps its casts of the weights until the outermost block ends, so micro-batches share them.
-        if others and self.args.device.type == "cpu":
-            return self.compute_loss_context_manager()
         return contextlib.nullcontext()
 
     def training_losses(

@@ -44,14 +44,14 @@ from distill.training.trainer import ClassificationTrainer
 BATCHES = WARMUP_CALLS + BLOCK_CALLS
 LABELS = ("0", "1")
 # Each way: its precision, and the shortcuts that it has.
-SHORTCUTS = ("unfused attention", "fast dropout", "shared casts", "micro-batches by pairs")
+SHORTCUTS = ("unfused attention", "fast dropout", "micro-batches by pairs")
 WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
     "plain": ("fp32", ()),
     "distill fp32": ("fp32", SHORTCUTS[1:]),
     "distill bf16": ("bf16", SHORTCUTS),
     **{f"bf16 without {name}": ("bf16", tuple(one for one in SHORTCUTS if one != name)) for name in SHORTCUTS},
-    "bf16 without all four": ("bf16", ()),
-    "fp32 without all four": ("fp32", ()),
+    "bf16 without all three": ("bf16", ()),
+    "fp32 without all three": ("fp32", ()),
 }
 
 
@@ -111,7 +111,7 @@ def step(
     training = {"per_device_train_batch_size": arguments.batch, "report_to": "none", "learning_rate": 1e-5}
     made, _ = training_arguments(training, RunFolder(work), "cpu", stage="teacher")
     plain = name == "plain"
-    limits = MICRO_BATCH_LIMITS["cpu"] if SHORTCUTS[3] in shortcuts else Limits(512)
+    limits = MICRO_BATCH_LIMITS["cpu"] if SHORTCUTS[2] in shortcuts else Limits(512)
     collator = Collator(
         tokenizer, "max_length" if plain else "longest", arguments.max_tokens, None if plain else limits
     )
@@ -123,8 +123,6 @@ def step(
     # accelerate has one precision for a process, that of the first Trainer.
     autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=precision == "bf16")
     trainer.compute_loss_context_manager = autocast
-    if SHORTCUTS[2] not in shortcuts:
-        trainer._casts = lambda others: contextlib.nullcontext()
     if plain:
         trainer._lookups = lambda inputs: contextlib.nullcontext()
     following = itertools.cycle(batches)
