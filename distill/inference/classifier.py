@@ -36,7 +36,7 @@ from distill.models.truncation import kept_part
 from distill.models.weights import weight_files
 from distill.storage.exports import EXPORT_PROOFS, read_proofs
 
-TOKENISED_AT_ONCE = 4_096  # texts: a tokenizer also keeps each token's position, which takes far more than the token
+TOKENISED_AT_ONCE = 4_096  # texts: lists of ids take several times the memory of the arrays that are kept
 
 
 class Classifier(TextClassifier):
@@ -102,9 +102,9 @@ class Classifier(TextClassifier):
 def pack(lengths: Sequence[int], batch_tokens: int, batch_pairs: float = math.inf) -> Iterator[np.ndarray]:
     """Yield the indices of each batch, so that rows x longest stays within `batch_tokens`.
 
-    Attention holds a number for each pair of tokens: rows x longest x longest stays within `batch_pairs`. A text that
-    is longer alone gets a batch of its own. The longest texts come first, so that a batch that does
-    not fit into memory fails at once and not after an hour.
+    Attention holds a number for each pair of tokens, so rows x longest x longest also stays within `batch_pairs`. A
+    text that exceeds a limit alone gets a batch of its own. The longest texts come first, so that a batch that does not
+    fit into memory fails at once and not after an hour.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     start = 0
