@@ -282,7 +282,7 @@ def inspect(
         tokenizer = load_tokenizer(model)
     splits = read_splits(recipe)
     seed = recipe.data.seed if seed is None else seed
-    found = inspection.inspect(splits, tokenizer, truncation_of(recipe.data), rows=rows, seed=seed)
+    found = inspection.inspect(splits, tokenizer, truncation_of(recipe, "teacher"), rows=rows, seed=seed)
     if found["splits"]["train"]["tokens"]["lost"] > MOST_LOST:
         found["accuracy_by_part"] = accuracy_by_part(splits, tokenizer, recipe.data.max_tokens, seed=recipe.data.seed)
     if output is not None:

@@ -103,7 +103,7 @@ def run_search(
         origin = origin_of(splits, resolved, **{"teacher.model": base})
     if resume:
         folder.check_origin(origin)
-    truncation = truncation_of(recipe.data)
+    truncation = training.truncation
     if stage == "student":
         answers = logits_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
         rows = rows_with_logits(answers, splits, tokenizer, truncation)
@@ -122,7 +122,8 @@ def run_search(
             kind = functools.partial(DistillationTrainer, loss=settings.loss, teacher_weights=weights)
         trials.trainer = make_trainer(
             kind, tokenizer, rows, validation_rows, arguments, folder, padding=recipe.data.padding,
-            max_tokens=recipe.data.max_tokens, stage=stage, model_init=trials.begin,
+            max_tokens=truncation.max_tokens, stage=stage, model_type=model.config.model_type,
+            model_init=trials.begin,
         )  # fmt: skip
         found = trials.run()
         if found["best"] is None:
@@ -316,7 +317,7 @@ def _students(
         model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=seed)
         for teacher in known:
             check_unchanged(teacher)
-        return model, online_teacher(settings, teachers, model, tokenizer, truncation_of(recipe.data))
+        return model, online_teacher(settings, teachers, model, tokenizer, truncation_of(recipe, "student"))
 
     return make, *new_student(recipe.student, recipe, teachers[0], splits.label_names, seed=seed)
 

@@ -14,7 +14,7 @@ from test_report import ENVIRONMENT, ROWS, row
 import distill
 from distill import commands
 from distill.errors import FolderError, ModelError
-from distill.inference.ngrams import BUCKETS, NgramClassifier, Ngrams, counts
+from distill.inference.linear import BUCKETS, LinearClassifier, WordNgrams, counts
 from distill.measuring.baselines import compare_with_baseline
 from distill.recipe.file import load_recipe
 from distill.report.choice import baseline_sentence, choose
@@ -42,7 +42,7 @@ def test_it_learns_and_answers_the_same_once_it_is_read_back(baseline):
     classifier = distill.load(baseline.path)
     ids, gold_labels, logits = read_predictions(baseline.predictions)
     assert len(ids) == 40 and (logits.argmax(axis=1) == gold_labels).mean() == metrics["test"]["accuracy"]
-    assert classifier.label_names == tuple(LABELS) and classifier.format == "ngrams"
+    assert classifier.label_names == tuple(LABELS) and classifier.format == "linear"
     probabilities = classifier.probabilities(TEXTS)
     assert np.isfinite(probabilities).all() and probabilities.sum(axis=1) == pytest.approx(np.ones(len(TEXTS)))
     best = max(metrics["training"]["tried"], key=lambda one: one["validation_accuracy"])
@@ -65,7 +65,7 @@ def test_its_features_are_those_of_scikit_learn():
     found = vectorizer.transform(train)
     columns = np.unique(found.indices)
     transformer = TfidfTransformer(sublinear_tf=True).fit(found[:, columns])
-    ours = Ngrams(columns.astype(np.int32), transformer.idf_.astype(np.float32)).features(TEXTS)
+    ours = WordNgrams(columns.astype(np.int32), transformer.idf_.astype(np.float32)).features(TEXTS)
     theirs = transformer.transform(
         vectorizer.transform([t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in TEXTS])[
             :, columns
@@ -78,8 +78,8 @@ def test_its_features_are_those_of_scikit_learn():
 def test_a_text_has_the_same_logits_among_any_others(order):
     columns = np.unique(counts(TEXTS[:3]).indices).astype(np.int32)
     rng = np.random.default_rng(0)
-    classifier = NgramClassifier(
-        Ngrams(columns, np.ones(len(columns), np.float32)), rng.normal(size=(3, len(columns))).astype(np.float32),
+    classifier = LinearClassifier(
+        WordNgrams(columns, np.ones(len(columns), np.float32)), rng.normal(size=(3, len(columns))).astype(np.float32),
         np.array([1, 2, 3], np.float32), ["a", "b", "c"],
     )  # fmt: skip
     logits = classifier.logits(TEXTS)
@@ -93,20 +93,20 @@ def test_a_text_has_the_same_logits_among_any_others(order):
         ({"weights": np.zeros((2, 3), np.float32)}, ModelError, "weights: wants"),
         ({"idf": np.zeros(1, np.float64)}, ModelError, "idf: wants"),
         ({"columns": None}, ModelError, "cannot be read"),
-        (None, FolderError, "ngrams.safetensors"),
+        (None, FolderError, "linear.safetensors"),
     ],
 )
 def test_a_damaged_baseline_does_not_answer(baseline, tmp_path, change, error, part):
     folder = tmp_path / "b"
-    NgramClassifier.load(baseline.path).save(_made(folder))
+    LinearClassifier.load(baseline.path).save(_made(folder))
     if change is None:  # sealed, and then changed
         from distill.storage.checksums import seal
 
         seal(folder)
-        (folder / "ngrams.safetensors").write_bytes(b"x")
+        (folder / "linear.safetensors").write_bytes(b"x")
     else:
-        arrays = load_file(folder / "ngrams.safetensors") | change
-        save_file({name: array for name, array in arrays.items() if array is not None}, folder / "ngrams.safetensors")
+        arrays = load_file(folder / "linear.safetensors") | change
+        save_file({name: array for name, array in arrays.items() if array is not None}, folder / "linear.safetensors")
     with pytest.raises(error, match=part):
         distill.load(folder)
 
@@ -145,7 +145,7 @@ def test_the_sentence_says_how_far_a_model_is_above_the_baseline(gain, p_value, 
 
 
 def test_what_is_not_above_the_baseline_is_said_first(tmp_path):
-    rows = [row("baseline", "ngrams", 0.3, 0.89, agreement=None), *ROWS]
+    rows = [row("baseline", "linear", 0.3, 0.89, agreement=None), *ROWS]
     poor = choose(rows, "1x128", commonest_share=0.4, baselines=[comparison(0.001, 0.9)])
     assert poor["reason"].startswith("the student is not better than the baseline") and poor["above_baseline"] is False
     assert "Try more tokens" in poor["reason"] and poor["format"] == "onnx-int8"  # said, and not hidden

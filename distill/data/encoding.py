@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from distill.recipe.schema import Data
+from distill.recipe.schema import Recipe
 
 Kept = Literal["head", "tail", "head_tail"]
 HEAD_SHARE = 128 / 510  # of the tokens that "head_tail" keeps
@@ -29,8 +29,13 @@ class Truncation:
     max_tokens: int
     kept: Kept = "head"
 
+    @property
+    def limit(self) -> int | None:
+        """The number of tokens that it reads at most; None if it reads all of a text."""
+        return None if self.max_tokens >= NO_LIMIT else self.max_tokens
+
     def __str__(self) -> str:
-        if self.max_tokens >= NO_LIMIT:
+        if self.limit is None:
             return "all of a text"
         return {
             "head": f"the first {self.max_tokens} tokens of a text",
@@ -71,9 +76,11 @@ def cut_of(uncut_lengths: Sequence[int], max_tokens: int) -> Cut:
     return Cut(float((lengths > max_tokens).mean()), float(1 - kept.sum() / lengths.sum()))
 
 
-def truncation_of(settings: Data) -> Truncation:
-    """Return what a recipe says that a model reads of a text."""
-    return Truncation(settings.max_tokens, settings.truncation)
+def truncation_of(recipe: Recipe, stage: Literal["teacher", "student"]) -> Truncation:
+    """Return what the model of a stage of a recipe reads of a text."""
+    ngrams = recipe.student.ngrams if stage == "student" and recipe.student else None
+    max_tokens = (ngrams.max_tokens or NO_LIMIT) if ngrams else recipe.data.max_tokens
+    return Truncation(max_tokens, recipe.data.truncation)
 
 
 def cut_in_words(truncation: Truncation, cut: Cut, texts: str, verb: str = "reads") -> str:

@@ -45,9 +45,11 @@ from distill.models.loading import (
     with_attention_dropout,
 )
 from distill.models.names import named_by
+from distill.models.ngram_config import MODEL_TYPE, NgramConfig
+from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.students import build_from_config, build_from_layers, check_layers, choose_layers
 from distill.models.truncation import kept_part
-from distill.recipe.schema import PRECISION, Loss, Recipe, Schedule, Student
+from distill.recipe.schema import PRECISION, Loss, Ngrams, Recipe, Schedule, Student
 from distill.storage.contents import manifest_of
 from distill.storage.run_folder import RunFolder
 from distill.training.arguments import check_training, training_arguments
@@ -78,6 +80,8 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
     elif settings.config is not None:
         student_config = build_from_config(config, settings.config, seed=0).config
         check_fit(student_config, "student.config", max_tokens=recipe.data.max_tokens, vocabulary=0)
+    elif settings.ngrams is not None:
+        student_config = ngram_config(settings.ngrams, load_tokenizer(teacher))
     else:
         assert settings.model is not None
         with named_by("student.model"):
@@ -178,6 +182,11 @@ def new_student(
         share_padding(model.config, tokenizer)
         return model, tokenizer
     tokenizer, config = load_tokenizer(teacher), load_config(teacher)
+    if settings.ngrams is not None:
+        set_seed(seed)
+        model = NgramForSequenceClassification(ngram_config(settings.ngrams, tokenizer))
+        name_classes(model.config, label_names)
+        return model, tokenizer
     check_single_label(config, teacher)
     check_fit(config, teacher, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
     share_padding(config, tokenizer)
@@ -194,8 +203,16 @@ def new_student(
     return build_from_layers(reorder_classes(whole, columns, label_names), settings.layers), tokenizer
 
 
+def ngram_config(settings: Ngrams, tokenizer: PreTrainedTokenizerBase) -> NgramConfig:
+    """Return the configuration of a student on the n-grams of the tokenizer's tokens."""
+    sizes = settings.model_dump(include={"longest", "table", "width", "hidden"})
+    return NgramConfig(vocab_size=vocabulary_of(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+
+
 def architectures(settings: Student, teacher: str) -> list[str]:
     """Return the architectures in a student's training: its own, and the teacher's if that runs beside it."""
+    if settings.ngrams is not None:
+        return [MODEL_TYPE]
     runs_teacher = settings.model is None or settings.loss.runs_teacher
     names = [name for name in (settings.model, teacher if runs_teacher else None) if name]
     return [load_config(name).model_type for name in names]
@@ -210,6 +227,10 @@ def made_from(settings: Student, teacher: str) -> str:
     if settings.config is not None:
         sizes = ", ".join(f"{key} {value}" for key, value in settings.config.items())
         return f"the teacher's shape with {sizes}, from random weights"
+    if settings.ngrams is not None:
+        grams = settings.ngrams
+        reads = f"at most {grams.max_tokens} tokens" if grams.max_tokens else "whole texts"
+        return f"averages n-grams of 1 to {grams.longest} tokens ({grams.table} rows of {grams.width}); reads {reads}"
     return f"pretrained, from {settings.model}"
 
 

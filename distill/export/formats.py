@@ -22,6 +22,7 @@ from distill.data.encoding import Truncation, encode
 from distill.errors import FolderError, ModelError
 from distill.export import fusion
 from distill.export.int8 import CALIBRATION_TEXTS, Int8Settings, import_nncf, int8_settings, quantise, quantise_openvino
+from distill.export.ngram_graph import interface, with_even_columns
 from distill.export.onnx_graph import check_architecture, quiet, trace
 from distill.export.outliers import RANGE_TEXTS, widest
 from distill.export.proofs import Bounds, Proof, flips, prove
@@ -32,6 +33,8 @@ from distill.machine.devices import Device, has_fast_bf16
 from distill.measuring.benchmark import timed_logits
 from distill.models.calibration import CONFIG_KEY
 from distill.models.loading import load_config
+from distill.models.ngram_config import MODEL_TYPE, is_ngrams
+from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe.schema import FORMATS
 from distill.storage.checksums import SEAL, seal
@@ -56,7 +59,8 @@ class Source:
         """The fp32 ONNX graph, traced on first use."""
         path = self.work / "traced" / ONNX_WEIGHTS
         path.parent.mkdir()
-        trace(self.model, path)
+        is_table = isinstance(self.model, NgramForSequenceClassification)
+        trace(with_even_columns(self.model) if is_table else self.model, path)
         return path
 
     @cached_property
@@ -77,7 +81,13 @@ def check_formats(formats: Sequence[str], model_type: str) -> None:
     """Raise `ModelError` or `DeviceError` if a model of this type cannot be exported to one of `formats` here."""
     if any(not name.startswith("torch-") for name in formats):
         check_architecture(model_type)
-    if any(name.startswith("openvino-") for name in formats):
+    openvino = [name for name in formats if name.startswith("openvino-")]
+    if openvino and model_type == MODEL_TYPE:
+        raise ModelError(
+            f"export.formats: {openvino[0]}: OpenVINO computes whole numbers in 32 bits, and an n-gram's hash needs 62",
+            hint="--set export.formats=[onnx-fp32,onnx-int8]",
+        )
+    if openvino:
         import_openvino()
     if "openvino-int8" in formats:
         import_nncf()
@@ -126,8 +136,8 @@ def export_formats(
         if name.startswith("onnx-"):
             fused = fusion.count_fused_nodes(made / ONNX_WEIGHTS, model.config, _device(name, device))
         unfused = fusion.missing_fusions(fused)
-        if name == "onnx-int8" and not fused["int8_products"]:
-            unfused = "; ".join(filter(None, (unfused, "no product runs on int8 weights")))
+        if name == "onnx-int8" and not fused.get("int8_products") and not fused.get("int8_tables"):
+            unfused = "; ".join(filter(None, (unfused, "no product or table is in int8")))
         logits, rate = _answers(name, made, model, device, classify, reference)
         return prove(
             name, logits, reference, gold_labels, label_names, bounds,
@@ -187,7 +197,9 @@ def keep_proofs(proofs: Generator[Proof, None, None], folder: Path) -> list[Proo
 def _write_rest(source: Source, folder: Path, name: str) -> None:
     """Write configuration and tokenizer; without the temperature for a graph, which already divides by it."""
     if not name.startswith("torch-"):
-        config = copy.deepcopy(source.model.config)
+        config = (
+            interface(source.model.config) if is_ngrams(source.model.config) else copy.deepcopy(source.model.config)
+        )
         vars(config).pop(CONFIG_KEY, None)
         config.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)

@@ -19,10 +19,12 @@ from distill.export.outliers import OWN_ACTIVATION
 from distill.inference.runtimes import onnx_providers
 from distill.machine.devices import Device
 from distill.models.loading import layer_count
+from distill.models.ngram_config import is_ngrams
 
 LAYER_NORM = ("LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization")
 GELU = ("Gelu", "BiasGelu", "FastGelu", "QuickGelu")
 INT8_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
+INT8 = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 FLOATS = ("float", "float16", "bfloat16")  # as ONNX Runtime's profile names them
 
 
@@ -33,6 +35,7 @@ def count_fused_nodes(path: Path, config: PretrainedConfig, device: Device) -> d
 
     - `int8_products`: matrix products on int8 weights.
     - `stray_casts`: conversions to a floating-point type.
+    - `int8_tables`: lookup tables in int8, which is all that an n-gram model has to fuse.
     - `on_cpu`: nodes of a CUDA session that compute floats on the CPU (it computes shapes there on purpose).
 
     Isolated channels add a Gelu of their own (see outliers.isolate). An fp16 graph has intended casts around its fp32
@@ -40,6 +43,11 @@ def count_fused_nodes(path: Path, config: PretrainedConfig, device: Device) -> d
     file.
     """
     graph = onnx.load(path, load_external_data=False).graph
+    if is_ngrams(config):
+        tables = {weight.name: weight.data_type in INT8 for weight in graph.initializer}
+        return {
+            "int8_tables": sum(node.op_type == "Gather" and tables.get(node.input[0], False) for node in graph.node)
+        }
     is_fp16 = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
     ran = list(executed(path, device, np.ones((2, 8), np.int64)))
     in_file = (node.op_type for node in graph.node)

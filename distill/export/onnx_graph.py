@@ -12,13 +12,13 @@ from typing import Any
 
 import onnx_ir
 import torch
-from optimum.utils import DummyTextInputGenerator
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from distill.errors import ModelError
 from distill.models.calibration import temperature_of
 from distill.models.first_token import ARCHITECTURES, first_token_only, last_layer
-from distill.models.loading import normalized_config
+from distill.models.loading import INPUTS
+from distill.models.ngram_config import MODEL_TYPE, is_ngrams
 
 OPSET = 20  # the first with a Gelu node; from 23 attention is a node too, but onnxruntime's quantizer breaks it
 FUSED_ATTENTION = "MultiHeadAttention"
@@ -27,7 +27,7 @@ LARGEST_FILE = 2_000_000_000  # bytes; protobuf refuses messages of 2 GiB, so la
 
 def check_architecture(model_type: str) -> None:
     """Raise `ModelError` unless `trace` knows the attention mask of models of this type (not windowed or causal)."""
-    if model_type not in ARCHITECTURES:
+    if model_type not in (*ARCHITECTURES, MODEL_TYPE):
         known = ", ".join(sorted(ARCHITECTURES))
         raise ModelError(
             f"{model_type}: not an architecture that distill exports to ONNX or OpenVINO ({known})",
@@ -44,15 +44,13 @@ def trace(model: PreTrainedModel, path: Path) -> None:
     twice as long as the three nodes.
     """
     check_architecture(model.config.model_type)
-    generator = DummyTextInputGenerator(
-        "text-classification", normalized_config(model.config), batch_size=2, sequence_length=16
-    )
-    example = {name: generator.generate(name, framework="pt") for name in ("input_ids", "attention_mask")}
+    example = {name: torch.ones(2, 16, dtype=torch.long) for name in INPUTS}
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     traced = copy.deepcopy(model).cpu().eval()
-    AttentionInterface.register("distill_onnx", _attention_node)
-    AttentionMaskInterface.register("distill_onnx", _padding_mask)
-    traced.set_attn_implementation("distill_onnx")
+    if not is_ngrams(model.config):
+        AttentionInterface.register("distill_onnx", _attention_node)
+        AttentionMaskInterface.register("distill_onnx", _padding_mask)
+        traced.set_attn_implementation("distill_onnx")
     with quiet(), first_token_only(last_layer(traced)):
         program = torch.onnx.export(
             _LogitsOnly(traced).eval(),

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from distill.data.encoding import Cut, Truncation, cut_of, encode
 from distill.errors import DeviceError, ModelError
-from distill.inference.ngrams import NgramClassifier
+from distill.inference.linear import LinearClassifier
 from distill.inference.runtimes import can_run
 from distill.inference.sessions import Session, open_session
 from distill.inference.text_classifier import TextClassifier, encodable
@@ -51,7 +51,7 @@ class Classifier(TextClassifier):
         self.session, self.format, self.device = session, session.format, session.device
         self.tokenizer = tokenizer
         self.label_names = tuple(label_names)
-        self.truncation, self.max_tokens = truncation, truncation.max_tokens
+        self.truncation, self.max_tokens = truncation, truncation.limit
         self._process, self._alone = os.getpid(), threading.Lock()
 
     def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
@@ -88,7 +88,9 @@ class Classifier(TextClassifier):
         """Return how much of `texts` it cuts off."""
         texts = [encodable(text) for text in texts[:]]
         starts = range(0, len(texts), TOKENISED_AT_ONCE)
-        return cut_of([length for start in starts for length in self._encoded(texts, start)[1]], self.max_tokens)
+        return cut_of(
+            [length for start in starts for length in self._encoded(texts, start)[1]], self.truncation.max_tokens
+        )
 
     def _ids(self, texts: Sequence[str], start: int) -> Iterator[np.ndarray]:
         ids, _ = self._encoded(texts, start)
@@ -141,7 +143,7 @@ def load(
     if is_baseline(Path(folder)):
         if device == "cuda":
             raise DeviceError(f"{name}: a baseline runs on CPUs", hint="--device cpu")
-        return NgramClassifier.load(Path(folder))
+        return LinearClassifier.load(Path(folder))
     config, tokenizer, truncation = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
     return Classifier(session, tokenizer, class_names(config, name), truncation)

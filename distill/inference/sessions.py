@@ -25,6 +25,7 @@ from distill.machine.devices import Device, cores, has_fast_bf16, resolve_device
 from distill.models.calibration import temperature_of
 from distill.models.first_token import first_token_only, last_layer
 from distill.models.loading import INPUTS, check_outputs, load_weights
+from distill.models.ngram_config import is_ngrams
 from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.storage.checksums import ANSWERING, check_whole
 
@@ -33,6 +34,7 @@ TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch
 # because a layer's activations no longer fit into the cache.
 BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 65_536}
 ONE_THREAD_BATCH_TOKENS = 1_024
+NGRAM_BATCH_TOKENS = 16_384  # of a model that computes next to nothing for a token
 
 # ONNX Runtime's errors have no common base class but Exception.
 ONNX_ERRORS = (
@@ -80,7 +82,7 @@ class TorchSession:
             model = model.float()
         self.model = model.to(torch.device(device)).eval()
         self.device: Device = device
-        self.batch_tokens = BATCH_TOKENS[device]
+        self.batch_tokens = NGRAM_BATCH_TOKENS if is_ngrams(model.config) else BATCH_TOKENS[device]
         self._last_layer = last_layer(self.model)
         self._alone = threading.Lock()  # `first_token_only` changes the model while a batch runs
 
@@ -244,6 +246,8 @@ def open_session(
         session = OnnxSession(folder / ONNX_WEIGHTS, resolved, threads, format=_format(folder, "onnx"))
     else:
         return TorchSession(load_torch(name, config, dtype), resolve_device(device))
+    if is_ngrams(config):
+        session.batch_tokens = NGRAM_BATCH_TOKENS
     if isinstance(session.outputs, int):  # if the graph leaves it open, Classifier.logits checks the first answers
         check_outputs(session.outputs, config.num_labels, name)
     return session

@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 from distill.data.encoding import Cut, Kept
 from distill.inference.classifier import Classifier, load, weights_bytes
-from distill.inference.ngrams import NgramClassifier
+from distill.inference.linear import LinearClassifier
 from distill.inference.sessions import Session
 from distill.inference.text_classifier import TextClassifier, check_finite
 from distill.machine.devices import Device, cores
@@ -186,7 +186,7 @@ def timed_logits(
 def _call_of(classifier: TextClassifier, folder: Path, shape: str) -> Callable[[], object] | None:
     """A call at `shape`; None if the model takes fewer tokens."""
     batch, tokens = map(int, shape.split("x"))
-    if isinstance(classifier, NgramClassifier):  # it reads words, and that is nearly all its time
+    if isinstance(classifier, LinearClassifier):  # it reads words, and that is nearly all its time
         words = np.random.default_rng(0).integers(10_000, 99_999, (batch, tokens))
         texts = [" ".join(map(str, row)) for row in words]
         return lambda: classifier.logits(texts)

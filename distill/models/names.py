@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill.errors import STEERING, ModelError
-from distill.storage.checksums import NGRAM_SETTINGS
+from distill.storage.checksums import LINEAR_SETTINGS
 from distill.storage.hub import ask_hub
 
 
@@ -32,8 +32,8 @@ def named_by(key: str, hint: str | None = None) -> Iterator[None]:
 
 
 def is_baseline(folder: Path) -> bool:
-    """Say whether a folder holds a baseline (see ngrams.NgramClassifier) and no transformer."""
-    return (folder / NGRAM_SETTINGS).is_file() and not (folder / "config.json").is_file()
+    """Say whether a folder holds a baseline (see linear.LinearClassifier) and no transformer."""
+    return (folder / LINEAR_SETTINGS).is_file() and not (folder / "config.json").is_file()
 
 
 def is_path(name: str) -> bool:

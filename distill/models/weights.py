@@ -11,7 +11,7 @@ from transformers.utils.hub import cached_file
 
 from distill.errors import ModelError, one_line
 from distill.models.names import is_baseline, require_reachable
-from distill.storage.checksums import NGRAM_SETTINGS, NGRAM_WEIGHTS
+from distill.storage.checksums import LINEAR_SETTINGS, LINEAR_WEIGHTS
 from distill.storage.files import lies_in
 
 ONNX_WEIGHTS = "model.onnx"
@@ -40,7 +40,7 @@ def weight_files(name: str) -> list[Path]:
     has them. Otherwise they are model.safetensors or its shards. Raises `ModelError` if there are none.
     """
     if is_baseline(Path(name)):
-        return [Path(name, NGRAM_SETTINGS), Path(name, NGRAM_WEIGHTS)]
+        return [Path(name, LINEAR_SETTINGS), Path(name, LINEAR_WEIGHTS)]
     require_reachable(name)
     folder, index = Path(name), Path(name, SAFE_WEIGHTS_INDEX_NAME)
     if not folder.is_dir():

@@ -206,8 +206,26 @@ class Loss(Section):
         return any(schedule.start != schedule.end for schedule in (self.temperature, self.soft_weight, *weights))
 
 
+class Ngrams(Section):
+    """A student without layers: it averages the embeddings of a text's tokens and of its n-grams of tokens.
+
+    `longest` is the number of tokens of the longest n-gram, `table` the number of rows that all n-grams share, and
+    `width` the length of a row. With `hidden`, the head has a hidden layer of that width. It reads whole texts, unless
+    `max_tokens` is given.
+    """
+
+    longest: Annotated[int, Field(ge=1, le=8)] = 2
+    table: Annotated[int, Field(ge=1, le=2**28)] = 2**18
+    width: Annotated[int, Field(ge=1, le=4_096)] = 32
+    hidden: Annotated[int, Field(ge=0, le=4_096)] = 0
+    max_tokens: Annotated[int, Field(ge=3)] | None = None
+
+
+NGRAM_RATE = 1e-2  # learning rate of a table of embeddings; a transformer's is a hundred times smaller
+
+
 class Student(Stage):
-    """The small model: a pretrained `model`, `layers` of the teacher, or a smaller `config` of the teacher.
+    """The small model: a pretrained `model`, `layers` of the teacher, a smaller `config` of the teacher, or `ngrams`.
 
     `layers` is a number of layers, evenly spread, or a list of them, from 0. `config` changes sizes in the teacher's
     configuration (hidden_size: 192) and starts from random weights. `teacher_weights` weights several teachers.
@@ -217,6 +235,7 @@ class Student(Stage):
     model: NonEmptyStr | None = None
     layers: Positive | tuple[Annotated[int, Field(ge=0)], ...] | None = None
     config: dict[NonEmptyStr, Any] | None = None
+    ngrams: Ngrams | None = None
     output: NonEmptyStr = "./distilbert-student"
     loss: Loss = Loss()
     teacher_weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], NotEmpty] | None = None
@@ -235,12 +254,23 @@ class Student(Stage):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:
-        origins = {"model": self.model, "layers": self.layers, "config": self.config}
-        if sum(origin is not None for origin in origins.values()) != 1:
+        if sum(origin is not None for origin in (self.model, self.layers, self.config, self.ngrams)) != 1:
             raise ValueError(
-                "wants one of model (a pretrained one), layers (of the teacher) "
-                "and config (sizes to change in the teacher's)"
+                "wants one of model (a pretrained one), layers (of the teacher), config (sizes to change in the "
+                "teacher's) and ngrams (a model without layers)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_suits_a_table(self) -> Student:
+        if self.ngrams:  # a step moves only the rows that it reads
+            self.training.setdefault("learning_rate", NGRAM_RATE)
+        return self
+
+    @model_validator(mode="after")
+    def _ngrams_learn_from_logits(self) -> Student:
+        if self.ngrams and self.loss.runs_teacher:
+            raise ValueError("loss.hidden_states and loss.attention_relations need layers, but ngrams has none")
         return self
 
 
@@ -287,6 +317,13 @@ class Recipe(Section):
     def _swept_stage_is_there(self) -> Recipe:
         if self.sweep and getattr(self, self.sweep.stage) is None:
             raise ValueError(f"sweep.keys: belong to the {self.sweep.stage}, but the recipe has no {self.sweep.stage}")
+        return self
+
+    @model_validator(mode="after")
+    def _padding_has_an_end(self) -> Recipe:
+        ngrams = self.student and self.student.ngrams
+        if ngrams and not ngrams.max_tokens and self.data.padding == "max_length":
+            raise ValueError("data.padding: max_length, but student.ngrams reads whole texts; give its max_tokens")
         return self
 
     @model_validator(mode="after")

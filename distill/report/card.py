@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from distill.data.encoding import truncation_of
+from distill.data.encoding import NO_LIMIT, Truncation
 from distill.recipe.file import dump_recipe
 from distill.recipe.schema import Recipe, with_last_names
 from distill.report.page import as_code, render
@@ -38,6 +38,7 @@ def card(
     base = parents.get("model")
     is_base = base and not Path(base).exists() and (role != "teacher" or recipe.teacher.pretrained)
     text = dump_recipe(public)
+    cut = metrics["training"]["truncation"]
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
@@ -70,8 +71,8 @@ def card(
         faults=metrics["warnings"],
         data=as_code(data),
         sizes=", ".join(f"{count} {split}" for split, count in sizes.items()),
-        truncation=str(truncation_of(recipe.data)),
-        cut=metrics["training"]["truncation"],
+        truncation=str(Truncation(cut["max_tokens"] or NO_LIMIT, cut["kept"])),
+        cut=cut,
         warnings=metrics["training"]["warnings"],
         recipe=text,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0)),

@@ -12,20 +12,20 @@ from pathlib import Path
 from distill.errors import FolderError
 from distill.storage.files import lies_in, read_json, sync, sync_folder, write_json
 
-NGRAM_SETTINGS, NGRAM_WEIGHTS = "ngrams.json", "ngrams.safetensors"  # of a baseline
+LINEAR_SETTINGS, LINEAR_WEIGHTS = "linear.json", "linear.safetensors"  # of a baseline
 SEAL = "checksums.json"  # written last, when every file that it covers is there
 NEVER_SEALED = "was not written to its end"
 # The files that decide a model's answers: weights, configuration, tokenizer.
 ANSWERING = (
     "config.json", "model*.safetensors", "model.safetensors.index.json", "model.onnx*", "openvino_model.*",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "ngrams.*",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "linear.*",
 )  # fmt: skip
 # The model files that libraries open by name if they find them.
 MODEL_FILES = (
     "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "model.onnx",
     "model.onnx.data", "openvino_model.xml", "openvino_model.bin", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
-    "sentencepiece.bpe.model", "chat_template.jinja", NGRAM_SETTINGS, NGRAM_WEIGHTS,
+    "sentencepiece.bpe.model", "chat_template.jinja", LINEAR_SETTINGS, LINEAR_WEIGHTS,
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.errors import FolderError
 from distill.recipe.file import load_recipe
-from distill.storage.checksums import NGRAM_SETTINGS
+from distill.storage.checksums import LINEAR_SETTINGS
 from distill.storage.run_folder import RunFolder, SweepFolder
 
 
@@ -62,7 +62,7 @@ def models_in(folder: Path) -> list[Path]:
 
 
 def _is_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", NGRAM_SETTINGS))
+    return any((folder / name).is_file() for name in ("config.json", LINEAR_SETTINGS))
 
 
 def sweeps_in(folder: Path) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 
 from distill.data.splits import Splits, drawn, read_splits
-from distill.inference.ngrams import AT_ONCE, BUCKETS, NgramClassifier, Ngrams, counts
+from distill.inference.linear import AT_ONCE, BUCKETS, LinearClassifier, WordNgrams, counts
 from distill.machine.devices import describe_hardware
 from distill.machine.progress import progress_line
 from distill.machine.provenance import now, versions
@@ -38,7 +38,7 @@ NEVER = -1e3  # the bias of a class without a train text
 def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
     """Train the baseline on the recipe's train split, choose it on validation, and return its run folder.
 
-    It is a logistic regression on tf-idf weights of words and word pairs (see ngrams.Ngrams).
+    It is a logistic regression on tf-idf weights of words and word pairs (see linear.WordNgrams).
     """
     recipe = with_absolute_paths(recipe)
     folder = folder.prepare(recipe, resume=resume, overwrite=overwrite)
@@ -80,12 +80,12 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
     return final
 
 
-def _fitted(splits: Splits, seed: int, clock: Clock) -> tuple[NgramClassifier, dict[str, Any]]:
+def _fitted(splits: Splits, seed: int, clock: Clock) -> tuple[LinearClassifier, dict[str, Any]]:
     """The classifier that is best on validation, and what metrics.json says of its training."""
     with clock("reading"), progress_line("baseline: reading", min(len(splits.train), MOST_TEXTS), "text") as line:
         rows = splits.train if len(splits.train) <= MOST_TEXTS else drawn(splits.train, MOST_TEXTS, seed)
         labels = np.asarray(rows["label"][:])
-        ngrams, features = fit_ngrams(rows["text"][:], progress=line.update)
+        ngrams, features = fit_word_ngrams(rows["text"][:], progress=line.update)
         held_out = ngrams.features(splits.validation["text"][:])
     log.info("baseline: %d words and word pairs of %d train texts", len(ngrams.columns), len(labels))
     gold_labels = np.asarray(splits.validation["label"][:])
@@ -105,13 +105,13 @@ def _fitted(splits: Splits, seed: int, clock: Clock) -> tuple[NgramClassifier, d
     weights[best.classes_], bias[best.classes_] = found_weights, found_bias
     tried = [{"C": strength, "validation_accuracy": accuracy} for strength, accuracy in accuracies.items()]
     training = {"texts": len(labels), "features": len(ngrams.columns), "selected_by": "accuracy", "tried": tried}
-    return NgramClassifier(ngrams, weights, bias, splits.label_names), training
+    return LinearClassifier(ngrams, weights, bias, splits.label_names), training
 
 
-def fit_ngrams(
+def fit_word_ngrams(
     texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None
-) -> tuple[Ngrams, csr_matrix]:
-    """Return the n-grams that are in several of the train `texts`, and the texts' features (see Ngrams)."""
+) -> tuple[WordNgrams, csr_matrix]:
+    """Return the n-grams that are in several of the train `texts`, and the texts' features (see WordNgrams)."""
     found = _counted(texts, progress)
     texts_with = np.bincount(found.indices, minlength=BUCKETS)
     columns = np.flatnonzero(texts_with >= FEWEST_TEXTS).astype(np.int32)
@@ -119,7 +119,7 @@ def fit_ngrams(
         columns = np.zeros(1, np.int32)
     # As scikit-learn's TfidfTransformer: as if one more text held every n-gram.
     idf = (1 + np.log((1 + len(texts)) / (1 + texts_with[columns]))).astype(np.float32)
-    ngrams = Ngrams(columns, idf)
+    ngrams = WordNgrams(columns, idf)
     return ngrams, ngrams.weighted(found)
 
 

@@ -29,6 +29,7 @@ from distill.machine.ranks import rank
 from distill.measuring.metrics import ClassificationMetrics
 from distill.measuring.training_log import early_stop, warnings_of
 from distill.models.first_token import first_token_only, last_layer
+from distill.models.ngram_config import MODEL_TYPE
 from distill.models.unfused_attention import unfused_attention
 from distill.storage.files import naming_full_disk
 from distill.storage.run_folder import RunFolder
@@ -41,7 +42,7 @@ from distill.training.callbacks import (
     StopOnSignal,
 )
 from distill.training.dropout import fast_dropout
-from distill.training.micro_batches import MICRO_BATCH_LIMITS, Collator, Limits
+from distill.training.micro_batches import MICRO_BATCH_LIMITS, NGRAM_LIMITS, Collator, Limits
 from distill.training.throughput import Throughput, forward_flops, peak_flops
 from distill.training.trainer import ClassificationTrainer
 
@@ -61,13 +62,14 @@ def make_trainer(
     padding: str,
     max_tokens: int,
     stage: str,
+    model_type: str,
     callbacks: Sequence[TrainerCallback] = (),
     model: PreTrainedModel | None = None,
     model_init: Callable[[Any], PreTrainedModel] | None = None,
 ) -> Made:
     """Return a Trainer that evaluates on validation and stops if losses, logits or weights are not finite.
 
-    It trains `model`, or the model that `model_init` returns for a trial of a sweep.
+    It trains `model`, or the model that `model_init` returns for a trial of a sweep, of architecture `model_type`.
     """
     divergence = StopOnDivergence(folder, stage)
 
@@ -82,7 +84,9 @@ def make_trainer(
         train_dataset=train_rows,
         eval_dataset=validation_rows.sort("length"),  # texts of similar length need little padding
         processing_class=tokenizer,
-        data_collator=Collator(tokenizer, padding, max_tokens, _limits(arguments, padding, tokenizer.padding_side)),
+        data_collator=Collator(
+            tokenizer, padding, max_tokens, _limits(model_type, arguments, padding, tokenizer.padding_side)
+        ),
         compute_metrics=validation_figures,
         callbacks=[divergence, *callbacks],
         model=model,
@@ -92,13 +96,15 @@ def make_trainer(
     return trainer
 
 
-def _limits(arguments: TrainingArguments, padding: str, side: str) -> Limits | None:
+def _limits(model_type: str, arguments: TrainingArguments, padding: str, side: str) -> Limits | None:
     # "max_length" asks for batches of one shape. Padding on the left cannot be cut (see micro_batches_of). Ranks with
     # shards gather each layer together, so all need the same number of parts. DataParallel cuts batches itself.
     if padding == "max_length" or side != "right" or arguments.fsdp or arguments.n_gpu > 1:
         return None
     if any(word in arguments.optim for word in ("layerwise", "lomo")):  # they take a step in each backward pass
         return None
+    if model_type == MODEL_TYPE:
+        return NGRAM_LIMITS
     return MICRO_BATCH_LIMITS["cuda" if arguments.device.type == "cuda" else "cpu"]
 
 
@@ -184,7 +190,7 @@ def train(
         callbacks.append(EarlyStoppingCallback(early_stopping_patience))
     trainer = make_trainer(
         trainer_class, tokenizer, train_rows, validation_rows, arguments, folder, padding=padding,
-        max_tokens=max_tokens, stage=stage, callbacks=callbacks, model=model,
+        max_tokens=max_tokens, stage=stage, model_type=model.config.model_type, callbacks=callbacks, model=model,
     )  # fmt: skip
     trainer.throughput = throughput_of(model, trainer, device)
     totals.trainer = trainer

@@ -12,7 +12,7 @@ from distill.data.encoding import Kept, Truncation, excerpts
 from distill.data.splits import Splits, drawn
 from distill.machine.progress import progress_line
 from distill.measuring.metrics import accuracy_interval
-from distill.training.baseline import MOST_ITERATIONS, fit_ngrams
+from distill.training.baseline import MOST_ITERATIONS, fit_word_ngrams
 
 MOST_TRAIN, MOST_VALIDATION = 5_000, 2_000  # texts: enough for the order of the parts
 STRENGTH = 10.0  # scikit-learn's C; the parts are compared under one setting
@@ -36,7 +36,7 @@ def accuracy_by_part(
     with progress_line("what cutting may cost", 1 + len(truncations), "fit") as line:
         for part, truncation in ("whole", None), *truncations.items():
             texts, held_out = (excerpts(tokenizer, some, truncation) if truncation else some for some in whole)
-            ngrams, features = fit_ngrams(texts)
+            ngrams, features = fit_word_ngrams(texts)
             model = LogisticRegression(C=STRENGTH, max_iter=MOST_ITERATIONS).fit(features, labels)
             right = int((model.predict(ngrams.features(held_out)) == gold_labels).sum())
             entry = {"part": part, "accuracy": right / len(gold_labels)}

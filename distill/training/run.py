@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,7 +83,7 @@ class Training:
     @property
     def truncation(self) -> Truncation:
         """What its model reads of a text."""
-        return truncation_of(self.recipe.data)
+        return truncation_of(self.recipe, self.stage)
 
 
 def stage_of(role: Role) -> Literal["teacher", "student"]:
@@ -152,7 +152,7 @@ def fit(
     if cut.matters:
         log.info("%s: %s", role, cut_in_words(truncation, cut, "the training texts"))
     set_wrapped_layers(model, arguments, training.stage)
-    check_shared_memory(arguments, truncation.max_tokens, training.stage)
+    check_shared_memory(arguments, min(truncation.max_tokens, max(train_rows["length"][:])), training.stage)
     with clock("tokenising"):
         validation_rows = tokenise_split("validation", splits.validation, tokenizer, truncation)
     _keep_truncation(truncation, model, tokenizer)
@@ -181,7 +181,12 @@ def fit(
             checkpoint=checkpoint,
             title=role,
         )
-        trained["truncation"] = {**asdict(truncation), "texts_cut": cut.texts, "tokens_cut": cut.tokens}
+        trained["truncation"] = {
+            "max_tokens": truncation.limit,
+            "kept": truncation.kept,
+            "texts_cut": cut.texts,
+            "tokens_cut": cut.tokens,
+        }
         model = gather_weights(model)
         _tell(trained, role)
         classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, truncation)

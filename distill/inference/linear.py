@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 from distill.errors import ModelError, one_line
 from distill.inference.text_classifier import TextClassifier, encodable
 from distill.machine.devices import Device
-from distill.storage.checksums import ANSWERING, NGRAM_SETTINGS, NGRAM_WEIGHTS, check_whole
+from distill.storage.checksums import ANSWERING, LINEAR_SETTINGS, LINEAR_WEIGHTS, check_whole
 from distill.storage.files import read_json, write_json
 from distill.storage.records import checked
 
@@ -42,7 +42,7 @@ class _Settings(TypedDict):
 
 
 @dataclass(frozen=True)
-class Ngrams:
+class WordNgrams:
     """Texts to features. `columns` are the buckets that are kept, in ascending order, `idf` their weights."""
 
     columns: np.ndarray
@@ -83,17 +83,17 @@ def _vectorizer() -> HashingVectorizer:
     )
 
 
-class NgramClassifier(TextClassifier):
+class LinearClassifier(TextClassifier):
     """A linear classifier on `ngrams`: logits are features @ weights.T + bias.
 
     `weights` is (classes, features), `bias` (classes,), both float32.
     """
 
-    format = "ngrams"
+    format = "linear"
     device: Device = "cpu"
     max_tokens = None
 
-    def __init__(self, ngrams: Ngrams, weights: np.ndarray, bias: np.ndarray, label_names: Sequence[str]):
+    def __init__(self, ngrams: WordNgrams, weights: np.ndarray, bias: np.ndarray, label_names: Sequence[str]):
         self.ngrams, self.weights, self.bias = ngrams, weights, bias
         self.label_names = tuple(label_names)
         self._columns = np.ascontiguousarray(weights.T)  # (features, classes), as sparse products read it
@@ -123,30 +123,30 @@ class NgramClassifier(TextClassifier):
             "weights": self.weights,
             "bias": self.bias,
         }
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / NGRAM_WEIGHTS)
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / LINEAR_WEIGHTS)
         settings: dict[str, Any] = {"label_names": list(self.label_names), "longest": LONGEST, "buckets": BUCKETS}
-        write_json(folder / NGRAM_SETTINGS, settings)
+        write_json(folder / LINEAR_SETTINGS, settings)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Return the classifier in `folder`; raises `FolderError` if it is damaged, `ModelError` if it is none."""
         check_whole(folder, ANSWERING)
-        place = folder / NGRAM_SETTINGS
+        place = folder / LINEAR_SETTINGS
         settings = checked(_Settings, read_json(place), str(place))
         if (settings["longest"], settings["buckets"]) != (LONGEST, BUCKETS) or len(settings["label_names"]) < 2:
             raise ModelError(f"{place}: not as this version of distill writes it", hint="distill baseline RECIPE")
         try:
-            arrays = load_file(folder / NGRAM_WEIGHTS)
+            arrays = load_file(folder / LINEAR_WEIGHTS)
             columns, idf, weights, bias = (arrays[name] for name in ("columns", "idf", "weights", "bias"))
         except (OSError, SafetensorError, KeyError) as error:
-            raise ModelError(f"{folder / NGRAM_WEIGHTS}: cannot be read: {one_line(error)}") from None
+            raise ModelError(f"{folder / LINEAR_WEIGHTS}: cannot be read: {one_line(error)}") from None
         classes = len(settings["label_names"])
         wanted = {"columns": (len(columns),), "idf": (len(columns),), "weights": (classes, len(columns)),
                   "bias": (classes,)}  # fmt: skip
         for name, shape in wanted.items():
             kind = np.int32 if name == "columns" else np.float32
             if arrays[name].shape != shape or arrays[name].dtype != kind:
-                raise ModelError(f"{folder / NGRAM_WEIGHTS}: {name}: wants {shape} of {np.dtype(kind)}")
+                raise ModelError(f"{folder / LINEAR_WEIGHTS}: {name}: wants {shape} of {np.dtype(kind)}")
         if not len(columns) or columns[0] < 0 or columns[-1] >= BUCKETS or (np.diff(columns) <= 0).any():
-            raise ModelError(f"{folder / NGRAM_WEIGHTS}: columns: wants rising numbers from 0 to below {BUCKETS}")
-        return cls(Ngrams(columns, idf), weights, bias, settings["label_names"])
+            raise ModelError(f"{folder / LINEAR_WEIGHTS}: columns: wants rising numbers from 0 to below {BUCKETS}")
+        return cls(WordNgrams(columns, idf), weights, bias, settings["label_names"])

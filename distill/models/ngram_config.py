@@ -1,0 +1,49 @@
+"""The configuration of an n-gram model (see ngrams), without torch."""
+
+from __future__ import annotations
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+MODEL_TYPE = "distill_ngrams"
+LONGEST = 8  # tokens in an n-gram; hardly any longer one stands in two texts
+LARGEST = 2**31 - 1  # number of rows
+
+
+@strict
+class NgramConfig(PreTrainedConfig):
+    """The configuration of an `NgramForSequenceClassification`.
+
+    `longest` is the number of tokens of the longest n-gram, `table` the number of rows that n-grams of two or more
+    tokens share (each token has a row of its own), and `width` the length of a row. With `hidden` above 0, the head has
+    a hidden layer of that width.
+    """
+
+    model_type = MODEL_TYPE
+
+    vocab_size: int = 30_522
+    longest: int = 2
+    table: int = 2**18
+    width: int = 32
+    hidden: int = 0
+    initializer_range: float = 0.1
+    pad_token_id: int | None = None
+
+    def validate_sizes(self) -> None:
+        """Raise `ValueError` if a size cannot be used."""
+        bounds = {
+            "vocab_size": (1, LARGEST), "longest": (1, LONGEST), "table": (1, LARGEST), "width": (1, LARGEST),
+            "hidden": (0, LARGEST),
+        }  # fmt: skip
+        for name, (least, most) in bounds.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{name}: wants a whole number from {least} to {most}, got {value!r:.50}")
+
+
+def is_ngrams(config: PreTrainedConfig) -> bool:
+    """Say whether a configuration is of an n-gram model, or of a graph of one (see export.ngram_graph)."""
+    return config.model_type == MODEL_TYPE or hasattr(config, MODEL_TYPE)
+
+
+AutoConfig.register(MODEL_TYPE, NgramConfig, exist_ok=True)
