@@ -511,6 +511,53 @@ def run(
 
 
 @app.command()
+def cascade(
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL ...", help="Classifiers, cheapest first.", show_default=False, parser=_path),
+    ],
+    agree: Annotated[
+        float | None,
+        _option("--agree", "F", "Promise the last classifier's answer for at least this share of new texts."),
+    ] = None,
+    accuracy_drop: Annotated[
+        float | None,
+        _option("--accuracy-drop", "F", "Or promise to lose at most this accuracy against it; 0.01 is one point."),
+    ] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    output: Annotated[Path | None, _output("Where to write (default: ./cascade).")] = None,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Join classifiers: each answers the texts it is sure of and passes the others on.
+
+    How sure each has to be is found on the validation texts. The promise then holds on new texts of the same kind with
+    95 % confidence. `distill predict`, `distill report` and `distill.load` take the folder.
+    """
+    refuse_ranks("cascade")
+    if (agree is None) == (accuracy_drop is None):
+        raise UserError("cascade: wants --agree F or --accuracy-drop F, one of the two")
+    for name, value in (("--agree", agree), ("--accuracy-drop", accuracy_drop)):
+        if value is not None and not 0 < value < 1:
+            raise UserError(f"{name}: wants a share between 0 and 1, got {value:g}")
+    commands = _commands()
+    from distill.storage.contents import find_recipe
+
+    resolved = commands.check(recipe or find_recipe(models[::-1]), set_ or ()) if recipe or set_ else None
+    target = output or Path("cascade")
+    found = commands.cascade(models, target, agree=agree, accuracy_drop=accuracy_drop, recipe=resolved, device=device)
+    if json_:
+        print(json.dumps(found))
+        return
+    promise = found["promise"]
+    for step, share, rate in zip(found["steps"], promise["answered"], promise["texts_per_second"], strict=True):
+        least = "every text" if step["at_least"] is None else f"if at least {step['at_least']:.4f} sure"
+        print(f"{step['model']}\tanswers {share:.1%}\t{least}\t{rate:.1f} texts/s alone")
+    print(f"on {promise['texts']} validation texts it agrees with the last one on {promise['agreement']:.2%}")
+
+
+@app.command()
 def predict(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A run folder, an export or any classifier.", show_default=False)
@@ -737,7 +784,7 @@ def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
     if json_:
         print(json.dumps(result))
         return
-    from distill.report.document import control_sentences, table
+    from distill.report.document import cascade_table, control_sentences, table
 
     shapes = dict.fromkeys(shape for row in result["measurements"] for shape in row["latency_ms"])
     print(table(result["measurements"], list(shapes), style="simple"))
@@ -746,6 +793,8 @@ def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
         print(f"it is in {result['choice']['folder']}")
     for sentence in control_sentences(result):
         print(sentence)
+    for found in result["cascades"]:
+        print(f"\n{cascade_table(found, style='simple')}\n{found['sentence']}")
     for note in result["notes"]:
         print(f"note: {note}", file=sys.stderr)
     print(f"{folder / 'report.html'}")

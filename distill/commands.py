@@ -25,7 +25,7 @@ from distill.distillation.student import check_student, student_of, train_studen
 from distill.distillation.teacher_logits import LogitCache, identify_teacher
 from distill.distillation.teachers import check_teachers, logit_caches
 from distill.doctor import examine, examine_recipe, finding_of
-from distill.errors import BudgetError, ExportError, FolderError, RecipeError
+from distill.errors import BudgetError, ExportError, FolderError, PromiseError, RecipeError
 from distill.export.formats import check_formats
 from distill.export.model import export_model
 from distill.export.proofs import Bounds
@@ -34,7 +34,9 @@ from distill.machine.devices import Device, resolve_device
 from distill.machine.packages import Finding
 from distill.machine.ranks import leave, rank
 from distill.measuring.baselines import baseline_beside, compare_with_baseline
+from distill.measuring.cascade import check_same_texts, classifiers_of, make_cascade
 from distill.measuring.findings import findings_of
+from distill.measuring.promise import Promise
 from distill.models import pickles
 from distill.models.loading import check_base, load_config, load_tokenizer
 from distill.models.names import named_by
@@ -265,6 +267,34 @@ def export(
             + (", the texts whose label changed in flipped-*.jsonl there" if any(p.flipped for p in failed) else ""),
         )
     return {proof.format: proof.as_json() for proof in made}
+
+
+def cascade(
+    models: Sequence[Path | str],
+    output: Path | str = "cascade",
+    *,
+    agree: float | None = None,
+    accuracy_drop: float | None = None,
+    recipe: Recipe | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Write a cascade of the classifiers `models`, cheapest first, to `output`; return its cascade.json.
+
+    Each classifier answers the texts that it is sure of, and the next one gets the others. How sure it has to be is
+    found on the validation texts of `recipe` (default: the one of the last model), so that the cascade keeps a promise
+    on new texts with 95 % confidence: it agrees with the last classifier on a share of at least `agree`, or loses at
+    most `accuracy_drop` against it. Raises `PromiseError` if no cascade is sure to.
+    """
+    if (agree is None) == (accuracy_drop is None):
+        raise PromiseError("cascade: wants either agree or accuracy_drop")
+    promise = Promise(agree, accuracy_drop)
+    check_writable(Path(output))
+    folders = classifiers_of([Path(model) for model in models], device)
+    splits = read_splits(recipe or load_recipe(find_recipe(folders[::-1])))
+    if recipe is None:
+        check_same_texts(folders, splits)
+    with hold(Path(output)):
+        return make_cascade(folders, splits, Path(output), promise, device=device)
 
 
 def inspect(

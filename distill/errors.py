@@ -63,6 +63,10 @@ class ExportError(UserError):
     """A format could not be made or broke its bound, and was not kept."""
 
 
+class PromiseError(UserError):
+    """No cascade is sure to keep what it is to promise."""
+
+
 class BudgetError(UserError):
     """No model is within the budget, or the budget cannot be checked."""
 

@@ -1,64 +1,216 @@
-"""What passing a student's least sure texts to its teacher does to accuracy and time."""
+"""Cascades: who answers what, the folder and what can go wrong with it, and the commands that make and take it."""
+
+import json
+import shutil
 
 import numpy as np
 import pytest
+from conftest import LABELS, run, write_reviews
 from scipy.special import softmax
 
-from distill.measuring.cascade import cascade_curve
-from distill.report.document import cascade_sentence
-
-RNG = np.random.default_rng(0)
-GOLD = RNG.integers(0, 3, 400)
-
-
-def logits(skill):
-    return RNG.normal(size=(len(GOLD), 3)) + skill * np.eye(3)[GOLD]
+import distill
+from distill import commands
+from distill.errors import FolderError, ModelError, PromiseError
+from distill.inference.cascade import Cascade
+from distill.inference.text_classifier import TextClassifier
+from distill.recipe.file import load_recipe
+from distill.storage.cascades import read_cascade
 
 
-def curve(student, teacher):
-    return cascade_curve(student, teacher, GOLD, student_ms=5.0, teacher_ms=40.0)
+class Fixed(TextClassifier):
+    """A classifier that knows the logits of each text, and remembers which texts it was given."""
+
+    format, device, max_tokens = "fixed", "cpu", None
+
+    def __init__(self, logits, label_names=("a", "b")):
+        self.known, self.label_names, self.asked = logits, tuple(label_names), []
+
+    def logits(self, texts, *, progress=lambda done: None):
+        self.asked += texts
+        progress(len(texts))
+        return np.array([self.known[text] for text in texts], np.float32).reshape(len(texts), -1)
+
+    def warm_up(self):
+        pass
 
 
-def test_its_ends_are_the_student_alone_and_the_teacher_on_every_text():
-    student, teacher = logits(1.0), logits(3.0)
-    found = curve(student, teacher)
-    assert found[0]["accuracy"] == (student.argmax(1) == GOLD).mean() and found[0]["latency_ms"] == 5.0
-    assert found[-1]["accuracy"] == (teacher.argmax(1) == GOLD).mean() and found[-1]["latency_ms"] == 45.0
-    assert [point["latency_ms"] for point in found] == sorted(point["latency_ms"] for point in found)
+def test_each_classifier_gets_only_the_texts_that_the_one_before_passed_on():
+    first = Fixed({"x": [5, 0], "y": [0, 1], "z": [0.1, 0]})
+    second = Fixed({"y": [0, 6], "z": [0, 0.1]})
+    third = Fixed({"z": [0, -3]}, ("b", "a"))  # its classes have another order
+    cascade = Cascade([first, second, third], [0.9, 0.9], ["first", "second", "third"])
+    logits, answered_by = cascade.answers(["z", "x", "y"])
+    assert answered_by.tolist() == [2, 0, 1]
+    np.testing.assert_allclose(logits, [[-3, 0], [5, 0], [0, 6]])
+    assert (first.asked, second.asked, third.asked) == (["z", "x", "y"], ["z", "y"], ["z"])
+    assert [answer["label"] for answer in cascade(["x", "y", "z"])] == ["a", "b", "b"]
+    assert cascade.logits([]).shape == (0, 2)
 
 
-def test_each_point_is_what_the_threshold_it_names_would_do():
-    student, teacher = logits(1.0), logits(3.0)
-    confidence = softmax(student, axis=1).max(axis=1)
-    for point in curve(student, teacher)[:-1]:
-        passed = confidence < point["below"]
-        assert passed.mean() == pytest.approx(point["escalated"])
-        answers = np.where(passed, teacher.argmax(axis=1), student.argmax(axis=1))
-        assert (answers == GOLD).mean() == point["accuracy"]
+def test_a_probability_that_equals_the_threshold_is_sure_enough():
+    first = Fixed({"x": [1, 0]})
+    score = float(softmax(np.float32([1, 0])).max())
+    assert Cascade([first, Fixed({"x": [0, 9]})], [score], ["first", "second"]).answers(["x"])[1].tolist() == [0]
 
 
-def test_texts_of_equal_confidence_go_together():
-    gold, sure = np.zeros(8, int), np.tile([5.0, 0.0], (8, 1))
-    found = cascade_curve(sure, sure, gold, student_ms=1.0, teacher_ms=1.0)
-    assert [(point["escalated"], point["below"] is None) for point in found] == [(0.0, False), (1.0, True)]
+def test_logits_that_are_not_finite_do_not_pass_on_every_text_in_silence():
+    cascade = Cascade([Fixed({"x": [np.nan, 0]}), Fixed({"x": [1, 0]})], [0.9], ["first", "second"])
+    with pytest.raises(ModelError, match="first: its logits on 1 of 1 texts are not finite"):
+        cascade.logits(["x"])
 
 
-def test_a_teacher_that_answers_alike_changes_no_accuracy():
-    student = logits(1.0)
-    assert {point["accuracy"] for point in curve(student, student * 5)} == {(student.argmax(1) == GOLD).mean()}
+def test_one_text_is_no_list_of_texts():
+    with pytest.raises(TypeError):
+        Cascade([Fixed({}), Fixed({})], [0.9], ["first", "second"]).logits("x")
 
 
-def sentence(points, teacher_ms=40.0):
-    names = ("below", "escalated", "accuracy", "latency_ms")
-    made = [dict(zip(names, point, strict=True)) for point in points]
-    return cascade_sentence({"student": "s", "teacher": "t", "teacher_ms": teacher_ms, "curve": made})
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_bert):
+    """A run of baseline, teacher and student, and a cascade of the three."""
+    folder = tmp_path_factory.mktemp("cascade")
+    write_reviews(folder / "train.csv", 600, seed=0, mislabelled=60)
+    write_reviews(folder / "test.csv", 120, seed=1)
+    training = {"num_train_epochs": 3, "per_device_train_batch_size": 16, "learning_rate": 3e-3}
+    recipe = {
+        "data": {
+            "files": {name: str(folder / f"{name}.csv") for name in ("train", "test")}, "label_names": LABELS,
+            "max_tokens": 32, "validation_fraction": 0.25,
+        },
+        "teacher": {"model": str(tiny_bert), "training": training},
+        "student": {"layers": 1, "training": training},
+        "export": {"formats": ["onnx-fp32"], "max_accuracy_drop": 1.0},
+        "benchmark": {"shapes": ["1x16"], "rounds": 5},
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    commands.run(load_recipe(folder / "recipe.yaml"), folder / "out", device="cpu", force=True)
+    models = [folder / "out" / name for name in ("baseline", "student/export", "teacher")]
+    commands.cascade(models, folder / "cascade", agree=0.9, device="cpu")
+    return folder
 
 
-def test_the_sentence_says_what_is_won_or_that_nothing_is():
-    gains = [(0.5, 0.0, 0.80, 5.0), (0.7, 0.25, 0.90, 15.0), (1.0, 1.0, 0.90, 45.0)]
-    assert "passes on the 25% of texts that it classifies with a probability below 0.7" in sentence(gains)
-    assert "15.0 ms per text on average, not 40.0" in sentence(gains)
-    assert "A cascade gains nothing here" in sentence([(0.5, 0.0, 0.9, 5.0), (1.0, 1.0, 0.9, 45.0)])
-    assert "A cascade does not pay here" in sentence(
-        [(0.5, 0.0, 0.8, 5.0), (0.9, 0.9, 0.85, 41.0), (1.0, 1.0, 0.9, 45.0)]
+@pytest.fixture
+def copied(world, tmp_path):
+    """The whole tree at another place, which a test may damage."""
+    shutil.copytree(world, tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+TEXTS = ["a lovely film", "dull and weak", "the plot was awful and fine", "music", ""]
+
+
+def test_the_folder_loads_as_the_cascade_that_was_found(world):
+    models, thresholds, promise = read_cascade(world / "cascade")
+    cascade = distill.load(world / "cascade", "cpu")
+    assert [model.name for model in models] == ["baseline", "onnx-fp32", "teacher"]
+    assert cascade.thresholds[:-1] == thresholds and cascade.label_names == tuple(LABELS)
+    logits, answered_by = cascade.answers(TEXTS)
+    for step, model in enumerate(models):
+        alone = distill.load(model, "cpu").logits(TEXTS)
+        rows = answered_by == step
+        np.testing.assert_allclose(logits[rows], alone[rows], atol=1e-5)
+    assert promise["agree"] == 0.9 and promise["texts"] + promise["ordering_texts"] == 150
+    assert promise["agreement"] >= 0.9 and sum(promise["answered"]) == pytest.approx(1)
+
+
+def test_it_can_be_moved_with_its_classifiers(copied):
+    assert np.isfinite(distill.load(copied / "cascade", "cpu").logits(TEXTS)).all()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: shutil.rmtree(root / "out" / "teacher"), "teacher is not there"),
+        (
+            lambda root: shutil.copy(root / "out" / "student" / "config.json", root / "out" / "teacher"),
+            "teacher has changed since, so the thresholds no longer fit it",
+        ),
+        (
+            lambda root: (root / "cascade" / "cascade.json").write_text(
+                (root / "cascade" / "cascade.json").read_text().replace("0.", "0.1", 1)
+            ),
+            "cascade.json is damaged",
+        ),
+        (
+            lambda root: (
+                (root / "cascade" / "checksums.json").unlink(),
+                (root / "cascade" / "cascade.json").write_text('{"steps": [], "promise": {}}'),
+            ),
+            "wants two steps or more",
+        ),
+    ],
+)
+def test_a_damaged_cascade_is_one_line(copied, damage, message):
+    damage(copied)
+    with pytest.raises(FolderError) as caught:
+        distill.load(copied / "cascade", "cpu")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_predict_takes_it_and_says_who_answered(world):
+    code, out, said = run("predict", world / "cascade", "--device", "cpu", *TEXTS[:4])
+    assert code == 0 and len(out.splitlines()) == 4
+    assert said.count(" of 4 texts") == 3 and "baseline answered" in said
+
+
+def test_the_report_holds_the_cascade_against_its_promise(world, tmp_path):
+    found = commands.report([world / "cascade"], tmp_path / "report", device="cpu")
+    (entry,) = found["cascades"]
+    assert {row["role"] for row in found["measurements"]} == {"baseline", "student", "teacher"}
+    assert sum(step["answered"] for step in entry["steps"]) == pytest.approx(1)
+    assert 0 < entry["mean_ms"] <= entry["p95_ms"] * 20 and entry["examples"] == 120
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / "report" / page).read_text()
+        assert "promised at least 90.0%" in text and "answers if sure of" in text
+
+
+def test_the_other_promise_is_about_accuracy(world, tmp_path):
+    found = commands.cascade(
+        [world / "out" / "baseline", world / "out" / "teacher"], tmp_path / "c", accuracy_drop=0.2, device="cpu"
     )
+    assert found["promise"]["accuracy_drop"] == 0.2 and found["promise"]["ordering_texts"] == 0
+    assert found["promise"]["accuracy"] > found["promise"]["last_accuracy"] - 0.2
+
+
+def test_too_few_validation_texts_are_one_line_with_the_number_it_takes(world, tmp_path):
+    models = [world / "out" / "baseline", world / "out" / "teacher"]
+    code, _, said = run("cascade", *models, "--agree", "0.99", "--output", tmp_path / "c")
+    assert code == 2 and "takes at least 299 validation texts to prove, and there are 150" in said
+    assert not (tmp_path / "c" / "cascade.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["teacher", "--agree", "0.9"], "wants two classifiers or more"),
+        (["teacher", "teacher", "--agree", "0.9"], "is in the cascade twice"),
+        (["baseline", "teacher"], "wants --agree F or --accuracy-drop F, one of the two"),
+        (["baseline", "teacher", "--agree", "0.9", "--accuracy-drop", "0.1"], "one of the two"),
+        (["baseline", "teacher", "--agree", "1"], "--agree: wants a share between 0 and 1, got 1"),
+        (["../cascade", "teacher", "--agree", "0.9"], "is itself a cascade"),
+        (["nowhere", "teacher", "--agree", "0.9"], "nowhere: no such folder"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, arguments, message):
+    named = [world / "out" / word if word[0] != "-" and not word[0].isdigit() else word for word in arguments]
+    code, _, said = run("cascade", *named, "--output", tmp_path / "c")
+    assert code == 2 and message in said and "Traceback" not in said and not (tmp_path / "c").exists()
+
+
+def test_classifiers_with_other_validation_texts_are_refused(world, tmp_path):
+    write_reviews(tmp_path / "other.csv", 300, seed=7)
+    recipe = load_recipe(world / "recipe.yaml", [f"data.files.train={tmp_path / 'other.csv'}"])
+    commands.baseline(recipe, tmp_path / "baseline")
+    with pytest.raises(FolderError, match="was trained with other validation texts"):
+        commands.cascade([tmp_path / "baseline", world / "out" / "teacher"], tmp_path / "c", agree=0.9, device="cpu")
+
+
+def test_a_promise_that_nothing_keeps_is_not_made(world, tmp_path):
+    """The first classifier answers by the opposite labels, as sure as before."""
+    shutil.copytree(world / "out" / "baseline", tmp_path / "wrong")
+    (tmp_path / "wrong" / "checksums.json").unlink()
+    settings = json.loads((tmp_path / "wrong" / "linear.json").read_text())
+    settings["label_names"] = settings["label_names"][::-1]
+    (tmp_path / "wrong" / "linear.json").write_text(json.dumps(settings))
+    with pytest.raises(PromiseError, match="no thresholds are sure to keep the promise"):
+        commands.cascade([tmp_path / "wrong", world / "out" / "teacher"], tmp_path / "c", agree=0.97, device="cpu")
+    assert not (tmp_path / "c" / "cascade.json").exists()

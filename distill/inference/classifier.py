@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from distill.data.encoding import Cut, Truncation, cut_of, encode
 from distill.errors import DeviceError, ModelError
+from distill.inference.cascade import Cascade
 from distill.inference.linear import LinearClassifier
 from distill.inference.runtimes import can_run
 from distill.inference.sessions import Session, open_session
@@ -34,6 +35,7 @@ from distill.models.loading import (
 from distill.models.names import is_baseline
 from distill.models.truncation import kept_part
 from distill.models.weights import weight_files
+from distill.storage.cascades import is_cascade, read_cascade
 from distill.storage.exports import EXPORT_PROOFS, read_proofs
 
 TOKENISED_AT_ONCE = 4_096  # texts: lists of ids take several times the memory of the arrays that are kept
@@ -131,15 +133,20 @@ def pad(ids: Sequence[Sequence[int] | np.ndarray], pad_token_id: int) -> tuple[n
 def load(
     folder: Path | str, device: str = "auto", *, dtype: str | None = None, threads: int | None = None
 ) -> TextClassifier:
-    """Return the classifier in a run folder, a folder of exports, one export or any transformers model (or Hub name).
+    """Return the classifier in a run folder, a folder of exports, one export, a cascade or any transformers model.
 
-    From a folder of exports it takes the one that was fastest in its proof (`fastest_export`). The runtime and dtype
-    are those of `sessions.open_session`. Texts are cut as `identify` says. Raises `ModelError` if the model is no
-    classifier or its configuration has an invalid value of ours, `DeviceError` if the device is missing.
+    A transformers model may also be a name on the Hub. From a folder of exports it takes the one that was fastest in
+    its proof (`fastest_export`). The runtime and dtype are those of `sessions.open_session`. Texts are cut as
+    `identify` says. Raises `ModelError` if the model is no classifier or its configuration has an invalid value of
+    ours, `DeviceError` if the device is missing.
     """
     if (Path(folder) / EXPORT_PROOFS).is_file() and not (Path(folder) / "config.json").is_file():
         folder, device = fastest_export(Path(folder), device)
     name = str(folder)
+    if is_cascade(Path(folder)):
+        models, thresholds, _ = read_cascade(Path(folder))
+        steps = [load(model, device, threads=threads) for model in models]
+        return Cascade(steps, thresholds, [str(model) for model in models])
     if is_baseline(Path(folder)):
         if device == "cuda":
             raise DeviceError(f"{name}: a baseline runs on CPUs", hint="--device cpu")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
+from scipy.special import softmax
 
+from distill.inference.cascade import Cascade
 from distill.inference.classifier import load
 from distill.machine.progress import progress_line
-from distill.models.loading import align_labels
 from distill.storage.exports import EXPORT_PROOFS
 from distill.storage.run_folder import RunFolder
 
@@ -33,25 +34,26 @@ def predictions(
     If the likeliest label of a text has a probability below `below`, the classifier `escalate` answers it instead.
     """
     classifier = load(model, device)
-    second = load(escalate, device) if escalate else None
-    columns = align_labels(second.label_names, classifier.label_names, teacher=str(escalate)) if second else []
-    passed_on = answered = 0
+    if escalate:
+        classifier = Cascade([classifier, load(escalate, device)], [below], [str(model), str(escalate)])
+    answered = Counter[int]()
     exports = RunFolder(Path(model)).export
     hint = f" (its exports: distill predict {exports})" if (exports / EXPORT_PROOFS).is_file() else ""
     log.info("predict: %s on %s%s", classifier.format, classifier.device, hint)
     with progress_line("predict", None, "text") as bar:
         for chunk in _chunks(texts):
-            probabilities = classifier.probabilities(chunk)
-            answered += len(chunk)
-            unsure = np.flatnonzero(probabilities.max(axis=1) < below) if second else []
-            if second and len(unsure):
-                passed_on += len(unsure)
-                probabilities[unsure] = second.probabilities([chunk[index] for index in unsure])[:, columns]
-            for text, row in zip(chunk, probabilities, strict=True):
-                yield text, dict(zip(classifier.label_names, map(float, row), strict=True))
+            if isinstance(classifier, Cascade):
+                logits, answered_by = classifier.answers(chunk)
+                answered.update(answered_by.tolist())
+                probabilities = softmax(logits, axis=1)
+            else:
+                probabilities = classifier.probabilities(chunk)
+            for text, row in zip(chunk, probabilities.tolist(), strict=True):
+                yield text, dict(zip(classifier.label_names, row, strict=True))
             bar.update(len(chunk))
-    if second:
-        log.info("predict: %d of %d texts were passed on to %s", passed_on, answered, escalate)
+    if isinstance(classifier, Cascade):
+        for step, name in enumerate(classifier.names):
+            log.info("predict: %s answered %d of %d texts", name, answered[step], answered.total())
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:

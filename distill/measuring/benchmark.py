@@ -21,7 +21,7 @@ from distill.inference.text_classifier import TextClassifier, check_finite
 from distill.machine.devices import Device, cores
 from distill.machine.progress import progress_line
 from distill.machine.timing import PAUSE_SECONDS, summarise, time_in_turn
-from distill.measuring.cascade import cascade_curve
+from distill.measuring.escalation import cascade_curve
 from distill.measuring.metrics import agreement, chance_p_value, confusion, figures
 from distill.models.calibration import reliability
 from distill.models.loading import align_labels, load_config, token_limit, vocabulary_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from distill.machine.provenance import now, versions
 from distill.measuring.baselines import compare_with_baseline
 from distill.measuring.benchmark import Measurement, cascade_of, measure
 from distill.measuring.candidates import candidates_of, flipped_texts, learning_curves
+from distill.measuring.cascade import measure_cascade
 from distill.measuring.controls import compare_with_controls
 from distill.measuring.metrics import commonest_share
 from distill.recipe.file import dump_recipe
 from distill.recipe.schema import Recipe
 from distill.report.choice import Budget
 from distill.report.document import Findings
+from distill.storage.cascades import is_cascade, read_cascade
+from distill.storage.contents import run_of
 
 
 def findings_of(
@@ -36,6 +40,8 @@ def findings_of(
     """
     splits, benchmark = read_splits(recipe), recipe.benchmark
     notes: list[str] = []
+    cascades = [model for model in models if is_cascade(model)]
+    models = _with_steps(models)
     candidates = [item for model in models for item in candidates_of(model, devices, notes)]
     if budget:
         budget.check({item.role for item in candidates})
@@ -54,6 +60,15 @@ def findings_of(
         threads=benchmark.threads,
     )
     notes += _cuts_in_words(measurements)
+    device = "auto" if len(devices) > 1 else devices[0]
+    # A cascade runs its classifiers in the type that they were saved in.
+    answers_of = {
+        Path(item.folder).resolve(): item.logits.argmax(axis=1) for item in measurements if item.format != "torch-bf16"
+    }
+    measured = [
+        measure_cascade(folder, splits.label_names, splits.test["text"][:], gold_labels, answers_of, device=device)
+        for folder in cascades
+    ]
     commonest = commonest_share(gold_labels)
     if commonest == 1:
         notes.append("All test texts are of one class, so the figures say nothing about the other classes.")
@@ -76,10 +91,22 @@ def findings_of(
         baselines=baselines,
         trainings=trainings,
         cascade=cascade_of(measurements, gold_labels, benchmark.shapes[0]),
+        cascades=measured,
         flipped=flipped,
         sweeps=sweeps,
         recipe=dump_recipe(recipe),
     )
+
+
+def _with_steps(models: Sequence[Path]) -> list[Path]:
+    """Return the models, with a cascade replaced by the models that it is made of (an export by its model)."""
+    found: dict[Path, Path] = {}
+    for model in models:
+        for step in read_cascade(model)[0] if is_cascade(model) else [model]:
+            run = run_of(step) if is_cascade(model) else None
+            place = Path(os.path.relpath(run.path)) if run else step
+            found.setdefault(place.resolve(), place)
+    return list(found.values())
 
 
 def _cuts_in_words(measurements: Sequence[Measurement]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ class Findings:
     `notes`: which rows are missing, and why.
     `comparisons`: students against their controls (see metrics.compare_paired), each with the folder of its `student`.
     `trainings`: learning curves (see training_log).
-    `cascade`: a cascade.cascade_curve with its `student` and `teacher`.
+    `cascade`: an escalation.cascade_curve with its `student` and `teacher`.
+    `cascades`: cascades that were made, on the test texts (see cascade.measure_cascade).
     `flipped`: the texts whose label a format changed.
     `sweeps`: searches (see search.sweep).
     `recipe`: the text of the recipe.
@@ -69,6 +71,7 @@ class Findings:
     baselines: Rows = ()
     trainings: Rows = ()
     cascade: Mapping[str, Any] | None = None
+    cascades: Rows = ()
     flipped: Rows = ()
     sweeps: Rows = ()
     recipe: str = ""
@@ -100,6 +103,7 @@ def write_report(folder: Path, findings: Findings, budget: Budget | None = None)
         "baselines": [{**found, "sentence": baseline_sentence(found)} for found in findings.baselines],
         # A model that is not fit to ship is not fit for a cascade either.
         "cascade": dict(findings.cascade) if findings.cascade and not choice["unfit"] else None,
+        "cascades": [{**found, "sentence": promise_sentence(found)} for found in findings.cascades],
         "trainings": list(findings.trainings),
         "flipped": list(findings.flipped),
         "sweeps": list(findings.sweeps),
@@ -153,6 +157,25 @@ def cascade_sentence(cascade: Mapping[str, Any]) -> str:
     )
 
 
+def promise_sentence(found: Mapping[str, Any]) -> str:
+    """Return how a cascade does on the test texts, against what it promised; a broken promise comes first."""
+    promise, (low, high) = found["promise"], found["agreement_ci95"]
+    drop = found["last_accuracy"] - found["accuracy"]
+    if promise["agree"] is not None:
+        promised = f"it promised at least {promise['agree']:.1%}"
+        broken = high < promise["agree"]
+    else:
+        promised = f"it promised to lose at most {100 * promise['accuracy_drop']:.1f} points"
+        broken = drop > promise["accuracy_drop"] + 1.96 * math.sqrt((1 - found["agreement"]) / found["examples"])
+    return (
+        f"{'The cascade breaks its promise on the test texts: it' if broken else 'The cascade'} agrees with its last "
+        f"classifier on {found['agreement']:.2%} of test texts (95 % interval {low:.1%} to {high:.1%}); {promised}. "
+        f"Its accuracy is {found['accuracy']:.2%}, that of the last classifier {found['last_accuracy']:.2%}. It reads "
+        f"{found['texts_per_second']:.0f} texts/s. A text that comes alone takes {found['mean_ms']:.1f} ms on average, "
+        f"and one of twenty takes more than {found['p95_ms']:.1f} ms."
+    )
+
+
 def control_sentence(comparison: Mapping[str, Any]) -> str:
     """Return what distilling gained or lost against the same student trained on labels alone.
 
@@ -195,6 +218,23 @@ def table(measurements: Rows, shapes: Sequence[str], *, style: str) -> str:
     return tabulate(
         _cells(measurements, shapes, percentiles=("p50",)), headers="keys", tablefmt=style, disable_numparse=True
     )
+
+
+def cascade_table(found: Mapping[str, Any], *, style: str) -> str:
+    """Return the steps of a cascade, with the share of texts that each answered, in tabulate's `style`."""
+    return tabulate(_steps(found), headers="keys", tablefmt=style, disable_numparse=True)
+
+
+def _steps(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "classifier": step["model"],
+            "format": step["format"],
+            "answers if sure of": "every text" if step["at_least"] is None else f"{step['at_least']:.4f}",
+            "share of texts": f"{step['answered']:.1%}",
+        }
+        for step in found["steps"]
+    ]
 
 
 def sweep_table(found: Mapping[str, Any], *, style: str) -> str:
@@ -273,6 +313,11 @@ def _markdown(report: Mapping[str, Any], *, picture: bool) -> str:
         "\n\n".join(sentences_of(report)),
         f"![accuracy against latency]({PICTURE})" if picture else "",
         table(report["measurements"], report["shapes"], style="github"),
+        *(
+            part
+            for found in report["cascades"]
+            for part in (f"## Cascade: {found['folder']}", found["sentence"], cascade_table(found, style="github"))
+        ),
         f"Measured on {environment['test_examples']} test texts. {LEGEND}",
         "\n".join(f"- {note}" for note in report["notes"]),
         *(
@@ -329,6 +374,7 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
         legend=LEGEND,
         rows=rows,
         pictures={name: Markup(plots.as_svg(figure, name)) if figure else None for name, figure in drawn.items()},
+        cascades=[{**found, "rows": _steps(found)} for found in report["cascades"]],
         cascade_sentence=report["cascade"] and cascade_sentence(report["cascade"]),
         searches=[
             {"folder": found["folder"], "sentence": sweep_sentence(found), "rows": _trials(found)}

@@ -13,6 +13,7 @@ from distill.errors import FolderError
 from distill.storage.files import lies_in, read_json, sync, sync_folder, write_json
 
 LINEAR_SETTINGS, LINEAR_WEIGHTS = "linear.json", "linear.safetensors"  # of a baseline
+CASCADE = "cascade.json"  # of a cascade
 SEAL = "checksums.json"  # written last, when every file that it covers is there
 NEVER_SEALED = "was not written to its end"
 # The files that decide a model's answers: weights, configuration, tokenizer.
@@ -90,6 +91,12 @@ def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:
         if is_loaded and path.name not in sealed and path.is_file():
             return f"{path.name} is not in {SEAL}: it was added later"
     return None
+
+
+def fingerprint(folder: Path, names: Sequence[str]) -> str:
+    """Return a SHA-256, in hex, of the names and contents of the folder's files that match `names`."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and matches(path.name, names))
+    return hashlib.sha256("".join(f"{_sha256(path)}  {path.name}\n" for path in files).encode()).hexdigest()
 
 
 def check_whole(folder: Path, names: Sequence[str]) -> None:

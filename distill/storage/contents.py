@@ -8,7 +8,8 @@ from typing import Any
 
 from distill.errors import FolderError
 from distill.recipe.file import load_recipe
-from distill.storage.checksums import LINEAR_SETTINGS
+from distill.storage.cascades import is_cascade, read_cascade
+from distill.storage.checksums import CASCADE, LINEAR_SETTINGS
 from distill.storage.run_folder import RunFolder, SweepFolder
 
 
@@ -24,7 +25,8 @@ def manifest_of(model: str) -> dict[str, Any] | None:
 def find_recipe(folders: Sequence[Path]) -> Path:
     """Return the first recipe.yaml found in model folders, or in the run folder that an export belongs to."""
     for model in (model for folder in folders for model in models_in(folder)):
-        for folder in (model, model.parent.parent):
+        models = read_cascade(model)[0] if is_cascade(model) else [model]
+        for folder in (place for one in models for place in (one, one.parent.parent)):
             if RunFolder(folder).recipe.is_file():
                 return RunFolder(folder).recipe
     raise FolderError(
@@ -35,14 +37,24 @@ def find_recipe(folders: Sequence[Path]) -> Path:
 def text_column_of(model: Path | str) -> str:
     """Return the name of the column that held a model's training texts; "text" if its run folder is not known.
 
-    The run folder is the model's own folder. For an export or an export/ folder, it is the folder that holds export/.
+    The texts of a cascade are those of its first classifier.
     """
-    own = Path(model).absolute()
+    folder = Path(model)
+    while is_cascade(folder):
+        folder = read_cascade(folder)[0][0]
+    run = run_of(folder)
+    return load_recipe(run.recipe).data.text_column if run else "text"
+
+
+def run_of(model: Path) -> RunFolder | None:
+    """Return the run folder of a model; None if it is not known.
+
+    It is the model's own folder. For an export or an export/ folder, it is the folder that holds export/.
+    """
+    own = model.absolute()
     exports = [folder for folder in (own, own.parent) if folder == RunFolder(folder.parent).export]
-    for run in (RunFolder(own), *(RunFolder(folder.parent) for folder in exports)):
-        if run.recipe.is_file():
-            return load_recipe(run.recipe).data.text_column
-    return "text"
+    runs = (RunFolder(own), *(RunFolder(folder.parent) for folder in exports))
+    return next((run for run in runs if run.recipe.is_file()), None)
 
 
 def models_in(folder: Path) -> list[Path]:
@@ -62,7 +74,7 @@ def models_in(folder: Path) -> list[Path]:
 
 
 def _is_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", LINEAR_SETTINGS))
+    return any((folder / name).is_file() for name in ("config.json", LINEAR_SETTINGS, CASCADE))
 
 
 def sweeps_in(folder: Path) -> Iterator[dict[str, Any]]:

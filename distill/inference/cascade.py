@@ -1,0 +1,66 @@
+"""A cascade of classifiers: each answers the texts that it is sure of, and the next one gets the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.special import softmax
+
+from distill.inference.text_classifier import TextClassifier, check_finite
+from distill.models.loading import align_labels
+
+
+class Cascade(TextClassifier):
+    """Classifiers, cheapest first, and for each but the last the probability from which on its answer counts.
+
+    The classes have the order of the first one; the others may have another. Several threads may share a cascade.
+    """
+
+    format = "cascade"
+    max_tokens = None  # each classifier has its own
+
+    def __init__(self, classifiers: Sequence[TextClassifier], thresholds: Sequence[float], names: Sequence[str]):
+        self.classifiers, self.thresholds, self.names = list(classifiers), [*thresholds, 0.0], list(names)
+        self.device = self.classifiers[-1].device
+        self.label_names = self.classifiers[0].label_names
+        self._columns = [
+            align_labels(one.label_names, self.label_names, teacher=name)
+            for one, name in zip(classifiers, names, strict=True)
+        ]
+
+    def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
+        """Return the logits of the classifier that answered each text, float32, shape (texts, classes).
+
+        `progress` is called with the number of texts that were answered. Raises `TypeError` if `texts` is one text,
+        and `ModelError` if a logit is not finite.
+        """
+        return self.answers(texts, progress=progress)[0]
+
+    def answers(
+        self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the logits and the number of the classifier that gave them, from 0, for each text; see `logits`."""
+        if isinstance(texts, str):
+            raise TypeError("wants a list of texts, got one text: [text]")
+        texts = texts[:]  # a column of datasets is slow text by text
+        logits = np.zeros((len(texts), len(self.label_names)), np.float32)
+        answered_by = np.zeros(len(texts), np.int64)
+        left = np.arange(len(texts))
+        for step, (classifier, threshold) in enumerate(zip(self.classifiers, self.thresholds, strict=True)):
+            if not len(left):
+                break
+            found = classifier.logits([texts[index] for index in left])[:, self._columns[step]]
+            check_finite(found, self.names[step])  # else it would pass on all texts, and nobody would know
+            sure = softmax(found, axis=1).max(axis=1) >= threshold
+            if step == len(self.classifiers) - 1:
+                sure[:] = True
+            logits[left[sure]], answered_by[left[sure]] = found[sure], step
+            progress(int(sure.sum()))
+            left = left[~sure]
+        return logits, answered_by
+
+    def warm_up(self) -> None:
+        """Warm up each classifier."""
+        for classifier in self.classifiers:
+            classifier.warm_up()
