@@ -46,7 +46,7 @@ RUN = [command for command in ALL if not command.startswith((*NOT_HERE, "python3
 def world(tmp_path_factory):
     """A folder with small data and models under the names that the pages use."""
     folder = tmp_path_factory.mktemp("documentation")
-    for name, count, seed in (("train", 120, 0), ("test", 40, 1), ("more_texts", 30, 2), ("texts", 12, 3)):
+    for name, count, seed in (("train", 400, 0), ("test", 40, 1), ("more_texts", 30, 2), ("texts", 12, 3)):
         write_reviews(folder / f"{name}.csv", count, seed=seed)
     model = make_classifier(folder / "bert")
     shutil.copytree(model, folder / "old-model")
@@ -86,7 +86,7 @@ def run(command, world):
 def test_the_pages_show_commands():
     assert len(RUN) > 15 and {shlex.split(command)[1] for command in RUN if command.startswith("distill")} == {
         "check", "inspect", "doctor", "teacher", "student", "export", "report", "predict", "run", "convert", "sweep",
-        "recipes", "baseline",
+        "recipes", "baseline", "cascade",
     }  # fmt: skip
 
 
