@@ -49,7 +49,7 @@ from distill.models.ngram_config import MODEL_TYPE, NgramConfig
 from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.students import build_from_config, build_from_layers, check_layers, choose_layers
 from distill.models.truncation import kept_part
-from distill.recipe.schema import PRECISION, Loss, Ngrams, Recipe, Schedule, Student
+from distill.recipe.schema import NGRAM_TRAINING, PRECISION, Loss, Ngrams, Recipe, Schedule, Student
 from distill.storage.contents import manifest_of
 from distill.storage.run_folder import RunFolder
 from distill.training.arguments import check_training, training_arguments
@@ -58,6 +58,8 @@ from distill.training.run import fit, open_training
 from distill.training.tokens import tokenizer_fingerprint
 
 log = logging.getLogger("distill")
+
+LOW_NGRAM_RATE = 1e-3
 
 
 def check_student(recipe: Recipe, teacher: str, device: str) -> None:
@@ -131,6 +133,11 @@ def train_student(
         known = [identify_teacher(name, splits.label_names) for name in teachers]
     model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
     log.info("student: %s; learns by %s", made_from(settings, teachers[0]), loss_in_words(settings.loss))
+    if settings.ngrams and arguments.learning_rate < LOW_NGRAM_RATE:
+        log.warning(
+            "student.training.learning_rate: %g suits a transformer; an n-gram student learns next to nothing below "
+            "%g (default: %g)", arguments.learning_rate, LOW_NGRAM_RATE, NGRAM_TRAINING["learning_rate"],
+        )  # fmt: skip
     origin = origin_of(splits, training.device, **fingerprints_of(known), **base_of(settings, tokenizer))
     if resume:
         training.folder.check_origin(origin)  # before the teachers classify all texts

@@ -23,8 +23,8 @@ class NgramConfig(PreTrainedConfig):
 
     vocab_size: int = 30_522
     longest: int = 2
-    table: int = 2**18
-    width: int = 32
+    table: int = 2**20
+    width: int = 8
     hidden: int = 0
     initializer_range: float = 0.1
     pad_token_id: int | None = None
