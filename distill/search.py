@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from distill.data.encoding import truncation_of
 from distill.data.splits import Splits
 from distill.distillation.online_teacher import OnlineTeacher
-from distill.distillation.student import architectures, base_of, check_student, new_student, online_teacher
+from distill.distillation.student import architectures, base_of, begin, check_student, new_student, online_teacher
 from distill.distillation.teacher_logits import TeacherIdentity, check_unchanged, identify_teacher
 from distill.distillation.teachers import check_not_a_teacher, fingerprints_of, logits_of, rows_with_logits, weights_of
 from distill.distillation.trainer import DistillationTrainer
@@ -254,6 +254,7 @@ class _Search:
         model, online = self.make(settings)
         if isinstance(self.trainer, DistillationTrainer):
             self.trainer.set_loss(settings.loss, online)
+            begin(settings, model, self.trainer.train_dataset, self.trainer.teacher_weights)
         self.trainer.throughput = throughput_of(model, self.trainer, self.device)
         self.within.enter_context(shortcuts(self.trainer, model))
         set_seed(self.seed)  # as Trainer does with a given model, so that a run of the recipe repeats the trial

@@ -124,7 +124,7 @@ def test_recipes_shown_are_valid(page, tmp_path):
 
 
 def test_the_page_on_recipes_shows_every_key_with_its_default(tmp_path):
-    (block,) = blocks(ROOT / "docs" / "recipes.md", "yaml")
+    block, *_ = blocks(ROOT / "docs" / "recipes.md", "yaml")
     shown = YAML(typ="safe").load(block)
     path = tmp_path / "recipe.yaml"
     path.write_text(block)

@@ -1,6 +1,7 @@
 """The n-gram student: what it computes, that transformers knows it, that its graph hashes alike, and a whole run."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import onnxruntime
 import pytest
 import torch
 from conftest import BAD, FILLER, GOOD, LABELS, run, write_reviews
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline, set_seed
 
 import distill
 from distill import commands
+from distill.distillation.ngram_start import SCALE, start_from_counts
 from distill.errors import ModelError
 from distill.export.int8 import int8_settings, quantise
 from distill.export.ngram_graph import with_even_columns
@@ -30,9 +33,9 @@ VOCABULARY, TABLE = 50, 97
 TRAINING = {"num_train_epochs": 4, "per_device_train_batch_size": 16, "learning_rate": 3e-2}
 
 
-def make(longest=3, hidden=0):
+def make(longest=3):
     set_seed(0)
-    config = NgramConfig(vocab_size=VOCABULARY, table=TABLE, width=8, longest=longest, hidden=hidden, num_labels=3)
+    config = NgramConfig(vocab_size=VOCABULARY, table=TABLE, width=8, longest=longest, num_labels=3)
     return NgramForSequenceClassification(config).eval()
 
 
@@ -67,9 +70,9 @@ def rows_of(text, longest):
 texts = st.lists(st.lists(st.integers(0, VOCABULARY - 2), min_size=1, max_size=12), min_size=1, max_size=4)
 
 
-@given(texts, st.integers(1, 4), st.sampled_from([0, 4]))
-def test_logits_are_those_of_the_average_row_of_all_n_grams(batch, longest, hidden):
-    model = make(longest, hidden)
+@given(texts, st.integers(1, 4))
+def test_logits_are_those_of_the_average_row_of_all_n_grams(batch, longest):
+    model = make(longest)
     table = model.get_submodule("ngrams.embeddings").weight.detach()
     averages = torch.stack([table[rows_of(text, longest)].mean(dim=0) for text in batch])
     torch.testing.assert_close(logits(model, batch), model.classifier(averages).detach())
@@ -105,7 +108,7 @@ def test_importing_distill_does_not_import_transformers():
     assert done.stdout.split() == ["False", "False"]
 
 
-@pytest.mark.parametrize("sizes", [{"table": 0}, {"longest": 0}, {"longest": 9}, {"width": "8"}, {"hidden": -1}])
+@pytest.mark.parametrize("sizes", [{"table": 0}, {"longest": 0}, {"longest": 9}, {"width": "8"}])
 def test_a_configuration_with_impossible_sizes_is_one_line(model, tmp_path, sizes):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | sizes
@@ -116,15 +119,40 @@ def test_a_configuration_with_impossible_sizes_is_one_line(model, tmp_path, size
     assert next(iter(sizes)) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("hidden", [0, 4])
-def test_even_columns_change_nothing_but_the_scale_of_columns(hidden):
-    model = make(hidden=hidden)
+def test_even_columns_change_nothing_but_the_scale_of_columns():
+    model = make()
     with torch.no_grad():
         model.ngrams.embeddings.weight *= torch.logspace(-3, 3, 8)
     even = with_even_columns(model)
     batch = [[1, 2, 3], [7], [4, 4, 4, 9, 1]]
     torch.testing.assert_close(logits(even, batch), logits(model, batch), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(even.ngrams.embeddings.weight.abs().amax(dim=0), torch.ones(8))
+
+
+def test_counts_start_it_from_log_count_ratios():
+    """Two labeled texts, and one that the teacher takes for class 2 with a probability of 0.8."""
+    model = make(longest=2)
+    rows = Dataset.from_dict({
+        "input_ids": [[1, 2, 1], [2, 3], [3]],
+        "labels": [0, 1, -1],
+        "teacher_logits_0": np.log([[0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]).tolist(),
+    })  # fmt: skip
+    start_from_counts(model, rows, [1.0])
+    counts = np.ones((VOCABULARY + TABLE, 3))
+    for row in set(rows_of([1, 2, 1], 2)):
+        counts[row, 0] += 1
+    for row in rows_of([2, 3], 2):
+        counts[row, 1] += 1
+    counts[3] += [0.1, 0.1, 0.8]
+    ratios = np.log(counts / counts.sum(axis=0))
+    ratios -= ratios.mean(axis=1, keepdims=True)
+    ratios[(counts == 1).all(axis=1)] = 0
+    table = model.ngrams.embeddings.weight.detach()
+    torch.testing.assert_close(table[:, :3], torch.tensor(ratios).float(), rtol=1e-4, atol=1e-5)
+    assert not table[:, 3:].any()
+    # The logits are the text's average ratios, scaled.
+    average = ratios[rows_of([1, 2], 2)].mean(axis=0)
+    np.testing.assert_allclose(logits(model, [[1, 2]])[0], SCALE * average, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -224,10 +252,31 @@ def test_its_weights_are_an_ordinary_folder_of_transformers(world):
     assert exported["model_type"] == "bert" and exported["id2label"] == {"0": "negative", "1": "positive"}
 
 
+def test_a_learning_rate_of_a_transformer_is_reported(world, tmp_path):
+    recipe = load_recipe(
+        world / "recipe.yaml",
+        ["student.training.learning_rate=5.0e-5", "student.training.max_steps=1", "student.control=false"],
+    )
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("distill"), "warning", lambda text, *values: said.append(text % values))
+        commands.student(recipe, [world / "out" / "teacher"], tmp_path / "s", device="cpu", force=True)
+    assert any("student.training.learning_rate: 5e-05 suits a transformer" in line for line in said)
+
+
+def test_a_sweep_starts_each_trial_from_the_counts(world, tmp_path):
+    sweep = {"keys": {"student.training.learning_rate": [1.0e-9, 2.0e-9]}, "trials": 2}
+    recipe = load_recipe(world / "recipe.yaml", [f"sweep={json.dumps(sweep)}"])
+    commands.sweep(recipe, [world / "out" / "teacher"], tmp_path / "sweep", device="cpu", force=True)
+    trials = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["trials"]
+    assert min(trial["objective"] for trial in trials) > 0.9  # at that rate it learns nothing beyond them
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (["student.ngrams.longest=9"], "student.ngrams.longest"),
+        (["student.ngrams.width=1"], "student.ngrams.width: wants at least 2, one for each class, got 1"),
         (["student.loss.hidden_states={}"], "need layers, but ngrams has none"),
         (["data.padding=max_length"], "data.padding: max_length, but student.ngrams reads whole texts"),
         (["export.formats=[openvino-int8]"], "OpenVINO computes whole numbers in 32 bits"),

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from distill.distillation.student import architectures, base_of, made_from, new_student, student_of
+from distill.distillation.student import architectures, base_of, begin, made_from, new_student, student_of
 from distill.errors import FolderError
 from distill.models.weights import weights_fingerprint
 from distill.recipe.schema import Recipe
@@ -57,6 +57,8 @@ def train_control(
     log.info("control: %s; learns from the labels alone", made_from(settings, teacher))
     with training.clock("tokenising"):
         rows = tokenise_split("train", splits.train, tokenizer, training.truncation)
+    with training.clock("start"):
+        begin(settings, model, rows)
     origin = origin_of(splits, training.device, student=manifest["weights"], **base_of(settings, tokenizer))
     parents = {"student": str(student.path.absolute()), "student_weights": manifest["weights"]}
     return fit(training, model, tokenizer, rows, origin=origin, parents={**parents, "model": settings.model})

@@ -7,9 +7,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from distill.data.encoding import Truncation
+from distill.distillation.ngram_start import start_from_counts
 from distill.distillation.online_teacher import OnlineTeacher, map_layers, relation_heads
 from distill.distillation.teacher_logits import check_unchanged, identify_teacher
 from distill.distillation.teachers import (
@@ -83,7 +85,7 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
         student_config = build_from_config(config, settings.config, seed=0).config
         check_fit(student_config, "student.config", max_tokens=recipe.data.max_tokens, vocabulary=0)
     elif settings.ngrams is not None:
-        student_config = ngram_config(settings.ngrams, load_tokenizer(teacher))
+        student_config = ngram_config(settings.ngrams, load_tokenizer(teacher), recipe.data.label_names or ())
     else:
         assert settings.model is not None
         with named_by("student.model"):
@@ -150,6 +152,8 @@ def train_student(
             check_unchanged(teacher)
     with clock("tokenising"):
         rows = rows_with_logits(answers, splits, tokenizer, training.truncation)
+    with clock("start"):
+        begin(settings, model, rows, weights)
     parents = {
         str(Path(teacher.name).absolute() if Path(teacher.name).is_dir() else teacher.name): teacher.weights
         for teacher in known
@@ -191,7 +195,7 @@ def new_student(
     tokenizer, config = load_tokenizer(teacher), load_config(teacher)
     if settings.ngrams is not None:
         set_seed(seed)
-        model = NgramForSequenceClassification(ngram_config(settings.ngrams, tokenizer))
+        model = NgramForSequenceClassification(ngram_config(settings.ngrams, tokenizer, label_names))
         name_classes(model.config, label_names)
         return model, tokenizer
     check_single_label(config, teacher)
@@ -210,10 +214,25 @@ def new_student(
     return build_from_layers(reorder_classes(whole, columns, label_names), settings.layers), tokenizer
 
 
-def ngram_config(settings: Ngrams, tokenizer: PreTrainedTokenizerBase) -> NgramConfig:
-    """Return the configuration of a student on the n-grams of the tokenizer's tokens."""
-    sizes = settings.model_dump(include={"longest", "table", "width", "hidden"})
+def ngram_config(settings: Ngrams, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]) -> NgramConfig:
+    """Return the configuration of a student on the n-grams of the tokenizer's tokens.
+
+    Raises `RecipeError` if its rows have no room for a count of each class.
+    """
+    if settings.start == "counts" and settings.width < len(label_names):
+        raise RecipeError(
+            f"student.ngrams.width: wants at least {len(label_names)}, one for each class, got {settings.width}; or "
+            "start: random"
+        )
+    sizes = settings.model_dump(include={"longest", "table", "width"})
     return NgramConfig(vocab_size=vocabulary_of(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+
+
+def begin(settings: Student, model: PreTrainedModel, rows: Dataset, teacher_weights: Sequence[float] = ()) -> None:
+    """Let a new n-gram student start from the counts in its training `rows`, if the recipe says so."""
+    if settings.ngrams and settings.ngrams.start == "counts":
+        assert isinstance(model, NgramForSequenceClassification)
+        start_from_counts(model, rows, teacher_weights)
 
 
 def architectures(settings: Student, teacher: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
 from transformers import BertConfig, PreTrainedConfig
 
 from distill.data.encoding import NO_LIMIT
@@ -16,15 +15,14 @@ from distill.models.ngrams import NgramForSequenceClassification
 def with_even_columns(model: NgramForSequenceClassification) -> NgramForSequenceClassification:
     """Return a copy that computes the same with a table whose columns all have the same largest magnitude.
 
-    So one int8 scale suits them all. The factors go into the next layer, which reads a weighted sum of the rows.
+    So one int8 scale suits them all. The factors go into the head, which reads a weighted sum of the rows.
     """
     model = copy.deepcopy(model)
     table = model.ngrams.embeddings.weight
-    reader = next(module for module in model.classifier.modules() if isinstance(module, nn.Linear))
     with torch.no_grad():
         largest = table.abs().amax(dim=0).clamp(min=torch.finfo(table.dtype).tiny)
         table /= largest
-        reader.weight *= largest
+        model.classifier.weight *= largest
     return model
 
 
@@ -34,7 +32,7 @@ def interface(config: PreTrainedConfig) -> PreTrainedConfig:
     Optimum and other runtimes refuse a folder whose architecture they do not know, though all that they read of it is
     the names of the classes. So it names one that has the same inputs and output, in the smallest size.
     """
-    sizes = {name: getattr(config, name) for name in ("vocab_size", "longest", "table", "width", "hidden")}
+    sizes = {name: getattr(config, name) for name in ("vocab_size", "longest", "table", "width")}
     shared = {name: getattr(config, name) for name in ("id2label", "label2id", "problem_type", "pad_token_id")}
     ours = {name: value for name, value in vars(config).items() if name.startswith("distill_")}
     return BertConfig(

@@ -15,8 +15,7 @@ class NgramConfig(PreTrainedConfig):
     """The configuration of an `NgramForSequenceClassification`.
 
     `longest` is the number of tokens of the longest n-gram, `table` the number of rows that n-grams of two or more
-    tokens share (each token has a row of its own), and `width` the length of a row. With `hidden` above 0, the head has
-    a hidden layer of that width.
+    tokens share (each token has a row of its own), and `width` the length of a row.
     """
 
     model_type = MODEL_TYPE
@@ -25,20 +24,16 @@ class NgramConfig(PreTrainedConfig):
     longest: int = 2
     table: int = 2**20
     width: int = 8
-    hidden: int = 0
     initializer_range: float = 0.1
     pad_token_id: int | None = None
 
     def validate_sizes(self) -> None:
         """Raise `ValueError` if a size cannot be used."""
-        bounds = {
-            "vocab_size": (1, LARGEST), "longest": (1, LONGEST), "table": (1, LARGEST), "width": (1, LARGEST),
-            "hidden": (0, LARGEST),
-        }  # fmt: skip
-        for name, (least, most) in bounds.items():
+        bounds = {"vocab_size": LARGEST, "longest": LONGEST, "table": LARGEST, "width": LARGEST}
+        for name, most in bounds.items():
             value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"{name}: wants a whole number from {least} to {most}, got {value!r:.50}")
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"{name}: wants a whole number from 1 to {most}, got {value!r:.50}")
 
 
 def is_ngrams(config: PreTrainedConfig) -> bool:

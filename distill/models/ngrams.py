@@ -6,7 +6,6 @@ unlabelled text, such a model keeps most of its accuracy (Sparse Distillation: Y
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -33,9 +32,7 @@ class NgramForSequenceClassification(PreTrainedModel):
     def __init__(self, config: NgramConfig):
         super().__init__(config)
         self.ngrams = NgramEmbeddings(config)
-        sizes = [config.width, *([config.hidden] if config.hidden else []), config.num_labels]
-        layers: list[nn.Module] = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
-        self.classifier = nn.Sequential(layers[0], nn.ReLU(), layers[1]) if config.hidden else layers[0]
+        self.classifier = nn.Linear(config.width, config.num_labels)
         self.post_init()
 
     def forward(

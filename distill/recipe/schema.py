@@ -210,14 +210,14 @@ class Ngrams(Section):
     """A student without layers: it averages the embeddings of a text's tokens and of its n-grams of tokens.
 
     `longest` is the number of tokens of the longest n-gram, `table` the number of rows that all n-grams share, and
-    `width` the length of a row. With `hidden`, the head has a hidden layer of that width. It reads whole texts, unless
-    `max_tokens` is given.
+    `width` the length of a row. It reads whole texts, unless `max_tokens` is given. With `start: counts`, training
+    starts from how often each n-gram stands in texts of each class.
     """
 
     longest: Annotated[int, Field(ge=1, le=8)] = 2
     table: Annotated[int, Field(ge=1, le=2**28)] = 2**20
     width: Annotated[int, Field(ge=1, le=4_096)] = 8
-    hidden: Annotated[int, Field(ge=0, le=4_096)] = 0
+    start: Literal["counts", "random"] = "counts"
     max_tokens: Annotated[int, Field(ge=3)] | None = None
 
 
