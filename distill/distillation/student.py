@@ -95,7 +95,8 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
         check_fit(
             student_config, settings.model, max_tokens=recipe.data.max_tokens, vocabulary=vocabulary_of(tokenizer)
         )
-        _check_one_tokenizer(settings, tokenizer, teacher)
+        if settings.loss.runs_teacher:
+            _check_one_tokenizer(settings, tokenizer, load_tokenizer(teacher))
     check_formats(recipe.export.formats, student_config.model_type)
     if settings.loss.hidden_states:
         map_layers(layer_count(config), layer_count(student_config), settings.loss.hidden_states.teacher_layers)
@@ -296,9 +297,9 @@ def online_teacher(
     names = _online_losses(settings)
     if len(teachers) > 1:
         raise RecipeError(f"student.loss: {names} need exactly one teacher, got {len(teachers)}")
-    _check_one_tokenizer(settings, tokenizer, teachers[0])
-    config = load_config(teachers[0])
-    if (kept := kept_part(config, load_tokenizer(teachers[0]))) != truncation.kept:
+    theirs, config = load_tokenizer(teachers[0]), load_config(teachers[0])
+    _check_one_tokenizer(settings, tokenizer, theirs)
+    if (kept := kept_part(config, theirs)) != truncation.kept:
         raise RecipeError(
             f"data.truncation: {truncation.kept}, but {teachers[0]} reads {kept}, and {names} give it the student's "
             "tokens"
@@ -325,9 +326,9 @@ def _online_losses(settings: Student) -> str:
     return " and ".join(name for name in ("hidden_states", "attention_relations") if getattr(settings.loss, name))
 
 
-def _check_one_tokenizer(settings: Student, tokenizer: PreTrainedTokenizerBase, teacher: str) -> None:
-    if not settings.loss.runs_teacher:
-        return
-    if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(load_tokenizer(teacher)):
+def _check_one_tokenizer(
+    settings: Student, tokenizer: PreTrainedTokenizerBase, of_teacher: PreTrainedTokenizerBase
+) -> None:
+    if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(of_teacher):
         names = _online_losses(settings)
         raise RecipeError(f"student.loss: {names} compare token by token, but teacher and student tokenize differently")

@@ -29,7 +29,7 @@ from distill.machine.ranks import rank
 from distill.measuring.metrics import ClassificationMetrics
 from distill.measuring.training_log import early_stop, warnings_of
 from distill.models.first_token import first_token_only, last_layer
-from distill.models.ngram_config import MODEL_TYPE
+from distill.models.ngram_config import MODEL_TYPE, is_ngrams
 from distill.models.unfused_attention import unfused_attention
 from distill.storage.files import naming_full_disk
 from distill.storage.run_folder import RunFolder
@@ -117,9 +117,9 @@ def watch(trainer: ClassificationTrainer, title: str) -> ProgressLine:
 
 def throughput_of(model: PreTrainedModel, trainer: ClassificationTrainer, device: Device) -> Throughput:
     """Return a counter for the training of `model`, with the operations of a text and the peak of the device."""
-    return Throughput(
-        device, forward_flops(model, first_token=_reads_first_token_only(trainer)), _peak(trainer, device, _peak_once)
-    )
+    # An n-gram model looks rows up and multiplies next to nothing, so a share of the peak would say nothing.
+    flops = None if is_ngrams(model.config) else forward_flops(model, first_token=_reads_first_token_only(trainer))
+    return Throughput(device, flops, _peak(trainer, device, _peak_once))
 
 
 def _peak(
