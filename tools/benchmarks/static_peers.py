@@ -4,9 +4,9 @@ usage: python static_peers.py model2vec TRAIN.parquet TEST.parquet --encoder DIR
        python static_peers.py fasttext TRAIN.parquet TEST.parquet [--rounds 5]
 
 `pip install "model2vec[distill,train]"` or `pip install fasttext-wheel`, in an environment of its own. The files have
-columns text and label. model2vec distills the encoder into a static model, and trains its own classifier on it, which
-holds out its own validation texts. fastText lowercases, sets punctuation apart, uses word pairs, and trains for 5 epochs at 0.5. The last
-line of stdout is one JSON object.
+columns text and label. model2vec distills the encoder into a static model and trains its own classifier on it, which
+holds out its own validation texts. fastText lowercases, sets punctuation apart, uses word pairs, and trains for 5
+epochs at a learning rate of 0.5. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
