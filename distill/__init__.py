@@ -41,13 +41,15 @@ class _Registration(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if name not in self.waiting:
             return None
-        ours = self.waiting.pop(name)
+        ours = self.waiting.pop(name)  # so that the other finders are asked
         spec = importlib.util.find_spec(name)
+        self.waiting[name] = ours
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def run_and_register(module: Any) -> None:
                 run(module)
+                self.waiting.pop(name, None)
                 importlib.import_module(ours)
 
             spec.loader.exec_module = run_and_register

@@ -536,22 +536,21 @@ def cascade(
     95 % confidence. `distill predict`, `distill report` and `distill.load` take the folder.
     """
     refuse_ranks("cascade")
-    if (agree is None) == (accuracy_drop is None):
-        raise UserError("cascade: wants --agree F or --accuracy-drop F, one of the two")
-    for name, value in (("--agree", agree), ("--accuracy-drop", accuracy_drop)):
-        if value is not None and not 0 < value < 1:
-            raise UserError(f"{name}: wants a share between 0 and 1, got {value:g}")
     commands = _commands()
+    from distill.measuring.cascade import classifiers_of
     from distill.storage.contents import find_recipe
 
-    resolved = commands.check(recipe or find_recipe(models[::-1]), set_ or ()) if recipe or set_ else None
-    target = output or Path("cascade")
-    found = commands.cascade(models, target, agree=agree, accuracy_drop=accuracy_drop, recipe=resolved, device=device)
+    resolved = None
+    if recipe or set_:
+        resolved = commands.check(recipe or find_recipe(classifiers_of(models[::-1], device)), set_ or ())
+    found = commands.cascade(
+        models, output or Path("cascade"), agree=agree, accuracy_drop=accuracy_drop, recipe=resolved, device=device
+    )
     if json_:
         print(json.dumps(found))
         return
     promise = found["promise"]
-    for step, share, rate in zip(found["steps"], promise["answered"], promise["texts_per_second"], strict=True):
+    for step, share, rate in zip(found["steps"], promise["answered"], promise["texts_per_second_alone"], strict=True):
         least = "every text" if step["at_least"] is None else f"if at least {step['at_least']:.4f} sure"
         print(f"{step['model']}\tanswers {share:.1%}\t{least}\t{rate:.1f} texts/s alone")
     print(f"on {promise['texts']} validation texts it agrees with the last one on {promise['agreement']:.2%}")

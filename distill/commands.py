@@ -25,7 +25,7 @@ from distill.distillation.student import check_student, student_of, train_studen
 from distill.distillation.teacher_logits import LogitCache, identify_teacher
 from distill.distillation.teachers import check_teachers, logit_caches
 from distill.doctor import examine, examine_recipe, finding_of
-from distill.errors import BudgetError, ExportError, FolderError, PromiseError, RecipeError
+from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.export.formats import check_formats
 from distill.export.model import export_model
 from distill.export.proofs import Bounds
@@ -34,7 +34,7 @@ from distill.machine.devices import Device, resolve_device
 from distill.machine.packages import Finding
 from distill.machine.ranks import leave, rank
 from distill.measuring.baselines import baseline_beside, compare_with_baseline
-from distill.measuring.cascade import check_same_texts, classifiers_of, make_cascade
+from distill.measuring.cascade import check_unseen, classifiers_of, make_cascade
 from distill.measuring.findings import findings_of
 from distill.measuring.promise import Promise
 from distill.models import pickles
@@ -46,6 +46,7 @@ from distill.report.choice import TO_TRY, Budget, baseline_sentence, is_above
 from distill.report.document import REPORT_HTML, write_report
 from distill.report.page import render
 from distill.search import run_search
+from distill.storage.cascades import check_place
 from distill.storage.contents import find_recipe, manifest_of, models_in, sweeps_in
 from distill.storage.exports import EXPORT_PROOFS, is_exported
 from distill.storage.files import write_json, write_text
@@ -285,16 +286,13 @@ def cascade(
     on new texts with 95 % confidence: it agrees with the last classifier on a share of at least `agree`, or loses at
     most `accuracy_drop` against it. Raises `PromiseError` if no cascade is sure to.
     """
-    if (agree is None) == (accuracy_drop is None):
-        raise PromiseError("cascade: wants either agree or accuracy_drop")
     promise = Promise(agree, accuracy_drop)
     check_writable(Path(output))
+    check_place(Path(output))
     folders = classifiers_of([Path(model) for model in models], device)
     splits = read_splits(recipe or load_recipe(find_recipe(folders[::-1])))
-    if recipe is None:
-        check_same_texts(folders, splits)
-    with hold(Path(output)):
-        return make_cascade(folders, splits, Path(output), promise, device=device)
+    check_unseen(folders, splits)
+    return make_cascade(folders, splits, Path(output), promise, device=device)
 
 
 def inspect(

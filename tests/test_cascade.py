@@ -16,6 +16,8 @@ from distill.inference.text_classifier import TextClassifier
 from distill.recipe.file import load_recipe
 from distill.storage.cascades import read_cascade
 
+NAMES = ["first", "second"]
+
 
 class Fixed(TextClassifier):
     """A classifier that knows the logits of each text, and remembers which texts it was given."""
@@ -38,7 +40,7 @@ def test_each_classifier_gets_only_the_texts_that_the_one_before_passed_on():
     first = Fixed({"x": [5, 0], "y": [0, 1], "z": [0.1, 0]})
     second = Fixed({"y": [0, 6], "z": [0, 0.1]})
     third = Fixed({"z": [0, -3]}, ("b", "a"))  # its classes have another order
-    cascade = Cascade([first, second, third], [0.9, 0.9], ["first", "second", "third"])
+    cascade = Cascade([first, second, third], [0.9, 0.9], ["first", "second", "third"], ["a", "b"])
     logits, answered_by = cascade.answers(["z", "x", "y"])
     assert answered_by.tolist() == [2, 0, 1]
     np.testing.assert_allclose(logits, [[-3, 0], [5, 0], [0, 6]])
@@ -50,18 +52,25 @@ def test_each_classifier_gets_only_the_texts_that_the_one_before_passed_on():
 def test_a_probability_that_equals_the_threshold_is_sure_enough():
     first = Fixed({"x": [1, 0]})
     score = float(softmax(np.float32([1, 0])).max())
-    assert Cascade([first, Fixed({"x": [0, 9]})], [score], ["first", "second"]).answers(["x"])[1].tolist() == [0]
+    assert Cascade([first, Fixed({"x": [0, 9]})], [score], NAMES, ["a", "b"]).answers(["x"])[1].tolist() == [0]
 
 
 def test_logits_that_are_not_finite_do_not_pass_on_every_text_in_silence():
-    cascade = Cascade([Fixed({"x": [np.nan, 0]}), Fixed({"x": [1, 0]})], [0.9], ["first", "second"])
+    cascade = Cascade([Fixed({"x": [np.nan, 0]}), Fixed({"x": [1, 0]})], [0.9], NAMES, ["a", "b"])
     with pytest.raises(ModelError, match="first: its logits on 1 of 1 texts are not finite"):
         cascade.logits(["x"])
 
 
 def test_one_text_is_no_list_of_texts():
     with pytest.raises(TypeError):
-        Cascade([Fixed({}), Fixed({})], [0.9], ["first", "second"]).logits("x")
+        Cascade([Fixed({}), Fixed({})], [0.9], NAMES, ["a", "b"]).logits("x")
+
+
+def test_classes_without_names_have_the_order_of_the_data():
+    """The first classifier names its classes in another order than the data; the last one names none."""
+    first, last = Fixed({"x": [9, 0], "y": [0.1, 0]}, ("b", "a")), Fixed({"y": [0, 5]}, ("LABEL_0", "LABEL_1"))
+    cascade = Cascade([first, last], [0.9], NAMES, ["a", "b"])
+    assert [answer["label"] for answer in cascade(["x", "y"])] == ["b", "b"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +108,8 @@ TEXTS = ["a lovely film", "dull and weak", "the plot was awful and fine", "music
 
 
 def test_the_folder_loads_as_the_cascade_that_was_found(world):
-    models, thresholds, promise = read_cascade(world / "cascade")
+    found = read_cascade(world / "cascade")
+    models, thresholds, promise = found.models, found.thresholds, found.promise
     cascade = distill.load(world / "cascade", "cpu")
     assert [model.name for model in models] == ["baseline", "onnx-fp32", "teacher"]
     assert cascade.thresholds[:-1] == thresholds and cascade.label_names == tuple(LABELS)
@@ -114,6 +124,14 @@ def test_the_folder_loads_as_the_cascade_that_was_found(world):
 
 def test_it_can_be_moved_with_its_classifiers(copied):
     assert np.isfinite(distill.load(copied / "cascade", "cpu").logits(TEXTS)).all()
+
+
+def forge(root, change):
+    """Change the steps in a cascade.json that a stranger may have written, so that no checksum tells."""
+    (root / "cascade" / "checksums.json").unlink()
+    content = json.loads((root / "cascade" / "cascade.json").read_text())
+    change(content["steps"])
+    (root / "cascade" / "cascade.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
@@ -135,8 +153,13 @@ def test_it_can_be_moved_with_its_classifiers(copied):
                 (root / "cascade" / "checksums.json").unlink(),
                 (root / "cascade" / "cascade.json").write_text('{"steps": [], "promise": {}}'),
             ),
-            "wants two steps or more",
+            "label_names: field required",
         ),
+        (lambda root: forge(root, lambda steps: steps[0].update(at_least=-7.0)), "at_least: input should be greater"),
+        (lambda root: forge(root, lambda steps: steps[0].update(at_least=None)), "and a threshold for each but the"),
+        (lambda root: forge(root, lambda steps: steps.extend(steps[:1] * 8)), "wants two to 8 steps"),
+        (lambda root: forge(root, lambda steps: steps[0].update(model="/dev")), "wants a path relative to"),
+        (lambda root: forge(root, lambda steps: steps[0].update(model=".")), "is itself a cascade"),
     ],
 )
 def test_a_damaged_cascade_is_one_line(copied, damage, message):
@@ -144,6 +167,43 @@ def test_a_damaged_cascade_is_one_line(copied, damage, message):
     with pytest.raises(FolderError) as caught:
         distill.load(copied / "cascade", "cpu")
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_link_to_it_loads_the_classifiers_that_were_checked(copied, tmp_path):
+    """Beside the link stand other models under the same names."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "cascade").symlink_to(copied / "cascade")
+    shutil.copytree(copied / "out", tmp_path / "other" / "out")
+    shutil.rmtree(tmp_path / "other" / "out" / "teacher")
+    cascade = distill.load(tmp_path / "other" / "cascade", "cpu")
+    assert cascade.names[-1] == str((copied / "out" / "teacher").resolve())
+
+
+@pytest.mark.parametrize("place", ["out/student", "out/report", "out"])
+def test_it_is_not_written_into_a_folder_of_something_else(copied, place):
+    before = {path: path.stat().st_mtime_ns for path in (copied / place).rglob("*") if path.is_file()}
+    models = [copied / "out" / "baseline", copied / "out" / "teacher"]
+    with pytest.raises(FolderError, match="holds other files than a cascade's"):
+        commands.cascade(models, copied / place, agree=0.9, device="cpu")
+    assert before == {path: path.stat().st_mtime_ns for path in (copied / place).rglob("*") if path.is_file()}
+
+
+def test_it_can_be_made_again_in_the_same_place(copied):
+    models = [copied / "out" / "baseline", copied / "out" / "teacher"]
+    commands.cascade(models, copied / "cascade", agree=0.8, device="cpu")
+    assert len(read_cascade(copied / "cascade").models) == 2
+
+
+def test_texts_that_a_classifier_was_trained_on_prove_nothing(world, tmp_path):
+    """Another seed carves other validation texts, of which most were train texts."""
+    models = [world / "out" / "baseline", world / "out" / "teacher"]
+    recipe = load_recipe(world / "recipe.yaml", ["data.seed=7"])
+    with pytest.raises(FolderError, match=r"was trained on \d+ of the 150 validation texts"):
+        commands.cascade(models, tmp_path / "c", agree=0.9, recipe=recipe, device="cpu")
+    write_reviews(tmp_path / "new.csv", 200, seed=11)
+    fresh = load_recipe(world / "recipe.yaml", [f"data.files.validation={tmp_path / 'new.csv'}"])
+    found = commands.cascade(models, tmp_path / "c", agree=0.8, recipe=fresh, device="cpu")
+    assert found["promise"]["texts"] == 200
 
 
 def test_predict_takes_it_and_says_who_answered(world):
@@ -157,10 +217,10 @@ def test_the_report_holds_the_cascade_against_its_promise(world, tmp_path):
     (entry,) = found["cascades"]
     assert {row["role"] for row in found["measurements"]} == {"baseline", "student", "teacher"}
     assert sum(step["answered"] for step in entry["steps"]) == pytest.approx(1)
-    assert 0 < entry["mean_ms"] <= entry["p95_ms"] * 20 and entry["examples"] == 120
+    assert entry["mean_ms"] > 0 and entry["examples"] == 120
     for page in ("report.md", "report.html"):
         text = (tmp_path / "report" / page).read_text()
-        assert "promised at least 90.0%" in text and "answers if sure of" in text
+        assert "promised at least 90 %" in text and "answers if sure of" in text
 
 
 def test_the_other_promise_is_about_accuracy(world, tmp_path):
@@ -181,11 +241,13 @@ def test_too_few_validation_texts_are_one_line_with_the_number_it_takes(world, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["teacher", "--agree", "0.9"], "wants two classifiers or more"),
+        (["teacher", "--agree", "0.9"], "wants 2 to 8 classifiers"),
         (["teacher", "teacher", "--agree", "0.9"], "is in the cascade twice"),
         (["baseline", "teacher"], "wants --agree F or --accuracy-drop F, one of the two"),
         (["baseline", "teacher", "--agree", "0.9", "--accuracy-drop", "0.1"], "one of the two"),
         (["baseline", "teacher", "--agree", "1"], "--agree: wants a share between 0 and 1, got 1"),
+        (["baseline", "teacher", "--agree=nan"], "--agree: wants a share between 0 and 1, got nan"),
+        (["baseline", "teacher", "--accuracy-drop", "1e-9"], "--accuracy-drop: wants a share from 0.0001 to below 1"),
         (["../cascade", "teacher", "--agree", "0.9"], "is itself a cascade"),
         (["nowhere", "teacher", "--agree", "0.9"], "nowhere: no such folder"),
     ],
@@ -194,14 +256,6 @@ def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, arguments, m
     named = [world / "out" / word if word[0] != "-" and not word[0].isdigit() else word for word in arguments]
     code, _, said = run("cascade", *named, "--output", tmp_path / "c")
     assert code == 2 and message in said and "Traceback" not in said and not (tmp_path / "c").exists()
-
-
-def test_classifiers_with_other_validation_texts_are_refused(world, tmp_path):
-    write_reviews(tmp_path / "other.csv", 300, seed=7)
-    recipe = load_recipe(world / "recipe.yaml", [f"data.files.train={tmp_path / 'other.csv'}"])
-    commands.baseline(recipe, tmp_path / "baseline")
-    with pytest.raises(FolderError, match="was trained with other validation texts"):
-        commands.cascade([tmp_path / "baseline", world / "out" / "teacher"], tmp_path / "c", agree=0.9, device="cpu")
 
 
 def test_a_promise_that_nothing_keeps_is_not_made(world, tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from distill.errors import PromiseError
 from distill.measuring.promise import Promise, Steps, agreement_p_value, cheapest_cascade, drop_p_value
 
 
@@ -75,7 +76,9 @@ def test_three_steps_are_cheaper_than_the_last_one_alone_and_than_two():
     assert costs[0] < costs[1] < costs[2]
 
 
-@pytest.mark.parametrize("promise", [Promise(agree=0.98), Promise(agree=0.9), Promise(accuracy_drop=0.02)])
+@pytest.mark.parametrize(
+    "promise", [Promise(agree=0.98), Promise(agree=0.9), Promise(accuracy_drop=0.02), Promise(accuracy_drop=0.001)]
+)
 @pytest.mark.parametrize("steps", [2, 3])
 def test_the_number_of_texts_needed_is_the_least_that_can_prove_it(promise, steps):
     needed = promise.texts_needed(steps)
@@ -85,6 +88,22 @@ def test_the_number_of_texts_needed_is_the_least_that_can_prove_it(promise, step
         return cheapest_cascade(same, np.zeros(count, int), promise) is not None
 
     assert proved(needed) and not proved(needed - 2)
+
+
+def test_a_step_that_is_always_wrong_answers_nothing_and_costs_nothing():
+    steps, gold = population(3_000, 3, seed=4)
+    steps.answers[0] = 1 - steps.answers[-1]
+    found = cheapest_cascade(steps, gold, Promise(agree=0.95))
+    assert np.isinf(found.thresholds[0]) and np.isfinite(found.thresholds[1])
+    pair = Steps(steps.confidence[1:], steps.answers[1:], steps.seconds[1:])
+    assert steps.mean_seconds(found.thresholds) == pytest.approx(pair.mean_seconds(found.thresholds[1:]))
+
+
+@pytest.mark.parametrize("wrong", [{}, {"agree": 0.9, "accuracy_drop": 0.1}, {"agree": 98}, {"agree": 1.0},
+                                   {"agree": float("nan")}, {"accuracy_drop": 0.0}])  # fmt: skip
+def test_an_impossible_promise_is_refused(wrong):
+    with pytest.raises(PromiseError):
+        Promise(**wrong)
 
 
 def test_a_cascade_that_disagrees_everywhere_is_not_made():

@@ -51,6 +51,7 @@ from distill.models.ngram_config import MODEL_TYPE, NgramConfig
 from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.students import build_from_config, build_from_layers, check_layers, choose_layers
 from distill.models.truncation import kept_part
+from distill.models.untrusted import memory_limit
 from distill.recipe.schema import NGRAM_TRAINING, PRECISION, Loss, Ngrams, Recipe, Schedule, Student
 from distill.storage.contents import manifest_of
 from distill.storage.run_folder import RunFolder
@@ -62,6 +63,7 @@ from distill.training.tokens import tokenizer_fingerprint
 log = logging.getLogger("distill")
 
 LOW_NGRAM_RATE = 1e-3
+COPIES = 4  # of each weight in training: itself, its gradient, and Adam's two moments
 
 
 def check_student(recipe: Recipe, teacher: str, device: str) -> None:
@@ -224,6 +226,12 @@ def ngram_config(settings: Ngrams, tokenizer: PreTrainedTokenizerBase, label_nam
         raise RecipeError(
             f"student.ngrams.width: wants at least {len(label_names)}, one for each class, got {settings.width}; or "
             "start: random"
+        )
+    numbers, memory = settings.table * settings.width, memory_limit()
+    if numbers * COPIES > memory.numbers:
+        raise RecipeError(
+            f"student.ngrams: {settings.table} rows of {settings.width} are {numbers} numbers, and training holds "
+            f"{COPIES} of each; {memory.source} {memory.numbers} in all"
         )
     sizes = settings.model_dump(include={"longest", "table", "width"})
     return NgramConfig(vocab_size=vocabulary_of(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)

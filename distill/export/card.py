@@ -8,11 +8,19 @@ from huggingface_hub import ModelCardData
 
 from distill.data.encoding import Truncation
 from distill.export.proofs import Proof
+from distill.models.ngram_config import MODEL_TYPE
 from distill.report.page import as_code, render
 
 
 def export_card(
-    model: str, proof: Proof, *, label_names: Sequence[str], calibrated: bool, truncation: Truncation, room: int
+    model: str,
+    proof: Proof,
+    *,
+    architecture: str,
+    label_names: Sequence[str],
+    calibrated: bool,
+    truncation: Truncation,
+    room: int,
 ) -> str:
     """Return the README.md, in the Hub's format, of an export of `model` that passed its proof.
 
@@ -28,6 +36,7 @@ def export_card(
         model=as_code(model),
         format=proof.format,
         proof=proof,
+        is_ours=architecture == MODEL_TYPE,
         examples=sum(int(found["examples"] or 0) for found in proof.per_class.values()),
         label_names=[as_code(name) for name in label_names],
         calibrated=calibrated,

@@ -33,7 +33,7 @@ from distill.machine.devices import Device, has_fast_bf16
 from distill.measuring.benchmark import timed_logits
 from distill.models.calibration import CONFIG_KEY
 from distill.models.loading import load_config
-from distill.models.ngram_config import MODEL_TYPE, is_ngrams
+from distill.models.ngram_config import MODEL_TYPE
 from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe.schema import FORMATS
@@ -197,9 +197,8 @@ def keep_proofs(proofs: Generator[Proof, None, None], folder: Path) -> list[Proo
 def _write_rest(source: Source, folder: Path, name: str) -> None:
     """Write configuration and tokenizer; without the temperature for a graph, which already divides by it."""
     if not name.startswith("torch-"):
-        config = (
-            interface(source.model.config) if is_ngrams(source.model.config) else copy.deepcopy(source.model.config)
-        )
+        config = source.model.config
+        config = interface(config) if config.model_type == MODEL_TYPE else copy.deepcopy(config)
         vars(config).pop(CONFIG_KEY, None)
         config.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)

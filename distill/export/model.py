@@ -52,6 +52,7 @@ def export_model(
         card=functools.partial(
             export_card,
             Path(model).absolute().name,
+            architecture=classifier.session.model.config.model_type,
             label_names=splits.label_names,
             truncation=classifier.truncation,
             room=classifier.truncation.max_tokens - classifier.tokenizer.num_special_tokens_to_add(),

@@ -14,18 +14,25 @@ from distill.models.loading import align_labels
 class Cascade(TextClassifier):
     """Classifiers, cheapest first, and for each but the last the probability from which on its answer counts.
 
-    The classes have the order of the first one; the others may have another. Several threads may share a cascade.
+    The classes are `label_names`, and each classifier may have them in another order. `names` are those of the
+    classifiers, for messages. Several threads may share a cascade.
     """
 
     format = "cascade"
     max_tokens = None  # each classifier has its own
 
-    def __init__(self, classifiers: Sequence[TextClassifier], thresholds: Sequence[float], names: Sequence[str]):
+    def __init__(
+        self,
+        classifiers: Sequence[TextClassifier],
+        thresholds: Sequence[float],
+        names: Sequence[str],
+        label_names: Sequence[str],
+    ):
         self.classifiers, self.thresholds, self.names = list(classifiers), [*thresholds, 0.0], list(names)
         self.device = self.classifiers[-1].device
-        self.label_names = self.classifiers[0].label_names
+        self.label_names = tuple(label_names)
         self._columns = [
-            align_labels(one.label_names, self.label_names, teacher=name)
+            align_labels(one.label_names, label_names, teacher=name)
             for one, name in zip(classifiers, names, strict=True)
         ]
 

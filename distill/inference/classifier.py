@@ -15,7 +15,7 @@ from distill.data.encoding import Cut, Truncation, cut_of, encode
 from distill.errors import DeviceError, ModelError
 from distill.inference.cascade import Cascade
 from distill.inference.linear import LinearClassifier
-from distill.inference.runtimes import can_run
+from distill.inference.runtimes import FOR_CPUS, can_run
 from distill.inference.sessions import Session, open_session
 from distill.inference.text_classifier import TextClassifier, encodable
 from distill.machine.devices import Device, resolve_device
@@ -34,7 +34,7 @@ from distill.models.loading import (
 )
 from distill.models.names import is_baseline
 from distill.models.truncation import kept_part
-from distill.models.weights import weight_files
+from distill.models.weights import OPENVINO_WEIGHTS, weight_files
 from distill.storage.cascades import is_cascade, read_cascade
 from distill.storage.exports import EXPORT_PROOFS, read_proofs
 
@@ -144,9 +144,9 @@ def load(
         folder, device = fastest_export(Path(folder), device)
     name = str(folder)
     if is_cascade(Path(folder)):
-        models, thresholds, _ = read_cascade(Path(folder))
-        steps = [load(model, device, threads=threads) for model in models]
-        return Cascade(steps, thresholds, [str(model) for model in models])
+        found = read_cascade(Path(folder))
+        steps = [load(model, device_of_step(model, device), threads=threads) for model in found.models]
+        return Cascade(steps, found.thresholds, list(map(str, found.models)), found.label_names)
     if is_baseline(Path(folder)):
         if device == "cuda":
             raise DeviceError(f"{name}: a baseline runs on CPUs", hint="--device cpu")
@@ -154,6 +154,12 @@ def load(
     config, tokenizer, truncation = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
     return Classifier(session, tokenizer, class_names(config, name), truncation)
+
+
+def device_of_step(model: Path, device: str) -> str:
+    """Return the device for a classifier of a cascade: "cpu" for one that runs on no other, else `device`."""
+    for_cpus = is_baseline(model) or (model / OPENVINO_WEIGHTS).is_file() or model.name in FOR_CPUS
+    return "cpu" if for_cpus else device
 
 
 def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:

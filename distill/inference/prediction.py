@@ -10,7 +10,7 @@ from pathlib import Path
 from scipy.special import softmax
 
 from distill.inference.cascade import Cascade
-from distill.inference.classifier import load
+from distill.inference.classifier import device_of_step, load
 from distill.machine.progress import progress_line
 from distill.storage.exports import EXPORT_PROOFS
 from distill.storage.run_folder import RunFolder
@@ -35,7 +35,8 @@ def predictions(
     """
     classifier = load(model, device)
     if escalate:
-        classifier = Cascade([classifier, load(escalate, device)], [below], [str(model), str(escalate)])
+        second = load(escalate, device_of_step(Path(escalate), device))
+        classifier = Cascade([classifier, second], [below], [str(model), str(escalate)], classifier.label_names)
     answered = Counter[int]()
     exports = RunFolder(Path(model)).export
     hint = f" (its exports: distill predict {exports})" if (exports / EXPORT_PROOFS).is_file() else ""

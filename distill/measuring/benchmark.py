@@ -111,7 +111,7 @@ def measure(
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     logits, rates = {}, {}
     latency: dict[Candidate, dict[str, Any]] = {candidate: {} for candidate in candidates}
-    with _torch_threads(threads or cores()):
+    with torch_threads(threads or cores()):
         for candidate, classifier in classifiers.items():
             title = f"{candidate.role} {classifier.format} {candidate.device}"
             with progress_line(title, len(texts), "text") as line:
@@ -208,7 +208,7 @@ def call_at(session: Session, shape: str, *, vocabulary: int) -> Callable[[], ob
 
 
 @contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
     """Let torch use `threads`, as the other runtimes do, even if a launcher gave it fewer (OMP_NUM_THREADS)."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

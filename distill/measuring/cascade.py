@@ -11,18 +11,23 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from distill.data.splits import Splits
+from distill.data.splits import Splits, read_splits, text_keys
 from distill.errors import FolderError, PromiseError
 from distill.inference.cascade import Cascade
-from distill.inference.classifier import fastest_export, load
+from distill.inference.classifier import device_of_step, fastest_export, load
+from distill.inference.text_classifier import check_finite
+from distill.machine.devices import cores
 from distill.machine.progress import progress_line
-from distill.measuring.benchmark import WARMUP_TEXTS, timed_logits
+from distill.measuring.benchmark import WARMUP_TEXTS, timed_logits, torch_threads
 from distill.measuring.metrics import accuracy_interval
 from distill.measuring.promise import Promise, Steps, cheapest_cascade
 from distill.models.loading import align_labels
-from distill.storage.cascades import is_cascade, read_cascade, write_cascade
+from distill.recipe.file import load_recipe
+from distill.storage.cascades import MOST_STEPS, is_cascade, read_cascade, write_cascade
+from distill.storage.checksums import ANSWERING, fingerprint
 from distill.storage.contents import run_of
 from distill.storage.exports import EXPORT_PROOFS
+from distill.storage.lock import hold
 
 log = logging.getLogger("distill")
 
@@ -34,8 +39,9 @@ def make_cascade(
 ) -> dict[str, Any]:
     """Write a cascade of the classifiers `models`, cheapest first, to `output`; return its cascade.json.
 
-    The thresholds are found on the validation texts of `splits`, and `promise` says what they keep. Raises
-    `PromiseError` if the texts are too few to prove it, or if no cascade is sure to keep it.
+    The thresholds are found on the validation texts of `splits`, and `promise` says what they keep. A classifier that
+    had better answer no text is left out. Raises `PromiseError` if the texts are too few to prove the promise, if no
+    cascade is sure to keep it, or if that is not faster than the last classifier alone.
     """
     texts, gold_labels = splits.validation["text"][:], np.asarray(splits.validation["label"][:])
     needed = promise.texts_needed(len(models))
@@ -44,60 +50,72 @@ def make_cascade(
             f"cascade: that it {promise} takes at least {needed} validation texts to prove, and there are {len(texts)}",
             hint="a larger data.validation_fraction or validation file; or a weaker promise",
         )
+    fingerprints = [fingerprint(model, ANSWERING) for model in models]
     logits, seconds = [], []
     for model in models:
-        classifier = load(model, device)
+        classifier = load(model, device_of_step(model, device))
         columns = align_labels(classifier.label_names, splits.label_names, teacher=str(model))
         with progress_line(f"{model.name}: validation", len(texts), "text") as line:
             found, rate = timed_logits(classifier, texts, progress=line.update)
+        check_finite(found, str(model))
         logits.append(found[:, columns])
         seconds.append(1 / rate)
-    probabilities = [softmax(found, axis=1) for found in logits]
     steps = Steps(
-        np.stack([found.max(axis=1) for found in probabilities]),
+        np.stack([softmax(found, axis=1).max(axis=1) for found in logits]),
         np.stack([found.argmax(axis=1) for found in logits]),
         seconds,
     )
-    for model, cost, later in zip(models, seconds, seconds[1:], strict=False):
-        if cost >= later:
-            log.warning("cascade: %s is not faster than the one after it: the cheapest comes first", model)
-    found = cheapest_cascade(steps, gold_labels, promise)
+    with progress_line("cascade: thresholds", None, "candidate") as line:
+        found = cheapest_cascade(steps, gold_labels, promise, progress=line.update)
     if found is None:
-        agrees = (steps.answers[:-1] == steps.answers[-1]).mean(axis=1)
+        shares = (steps.answers[:-1] == steps.answers[-1]).mean(axis=1)
         raise PromiseError(
             f"cascade: no thresholds are sure to keep the promise that it {promise}; on their own, the others agree "
-            f"with it on {' and '.join(f'{share:.2%}' for share in agrees)} of {len(texts)} validation texts",
+            f"with it on {' and '.join(f'{share:.2%}' for share in shares)} of {len(texts)} validation texts",
             hint="a weaker promise, more validation texts, or better students",
         )
-    of_tested = steps.of(found.tested)
-    answered_by = of_tested.answered_by(found.thresholds)
-    answers = of_tested.answers_of(found.thresholds)
-    agreed = int((answers == of_tested.answers[-1]).sum())
-    right = int((answers == gold_labels[found.tested]).sum())
+    cost = steps.mean_seconds(found.thresholds)
+    if cost >= seconds[-1]:
+        raise PromiseError(
+            f"cascade: the fastest one that {promise} reads {1 / cost:.1f} texts/s, and {models[-1]} alone "
+            f"{1 / seconds[-1]:.1f}",
+            hint="a weaker promise, or faster classifiers before the last one",
+        )
+    used = [index for index, threshold in enumerate([*found.thresholds, 0.0]) if np.isfinite(threshold)]
+    for index in set(range(len(models))) - set(used):
+        log.info("cascade: without %s, which had better answer no text", models[index])
+    of_tested, gold_labels = steps.of(found.tested), gold_labels[found.tested]
+    answered_by, answers = of_tested.answered_by(found.thresholds), of_tested.answers_of(found.thresholds)
+    right = int((answers == gold_labels).sum())
     promised = {
         "agree": promise.agree,
         "accuracy_drop": promise.accuracy_drop,
         "confidence": promise.confidence,
         "texts": len(found.tested),
         "ordering_texts": len(texts) - len(found.tested),
-        "agreement": agreed / len(found.tested),
+        "agreement": float((answers == of_tested.answers[-1]).mean()),
         "accuracy": right / len(found.tested),
         "accuracy_ci95": accuracy_interval(right, len(found.tested)),
-        "last_accuracy": float((of_tested.answers[-1] == gold_labels[found.tested]).mean()),
-        "answered": [float((answered_by == step).mean()) for step in range(len(models))],
-        "texts_per_second": [1 / cost for cost in seconds],
+        "last_accuracy": float((of_tested.answers[-1] == gold_labels).mean()),
+        "answered": [float((answered_by == index).mean()) for index in used],
+        "texts_per_second_alone": [1 / seconds[index] for index in used],
         "data": {"validation": splits.fingerprints["validation"]},
     }
-    return write_cascade(output, models, found.thresholds, promised)
+    thresholds = [found.thresholds[index] for index in used[:-1]]
+    with hold(output):
+        return write_cascade(
+            output, splits.label_names, [models[index] for index in used], [fingerprints[index] for index in used],
+            thresholds, promised,
+        )  # fmt: skip
 
 
 def classifiers_of(folders: Sequence[Path], device: str) -> list[Path]:
     """Return the folder of each classifier of a cascade; of a folder of exports, the one that was fastest.
 
-    Raises `FolderError` if there are fewer than two, if one is there twice, or if one is itself a cascade.
+    Raises `FolderError` if there are too few or too many, if one is there twice, or if one is itself a cascade.
     """
-    if len(folders) < 2:
-        raise FolderError(f"cascade: wants two classifiers or more, cheapest first, got {len(folders)}")
+    if not 2 <= len(folders) <= MOST_STEPS:
+        raise FolderError(f"cascade: wants 2 to {MOST_STEPS} classifiers, cheapest first, got {len(folders)}")
     models = []
     for folder in folders:
         if is_cascade(folder):
@@ -113,18 +131,30 @@ def classifiers_of(folders: Sequence[Path], device: str) -> list[Path]:
     return models
 
 
-def check_same_texts(models: Sequence[Path], splits: Splits) -> None:
-    """Raise `FolderError` if a model was trained with other validation texts than those of `splits`.
+def check_unseen(models: Sequence[Path], splits: Splits) -> None:
+    """Raise `FolderError` if a model was trained on some of the validation texts of `splits`.
 
-    Its own validation texts may be among the other models' train texts, on which these are surer than on new texts.
+    On these it is surer, and more often right, than on new texts. What a model was trained on is known if it has a run
+    folder, unless that run has the same validation texts: these were held out then.
     """
+    held_out, checked = None, set[Path]()
     for model in models:
         run = run_of(model)
-        known = run.read_manifest()["data"].get("validation") if run else None
-        if known and known != splits.fingerprints["validation"]:
+        if run is None or not run.is_finished or run.path in checked:
+            continue
+        checked.add(run.path)
+        if run.read_manifest().get("data", {}).get("validation") == splits.fingerprints["validation"]:
+            continue
+        held_out = held_out or set(text_keys(splits.validation))
+        own = read_splits(load_recipe(run.recipe))
+        trained = [rows for rows in (own.train, own.transfer) if rows is not None]
+        seen = held_out.intersection(key for rows in trained for key in text_keys(rows))
+        if seen:
             raise FolderError(
-                f"{model}: was trained with other validation texts than {models[-1]}",
-                hint="train all classifiers of a cascade on one recipe's data; or name new texts with --recipe",
+                f"{model}: was trained on {len(seen)} of the {len(splits.validation)} validation texts, so they cannot "
+                "prove a promise about new texts",
+                hint="train all classifiers of a cascade on one recipe's data; or name new texts: "
+                "--set data.files.validation=FILE",
             )
 
 
@@ -136,6 +166,7 @@ def measure_cascade(
     answers_of: Mapping[Path, np.ndarray],
     *,
     device: str,
+    threads: int | None,
 ) -> dict[str, Any]:
     """Return how the cascade in `folder` does on labeled test texts, an entry of `cascades` in report.json.
 
@@ -143,31 +174,32 @@ def measure_cascade(
     `texts_per_second` is for all texts at once. `mean_ms` and `p95_ms` are for texts that come one by one. Both include
     tokenizing and are measured after a warm-up.
     """
-    models, _, promise = read_cascade(folder)
-    classifier = load(folder, device)
+    promise = read_cascade(folder).promise
+    classifier = load(folder, device, threads=threads)
     assert isinstance(classifier, Cascade)
     columns = align_labels(classifier.label_names, label_names, teacher=str(folder))
-    classifier.warm_up()
-    classifier.logits(texts[:WARMUP_TEXTS])
-    with progress_line(f"{folder.name}: test", len(texts), "text") as line:
-        start = time.perf_counter()
-        logits, answered_by = classifier.answers(texts, progress=line.update)
-        rate = len(texts) / (time.perf_counter() - start)
+    with torch_threads(threads or cores()):
+        classifier.warm_up()
+        classifier.logits(texts[:WARMUP_TEXTS])
+        with progress_line(f"{folder.name}: test", len(texts), "text") as line:
+            start = time.perf_counter()
+            logits, answered_by = classifier.answers(texts, progress=line.update)
+            rate = len(texts) / (time.perf_counter() - start)
+        some = np.linspace(0, len(texts) - 1, min(len(texts), TIMED_ALONE)).round().astype(int)
+        milliseconds = []
+        with progress_line(f"{folder.name}: one by one", len(some), "text") as line:
+            for text in some:
+                start = time.perf_counter()
+                classifier.logits([texts[text]])
+                milliseconds.append(1_000 * (time.perf_counter() - start))
+                line.update()
     answers = logits[:, columns].argmax(axis=1)
-    wanted = answers_of.get(models[-1].resolve())
+    wanted = answers_of.get(Path(classifier.names[-1]))
     if wanted is None:
         last = classifier.classifiers[-1]
         order = align_labels(last.label_names, label_names, teacher=classifier.names[-1])
         with progress_line(f"{folder.name}: its last classifier", len(texts), "text") as line:
             wanted = last.logits(texts, progress=line.update)[:, order].argmax(axis=1)
-    some = np.linspace(0, len(texts) - 1, min(len(texts), TIMED_ALONE)).round().astype(int)
-    milliseconds = []
-    with progress_line(f"{folder.name}: one by one", len(some), "text") as line:
-        for text in some:
-            start = time.perf_counter()
-            classifier.logits([texts[text]])
-            milliseconds.append(1_000 * (time.perf_counter() - start))
-            line.update()
     agreed, right = int((answers == wanted).sum()), int((answers == gold_labels).sum())
     return {
         "folder": str(folder),

@@ -66,7 +66,15 @@ def findings_of(
         Path(item.folder).resolve(): item.logits.argmax(axis=1) for item in measurements if item.format != "torch-bf16"
     }
     measured = [
-        measure_cascade(folder, splits.label_names, splits.test["text"][:], gold_labels, answers_of, device=device)
+        measure_cascade(
+            folder,
+            splits.label_names,
+            splits.test["text"][:],
+            gold_labels,
+            answers_of,
+            device=device,
+            threads=benchmark.threads,
+        )
         for folder in cascades
     ]
     commonest = commonest_share(gold_labels)
@@ -102,7 +110,7 @@ def _with_steps(models: Sequence[Path]) -> list[Path]:
     """Return the models, with a cascade replaced by the models that it is made of (an export by its model)."""
     found: dict[Path, Path] = {}
     for model in models:
-        for step in read_cascade(model)[0] if is_cascade(model) else [model]:
+        for step in read_cascade(model).models if is_cascade(model) else [model]:
             run = run_of(step) if is_cascade(model) else None
             place = Path(os.path.relpath(run.path)) if run else step
             found.setdefault(place.resolve(), place)

@@ -8,17 +8,21 @@ most 1 - confidence, however many were tested.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binom
 
+from distill.errors import PromiseError
+
 CONFIDENCE = 0.95
 COMBINATIONS = 2_000  # of thresholds that are tried on the texts that order the candidates
 ORDERING_SHARE = 1 / 3  # of the texts; a cascade of two classifiers needs none, because it has one threshold to lower
+SMALLEST_DROP = 1e-4  # of accuracy: some 40,000 texts prove it at best
 CAUTIOUS = 20  # candidates before the first of those, which is lenient already
 
 
@@ -47,9 +51,16 @@ class Steps:
         """Return the cascade's answers, shape (texts,)."""
         return self.answers[self.answered_by(thresholds), np.arange(self.answers.shape[1])]
 
+    def costs(self, thresholds: Sequence[float]) -> np.ndarray:
+        """Return what a text costs that is answered by each step: it pays for every step that reads it.
+
+        A step whose threshold is infinite answers nothing, so it would be left out and costs nothing.
+        """
+        return np.cumsum(np.where(np.isfinite([*thresholds, 0.0]), self.seconds, 0.0))
+
     def mean_seconds(self, thresholds: Sequence[float]) -> float:
-        """Return what a text costs on average; a text pays for each step that reads it."""
-        return float(np.cumsum(self.seconds)[self.answered_by(thresholds)].mean())
+        """Return what a text costs on average."""
+        return float(self.costs(thresholds)[self.answered_by(thresholds)].mean())
 
 
 @dataclass(frozen=True)
@@ -64,10 +75,21 @@ class Promise:
     accuracy_drop: float | None = None
     confidence: float = CONFIDENCE
 
+    def __post_init__(self) -> None:
+        if (self.agree is None) == (self.accuracy_drop is None):
+            raise PromiseError("cascade: wants --agree F or --accuracy-drop F, one of the two")
+        if self.agree is not None and not 0 < self.agree < 1:
+            raise PromiseError(f"--agree: wants a share between 0 and 1, got {self.agree:g}")
+        if self.accuracy_drop is not None and not SMALLEST_DROP <= self.accuracy_drop < 1:
+            raise PromiseError(
+                f"--accuracy-drop: wants a share from {SMALLEST_DROP:g} to below 1 (0.01 is one point), got "
+                f"{self.accuracy_drop:g}"
+            )
+
     def __str__(self) -> str:
         if self.agree is not None:
-            return f"agrees with the last classifier on at least {self.agree:.2%} of new texts"
-        return f"loses at most {100 * (self.accuracy_drop or 0):.2f} points of accuracy against the last classifier"
+            return f"agrees with the last classifier on at least {100 * self.agree:.10g} % of new texts"
+        return f"loses at most {100 * (self.accuracy_drop or 0):.10g} points of accuracy against the last classifier"
 
     def p_value(self, steps: Steps, thresholds: Sequence[float], gold_labels: np.ndarray) -> float:
         """Return a p-value for the claim that the cascade breaks the promise, from the texts of `steps`."""
@@ -85,12 +107,16 @@ class Promise:
         if self.agree is not None:
             tested = math.ceil(math.log(1 - self.confidence) / math.log(self.agree))
         else:
-            tested = next(
-                count
-                for count in itertools.count(1)
-                if drop_p_value(np.zeros(count), self.accuracy_drop or 0.0) <= 1 - self.confidence
+            tested = 2
+            while not self._no_loss_proves(tested):
+                tested *= 2
+            tested = tested // 2 + bisect.bisect_left(
+                range(tested // 2, tested), True, key=lambda count: self._no_loss_proves(count)
             )
         return tested if steps == 2 else math.ceil(tested / (1 - ORDERING_SHARE))
+
+    def _no_loss_proves(self, count: int) -> bool:
+        return drop_p_value(np.zeros(count), self.accuracy_drop or 0.0) <= 1 - self.confidence
 
 
 def agreement_p_value(agrees: np.ndarray, share: float) -> float:
@@ -127,7 +153,9 @@ class Found:
     tested: np.ndarray
 
 
-def cheapest_cascade(steps: Steps, gold_labels: np.ndarray, promise: Promise) -> Found | None:
+def cheapest_cascade(
+    steps: Steps, gold_labels: np.ndarray, promise: Promise, *, progress: Callable[[int], object] = lambda done: None
+) -> Found | None:
     """Return the cheapest cascade that keeps the `promise`; None if no cascade is sure to.
 
     The texts are shuffled first. With more than two classifiers, a third of them order the candidates, and only the
@@ -140,7 +168,8 @@ def cheapest_cascade(steps: Steps, gold_labels: np.ndarray, promise: Promise) ->
     of_tested, gold_labels = steps.of(tested), gold_labels[tested]
     best: tuple[float, ...] | None = None
     for thresholds in _lowered(of_tested) if is_pair else _by_risk(steps.of(texts[:split])):
-        if promise.p_value(of_tested, thresholds, gold_labels) > 1 - promise.confidence:
+        progress(1)
+        if not promise.p_value(of_tested, thresholds, gold_labels) <= 1 - promise.confidence:
             break
         if best is None or of_tested.mean_seconds(thresholds) < of_tested.mean_seconds(best):
             best = thresholds
@@ -148,8 +177,10 @@ def cheapest_cascade(steps: Steps, gold_labels: np.ndarray, promise: Promise) ->
 
 
 def _lowered(steps: Steps) -> Iterator[tuple[float]]:
-    """Yield every threshold that makes a difference, from the highest."""
-    yield from ((float(value),) for value in np.unique(steps.confidence[0])[::-1])
+    """Yield thresholds from the highest: all that make a difference, or `COMBINATIONS` of them."""
+    values = np.unique(steps.confidence[0])[::-1]
+    chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), COMBINATIONS)).round().astype(int))
+    yield from ((float(value),) for value in values[chosen])
 
 
 def _by_risk(steps: Steps) -> Iterator[tuple[float, ...]]:
@@ -158,14 +189,15 @@ def _by_risk(steps: Steps) -> Iterator[tuple[float, ...]]:
     Before them come more cautious ones, at which fewer texts are answered early.
     """
     count = steps.answers.shape[1]
-    points = max(3, int(COMBINATIONS ** (1 / (len(steps.answers) - 1))))
+    points = max(2, int(COMBINATIONS ** (1 / (len(steps.answers) - 1))) - 1)
     levels = np.linspace(0, 1, points)
     grids = [[*np.unique(np.quantile(row, levels, method="higher")), np.inf] for row in steps.confidence[:-1]]
     tried = []
-    disagrees, costs, columns = steps.answers != steps.answers[-1], np.cumsum(steps.seconds), np.arange(count)
+    disagrees, columns = steps.answers != steps.answers[-1], np.arange(count)
     for thresholds in itertools.product(*grids):
         answered_by = steps.answered_by(thresholds)
-        tried.append((int(disagrees[answered_by, columns].sum()), float(costs[answered_by].mean()), thresholds))
+        cost = float(steps.costs(thresholds)[answered_by].mean())
+        tried.append((int(disagrees[answered_by, columns].sum()), cost, thresholds))
     cheapest: list[tuple[float, ...]] = []
     least = math.inf
     for _, seconds, thresholds in sorted(tried):

@@ -35,6 +35,10 @@ class NgramForSequenceClassification(PreTrainedModel):
         self.classifier = nn.Linear(config.width, config.num_labels)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the table."""
+        return self.ngrams.embeddings
+
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
     ) -> SequenceClassifierOutput:
@@ -58,10 +62,10 @@ class NgramEmbeddings(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return the average (batch, width) of the rows of all tokens and n-grams of each text."""
         rows, present = self.rows(input_ids, attention_mask)
-        weight = self.embeddings.weight
-        present = present.to(weight.dtype)
-        shares = present / present.sum(dim=1, keepdim=True).clamp(min=1)
-        return torch.bmm(shares.unsqueeze(1), self.embeddings(rows)).squeeze(1)
+        found = self.embeddings(rows)
+        # In fp32, because in fp16 neither the number of a long text's n-grams nor the share of each can be written.
+        shares = present.float() / present.float().sum(dim=1, keepdim=True).clamp(min=1)
+        return torch.bmm(shares.unsqueeze(1), found.float()).squeeze(1).to(found.dtype)
 
     def rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the row of each n-gram, and a mask that is 1 if it has no padding; both (batch, n-grams), int64."""

@@ -269,9 +269,15 @@ class Student(Stage):
         return self
 
     @model_validator(mode="after")
-    def _ngrams_learn_from_logits(self) -> Student:
-        if self.ngrams and self.loss.runs_teacher:
+    def _ngrams_have_no_layers(self) -> Student:
+        if not self.ngrams:
+            return self
+        if self.loss.runs_teacher:
             raise ValueError("loss.hidden_states and loss.attention_relations need layers, but ngrams has none")
+        if self.attention_dropout:
+            raise ValueError("attention_dropout: ngrams has no attention; leave it out")
+        if named := [name for name in ("gradient_checkpointing", "fsdp") if self.training.get(name)]:
+            raise ValueError(f"training.{named[0]}: works layer by layer, but ngrams has no layers; leave it out")
         return self
 
 

@@ -162,10 +162,10 @@ def promise_sentence(found: Mapping[str, Any]) -> str:
     promise, (low, high) = found["promise"], found["agreement_ci95"]
     drop = found["last_accuracy"] - found["accuracy"]
     if promise["agree"] is not None:
-        promised = f"it promised at least {promise['agree']:.1%}"
+        promised = f"it promised at least {100 * promise['agree']:.10g} %"
         broken = high < promise["agree"]
     else:
-        promised = f"it promised to lose at most {100 * promise['accuracy_drop']:.1f} points"
+        promised = f"it promised to lose at most {100 * promise['accuracy_drop']:.10g} points"
         broken = drop > promise["accuracy_drop"] + 1.96 * math.sqrt((1 - found["agreement"]) / found["examples"])
     return (
         f"{'The cascade breaks its promise on the test texts: it' if broken else 'The cascade'} agrees with its last "

@@ -4,30 +4,55 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from distill.errors import FolderError
-from distill.storage.checksums import ANSWERING, CASCADE, check_whole, fingerprint, seal
-from distill.storage.files import read_json, write_json
-from distill.storage.records import Number, checked
+from distill.storage.checksums import ANSWERING, CASCADE, SEAL, check_whole, fingerprint, seal
+from distill.storage.files import atomic_files, read_json, write_json
+from distill.storage.lock import is_ours
+from distill.storage.records import checked
+
+MOST_STEPS = 8
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Step(TypedDict):
-    """A classifier of a cascade: its folder, relative to the cascade's, and what its files were when it was made.
+class _Step(TypedDict):
+    """A classifier: its folder, relative to the cascade's, and what its files were when the cascade was made.
 
     It answers a text if its likeliest label has a probability of `at_least`; the last one (None) answers every text.
     """
 
     model: str
     fingerprint: str
-    at_least: Number | None
+    at_least: Share | None
+
+
+class _Promise(TypedDict):
+    agree: Share | None
+    accuracy_drop: Share | None
+    confidence: Share
+    texts: int
+    ordering_texts: NotRequired[int]
 
 
 class _Cascade(TypedDict):
-    steps: list[Step]
+    label_names: list[str]
+    steps: list[_Step]
+    promise: _Promise
+
+
+@dataclass(frozen=True)
+class CascadeFolder:
+    """What a cascade's folder says: its classes, its models, the threshold of each but the last, and its promise."""
+
+    label_names: tuple[str, ...]
+    models: list[Path]
+    thresholds: list[float]
     promise: dict[str, Any]
 
 
@@ -36,43 +61,70 @@ def is_cascade(folder: Path) -> bool:
     return (folder / CASCADE).is_file()
 
 
+def check_place(folder: Path) -> None:
+    """Raise `FolderError` if `folder` holds anything but a cascade, which writing one would damage."""
+    others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    others = [name for name in others if name not in (CASCADE, SEAL) and not is_ours(name)]
+    if others:
+        raise FolderError(f"{folder}: holds other files than a cascade's ({min(others)})", hint="--output DIR")
+
+
 def write_cascade(
-    folder: Path, models: Sequence[Path], thresholds: Sequence[float], promise: dict[str, Any]
+    folder: Path,
+    label_names: Sequence[str],
+    models: Sequence[Path],
+    fingerprints: Sequence[str],
+    thresholds: Sequence[float],
+    promise: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write the cascade of `models` into `folder` and return what was written; `promise` is what it keeps."""
-    folder.mkdir(parents=True, exist_ok=True)
-    steps: list[Step] = [
+    """Write the cascade of `models` into `folder` and return what was written; `promise` is what it keeps.
+
+    Raises `FolderError` if a model is no longer what its fingerprint says.
+    """
+    for model, before in zip(models, fingerprints, strict=True):
+        if fingerprint(model, ANSWERING) != before:
+            raise FolderError(f"{model}: has changed while the cascade was made", hint="make it again")
+    steps = [
         {
             "model": Path(os.path.relpath(model.resolve(), folder.resolve())).as_posix(),
-            "fingerprint": fingerprint(model, ANSWERING),
+            "fingerprint": before,
             "at_least": threshold,
         }
-        for model, threshold in zip(models, [*thresholds, None], strict=True)
+        for model, before, threshold in zip(models, fingerprints, [*thresholds, None], strict=True)
     ]
-    content: dict[str, Any] = {"steps": steps, "promise": promise}
-    write_json(folder / CASCADE, content)
-    seal(folder, [CASCADE])
+    content: dict[str, Any] = {"label_names": list(label_names), "steps": steps, "promise": promise}
+    with atomic_files(folder) as made:
+        write_json(made / CASCADE, content)
+        seal(made, [CASCADE])
     return content
 
 
-def read_cascade(folder: Path) -> tuple[list[Path], list[float], dict[str, Any]]:
-    """Return the models of a cascade, the threshold of each but the last, and its promise.
+def read_cascade(folder: Path) -> CascadeFolder:
+    """Return what a cascade's folder says.
 
-    Raises `FolderError` if cascade.json is damaged, or if a model is missing or has changed since.
+    Raises `FolderError` if cascade.json is damaged, or if a model is missing, has changed since or is a cascade itself.
     """
     check_whole(folder, (CASCADE,))
     place = folder / CASCADE
     content = checked(_Cascade, read_json(place), str(place))
-    steps: list[Step] = content["steps"]
-    if len(steps) < 2 or [step["at_least"] is None for step in steps] != [False] * (len(steps) - 1) + [True]:
-        raise FolderError(f"{place}: wants two steps or more, and a threshold for each but the last")
+    steps: list[_Step] = content["steps"]
+    open_ended = [step["at_least"] is None for step in steps]
+    if not 2 <= len(steps) <= MOST_STEPS or open_ended != [False] * (len(steps) - 1) + [True]:
+        raise FolderError(f"{place}: wants two to {MOST_STEPS} steps, and a threshold for each but the last")
+    if (content["promise"]["agree"] is None) == (content["promise"]["accuracy_drop"] is None):
+        raise FolderError(f"{place}: promise: wants either agree or accuracy_drop")
     models = []
     for step in steps:
-        model = folder / step["model"]
         again = "distill cascade makes it again"
+        if PurePosixPath(step["model"]).is_absolute() or Path(step["model"]).is_absolute():
+            raise FolderError(f"{place}: {step['model']}: wants a path relative to the cascade's folder")
+        model = (folder.resolve() / step["model"]).resolve()  # a link in `folder` must not lead elsewhere later
         if not model.is_dir():
             raise FolderError(f"{folder}: its classifier {model} is not there", hint=f"restore it, or {again}")
+        if is_cascade(model):
+            raise FolderError(f"{folder}: its classifier {model} is itself a cascade")
         if fingerprint(model, ANSWERING) != step["fingerprint"]:
             raise FolderError(f"{folder}: {model} has changed since, so the thresholds no longer fit it", hint=again)
-        models.append(Path(os.path.normpath(model)))
-    return models, [float(step["at_least"]) for step in steps if step["at_least"] is not None], content["promise"]
+        models.append(model)
+    thresholds = [float(step["at_least"]) for step in steps if step["at_least"] is not None]
+    return CascadeFolder(tuple(content["label_names"]), models, thresholds, content["promise"])

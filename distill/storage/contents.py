@@ -25,7 +25,7 @@ def manifest_of(model: str) -> dict[str, Any] | None:
 def find_recipe(folders: Sequence[Path]) -> Path:
     """Return the first recipe.yaml found in model folders, or in the run folder that an export belongs to."""
     for model in (model for folder in folders for model in models_in(folder)):
-        models = read_cascade(model)[0] if is_cascade(model) else [model]
+        models = read_cascade(model).models if is_cascade(model) else [model]
         for folder in (place for one in models for place in (one, one.parent.parent)):
             if RunFolder(folder).recipe.is_file():
                 return RunFolder(folder).recipe
@@ -40,9 +40,7 @@ def text_column_of(model: Path | str) -> str:
     The texts of a cascade are those of its first classifier.
     """
     folder = Path(model)
-    while is_cascade(folder):
-        folder = read_cascade(folder)[0][0]
-    run = run_of(folder)
+    run = run_of(read_cascade(folder).models[0] if is_cascade(folder) else folder)
     return load_recipe(run.recipe).data.text_column if run else "text"
 
 

@@ -68,8 +68,8 @@ def _read(path: str) -> tuple[list[str], list[str]]:
 
 
 def _model2vec(texts: list[str], labels: list[str], work: Path, arguments: argparse.Namespace) -> tuple[Answers, int]:
-    from model2vec.distill import distill
-    from model2vec.train import StaticModelForClassification
+    from model2vec.distill import distill  # pyright: ignore[reportMissingImports]
+    from model2vec.train import StaticModelForClassification  # pyright: ignore[reportMissingImports]
 
     static = distill(model_name=arguments.encoder)
     model: Any = StaticModelForClassification.from_static_model(model=static)
@@ -81,7 +81,7 @@ def _model2vec(texts: list[str], labels: list[str], work: Path, arguments: argpa
 
 
 def _fasttext(texts: list[str], labels: list[str], work: Path, arguments: argparse.Namespace) -> tuple[Answers, int]:
-    import fasttext
+    import fasttext  # pyright: ignore[reportMissingImports]
 
     lines = [f"__label__{label} {_words(text)}" for text, label in zip(texts, labels, strict=True)]
     (work / "train.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
