@@ -99,8 +99,9 @@ def test_every_command_shown_runs(world):
         done = run(command, world)
         if "training.fsdp" in command and "Signal 11 (SIGSEGV)" in done.stderr:  # see GLOO_MAY_CRASH
             done = run(f"{command} --overwrite", world)
-        # The doctor finds faults of this machine, too, and a budget may be met by nothing.
-        may_fail = " doctor" in command or "--max-drop" in command
+        # The doctor finds faults of this machine, too, a budget may be met by nothing, and a cascade of models as small
+        # as these may be slower than the last one alone.
+        may_fail = any(word in command for word in (" doctor", "--max-drop", "cascade"))
         if done.returncode not in ((0, 2) if may_fail else (0,)) or "Traceback" in done.stderr:
             failed[command] = done.stderr[-1_000:]
     assert not failed
