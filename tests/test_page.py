@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from distill.measuring import cascade
+from distill.measuring import escalation
 from distill.measuring.training_log import training_curve
 from distill.report.choice import Budget
 from distill.report.document import Findings, write_report
@@ -58,7 +58,7 @@ def report(tmp_path_factory):
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 2, 100)
     logits = {name: rng.normal(size=(100, 2)) + skill * np.eye(2)[gold] for name, skill in (("s", 1.0), ("t", 3.0))}
-    curve = cascade.cascade_curve(logits["s"], logits["t"], gold, student_ms=5.0, teacher_ms=40.0)
+    curve = escalation.cascade_curve(logits["s"], logits["t"], gold, student_ms=5.0, teacher_ms=40.0)
     flipped = {
         "text": HOSTILE, "gold": HOSTILE, "model": HOSTILE, "format": "b", "model_probabilities": {HOSTILE: 0.6},
         "format_probabilities": {"b": 0.7},
