@@ -51,20 +51,8 @@ def make_cascade(
             hint="a larger data.validation_fraction or validation file; or a weaker promise",
         )
     fingerprints = [fingerprint(model, ANSWERING) for model in models]
-    logits, seconds = [], []
-    for model in models:
-        classifier = load(model, device_of_step(model, device))
-        columns = align_labels(classifier.label_names, splits.label_names, teacher=str(model))
-        with progress_line(f"{model.name}: validation", len(texts), "text") as line:
-            found, rate = timed_logits(classifier, texts, progress=line.update)
-        check_finite(found, str(model))
-        logits.append(found[:, columns])
-        seconds.append(1 / rate)
-    steps = Steps(
-        np.stack([softmax(found, axis=1).max(axis=1) for found in logits]),
-        np.stack([found.argmax(axis=1) for found in logits]),
-        seconds,
-    )
+    steps = steps_of(models, splits.label_names, texts, device=device)
+    seconds = steps.seconds
     with progress_line("cascade: thresholds", None, "candidate") as line:
         found = cheapest_cascade(steps, gold_labels, promise, progress=line.update)
     if found is None:
@@ -107,6 +95,21 @@ def make_cascade(
             output, splits.label_names, [models[index] for index in used], [fingerprints[index] for index in used],
             thresholds, promised,
         )  # fmt: skip
+
+
+def steps_of(models: Sequence[Path], label_names: Sequence[str], texts: Sequence[str], *, device: str) -> Steps:
+    """Return what each of `models` answers to `texts`, with its classes in the order of `label_names`, and how fast."""
+    logits, seconds = [], []
+    for model in models:
+        classifier = load(model, device_of_step(model, device))
+        columns = align_labels(classifier.label_names, label_names, teacher=str(model))
+        with progress_line(f"{model.name}: answers", len(texts), "text") as line:
+            found, rate = timed_logits(classifier, texts, progress=line.update)
+        check_finite(found, str(model))
+        logits.append(found[:, columns])
+        seconds.append(1 / rate)
+    confidence = np.stack([softmax(found, axis=1).max(axis=1) for found in logits])
+    return Steps(confidence, np.stack([found.argmax(axis=1) for found in logits]), seconds)
 
 
 def classifiers_of(folders: Sequence[Path], device: str) -> list[Path]:

@@ -16,16 +16,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from scipy.special import softmax
 
 from distill.data.splits import read_splits
-from distill.inference.classifier import load
 from distill.machine.devices import describe_hardware
 from distill.machine.provenance import versions
-from distill.measuring.benchmark import timed_logits
-from distill.measuring.cascade import classifiers_of
-from distill.measuring.promise import Promise, Steps, cheapest_cascade
-from distill.models.loading import align_labels
+from distill.measuring.cascade import classifiers_of, steps_of
+from distill.measuring.promise import Promise, cheapest_cascade
 from distill.recipe.file import load_recipe
 
 
@@ -43,32 +39,22 @@ def main() -> None:
     splits = read_splits(load_recipe(arguments.recipe))
     texts = [*splits.validation["text"][:], *splits.test["text"][:]]
     gold_labels = np.array([*splits.validation["label"][:], *splits.test["label"][:]])
-    logits, seconds = [], []
-    for model in classifiers_of(arguments.models, "cpu"):
-        classifier = load(model, "cpu")
-        columns = align_labels(classifier.label_names, splits.label_names, teacher=str(model))
-        found, rate = timed_logits(classifier, texts)
-        logits.append(found[:, columns])
-        seconds.append(1 / rate)
-    everything = Steps(
-        np.stack([softmax(found, axis=1).max(axis=1) for found in logits]),
-        np.stack([found.argmax(axis=1) for found in logits]),
-        seconds,
-    )
+    models = classifiers_of(arguments.models, "cpu")
+    everything = steps_of(models, splits.label_names, texts, device="cpu")
     last = everything.answers[-1]
     count = arguments.texts or len(splits.validation)
     rng, samples = np.random.default_rng(0), []
     for _ in range(arguments.samples):
         drawn = rng.choice(len(texts), count)
         found = cheapest_cascade(everything.of(drawn), gold_labels[drawn], promise)
-        thresholds = found.thresholds if found else (np.inf,) * (len(logits) - 1)  # then it is the last one alone
+        thresholds = found.thresholds if found else (np.inf,) * (len(models) - 1)  # then it is the last one alone
         answers, answered_by = everything.answers_of(thresholds), everything.answered_by(thresholds)
         samples.append(
             {
                 "thresholds": [float(value) for value in thresholds] if found else None,
                 "agreement": float((answers == last).mean()),
                 "accuracy": float((answers == gold_labels).mean()),
-                "answered": [float((answered_by == step).mean()) for step in range(len(logits))],
+                "answered": [float((answered_by == step).mean()) for step in range(len(models))],
                 "texts_per_second": 1 / everything.mean_seconds(thresholds),
             }
         )
@@ -83,7 +69,7 @@ def main() -> None:
     print(
         f"{kept} of {len(samples)} samples of {count} texts keep the promise; "
         f"{np.median(rates):.0f} texts/s in the median ({min(rates):.0f} to {max(rates):.0f}), "
-        f"alone {', '.join(f'{1 / one:.0f}' for one in seconds)}"
+        f"alone {', '.join(f'{1 / one:.0f}' for one in everything.seconds)}"
     )
     shown = {name: str(value) for name, value in vars(arguments).items()}
     alone = [float((found == gold_labels).mean()) for found in everything.answers]
