@@ -764,6 +764,8 @@ def _shown_proof(proof: dict[str, Any]) -> str:
     for name, found in proof["fusion"].items():
         counted = f"{found['fused']}/{found['expected']}" if isinstance(found, dict) else found
         parts.append(f"{name.replace('_', ' ')} {counted}")
+    if proof.get("note"):
+        parts.append(proof["note"])
     if proof["tried"]:
         parts.append(f"{len(proof['tried'])} settings failed before: {proof['tried'][-1]['reason']}")
     return "\t".join(parts)

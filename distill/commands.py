@@ -252,7 +252,7 @@ def export(
     resolved = resolve_device(device)
     folder = Path(output) if output else RunFolder(Path(model)).export
     formats = formats or recipe.export.formats
-    check_formats(formats, load_config(str(model)).model_type)
+    check_formats(formats, load_config(str(model)))
     if not output and not Path(model).is_dir():
         raise FolderError(f"{model}: no such folder, so there is no default place for the exports", hint="--output DIR")
     bounds = Bounds(recipe.export.max_accuracy_drop, recipe.export.min_agreement)

@@ -18,10 +18,16 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    GteConfig,
+    ModernBertConfig,
+    MPNetConfig,
     PreTrainedTokenizerFast,
+    Qwen3Config,
     RobertaConfig,
+    XLMRobertaConfig,
     set_seed,
 )
 from typer.testing import CliRunner
@@ -61,6 +67,24 @@ CONFIGS = {
     "roberta": lambda **kw: RobertaConfig(**SIZES, max_position_embeddings=65, pad_token_id=0, **kw),
     "electra": lambda **kw: ElectraConfig(**SIZES, embedding_size=16, max_position_embeddings=64, **kw),
 }
+SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+# Others that people bring. They differ in how positions and masks enter the attention, which test_architectures tests;
+# CONFIGS are what all else is tested on.
+MORE_CONFIGS = {
+    "xlm-roberta": lambda **kw: XLMRobertaConfig(**SIZES, max_position_embeddings=65, pad_token_id=0, **kw),
+    "mpnet": lambda **kw: MPNetConfig(**SIZES, max_position_embeddings=66, **kw),  # a bias for each distance
+    "modernbert": lambda **kw: ModernBertConfig(  # rotary positions, and windows in most layers
+        **SIZES, **SPECIAL_IDS, max_position_embeddings=64, local_attention=8, **kw
+    ),
+    "gte": lambda **kw: GteConfig(**SIZES, **SPECIAL_IDS, max_position_embeddings=64, **kw),
+    "deberta-v2": lambda **kw: DebertaV2Config(  # attention that is no single node
+        **SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16, max_position_embeddings=64,
+        position_biased_input=False, type_vocab_size=0, pad_token_id=0, **kw,
+    ),
+    "qwen3": lambda **kw: Qwen3Config(  # causal: the head reads the last token
+        **SIZES, pad_token_id=0, num_key_value_heads=2, head_dim=8, max_position_embeddings=64, **kw
+    ),
+}  # fmt: skip
 
 
 def write_reviews(path: Path, count: int, seed: int, *, mislabelled: int = 0) -> list[tuple[str, str]]:
@@ -101,7 +125,7 @@ def make_classifier(folder: Path, architecture: str = "bert", words: list[str] |
     settings = {"vocab_size": len(SPECIAL) + len(words), "id2label": dict(enumerate(LABELS))} | config
     settings["label2id"] = {name: index for index, name in settings["id2label"].items()}
     set_seed(7)
-    model = AutoModelForSequenceClassification.from_config(CONFIGS[architecture](**settings))
+    model = AutoModelForSequenceClassification.from_config((CONFIGS | MORE_CONFIGS)[architecture](**settings))
     with torch.no_grad():  # weights as small as a new model's make every text look the same
         for parameter in model.parameters():
             parameter.mul_(3)

@@ -99,7 +99,7 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
         )
         if settings.loss.runs_teacher:
             _check_one_tokenizer(settings, tokenizer, load_tokenizer(teacher))
-    check_formats(recipe.export.formats, student_config.model_type)
+    check_formats(recipe.export.formats, student_config)
     if settings.loss.hidden_states:
         map_layers(layer_count(config), layer_count(student_config), settings.loss.hidden_states.teacher_layers)
     if settings.loss.attention_relations:

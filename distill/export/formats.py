@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation, encode
 from distill.errors import FolderError, ModelError
 from distill.export import fusion
+from distill.export.attention import ONE_NODE
 from distill.export.int8 import CALIBRATION_TEXTS, Int8Settings, import_nncf, int8_settings, quantise, quantise_openvino
 from distill.export.ngram_graph import interface, with_even_columns
 from distill.export.onnx_graph import check_architecture, quiet, trace
@@ -35,11 +36,12 @@ from distill.models.calibration import CONFIG_KEY
 from distill.models.loading import load_config
 from distill.models.ngram_config import MODEL_TYPE
 from distill.models.ngrams import NgramForSequenceClassification
+from distill.models.saving import save
 from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe.schema import FORMATS
 from distill.storage.checksums import SEAL, seal
 from distill.storage.exports import EXPORT_PROOFS, FLIPPED, PROOF, read_proofs
-from distill.storage.files import PARTIAL, naming_full_disk, read_json, replace_path, write_json, write_text
+from distill.storage.files import PARTIAL, naming_full_disk, replace_path, write_json, write_text
 from distill.storage.lock import hold
 from distill.storage.run_folder import RunFolder
 
@@ -77,12 +79,12 @@ class Source:
         return widest(self.graph, self.batches[:RANGE_TEXTS])
 
 
-def check_formats(formats: Sequence[str], model_type: str) -> None:
-    """Raise `ModelError` or `DeviceError` if a model of this type cannot be exported to one of `formats` here."""
+def check_formats(formats: Sequence[str], config: PretrainedConfig) -> None:
+    """Raise `ModelError` or `DeviceError` if a model of this kind cannot be exported to one of `formats` here."""
     if any(not name.startswith("torch-") for name in formats):
-        check_architecture(model_type)
+        check_architecture(config)
     openvino = [name for name in formats if name.startswith("openvino-")]
-    if openvino and model_type == MODEL_TYPE:
+    if openvino and config.model_type == MODEL_TYPE:
         raise ModelError(
             f"export.formats: {openvino[0]}: OpenVINO computes whole numbers in 32 bits, and an n-gram's hash needs 62",
             hint="--set export.formats=[onnx-fp32,onnx-int8]",
@@ -111,10 +113,10 @@ def export_formats(
     """Export the fp32 `model` to each of `formats`, in its own folder in `folder`; yield its proof on `texts`.
 
     The proof compares with `model` itself. A format fails if it breaks a bound on accuracy or agreement, if its logits
-    are not finite, or if nodes are not fused; onnx-int8 then tries its next settings. A format that fails gets no
-    folder, and the folder of an earlier export is removed. Until then the earlier export stays usable. A format's
-    folder holds the model, its card, its proof and the texts whose label changed. If the format failed, those texts are
-    in flipped-FORMAT.jsonl beside it.
+    are not finite, or if nodes are not fused although the architecture allows it (see attention.ONE_NODE); onnx-int8
+    then tries its next settings. A format that fails gets no folder, and the folder of an earlier export is removed.
+    Until then the earlier export stays usable. A format's folder holds the model, its card, its proof and the texts
+    whose label changed. If the format failed, those texts are in flipped-FORMAT.jsonl beside it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,18 +133,22 @@ def export_formats(
         made.mkdir()
         with quiet(), naming_full_disk(folder):
             WRITERS[name](source, made, settings)
-        _write_rest(source, made, name)
+        if not name.startswith("torch-"):
+            _write_rest(source, made)
         fused: dict[str, Any] = {}
         if name.startswith("onnx-"):
-            fused = fusion.count_fused_nodes(made / ONNX_WEIGHTS, model.config, _device(name, device))
+            fused = fusion.count_fused_nodes(made / ONNX_WEIGHTS, model, _device(name, device))
         unfused = fusion.missing_fusions(fused)
+        note = None
+        if model.config.model_type not in ONE_NODE:  # then its attention was traced as it is
+            unfused, note = None, unfused
         if name == "onnx-int8" and not fused.get("int8_products") and not fused.get("int8_tables"):
             unfused = "; ".join(filter(None, (unfused, "no product or table is in int8")))
         logits, rate = _answers(name, made, model, device, classify, reference)
         return prove(
             name, logits, reference, gold_labels, label_names, bounds,
             size_bytes=weights_bytes(made), device=_device(name, device), texts_per_second=rate,
-            fusion=fused, unfused=unfused, settings=asdict(settings) if settings else {},
+            fusion=fused, unfused=unfused, note=note, settings=asdict(settings) if settings else {},
         ), logits  # fmt: skip
 
     with work_folder as work:
@@ -157,7 +163,8 @@ def export_formats(
             proof, logits = attempt(name, first)
             tried: list[dict[str, Any]] = []
             for settings in others:
-                if proof.passed or fusion.missing_fusions(proof.fusion):  # other settings do not fuse more nodes
+                unfused = proof.note is None and fusion.missing_fusions(proof.fusion)
+                if proof.passed or unfused:  # other settings do not fuse more nodes
                     break
                 progress(f"{name} again, with other settings: {proof.reason}")
                 tried.append({"settings": proof.settings, "reason": proof.reason, "agreement": proof.agreement})
@@ -194,20 +201,12 @@ def keep_proofs(proofs: Generator[Proof, None, None], folder: Path) -> list[Proo
     return made
 
 
-def _write_rest(source: Source, folder: Path, name: str) -> None:
-    """Write configuration and tokenizer; without the temperature for a graph, which already divides by it."""
-    if not name.startswith("torch-"):
-        config = source.model.config
-        config = interface(config) if config.model_type == MODEL_TYPE else copy.deepcopy(config)
-        vars(config).pop(CONFIG_KEY, None)
-        config.save_pretrained(folder)
-    source.tokenizer.save_pretrained(folder)
-    # transformers 5 has a new name for tokenizers without a class of their own; transformers 4, which Optimum needs,
-    # does not know it.
-    saved = folder / "tokenizer_config.json"
-    settings = read_json(saved)
-    if settings["tokenizer_class"] == "TokenizersBackend":
-        write_json(saved, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+def _write_rest(source: Source, folder: Path) -> None:
+    """Write configuration and tokenizer beside a graph, without the temperature, by which it already divides."""
+    config = source.model.config
+    config = interface(config) if config.model_type == MODEL_TYPE else copy.deepcopy(config)
+    vars(config).pop(CONFIG_KEY, None)
+    save(config, source.tokenizer, folder)
 
 
 def _answers(
@@ -258,7 +257,7 @@ def _keep_flips(path: Path, rows: Iterator[dict[str, Any]]) -> None:
 
 
 def _write_torch_fp16(source: Source, folder: Path, _: Any) -> None:
-    copy.deepcopy(source.model).half().save_pretrained(folder)
+    save(copy.deepcopy(source.model).half(), source.tokenizer, folder)
 
 
 def _write_onnx_fp32(source: Source, folder: Path, _: Any) -> None:

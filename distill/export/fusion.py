@@ -12,24 +12,29 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime
-from transformers import PretrainedConfig
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import GELUActivation
 
-from distill.export.onnx_graph import FUSED_ATTENTION
+from distill.export import attention
 from distill.export.outliers import OWN_ACTIVATION
 from distill.inference.runtimes import onnx_providers
 from distill.machine.devices import Device
-from distill.models.loading import layer_count
+from distill.models.loading import BERT_LIKE, layer_count
 from distill.models.ngram_config import is_ngrams
 
 LAYER_NORM = ("LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization")
+GELU_MODULES = (nn.GELU, GELUActivation)
 GELU = ("Gelu", "BiasGelu", "FastGelu", "QuickGelu")
 INT8_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger")
 INT8 = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+WITHOUT_CASTS = (*BERT_LIKE, "distilbert")
 FLOATS = ("float", "float16", "bfloat16")  # as ONNX Runtime's profile names them
 
 
-def count_fused_nodes(path: Path, config: PretrainedConfig, device: Device) -> dict[str, Any]:
-    """Return how many attentions, LayerNorms and Gelus ONNX Runtime runs as one node, and how many the model has.
+def count_fused_nodes(path: Path, model: PreTrainedModel, device: Device) -> dict[str, Any]:
+    """Return how many attentions, LayerNorms and Gelus ONNX Runtime runs as one node, and how many `model` computes.
 
     They are counted in ONNX Runtime's profile of a run on `device`, because the file does not say what is executed.
 
@@ -39,11 +44,11 @@ def count_fused_nodes(path: Path, config: PretrainedConfig, device: Device) -> d
     - `on_cpu`: nodes of a CUDA session that compute floats on the CPU (it computes shapes there on purpose).
 
     Isolated channels add a Gelu of their own (see outliers.isolate). An fp16 graph has intended casts around its fp32
-    LayerNorms, so they are not counted. On a CPU, which converts the whole fp16 graph, its nodes are counted in the
-    file.
+    LayerNorms, and an architecture may have casts of its own, so neither are counted. On a CPU, which converts the
+    whole fp16 graph, its nodes are counted in the file.
     """
     graph = onnx.load(path, load_external_data=False).graph
-    if is_ngrams(config):
+    if is_ngrams(model.config):
         tables = {weight.name: weight.data_type in INT8 for weight in graph.initializer}
         return {
             "int8_tables": sum(node.op_type == "Gather" and tables.get(node.input[0], False) for node in graph.node)
@@ -52,21 +57,39 @@ def count_fused_nodes(path: Path, config: PretrainedConfig, device: Device) -> d
     ran = list(executed(path, device, np.ones((2, 8), np.int64)))
     in_file = (node.op_type for node in graph.node)
     kinds = Counter(in_file if is_fp16 and device == "cpu" else (node.kind for node in ran))
-    layers = layer_count(config)
+    has = _computed(model)
+    isolated = sum(node.name.endswith(OWN_ACTIVATION) for node in graph.node)
     found: dict[str, Any] = {
-        "attention": {"fused": kinds[FUSED_ATTENTION], "expected": layers},
-        "layer_norm": {"fused": sum(kinds[kind] for kind in LAYER_NORM), "expected": 2 * layers + 1},
+        "attention": {"fused": kinds[attention.NODE], "expected": layer_count(model.config)},
+        "layer_norm": {"fused": sum(kinds[kind] for kind in LAYER_NORM), "expected": has["layer_norm"]},
+        "gelu": {"fused": sum(kinds[kind] for kind in GELU), "expected": has["gelu"] and has["gelu"] + isolated},
     }
-    activation = getattr(config, "hidden_act", getattr(config, "activation", None))
-    if activation == "gelu":  # other activations are several nodes in torch too
-        isolated = sum(node.name.endswith(OWN_ACTIVATION) for node in graph.node)
-        found["gelu"] = {"fused": sum(kinds[kind] for kind in GELU), "expected": layers + isolated}
     if not is_fp16:
         found["int8_products"] = sum(kinds[kind] for kind in INT8_PRODUCTS)
-        found["stray_casts"] = sum(node.kind == "Cast" and node.makes in FLOATS for node in ran)
+        if model.config.model_type in WITHOUT_CASTS:
+            found["stray_casts"] = sum(node.kind == "Cast" and node.makes in FLOATS for node in ran)
     if device == "cuda":
         found["on_cpu"] = sum(node.provider == "CPUExecutionProvider" and node.makes in FLOATS for node in ran)
     return found
+
+
+def _computed(model: PreTrainedModel) -> Counter[str]:
+    """Return how many LayerNorms and exact Gelus the model computes for a text; a shared layer counts each time."""
+    seen: Counter[str] = Counter()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: seen.update([name]))
+        for module in model.modules()
+        for name, kinds in (("layer_norm", nn.LayerNorm), ("gelu", GELU_MODULES))
+        if isinstance(module, kinds) and getattr(module, "approximate", "none") == "none"
+    ]
+    ids = torch.ones(1, 8, dtype=torch.long, device=model.device)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
 
 
 def missing_fusions(counts: Mapping[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""Trace a classifier to an ONNX graph in which attention is one node from the start, so no optimizer has to find it."""
+"""Trace a classifier to an ONNX graph."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from typing import Any
 
 import onnx_ir
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.errors import ModelError
+from distill.export.attention import ONE_NODE, make_attention_one_node
 from distill.models.calibration import temperature_of
-from distill.models.first_token import ARCHITECTURES, first_token_only, last_layer
+from distill.models.first_token import first_token_only, last_layer
 from distill.models.loading import INPUTS
-from distill.models.ngram_config import MODEL_TYPE, is_ngrams
+from distill.models.ngram_config import is_ngrams
 
 OPSET = 20  # the first with a Gelu node; from 23 attention is a node too, but onnxruntime's quantizer breaks it
-FUSED_ATTENTION = "MultiHeadAttention"
 LARGEST_FILE = 2_000_000_000  # bytes; protobuf refuses messages of 2 GiB, so larger weights go to a second file
 
 
-def check_architecture(model_type: str) -> None:
-    """Raise `ModelError` unless `trace` knows the attention mask of models of this type (not windowed or causal)."""
-    if model_type not in (*ARCHITECTURES, MODEL_TYPE):
-        known = ", ".join(sorted(ARCHITECTURES))
+def check_architecture(config: PretrainedConfig) -> None:
+    """Raise `ModelError` if no graph can be made of a model with this configuration."""
+    if config.is_encoder_decoder:
         raise ModelError(
-            f"{model_type}: not an architecture that distill exports to ONNX or OpenVINO ({known})",
+            f"{config.model_type}: an encoder with a decoder, which distill does not export to ONNX or OpenVINO",
             hint="--set export.formats=[torch-fp16] leaves those formats out; or use a student of another architecture",
         )
 
@@ -38,19 +37,19 @@ def check_architecture(model_type: str) -> None:
 def trace(model: PreTrainedModel, path: Path) -> None:
     """Write the graph of a classifier: int64 input_ids and attention_mask in, calibrated fp32 logits out, any shape.
 
-    The trace writes attention as ONNX Runtime's MultiHeadAttention node, through extension points of transformers and
-    torch, because with transformers 5 no optimizer finds the pattern afterwards (0 of 6 layers fused, without a
-    message). Residual sums are not fused with the LayerNorm after them: on a CPU, one SkipLayerNormalization takes
-    twice as long as the three nodes.
+    Where it can, the trace writes attention as one node of ONNX Runtime (see attention.py), through extension points of
+    transformers and torch, because with transformers 5 no optimizer finds the pattern afterwards (0 of 6 layers fused,
+    without a message). Other architectures are traced as they compute. Residual sums are not fused with the LayerNorm
+    after them: on a CPU, one SkipLayerNormalization takes twice as long as the three nodes.
     """
-    check_architecture(model.config.model_type)
+    check_architecture(model.config)
     example = {name: torch.ones(2, 16, dtype=torch.long) for name in INPUTS}
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     traced = copy.deepcopy(model).cpu().eval()
-    if not is_ngrams(model.config):
-        AttentionInterface.register("distill_onnx", _attention_node)
-        AttentionMaskInterface.register("distill_onnx", _padding_mask)
-        traced.set_attn_implementation("distill_onnx")
+    if model.config.model_type in ONE_NODE:
+        make_attention_one_node(traced)
+    elif not is_ngrams(model.config):
+        traced.set_attn_implementation("eager")
     with quiet(), first_token_only(last_layer(traced)):
         program = torch.onnx.export(
             _LogitsOnly(traced).eval(),
@@ -96,34 +95,6 @@ class _LogitsOnly(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float() / self.temperature
-
-
-def _attention_node(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Trace attention as one com.microsoft node; tensors are (batch, heads, tokens, size), the mask (batch, tokens)."""
-    batch, heads, tokens, size = query.shape
-    inputs = [tensor.transpose(1, 2).reshape(batch, tensor.shape[2], heads * size) for tensor in (query, key, value)]
-    output = torch.onnx.ops.symbolic(
-        f"com.microsoft::{FUSED_ATTENTION}",
-        [*inputs, None, attention_mask],
-        {"num_heads": heads, "scale": scaling or size**-0.5},
-        dtype=query.dtype,
-        shape=inputs[0].shape,
-        version=1,
-    )
-    return output.reshape(batch, tokens, heads, size), None
-
-
-def _padding_mask(*_: Any, attention_mask: torch.Tensor, **__: Any) -> torch.Tensor:
-    """Return the mask that the node needs: int32, 1 for a token and 0 for padding, shape (batch, tokens)."""
-    return attention_mask.to(torch.int32)
 
 
 @contextlib.contextmanager

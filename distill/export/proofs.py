@@ -28,7 +28,8 @@ class Proof:
 
     `per_class` has the number of texts of each class, and accuracy and agreement on them. `settings` are those of the
     format, and `tried` holds earlier settings that failed, with the reason. `flipped` counts the texts whose label
-    changed. `texts_per_second` is the speed on `device`, or None if the format is not meant for that device.
+    changed. `texts_per_second` is the speed on `device`, or None if the format is not meant for that device. `note`
+    says which parts of the graph are slower than those of other architectures.
     """
 
     format: str
@@ -46,6 +47,7 @@ class Proof:
     ece: float | None = None
     per_class: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
     fusion: dict[str, Any] = field(default_factory=dict)
+    note: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     tried: list[dict[str, Any]] = field(default_factory=list)
 
@@ -67,16 +69,17 @@ def prove(
     texts_per_second: float | None = None,
     fusion: Mapping[str, Any] | None = None,
     unfused: str | None = None,
+    note: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Proof:
     """Return the proof of a format that gave `logits`; the model gave `reference`; both are (texts, classes).
 
     `fusion` counts the fused nodes of its graph (see fusion.count_fused_nodes). `unfused` says which are missing, and
-    fails the proof.
+    fails the proof; `note` says it where that is as expected.
     """
     shared: dict[str, Any] = {
         "format": format, "size_bytes": size_bytes, "device": device, "texts_per_second": texts_per_second,
-        "fusion": dict(fusion or {}), "settings": dict(settings or {}),
+        "fusion": dict(fusion or {}), "note": note, "settings": dict(settings or {}),
     }  # fmt: skip
     broken = ~np.isfinite(logits).all(axis=1)
     if broken.any():

@@ -16,8 +16,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from distill.models.loading import BERT_LIKE, layer_count, layer_list
 
 # For each architecture: a layer's attention, its query projection, and the modules that read the attention's output.
-ARCHITECTURES = dict.fromkeys(BERT_LIKE, ("attention.self", "query", ("attention.output",))) | {
-    "distilbert": ("attention", "q_lin", ("attention.out_lin", "sa_layer_norm"))
+ARCHITECTURES = {
+    **dict.fromkeys((*BERT_LIKE, "data2vec-text"), ("attention.self", "query", ("attention.output",))),
+    **dict.fromkeys(
+        ("nomic_bert", "gte", "jina_embeddings_v3"),
+        ("self_attn", "q_proj", ("self_attn.o_proj", "post_attention_layernorm")),
+    ),
+    "distilbert": ("attention", "q_lin", ("attention.out_lin", "sa_layer_norm")),
+    "mpnet": ("attention.attn", "q", ("attention.attn.o", "attention.LayerNorm")),
 }
 
 
@@ -41,7 +47,7 @@ def last_layer(model: PreTrainedModel) -> LastLayer | None:
     attention_name, query, after = ARCHITECTURES[model.config.model_type]
     layer = layer_list(model, layer_count(model.config))[1][-1]
     attention = layer.get_submodule(attention_name)
-    config = copy.copy(attention.config)
+    config = copy.copy(getattr(attention, "config", None) or model.config)
     name = config._attn_implementation
     if name in ALL_ATTENTION_FUNCTIONS:  # "eager" is not among them: it keeps computing every token, with equal results
         AttentionInterface.register(f"{name}_of_first_token", _of_first_token(ALL_ATTENTION_FUNCTIONS[name]))
@@ -60,7 +66,7 @@ def first_token_only(layer: LastLayer | None) -> Iterator[None]:
     if layer is None:
         yield
         return
-    config = layer.attention.config
+    config = getattr(layer.attention, "config", None)  # MPNet's attention has none, and does not read it
     # The modules in between reshape to the length of the input, so every position gets the first token's query.
     narrow = type(layer.query).forward
     layer.query.forward = lambda hidden: narrow(layer.query, hidden[:, :1]).expand(-1, hidden.shape[1], -1)
@@ -92,6 +98,8 @@ def _of_first_token(attention: Callable[..., Any]) -> Callable[..., Any]:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if attention_mask is not None and attention_mask.ndim == 4:  # (batch, heads, queries, keys)
             attention_mask = attention_mask[:, :, :1]
+        if "position_bias" in settings:
+            settings["position_bias"] = settings["position_bias"][:, :, :1]
         output, weights = attention(module, query[:, :, :1], key, value, attention_mask, **settings)
         return output.expand(-1, query.shape[2], -1, -1), weights
 

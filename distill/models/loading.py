@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optimum.utils import NormalizedConfig, NormalizedConfigManager
+from optimum.utils import NormalizedConfig, NormalizedConfigManager, NormalizedTextConfig
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -44,13 +44,17 @@ from distill.models.weights import ADAPTER, weight_files
 from distill.storage.checksums import ANSWERING, check_whole
 
 # These number positions from pad_token_id + 1, as fairseq does, so the earlier rows of the position table are unused.
-POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"}
+POSITIONS_AFTER_PADDING = {
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text",
+    "ibert", "luke", "xmod",
+}  # fmt: skip
 # These have BERT's embeddings (word + token type + position, then LayerNorm), its layers, and a head that reads only
 # the first token.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 LAYER = re.compile(r"^(?!.*decoder).*?\b((?:layers?|\w*layer_groups|blocks?|h)\.\d+)\.")  # in the name of a weight
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt")
 TOKENIZER_CONFIG = "tokenizer_config.json"
+HEADS = ("classifier", "score", "classification_head")  # what architectures call their classification head
 INPUTS = ("input_ids", "attention_mask")  # of every model; without token_type_ids, models take all token types as 0
 
 
@@ -294,7 +298,9 @@ def token_limit(config: PretrainedConfig) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if not positions or positions < 0:
         return None
-    return positions - config.pad_token_id - 1 if config.model_type in POSITIONS_AFTER_PADDING else positions
+    if config.model_type in POSITIONS_AFTER_PADDING:
+        return positions - config.pad_token_id - 1
+    return positions - 2 if config.model_type == "mpnet" else positions  # as if its padding token were always 1
 
 
 def is_classifier(config: PretrainedConfig) -> bool:
@@ -371,15 +377,26 @@ def align_labels(teacher_labels: Sequence[str], label_names: Sequence[str], *, t
 
 def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names: Sequence[str]) -> PreTrainedModel:
     """Reorder the classes of `model` so that class i is its former class `columns[i]`; name them and return it."""
-    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    if head.out_features != len(columns):
-        raise ModelError(f"{type(model).__name__}: its last linear layer is not its classification head")
+    head = classification_head(model)
     with torch.no_grad():
         head.weight.copy_(head.weight[list(columns)])
         if head.bias is not None:
             head.bias.copy_(head.bias[list(columns)])
     name_classes(model.config, label_names)
     return model
+
+
+def classification_head(model: PreTrainedModel) -> nn.Linear:
+    """Return the linear layer that makes the logits; raises `ModelError` if it is not to be found.
+
+    It is looked for by the name of the head, because other modules may come after it.
+    """
+    for name in HEADS:
+        head = getattr(model, name, nn.Identity())
+        outputs = [part for part in head.modules() if isinstance(part, nn.Linear)]
+        if outputs and outputs[-1].out_features == model.config.num_labels:
+            return outputs[-1]
+    raise ModelError(f"{type(model).__name__}: has no linear layer with an output for each class in {', '.join(HEADS)}")
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -414,7 +431,8 @@ def layer_list(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
     ]
     if len(lists) != 1:
         raise ModelError(
-            f"student.layers: cannot tell which modules of {type(model).__name__} are its layers; give student.model"
+            f"student.layers: cannot tell which modules of {type(model).__name__} are its layers; give "
+            "student.model or student.config instead"
         )
     return lists[0]
 
@@ -423,8 +441,8 @@ def normalized_config(config: PretrainedConfig) -> NormalizedConfig:
     """Return optimum's view of the configuration, which has the same names for the sizes of all architectures."""
     try:
         return NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
-    except KeyError:
-        raise ModelError(f"{config.model_type}: optimum does not know this architecture") from None
+    except KeyError:  # most newer architectures use the usual names
+        return NormalizedTextConfig(config)
 
 
 def config_fingerprint(name: str) -> str:

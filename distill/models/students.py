@@ -86,10 +86,27 @@ def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> 
     source, target = layer_list(teacher, count), layer_list(student, len(layers))
     kept = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{source[0]}.")}
     for position, layer in enumerate(layers):
-        for name, tensor in source[1][layer].state_dict().items():
+        for name, tensor in _fitting(source[1][layer].state_dict(), target[1][position].state_dict()).items():
             kept[f"{target[0]}.{position}.{name}"] = tensor
     student.load_state_dict(kept, strict=True)
     return student
+
+
+def _fitting(layer: dict[str, torch.Tensor], place: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights of a layer for a place that may not be its own.
+
+    ModernBERT's first layer has no norm before its attention, because the embeddings end with one. A later layer that
+    comes first multiplies that norm's weight into the attention's input instead; the first layer, if it comes later,
+    gets a new norm.
+    """
+    norm, attention = "attn_norm.weight", "attn.Wqkv.weight"
+    if norm in place and norm not in layer:
+        return {**layer, norm: place[norm]}
+    if norm in layer and norm not in place:
+        return {name: tensor for name, tensor in layer.items() if not name.startswith("attn_norm.")} | {
+            attention: layer[attention] * layer[norm]
+        }
+    return layer
 
 
 def build_from_config(teacher_config: PretrainedConfig, sizes: Mapping[str, Any], *, seed: int) -> PreTrainedModel:

@@ -28,6 +28,7 @@ from distill.measuring.metrics import faults_of_answers, figures
 from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
 from distill.models.calibration import CONFIG_KEY, Calibration, calibrate
 from distill.models.loading import parameter_count
+from distill.models.saving import save
 from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 from distill.models.weights import weights_fingerprint
 from distill.recipe.schema import Recipe, Stage, with_absolute_paths
@@ -237,8 +238,7 @@ def _write_run(
     gold_labels = np.asarray(splits.test["label"][:])
     test = figures(test_logits, gold_labels)
     faults = faults_of_answers(test_logits, gold_labels, splits.label_names)
-    model.save_pretrained(folder.path)
-    tokenizer.save_pretrained(folder.path)
+    save(model, tokenizer, folder.path)
     write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits)
     metrics = {
         "test": test,

@@ -212,7 +212,7 @@ def export(model: PreTrainedModel, arguments: argparse.Namespace) -> dict[str, A
                 source = Source(model, load_tokenizer(arguments.model), [], Truncation(512), partial.parent)
                 WRITERS[name](source, partial, None)
         if not arguments.shape:
-            found[name] = count_fused_nodes(folder / ONNX_WEIGHTS, model.config, arguments.device)
+            found[name] = count_fused_nodes(folder / ONNX_WEIGHTS, model, arguments.device)
             found[name] |= {"shortfall": missing_fusions(found[name])}
             print(f"{name}: {found[name]}")
     return found

@@ -1,0 +1,169 @@
+"""What must hold for every architecture that people bring: its head, its layers, its limits and its graph."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import CONFIGS, LABELS, MORE_CONFIGS, make_classifier
+from transformers import AlbertConfig, AutoModelForSequenceClassification, AutoTokenizer, T5Config
+
+import distill
+from distill.data.encoding import Truncation
+from distill.errors import ModelError
+from distill.export.attention import ONE_NODE
+from distill.export.formats import Bounds, export_formats
+from distill.export.fusion import count_fused_nodes, missing_fusions
+from distill.export.onnx_graph import check_architecture, trace
+from distill.models.first_token import ARCHITECTURES, first_token_only, last_layer
+from distill.models.loading import classification_head, reorder_classes, token_limit
+from distill.models.saving import save
+from distill.models.students import build_from_config, build_from_layers
+from distill.storage.files import read_json
+
+ALL = sorted(CONFIGS | MORE_CONFIGS)
+MORE = sorted(MORE_CONFIGS)
+IDS = torch.tensor([[2, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 3], [2, 16, 17, 3] + [0] * 8])
+MASK = (IDS != 0).long()
+
+
+def load(folder):
+    return AutoModelForSequenceClassification.from_pretrained(folder).eval()
+
+
+def logits(model, ids=IDS, mask=MASK):
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, attention_mask=mask).logits
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_reordered_classes_are_the_same_classes(architecture, tmp_path):
+    three = {0: "bad", 1: "so so", 2: "good"}
+    model = load(make_classifier(tmp_path, architecture, id2label=three))
+    before = logits(model)
+    assert classification_head(model).out_features == 3
+    reorder_classes(model, [2, 0, 1], ["good", "bad", "so so"])
+    torch.testing.assert_close(logits(model), before[:, [2, 0, 1]])
+    assert model.config.id2label == {0: "good", 1: "bad", 2: "so so"}
+
+
+def test_a_model_without_a_known_head_is_refused():
+    with pytest.raises(ModelError, match="has no linear layer with an output for each class in classifier, score"):
+        classification_head(load_headless())
+
+
+def load_headless():
+    model = AutoModelForSequenceClassification.from_config(CONFIGS["bert"](vocab_size=29))
+    del model.classifier
+    return model
+
+
+@pytest.mark.parametrize("architecture", MORE)
+@pytest.mark.parametrize("layers", [[0, 1, 2, 3], [0, 3], [1, 2], [3, 0]])
+def test_a_student_of_any_layers_is_saved_and_answers_the_same_when_loaded(architecture, layers, tmp_path):
+    teacher = load(make_classifier(tmp_path / "teacher", architecture))
+    student = build_from_layers(teacher, layers)
+    if layers == [0, 1, 2, 3]:
+        torch.testing.assert_close(logits(student), logits(teacher))
+    save(student, AutoTokenizer.from_pretrained(tmp_path / "teacher"), tmp_path / "student")
+    torch.testing.assert_close(logits(load(tmp_path / "student")), logits(student))
+
+
+@pytest.mark.parametrize("architecture", MORE)
+def test_the_architecture_can_be_made_smaller(architecture, tmp_path):
+    teacher = load(make_classifier(tmp_path, architecture))
+    student = build_from_config(teacher.config, {"num_hidden_layers": 2}, seed=1)
+    assert student.config.num_hidden_layers == 2 and logits(student).shape == (2, 2)
+
+
+def test_layers_that_are_shared_are_refused_with_what_to_use_instead():
+    config = AlbertConfig(vocab_size=29, hidden_size=32, num_attention_heads=4)
+    shared = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(ModelError, match=r"cannot tell which modules .* give student.model or student.config instead"):
+        build_from_layers(shared, 2)
+
+
+@pytest.mark.parametrize("architecture", ["mpnet", "xlm-roberta"])
+def test_the_positions_that_a_model_takes(architecture, tmp_path):
+    model = load(make_classifier(tmp_path, architecture))
+    limit = token_limit(model.config)
+    assert limit == 64
+    model(input_ids=torch.full((1, limit), 6))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, limit + 1), 6))
+
+
+@pytest.mark.parametrize("architecture", [name for name in MORE if name in ARCHITECTURES])
+def test_the_last_layer_on_the_first_token_changes_no_logit(architecture, tmp_path):
+    model = load(make_classifier(tmp_path, architecture))
+    whole = logits(model)
+    for _ in range(2):
+        with first_token_only(last_layer(model)):
+            torch.testing.assert_close(logits(model), whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits(model), whole, atol=0, rtol=0)
+
+
+def test_the_kinds_of_modernberts_layers_are_saved_for_transformers_4(tmp_path):
+    """It knows only a period, and would take other orders for that without a word."""
+    teacher = load(make_classifier(tmp_path / "teacher", "modernbert"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "teacher")
+    for layers, every in (([0, 1, 2, 3], 3), ([0, 3], 1), ([0, 1], 2), ([1, 2], None), ([0, 3, 1], None)):
+        student = build_from_layers(teacher, layers)
+        save(student, tokenizer, tmp_path / "student")
+        config = read_json(tmp_path / "student" / "config.json")
+        assert config["global_attn_every_n_layers"] == every, layers
+        assert (config["global_rope_theta"], config["local_rope_theta"]) == (160_000, 10_000)
+        torch.testing.assert_close(logits(load(tmp_path / "student")), logits(student))
+
+
+def test_rotary_positions_are_saved_for_transformers_4(tmp_path):
+    folder = make_classifier(
+        tmp_path / "model", "qwen3", rope_parameters={"rope_type": "default", "rope_theta": 5_000.0}
+    )
+    model = load(folder)
+    save(model, AutoTokenizer.from_pretrained(folder), tmp_path / "saved")
+    assert read_json(tmp_path / "saved" / "config.json")["rope_theta"] == 5_000
+    torch.testing.assert_close(logits(load(tmp_path / "saved")), logits(model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", MORE)
+def test_graphs_take_any_shape_and_ignore_padding(architecture, tmp_path):
+    model = load(make_classifier(tmp_path / "model", architecture))
+    path = tmp_path / "m.onnx"
+    trace(model, path)
+    counts = count_fused_nodes(path, model, "cpu")
+    assert (missing_fusions(counts) is None) == (architecture in ONE_NODE), counts
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    for batch, tokens in ((1, 1), (1, 7), (3, 64), (8, 21)):
+        ids = rng.integers(5, 29, (batch, tokens))
+        mask = np.ones_like(ids)
+        mask[-1, tokens // 2 + 1 :] = 0
+        ids = np.where(mask, ids, 0)
+        expected = logits(model, torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+        (found,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
+        np.testing.assert_allclose(found, expected, atol=2e-4 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", MORE)
+def test_every_format_agrees_with_torch(architecture, tmp_path):
+    pytest.importorskip("nncf")
+    folder = make_classifier(tmp_path / "model", architecture)
+    formats = ["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-bf16", "openvino-int8"]
+    texts = [
+        " ".join(words) for words in np.random.default_rng(0).choice(["good", "bad", "film", "plot", "a"], (60, 9))
+    ]
+    gold = distill.load(folder).logits(texts).argmax(axis=1)
+    proofs = export_formats(
+        load(folder), AutoTokenizer.from_pretrained(folder), LABELS, texts, gold, tmp_path / "export", formats,
+        truncation=Truncation(64), bounds=Bounds(0.1, 0.9), device="cpu", card=lambda proof: "",
+    )  # fmt: skip
+    for proof in proofs:
+        assert proof.passed, proof
+        assert (proof.note is None) == (architecture in ONE_NODE or not proof.format.startswith("onnx")), proof
+
+
+def test_an_encoder_with_a_decoder_is_refused_before_it_is_trained():
+    with pytest.raises(ModelError, match=r"t5: an encoder with a decoder, which distill does not export"):
+        check_architecture(T5Config())
