@@ -24,7 +24,7 @@ from distill.errors import FolderError, RecipeError, TrainingError, UserError, o
 from distill.machine.devices import Device
 from distill.machine.packages import SWEEP_EXTRA
 from distill.machine.provenance import now, versions
-from distill.models.loading import load_config
+from distill.models.loading import embeddings_of, load_config
 from distill.recipe.file import with_values
 from distill.recipe.schema import Recipe, Stage
 from distill.recipe.search_space import Space
@@ -39,7 +39,7 @@ from distill.training.loop import make_trainer, shortcuts, throughput_of, watch
 from distill.training.origin import base_fingerprint, origin_of
 from distill.training.run import open_training
 from distill.training.teacher import new_teacher
-from distill.training.tokens import tokenise_split
+from distill.training.tokens import check_embedded, tokenise_split
 from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")
@@ -110,6 +110,8 @@ def run_search(
     else:
         rows = tokenise_split("train", splits.train, tokenizer, truncation)
     validation_rows = tokenise_split("validation", splits.validation, tokenizer, truncation)
+    for split in (rows, validation_rows):
+        check_embedded(split, tokenizer, embeddings_of(model.config))
     log.info(
         "sweep: trials of the %s on %s; %s; %d training and %d validation texts",
         stage, resolved, training.precision, len(rows), len(validation_rows),

@@ -18,7 +18,7 @@ from distill.models.first_token import ARCHITECTURES, first_token_only, last_lay
 from distill.models.loading import classification_head, reorder_classes, token_limit
 from distill.models.saving import save
 from distill.models.students import build_from_config, build_from_layers
-from distill.storage.files import read_json
+from distill.storage.files import read_json, write_json
 
 ALL = sorted(CONFIGS | MORE_CONFIGS)
 MORE = sorted(MORE_CONFIGS)
@@ -90,6 +90,29 @@ def test_the_positions_that_a_model_takes(architecture, tmp_path):
     model(input_ids=torch.full((1, limit), 6))
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=torch.full((1, limit + 1), 6))
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_a_texts_answer_does_not_depend_on_its_batch(architecture, tmp_path):
+    classifier = distill.load(make_classifier(tmp_path, architecture), "cpu")
+    texts = ["a film", "the music was really very good and the cast is superb", "", "bad", "dull plot " * 15]
+    alone = np.concatenate([classifier.logits([text]) for text in texts])
+    np.testing.assert_allclose(classifier.logits(texts), alone, atol=1e-4)
+
+
+def test_a_decoders_answer_is_read_at_the_last_token_whatever_its_folder_says_of_padding(tmp_path):
+    """A configuration with another padding token than the tokenizer's would let the head read the padding."""
+    folder = make_classifier(tmp_path, "qwen3")
+    texts = ["a film", "the music was really very good and the cast is superb"]
+    expected = distill.load(folder, "cpu").logits(texts)
+    config = read_json(folder / "config.json")
+    settings = read_json(folder / "tokenizer_config.json")
+    for token, side in ((7, "right"), (None, "right"), (0, "left"), (-1, "left")):
+        write_json(folder / "config.json", config | {"pad_token_id": token})
+        write_json(folder / "tokenizer_config.json", settings | {"padding_side": side})
+        classifier = distill.load(folder, "cpu")
+        assert classifier.tokenizer.padding_side == "right"
+        np.testing.assert_allclose(classifier.logits(texts), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", [name for name in MORE if name in ARCHITECTURES])

@@ -7,13 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import BAD, FILLER, GOOD, LABELS, make_tokenizer, write_reviews
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from distill.data.encoding import Truncation
 from distill.data.sources import read_texts
 from distill.data.splits import load_splits
 from distill.errors import DataError
+from distill.models.loading import vocabulary_of
 from distill.recipe.schema import Data, Files
-from distill.training.tokens import check_tokenised, tokenise
+from distill.training.tokens import check_embedded, check_tokenised, tokenise
 
 
 def data(train, test, **settings):
@@ -300,8 +303,37 @@ def test_a_text_may_hold_special_tokens(rows):
 
 def test_a_tokenizer_for_other_texts_is_refused(rows):
     stranger = make_tokenizer(["bonjour", "monde"])
-    with pytest.raises(DataError, match="of the tokens are unknown"):
+    with pytest.raises(DataError, match="100% of the words are unknown: the tokenizer was made for other texts"):
         check_tokenised(rows, tokenise(rows, stranger, Truncation(16)), stranger)
+
+
+def test_a_tokenizer_of_pieces_for_another_script_is_refused(rows):
+    """It knows the mark of a word's beginning and the full stop, so most of its tokens are known."""
+    pieces = Tokenizer(models.Unigram([("<unk>", 0.0), ("\u2581", -1.0), (".", -2.0), ("\u2581.", -2.0)], unk_id=0))
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    stranger = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="<unk>", pad_token="<unk>")
+    texts = rows.map(lambda row: {"text": row["text"].replace(" ", " . ")})
+    tokenised = tokenise(texts, stranger, Truncation(64))
+    unknown = sum(ids.count(0) for ids in tokenised["input_ids"]) / sum(tokenised["length"])
+    assert unknown < 0.4
+    with pytest.raises(DataError, match="of the words are unknown: the tokenizer was made for other texts"):
+        check_tokenised(texts, tokenised, stranger)
+
+
+def test_tokens_beyond_the_models_table_matter_only_if_a_text_has_one(rows):
+    tokenizer = make_tokenizer(FILLER + GOOD + BAD)
+    embeddings = vocabulary_of(tokenizer)
+    tokenizer.add_tokens(["<beyond>"])
+    assert vocabulary_of(tokenizer) == embeddings + 1
+    assert vocabulary_of(tokenizer, added=False) == embeddings
+    check_embedded(tokenise(rows, tokenizer, Truncation(32)), tokenizer, embeddings)
+    strange = rows.map(
+        lambda row, index: {"text": "the <beyond> film" if index == 7 else row["text"]}, with_indices=True
+    )
+    with pytest.raises(
+        DataError, match=r"a text has the token '<beyond>' .id 29., but the model embeds only 29 tokens"
+    ):
+        check_embedded(tokenise(strange, tokenizer, Truncation(32)), tokenizer, embeddings)
 
 
 def test_labels_that_slipped_are_found(rows):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import BAD, FILLER, GOOD, LABELS, make_classifier
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertConfig, PreTrainedModel, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, pipeline
 
 import distill
 from distill import commands
@@ -404,12 +404,3 @@ def test_formats_without_their_extra_are_refused_before_anything_is_written(
             tiny_bert, ["onnx-fp32", "openvino-int8"], recipe=load_recipe(recipe_path), output=tmp_path / "export"
         )
     assert not (tmp_path / "export").exists()
-
-
-def test_an_architecture_that_masks_otherwise_is_refused(tmp_path):
-    config = ModernBertConfig(
-        vocab_size=29, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
-    )  # fmt: skip
-    with pytest.raises(ModelError, match=r"modernbert: not an architecture that distill exports to ONNX or Open"):
-        trace(AutoModelForSequenceClassification.from_config(config), tmp_path / "model.onnx")

@@ -13,7 +13,9 @@ from distill.inference.runtimes import onnx_runs_on_cuda
 from distill.inference.sessions import OnnxSession, TorchSession, _run_bound
 
 RNG = np.random.default_rng(0)
-ONE_LAYER = BertConfig(num_hidden_layers=1)
+ONE_LAYER = AutoModelForSequenceClassification.from_config(
+    BertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=16, vocab_size=40)
+)
 WHOLE = ["MultiHeadAttention", *["LayerNormalization"] * 3, "Gelu"]
 
 
@@ -87,7 +89,7 @@ def test_bound_inputs_and_outputs_change_no_logit(graph):
 def test_a_cuda_session_computes_nothing_on_the_cpu_and_agrees_with_torch(tiny_bert, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
     trace(model, tmp_path / "model.onnx")
-    assert missing_fusions(count_fused_nodes(tmp_path / "model.onnx", model.config, "cuda")) is None
+    assert missing_fusions(count_fused_nodes(tmp_path / "model.onnx", model, "cuda")) is None
     ids = np.random.default_rng(0).integers(5, 29, (3, 9))
     expected = TorchSession(model, "cpu").run(ids, np.ones_like(ids))
     found = OnnxSession(tmp_path / "model.onnx", "cuda").run(ids, np.ones_like(ids))

@@ -310,6 +310,19 @@ def test_the_best_checkpoint_is_the_one_that_is_left(tmp_path, splits, tiny_bert
     assert len(list(folder.checkpoints.glob("checkpoint-*"))) <= 2
 
 
+def test_a_best_checkpoint_that_was_not_loaded_is_not_called_selected(tmp_path, splits, tiny_bert):
+    training = {
+        "max_steps": 4, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "eval_strategy": "steps",
+        "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": False,
+        "metric_for_best_model": "loss",
+    }  # fmt: skip
+    folder = RunFolder(tmp_path / "run")
+    model, figures = run(folder, splits, tiny_bert, training)
+    assert figures["best_checkpoint"] is figures["selected_by"] is figures["selected_at"] is None
+    last = AutoModelForSequenceClassification.from_pretrained(folder.checkpoints / "checkpoint-4")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), last.parameters(), strict=True))
+
+
 def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path, splits, tiny_bert):
     training = {
         "num_train_epochs": 50, "learning_rate": 0.0, "per_device_train_batch_size": 32, "eval_strategy": "epoch",

@@ -95,7 +95,10 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
             student_config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
         with_attention_dropout(student_config, settings.attention_dropout)
         check_fit(
-            student_config, settings.model, max_tokens=recipe.data.max_tokens, vocabulary=vocabulary_of(tokenizer)
+            student_config,
+            settings.model,
+            max_tokens=recipe.data.max_tokens,
+            vocabulary=vocabulary_of(tokenizer, added=False),
         )
         if settings.loss.runs_teacher:
             _check_one_tokenizer(settings, tokenizer, load_tokenizer(teacher))
@@ -190,8 +193,8 @@ def new_student(
         with named_by("student.model"):
             tokenizer = load_tokenizer(settings.model)
             model = load_classifier(
-                settings.model, label_names, seed=seed, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer),
-                attention_dropout=settings.attention_dropout,
+                settings.model, label_names, seed=seed, max_tokens=max_tokens,
+                vocabulary=vocabulary_of(tokenizer, added=False), attention_dropout=settings.attention_dropout,
             )  # fmt: skip
         share_padding(model.config, tokenizer)
         return model, tokenizer
@@ -202,13 +205,15 @@ def new_student(
         name_classes(model.config, label_names)
         return model, tokenizer
     check_single_label(config, teacher)
-    check_fit(config, teacher, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
+    check_fit(config, teacher, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer, added=False))
     share_padding(config, tokenizer)
     config = with_attention_dropout(config, settings.attention_dropout)
     if settings.config is not None:
         name_classes(config, label_names)
         model = build_from_config(config, settings.config, seed=seed)
-        check_fit(model.config, "student.config", max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
+        check_fit(
+            model.config, "student.config", max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer, added=False)
+        )
         return model, tokenizer
     assert settings.layers is not None
     whole = load_torch(teacher, config, "float32")
@@ -312,7 +317,7 @@ def online_teacher(
             f"data.truncation: {truncation.kept}, but {teachers[0]} reads {kept}, and {names} give it the student's "
             "tokens"
         )
-    check_fit(config, teachers[0], max_tokens=truncation.max_tokens, vocabulary=vocabulary_of(tokenizer))
+    check_fit(config, teachers[0], max_tokens=truncation.max_tokens, vocabulary=vocabulary_of(tokenizer, added=False))
     share_padding(config, tokenizer)
     teacher = load_torch(teachers[0], config, "float32")
     log.info(

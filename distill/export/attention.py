@@ -80,7 +80,7 @@ def _mask(*_: Any, mask_function: Any, attention_mask: torch.Tensor, **settings:
 def _let_mpnet_be_replaced(model: PreTrainedModel) -> None:
     """Make MPNet ask transformers' registry for its attention, as other architectures do."""
     model.config._attn_implementation = NAME
-    encoder = model.base_model.encoder
+    encoder: Any = model.base_model.encoder
     compute = encoder.compute_position_bias
     encoder.compute_position_bias = lambda hidden: compute(hidden[:1])  # it is the same for every text
     for layer in encoder.layer:
@@ -97,7 +97,7 @@ def _mpnet_attention(
     **_: Any,
 ) -> tuple[torch.Tensor]:
     """Compute what MPNetSelfAttention does, through the implementation that its configuration names."""
-    batch, tokens, _ = hidden_states.shape
+    batch, tokens = hidden_states.shape[:2]
     heads = (batch, tokens, module.num_attention_heads, module.attention_head_size)
     query, key, value = (part(hidden_states).view(heads).transpose(1, 2) for part in (module.q, module.k, module.v))
     implementation = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]

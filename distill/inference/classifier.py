@@ -200,7 +200,7 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Trun
     tokenizer = load_tokenizer(name)
     share_padding(config, tokenizer)
     max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
-    check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer))
+    check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer, added=False))
     return config, tokenizer, Truncation(max_tokens, kept_part(config, tokenizer))
 
 

@@ -193,7 +193,7 @@ def _call_of(classifier: TextClassifier, folder: Path, shape: str) -> Callable[[
     assert isinstance(classifier, Classifier)
     if tokens > (token_limit(load_config(str(folder))) or tokens):
         return None
-    return call_at(classifier.session, shape, vocabulary=vocabulary_of(classifier.tokenizer))
+    return call_at(classifier.session, shape, vocabulary=vocabulary_of(classifier.tokenizer, added=False))
 
 
 def call_at(session: Session, shape: str, *, vocabulary: int) -> Callable[[], object]:

@@ -95,13 +95,23 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
                 hint="set pad_token in tokenizer_config.json to any of its tokens; the attention mask hides it",
             )
         tokenizer.pad_token = tokenizer.eos_token  # any token will do, because the attention mask hides it
+    tokenizer.padding_side = "right"  # the same positions in training, in exports and for other batches
     if not set(INPUTS) <= set(tokenizer.model_input_names):
         tokenizer.model_input_names = list(INPUTS)
 
 
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many embeddings a model needs for the tokenizer: its highest id plus 1."""
-    return max(tokenizer.get_vocab().values(), default=-1) + 1
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, *, added: bool = True) -> int:
+    """Return how many embeddings a model needs for the tokenizer: its highest id plus 1.
+
+    Without the `added` tokens, only those count that any text may have: pieces, and the special tokens around them.
+    Some tokenizers have more added tokens than their model has embeddings, which does no harm until a text uses one.
+    """
+    if added:
+        return max(tokenizer.get_vocab().values(), default=-1) + 1
+    backend: Any = tokenizer.backend_tokenizer
+    pieces, around = backend.get_vocab(with_added_tokens=False).values(), backend.encode("").ids
+    used: tuple[Any, ...] = (*pieces, *around, tokenizer.unk_token_id, tokenizer.pad_token_id)
+    return max((token for token in used if token is not None), default=-1) + 1
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -130,13 +140,18 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
         raise ModelError(f"{name}: config.json: pad_token_id: missing; {config.model_type} counts positions from it")
     # These set the form of the output and the number of chunks it is computed in, not its values.
     config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
+    if hasattr(config, "use_cache"):  # keys and values for further tokens, which a classifier never reads
+        config.use_cache = False
     if hasattr(config, "chunk_size_feed_forward"):
         config.chunk_size_feed_forward = 0
 
 
 def share_padding(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """If a model has no padding token, give it the tokenizer's: decoders need it to find the end of a text."""
-    if config.pad_token_id is None:
+    """Give a model the tokenizer's padding token: decoders need it to find the end of a text.
+
+    Architectures that count positions from their own padding token keep it.
+    """
+    if config.model_type not in POSITIONS_AFTER_PADDING:
         config.pad_token_id = tokenizer.pad_token_id
 
 
@@ -286,11 +301,16 @@ def check_fit(config: PretrainedConfig, name: str, *, max_tokens: int, vocabular
     limit = token_limit(config)
     if limit is not None and max_tokens > limit:
         raise ModelError(f"{name}: takes at most {limit} tokens, but data.max_tokens is {max_tokens}")
-    size = getattr(config, "vocab_size", None)
-    if size is not None and vocabulary > size:
+    size = embeddings_of(config)
+    if vocabulary > size:
         raise ModelError(
             f"{name}: embeds {size} tokens, but the tokenizer's ids go up to {vocabulary - 1}: they do not fit together"
         )
+
+
+def embeddings_of(config: PretrainedConfig) -> float:
+    """Return how many tokens the model embeds; infinite if it has no table (CANINE reads characters)."""
+    return getattr(config, "vocab_size", None) or math.inf
 
 
 def token_limit(config: PretrainedConfig) -> int | None:

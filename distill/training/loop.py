@@ -84,9 +84,7 @@ def make_trainer(
         train_dataset=train_rows,
         eval_dataset=validation_rows.sort("length"),  # texts of similar length need little padding
         processing_class=tokenizer,
-        data_collator=Collator(
-            tokenizer, padding, max_tokens, _limits(model_type, arguments, padding, tokenizer.padding_side)
-        ),
+        data_collator=Collator(tokenizer, padding, max_tokens, _limits(model_type, arguments, padding)),
         compute_metrics=validation_figures,
         callbacks=[divergence, *callbacks],
         model=model,
@@ -96,10 +94,10 @@ def make_trainer(
     return trainer
 
 
-def _limits(model_type: str, arguments: TrainingArguments, padding: str, side: str) -> Limits | None:
-    # "max_length" asks for batches of one shape. Padding on the left cannot be cut (see micro_batches_of). Ranks with
-    # shards gather each layer together, so all need the same number of parts. DataParallel cuts batches itself.
-    if padding == "max_length" or side != "right" or arguments.fsdp or arguments.n_gpu > 1:
+def _limits(model_type: str, arguments: TrainingArguments, padding: str) -> Limits | None:
+    # "max_length" asks for batches of one shape. Ranks with shards gather each layer together, so all need the same
+    # number of parts. DataParallel cuts batches itself.
+    if padding == "max_length" or arguments.fsdp or arguments.n_gpu > 1:
         return None
     if any(word in arguments.optim for word in ("layerwise", "lomo")):  # they take a step in each backward pass
         return None
@@ -224,8 +222,8 @@ def train(
         trainer.throughput.peak = max(trainer.throughput.peak, _peak(trainer, device))
     counts = torch.tensor(trainer.throughput.counts(), device=arguments.device)
     total = trainer.accelerator.reduce(counts, "sum").tolist()
-    best = Path(found).name if (found := trainer.state.best_model_checkpoint) else None
-    selected = best if arguments.load_best_model_at_end else None
+    best = trainer.state.best_model_checkpoint if arguments.load_best_model_at_end else None
+    selected = Path(best).name if best else None  # else the last step's weights were kept
     return {
         "seconds": seconds,
         **trainer.throughput.figures(seconds, total, arguments.world_size),
@@ -234,9 +232,9 @@ def train(
         "steps": trainer.state.global_step,
         "planned_steps": trainer.state.max_steps,
         "steps_per_epoch": trainer.state.global_step / trainer.state.epoch if trainer.state.epoch else None,
-        "best_checkpoint": best,
-        "selected_by": arguments.metric_for_best_model,
-        "selected_at": trainer.state.best_metric,
+        "best_checkpoint": selected,
+        "selected_by": arguments.metric_for_best_model if selected else None,
+        "selected_at": trainer.state.best_metric if selected else None,
         "stopped_early": early_stop(trainer.state.global_step, trainer.state.max_steps, trainer.state.epoch, selected),
         "warnings": warnings_of(trainer.state.log_history, loss_is_scheduled=trainer.loss_is_scheduled),
         **trainer.finish(),

@@ -27,7 +27,7 @@ from distill.machine.timing import Clock
 from distill.measuring.metrics import faults_of_answers, figures
 from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
 from distill.models.calibration import CONFIG_KEY, Calibration, calibrate
-from distill.models.loading import parameter_count
+from distill.models.loading import embeddings_of, parameter_count
 from distill.models.saving import save
 from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 from distill.models.weights import weights_fingerprint
@@ -42,7 +42,7 @@ from distill.training.arguments import check_shared_memory, check_steps, in_fp32
 from distill.training.fsdp import gather_weights, set_wrapped_layers
 from distill.training.loop import train
 from distill.training.origin import repeatable
-from distill.training.tokens import tokenise_split
+from distill.training.tokens import check_embedded, tokenise_split
 from distill.training.trainer import ClassificationTrainer
 
 log = logging.getLogger("distill")
@@ -156,6 +156,8 @@ def fit(
     check_shared_memory(arguments, min(truncation.max_tokens, max(train_rows["length"][:])), training.stage)
     with clock("tokenising"):
         validation_rows = tokenise_split("validation", splits.validation, tokenizer, truncation)
+    for rows in (train_rows, validation_rows):
+        check_embedded(rows, tokenizer, embeddings_of(model.config))
     _keep_truncation(truncation, model, tokenizer)
     state = PartialState()
     final = RunFolder(folder.final_path)

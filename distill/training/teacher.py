@@ -56,7 +56,7 @@ def new_teacher(
         label_names,
         seed=seed,
         max_tokens=max_tokens,
-        vocabulary=vocabulary_of(tokenizer),
+        vocabulary=vocabulary_of(tokenizer, added=False),
         pretrained=settings.pretrained,
         attention_dropout=settings.attention_dropout,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import astuple
 from typing import Any
@@ -59,7 +61,7 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
     """Raise `DataError` unless ids, masks and labels agree and decoding returns the text, on the first rows.
 
     A text that was cut, or that has unknown or special tokens, cannot come back whole, so it is not compared. If more
-    than half of the tokens are unknown, the tokenizer was made for other texts.
+    than half of the words have an unknown token, the tokenizer was made for other texts.
     """
     count = min(CHECKED_ROWS, len(rows))
     unknown = total = 0
@@ -72,8 +74,9 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
             raise DataError(f"{place}: ids, mask and label disagree after tokenizing; delete datasets' cache and retry")
         if max(ids) >= known:
             raise DataError(f"{place}: token id {max(ids)}, but the tokenizer's largest is {known - 1}")
-        total += len(ids)
-        unknown += ids.count(tokenizer.unk_token_id)
+        words, strange = _words(row["text"], tokenizer)
+        total += words
+        unknown += strange
         if len(ids) == encoded["uncut_length"] and sum(token in special for token in ids) == added:
             decoded = tokenizer.decode(ids, skip_special_tokens=True)
             if _comparable(decoded, None) != _comparable(row["text"], tokenizer):
@@ -81,7 +84,32 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
                     f"{place}: decoding the tokens does not give the text: {decoded[:50]!r}, text {row['text'][:50]!r}"
                 )
     if unknown > total / 2:
-        raise DataError(f"{unknown / total:.0%} of the tokens are unknown: the tokenizer was made for other texts")
+        raise DataError(f"{unknown / total:.0%} of the words are unknown: the tokenizer was made for other texts")
+
+
+def _words(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Return how many words a text has, and how many of them have a token that is unknown.
+
+    Tokens would not do: a tokenizer of pieces may give a strange word one unknown token and several known ones, such as
+    the mark of its beginning.
+    """
+    words = [match.end() for match in re.finditer(r"\S+", text)]
+    tokens = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    ends = (end for token, (_, end) in zip(tokens.ids, tokens.offsets, strict=True) if token == tokenizer.unk_token_id)
+    return len(words), len({bisect.bisect_left(words, end) for end in ends})
+
+
+def check_embedded(rows: Dataset, tokenizer: PreTrainedTokenizerBase, embeddings: float) -> None:
+    """Raise `DataError` if one of the tokenized `rows` has a token that is beyond a model's table of `embeddings`."""
+    if vocabulary_of(tokenizer) <= embeddings:
+        return
+    for ids in rows["input_ids"]:
+        if (largest := max(ids)) >= embeddings:
+            raise DataError(
+                f"a text has the token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}), but the model "
+                f"embeds only {embeddings} tokens: {tokenizer.decode(ids)[:50]!r}",
+                hint="remove that token from the texts or from the tokenizer, or resize the model's embeddings",
+            )
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
