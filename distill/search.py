@@ -317,12 +317,12 @@ def _students(
     """Return a function that makes a student before training, and the recipe's own student with its tokenizer."""
 
     def make(settings: Any) -> tuple[PreTrainedModel, OnlineTeacher | None]:
-        model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=seed)
+        model, tokenizer = new_student(settings, recipe, teachers[0], splits, seed=seed)
         for teacher in known:
             check_unchanged(teacher)
         return model, online_teacher(settings, teachers, model, tokenizer, truncation_of(recipe, "student"))
 
-    return make, *new_student(recipe.student, recipe, teachers[0], splits.label_names, seed=seed)
+    return make, *new_student(recipe.student, recipe, teachers[0], splits, seed=seed)
 
 
 def _teachers(recipe: Recipe, splits: Splits, seed: int) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:

@@ -53,7 +53,7 @@ def train_control(
             "so a control could not be compared with it",
             hint="restore them, or distill the student again",
         )
-    model, tokenizer = new_student(settings, recipe, teacher, splits.label_names, seed=training.arguments.seed)
+    model, tokenizer = new_student(settings, recipe, teacher, splits, seed=training.arguments.seed)
     log.info("control: %s; learns from the labels alone", made_from(settings, teacher))
     with training.clock("tokenising"):
         rows = tokenise_split("train", splits.train, tokenizer, training.truncation)

@@ -10,9 +10,11 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from distill.data.encoding import Truncation
+from distill.data.encoding import Truncation, truncation_of
+from distill.data.splits import Splits
 from distill.distillation.ngram_start import start_from_counts
 from distill.distillation.online_teacher import OnlineTeacher, map_layers, relation_heads
+from distill.distillation.student_vocabulary import trim_to_texts
 from distill.distillation.teacher_logits import check_unchanged, identify_teacher
 from distill.distillation.teachers import (
     TEACHER_HINT,
@@ -139,7 +141,7 @@ def train_student(
     settings = student_of(recipe)
     with clock("teacher_logits"):
         known = [identify_teacher(name, splits.label_names) for name in teachers]
-    model, tokenizer = new_student(settings, recipe, teachers[0], splits.label_names, seed=arguments.seed)
+    model, tokenizer = new_student(settings, recipe, teachers[0], splits, seed=arguments.seed)
     log.info("student: %s; learns by %s", made_from(settings, teachers[0]), loss_in_words(settings.loss))
     if settings.ngrams and arguments.learning_rate < LOW_NGRAM_RATE:
         log.warning(
@@ -185,9 +187,21 @@ def student_of(recipe: Recipe) -> Student:
 
 
 def new_student(
+    settings: Student, recipe: Recipe, teacher: str, splits: Splits, *, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the student before training and its tokenizer: its own, or the teacher's if made from it.
+
+    If the recipe says so, both have only the tokens that the texts of `splits` use.
+    """
+    model, tokenizer = _whole_student(settings, recipe, teacher, splits.label_names, seed=seed)
+    if settings.vocabulary is None:
+        return model, tokenizer
+    return model, trim_to_texts(model, tokenizer, splits, truncation_of(recipe, "student"), settings.vocabulary)
+
+
+def _whole_student(
     settings: Student, recipe: Recipe, teacher: str, label_names: Sequence[str], *, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the student before training and its tokenizer: its own, or the teacher's if made from it."""
     max_tokens = recipe.data.max_tokens
     if settings.model is not None:
         with named_by("student.model"):

@@ -318,9 +318,14 @@ def token_limit(config: PretrainedConfig) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if not positions or positions < 0:
         return None
+    return positions - first_position(config)
+
+
+def first_position(config: PretrainedConfig) -> int:
+    """Return the row of the position table that a text's first token gets."""
     if config.model_type in POSITIONS_AFTER_PADDING:
-        return positions - config.pad_token_id - 1
-    return positions - 2 if config.model_type == "mpnet" else positions  # as if its padding token were always 1
+        return config.pad_token_id + 1
+    return 2 if config.model_type == "mpnet" else 0  # as if its padding token were always 1
 
 
 def is_classifier(config: PretrainedConfig) -> bool:

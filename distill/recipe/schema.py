@@ -225,12 +225,16 @@ class Ngrams(Section):
 NGRAM_TRAINING = {"learning_rate": 1e-2, "per_device_train_batch_size": 32}
 
 
+FEWEST_TOKENS = 100  # of a vocabulary: an alphabet and the special tokens
+
+
 class Student(Stage):
     """The small model: a pretrained `model`, `layers` of the teacher, a smaller `config` of the teacher, or `ngrams`.
 
     `layers` is a number of layers, evenly spread, or a list of them, from 0. `config` changes sizes in the teacher's
     configuration (hidden_size: 192) and starts from random weights. `teacher_weights` weights several teachers.
-    `control` also trains the same student for the same number of steps on the labels alone.
+    `vocabulary` keeps only the tokens that its texts use: as many as make up this share of all tokens (0.9999), or this
+    number of them. `control` also trains the same student for the same number of steps on the labels alone.
     """
 
     model: NonEmptyStr | None = None
@@ -240,6 +244,7 @@ class Student(Stage):
     output: NonEmptyStr = "./distilbert-student"
     loss: Loss = Loss()
     teacher_weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], NotEmpty] | None = None
+    vocabulary: int | float | None = None
     control: bool = False
     calibrate: bool = True
 
@@ -252,6 +257,28 @@ class Student(Stage):
         if is_list and (not layers or layers != sorted(set(layers))):
             raise ValueError(f"wants one or more layers in rising order, none twice, got {layers}")
         return tuple(layers) if is_list else layers  # after a "before" validator, strict mode accepts no list here
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _share_or_number(cls, vocabulary: float | None) -> float | None:
+        if vocabulary is None or (type(vocabulary) is float and 0 < vocabulary <= 1):
+            return vocabulary
+        if type(vocabulary) is int and vocabulary >= FEWEST_TOKENS:
+            return vocabulary
+        raise ValueError(
+            f"wants a share of the texts' tokens, such as 0.9999 (all: 1.0), or a number of tokens, at least "
+            f"{FEWEST_TOKENS}; got {vocabulary!r}"
+        )
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> Student:
+        if self.vocabulary is not None and self.loss.runs_teacher:
+            raise ValueError(
+                "vocabulary: loss.hidden_states and attention_relations need the teacher's token ids; leave it out"
+            )
+        if self.vocabulary is not None and self.ngrams:
+            raise ValueError("vocabulary: ngrams has a table of its own (ngrams.table); leave it out")
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:

@@ -28,7 +28,8 @@ from distill.machine.devices import describe_hardware
 from distill.machine.provenance import versions
 from distill.recipe.file import load_recipe
 from distill.recipe.schema import FORMATS
-from distill.storage.exports import read_proofs
+from distill.storage.exports import EXPORT_PROOFS
+from distill.storage.files import read_json
 
 STEPS = ("max_steps=60", "learning_rate=1e-3", "eval_strategy=no", "save_strategy=no", "logging_steps=20", "seed=1")
 TEXTS = 50
@@ -64,7 +65,7 @@ def main() -> None:
             if arguments.older and (folder := found[model.name].get("folder")):
                 found[model.name]["older"] = same_in(arguments.older, Path(folder), texts)
             print(row(model.name, found[model.name]), flush=True)
-    print(json.dumps({"models": found, "hardware": describe_hardware("cpu"), "versions": versions()}))
+    print(json.dumps({"models": found, "hardware": describe_hardware(), "versions": versions()}))
 
 
 def stages(recipe: Path, model: Path, work: Path) -> dict[str, Any]:
@@ -78,15 +79,14 @@ def stages(recipe: Path, model: Path, work: Path) -> dict[str, Any]:
     if found["teacher"] != "yes":
         return found
     shared += ["--teacher", str(teacher), *steps("student")]
-    found["layers"] = ran("student", recipe, *shared, "--set", "student.layers=2", "--output", student)
+    found["layers"] = ran("student", recipe, "--force", *shared, "--set", "student.layers=2", "--output", student)
     fewer = 'student.config={"num_hidden_layers": 2}'
-    found["config"] = ran("student", recipe, *shared, "--set", fewer, "--output", small)
+    found["config"] = ran("student", recipe, "--force", *shared, "--set", fewer, "--output", small)
     source = next((folder for stage, folder in (("layers", student), ("config", small)) if found[stage] == "yes"), None)
     if source:
         found["folder"] = str(source)
-        for name in FORMATS:
-            made = ran("export", source, "--set", f"export.formats=[{name}]")
-            found[name] = read_proofs(source / "export")[name] if made == "yes" else made
+        made = ran("export", source, "--set", f"export.formats=[{','.join(FORMATS)}]")
+        found["exports"] = read_json(source / "export" / EXPORT_PROOFS) if (source / "export").is_dir() else made
     return found
 
 
@@ -120,10 +120,16 @@ def same_in(python: str, folder: Path, texts: list[str]) -> str:
 def row(name: str, found: dict[str, Any]) -> str:
     """Return a line of the table."""
     cells = [name, *(found.get(stage, "-") for stage in ("teacher", "layers", "config"))]
+    exports = found.get("exports", {})
+    if isinstance(exports, str):
+        return " | ".join([*cells, exports])
     for format in FORMATS:
-        proof = found.get(format, "-")
-        cells.append(proof if isinstance(proof, str) else f"{proof['agreement']:.3f}")
-    graph = found.get("onnx-fp32")
-    cells.append((missing_fusions(graph["fusion"]) or "all") if isinstance(graph, dict) else "-")
+        proof = exports.get(format)
+        cells.append("-" if proof is None else proof["reason"] or f"{proof['agreement']:.3f}")
+    cells.append(missing_fusions(exports["onnx-fp32"]["fusion"]) or "all" if "onnx-fp32" in exports else "-")
     cells.append(found.get("older", "-"))
     return " | ".join(cells)
+
+
+if __name__ == "__main__":
+    main()
