@@ -4,8 +4,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import CONFIGS, LABELS, MORE_CONFIGS, make_classifier
-from transformers import AlbertConfig, AutoModelForSequenceClassification, AutoTokenizer, T5Config
+from conftest import CONFIGS, LABELS, MORE_CONFIGS, SIZES, SPECIAL_IDS, make_classifier
+from transformers import (
+    CONFIG_MAPPING,
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    T5Config,
+    set_seed,
+)
 
 import distill
 from distill.data.encoding import Truncation
@@ -22,6 +29,12 @@ from distill.storage.files import read_json, write_json
 
 ALL = sorted(CONFIGS | MORE_CONFIGS)
 MORE = sorted(MORE_CONFIGS)
+
+
+def tested_configs():
+    return [make(vocab_size=29) for make in (CONFIGS | MORE_CONFIGS).values()]
+
+
 IDS = torch.tensor([[2, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 3], [2, 16, 17, 3] + [0] * 8])
 MASK = (IDS != 0).long()
 
@@ -151,11 +164,28 @@ def test_rotary_positions_are_saved_for_transformers_4(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", MORE)
 def test_graphs_take_any_shape_and_ignore_padding(architecture, tmp_path):
-    model = load(make_classifier(tmp_path / "model", architecture))
-    path = tmp_path / "m.onnx"
+    check_graph(load(make_classifier(tmp_path / "model", architecture)), tmp_path / "m.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", sorted(ONE_NODE - {config.model_type for config in tested_configs()}))
+def test_every_other_architecture_whose_attention_is_one_node_agrees_too(model_type, tmp_path):
+    settings = {**SIZES, **SPECIAL_IDS, "vocab_size": 29, "max_position_embeddings": 66, "type_vocab_size": 2}
+    settings |= {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "embedding_size": 32}
+    config = CONFIG_MAPPING[model_type]()
+    config = CONFIG_MAPPING[model_type](**{name: value for name, value in settings.items() if hasattr(config, name)})
+    set_seed(7)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.ndim > 1 else 1)
+    check_graph(model, tmp_path / "m.onnx")
+
+
+def check_graph(model, path):
     trace(model, path)
     counts = count_fused_nodes(path, model, "cpu")
-    assert (missing_fusions(counts) is None) == (architecture in ONE_NODE), counts
+    assert (missing_fusions(counts) is None) == (model.config.model_type in ONE_NODE), counts
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     for batch, tokens in ((1, 1), (1, 7), (3, 64), (8, 21)):
