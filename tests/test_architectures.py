@@ -3,8 +3,9 @@
 import numpy as np
 import onnxruntime
 import pytest
+import sentencepiece
 import torch
-from conftest import CONFIGS, LABELS, MORE_CONFIGS, SIZES, SPECIAL_IDS, make_classifier
+from conftest import CONFIGS, GOOD, LABELS, MORE_CONFIGS, SIZES, SPECIAL_IDS, make_classifier, run
 from transformers import (
     CONFIG_MAPPING,
     AlbertConfig,
@@ -22,7 +23,7 @@ from distill.export.formats import Bounds, export_formats
 from distill.export.fusion import count_fused_nodes, missing_fusions
 from distill.export.onnx_graph import check_architecture, trace
 from distill.models.first_token import ARCHITECTURES, first_token_only, last_layer
-from distill.models.loading import classification_head, reorder_classes, token_limit
+from distill.models.loading import classification_head, load_tokenizer, reorder_classes, token_limit
 from distill.models.saving import save
 from distill.models.students import build_from_config, build_from_layers
 from distill.storage.files import read_json, write_json
@@ -159,6 +160,39 @@ def test_rotary_positions_are_saved_for_transformers_4(tmp_path):
     save(model, AutoTokenizer.from_pretrained(folder), tmp_path / "saved")
     assert read_json(tmp_path / "saved" / "config.json")["rope_theta"] == 5_000
     torch.testing.assert_close(logits(load(tmp_path / "saved")), logits(model))
+
+
+def test_a_deberta_as_it_lies_on_the_hub_is_converted_and_loaded(tmp_path):
+    """Its weights are a pickle, and its tokenizer is only a SentencePiece model."""
+    hub = tmp_path / "hub"
+    words = [f"{good} {film}" for good in GOOD for film in ("film", "plot", "music")]
+    names = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+    model = load(make_classifier(hub, "deberta-v2", vocab_size=60))
+    for path in (*hub.glob("tokenizer*"), hub / "model.safetensors"):
+        path.unlink()
+    torch.save(model.state_dict(), hub / "pytorch_model.bin")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words * 5), model_prefix=str(hub / "spm"), vocab_size=50, hard_vocab_limit=False,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, minloglevel=2, **names,
+    )  # fmt: skip
+    write_json(hub / "tokenizer_config.json", {"tokenizer_class": "DebertaV2Tokenizer", "do_lower_case": False})
+    code, _, err = run("convert", hub, "--output", tmp_path / "converted")
+    assert code == 0, err
+    tokenizer = load_tokenizer(str(tmp_path / "converted"))
+    assert tokenizer.decode(tokenizer("superb film")["input_ids"], skip_special_tokens=True) == "superb film"
+    torch.testing.assert_close(logits(load(tmp_path / "converted")), logits(model))
+
+
+@pytest.mark.parametrize("kind", ["model", "ngrams"])
+def test_a_decoder_teaches_students_of_another_architecture(kind, recipe_path, tiny_bert, tmp_path):
+    teacher = make_classifier(tmp_path / "decoder", "qwen3")
+    made = {"model": f"student.model={tiny_bert}", "ngrams": "student.ngrams={}"}[kind]
+    code, _, err = run(
+        "student", recipe_path, "--teacher", teacher, "--output", tmp_path / "student", "--force",
+        "--set", "student.layers=null", "--set", made, "--set", "student.training.max_steps=2",
+    )  # fmt: skip
+    assert code == 0, err
+    assert distill.load(tmp_path / "student").label_names == ("negative", "positive")
 
 
 @pytest.mark.slow
