@@ -182,6 +182,11 @@ def test_the_brier_score_has_a_column_and_an_explanation(tmp_path):
     assert "The Brier score is" in text
 
 
+def test_a_latency_far_below_a_millisecond_is_not_shown_as_zero():
+    shown = table([row("student", "onnx-fp32", 0.034, 0.88), row("teacher", "torch-fp32", 306.25, 0.9)], ["1x128"], style="simple")
+    assert " 0.03 " in shown and " 306.2 " in shown
+
+
 def test_a_shape_that_a_model_cannot_take_is_a_dash_in_its_row():
     lines = table(
         [*ROWS, row("student", "onnx-fp32", 9.0, 0.88, latency_ms={})], ["1x128"], style="github"

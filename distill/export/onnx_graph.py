@@ -15,7 +15,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.errors import ModelError
-from distill.export.attention import ONE_NODE, make_attention_one_node
+from distill.export.attention import ONE_NODE, attention_as_one_node
 from distill.models.calibration import temperature_of
 from distill.models.first_token import first_token_only, last_layer
 from distill.models.loading import INPUTS
@@ -46,11 +46,11 @@ def trace(model: PreTrainedModel, path: Path) -> None:
     example = {name: torch.ones(2, 16, dtype=torch.long) for name in INPUTS}
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     traced = copy.deepcopy(model).cpu().eval()
-    if model.config.model_type in ONE_NODE:
-        make_attention_one_node(traced)
-    elif not is_ngrams(model.config):
+    known = model.config.model_type in ONE_NODE
+    if not known and not is_ngrams(model.config):
         traced.set_attn_implementation("eager")
-    with quiet(), first_token_only(last_layer(traced)):
+    one_node = attention_as_one_node(traced) if known else contextlib.nullcontext()
+    with quiet(), one_node, first_token_only(last_layer(traced)):
         program = torch.onnx.export(
             _LogitsOnly(traced).eval(),
             kwargs=example,

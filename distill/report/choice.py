@@ -251,7 +251,7 @@ def _facts(row: Row, found: Row, teacher: Row | None) -> str:
     shape = found["shape"]
     parts = [
         f"{row['format']} on {row['device']}: {row['accuracy']:.2%} accuracy, {row['size_bytes'] / 1e6:.1f} MB, "
-        f"{_p50(row, shape):.1f} ms at {shape}, {row['texts_per_second']:.0f} texts/s"
+        f"{shown_ms(_p50(row, shape))} ms at {shape}, {row['texts_per_second']:.0f} texts/s"
     ]
     if teacher is None or row is teacher:
         return parts[0]
@@ -294,6 +294,11 @@ def baseline_sentence(comparison: Mapping[str, Any]) -> str:
     if is_above(comparison):
         return f"The {comparison['role']} is {side} {BASELINE} {figures}."
     return f"The {comparison['role']} is not better than {BASELINE}: it is {side} it {figures}."
+
+
+def shown_ms(milliseconds: float) -> str:
+    """Return a latency with one decimal, or two if it is so short that one would say nothing."""
+    return f"{milliseconds:.1f}" if milliseconds >= 0.1 else f"{milliseconds:.2f}"
 
 
 def shown_p(value: float) -> str:

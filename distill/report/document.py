@@ -20,6 +20,7 @@ from distill.report.choice import (
     choose,
     is_above,
     pareto_front,
+    shown_ms,
     shown_p,
     shown_speedup,
     speedup_in,
@@ -152,7 +153,8 @@ def cascade_sentence(cascade: Mapping[str, Any]) -> str:
     return (
         f"If the student passes on the {enough['escalated']:.0%} of texts that it classifies with a probability below "
         f"{enough['below']:.4g}, accuracy is {enough['accuracy']:.2%} (the teacher alone: {teacher['accuracy']:.2%}). "
-        f"This takes {enough['latency_ms']:.1f} ms per text on average, not {cascade['teacher_ms']:.1f} ({pair}). "
+        f"This takes {shown_ms(enough['latency_ms'])} ms per text on average, not {shown_ms(cascade['teacher_ms'])} "
+        f"({pair}). "
         "The probability was chosen on these test texts, so the accuracy is slightly optimistic."
     )
 
@@ -171,8 +173,8 @@ def promise_sentence(found: Mapping[str, Any]) -> str:
         f"{'The cascade breaks its promise on the test texts: it' if broken else 'The cascade'} agrees with its last "
         f"classifier on {found['agreement']:.2%} of test texts (95 % interval {low:.1%} to {high:.1%}); {promised}. "
         f"Its accuracy is {found['accuracy']:.2%}, that of the last classifier {found['last_accuracy']:.2%}. It reads "
-        f"{found['texts_per_second']:.0f} texts/s. A text that comes alone takes {found['mean_ms']:.1f} ms on average, "
-        f"and one of twenty takes more than {found['p95_ms']:.1f} ms."
+        f"{found['texts_per_second']:.0f} texts/s. A text that comes alone takes {shown_ms(found['mean_ms'])} ms on "
+        f"average, and one of twenty takes more than {shown_ms(found['p95_ms'])} ms."
     )
 
 
@@ -396,4 +398,4 @@ def _headline(choice: Mapping[str, Any]) -> str:
 
 def _latencies(row: Mapping[str, Any], shape: str, percentiles: Sequence[str]) -> str:
     found = row["latency_ms"].get(shape)
-    return " / ".join(f"{found[name]:.1f}" for name in percentiles) if found else "-"
+    return " / ".join(shown_ms(found[name]) for name in percentiles) if found else "-"

@@ -41,6 +41,7 @@ NOT_STYLE = ("backend", "backend_fallback", "interactive", "toolbar", "timezone"
              "webagg.address", "webagg.port_retries", "webagg.open_in_browser", "tk.window_focus")  # fmt: skip
 
 Rows = Sequence[Mapping[str, Any]]
+MOST_LABELLED = 1_000  # on a log axis: if it spans more, only the decades have a label
 
 
 @contextlib.contextmanager
@@ -230,12 +231,14 @@ def _figure(width: float, height: float, *, columns: int = 1, share: bool = Fals
 
 
 def _label_log(axis: Any) -> None:
-    """Label a log axis with plain numbers at 1, 2 and 5 of each decade; more would overlap."""
-    from matplotlib.ticker import LogLocator, ScalarFormatter
+    """Label a log axis with plain numbers at 1, 2 and 5 of each decade, or at 1 alone if there are many decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    low, high = axis.get_view_interval()
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
     axis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axis.set_major_formatter(ScalarFormatter())
-    axis.set_minor_formatter(ScalarFormatter())
+    axis.set_major_formatter(plain)
+    axis.set_minor_formatter(plain if high / low < MOST_LABELLED else NullFormatter())
 
 
 def _colour(role: str) -> str:
