@@ -195,6 +195,20 @@ def test_a_decoder_teaches_students_of_another_architecture(kind, recipe_path, t
     assert distill.load(tmp_path / "student").label_names == ("negative", "positive")
 
 
+def test_a_tokenizer_is_saved_under_the_names_that_transformers_4_reads(tmp_path):
+    folder = make_classifier(tmp_path / "model")
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<a>", "<b>"]})
+    for _ in range(2):
+        save(load(folder), tokenizer, tmp_path / "saved")
+        settings = read_json(tmp_path / "saved" / "tokenizer_config.json")
+        assert settings["additional_special_tokens"] == ["<a>", "<b>"] and "extra_special_tokens" not in settings
+        assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert not {"is_local", "local_files_only"} & set(settings)
+        tokenizer = load_tokenizer(str(tmp_path / "saved"))
+        assert {"<a>", "<b>"} <= set(tokenizer.all_special_tokens)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", MORE)
 def test_graphs_take_any_shape_and_ignore_padding(architecture, tmp_path):

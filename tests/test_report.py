@@ -183,7 +183,9 @@ def test_the_brier_score_has_a_column_and_an_explanation(tmp_path):
 
 
 def test_a_latency_far_below_a_millisecond_is_not_shown_as_zero():
-    shown = table([row("student", "onnx-fp32", 0.034, 0.88), row("teacher", "torch-fp32", 306.25, 0.9)], ["1x128"], style="simple")
+    shown = table(
+        [row("student", "onnx-fp32", 0.034, 0.88), row("teacher", "torch-fp32", 306.25, 0.9)], ["1x128"], style="simple"
+    )
     assert " 0.03 " in shown and " 306.2 " in shown
 
 

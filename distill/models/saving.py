@@ -21,13 +21,16 @@ def save(model: PreTrainedModel | PretrainedConfig, tokenizer: PreTrainedTokeniz
     """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for name, older in ((CONFIG_NAME, _older_config), (TOKENIZER_CONFIG, _older_tokenizer)):
+    for name, readable in ((CONFIG_NAME, _config), (TOKENIZER_CONFIG, _tokenizer)):
         settings = read_json(folder / name)
-        if added := older(settings):
-            write_json(folder / name, settings | added)
+        write_json(folder / name, readable(settings))
 
 
-def _older_config(settings: dict[str, Any]) -> dict[str, Any]:
+def _config(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | _older_keys(settings)
+
+
+def _older_keys(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the keys that transformers 4 has for the rotary positions and for ModernBERT's kinds of layers."""
     rotary = settings.get("rope_parameters") or {}
     if settings["model_type"] == "modernbert":
@@ -65,8 +68,11 @@ def _every(layer_types: list[str]) -> int | None:
     return None
 
 
-def _older_tokenizer(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the former name of tokenizers that have no class of their own."""
-    if settings.get("tokenizer_class") == "TokenizersBackend":
-        return {"tokenizer_class": "PreTrainedTokenizerFast"}
-    return {}
+def _tokenizer(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings under the names that both versions read, without those of the machine that loaded them."""
+    kept = {name: value for name, value in settings.items() if name not in ("is_local", "local_files_only")}
+    if isinstance(kept.get("extra_special_tokens"), list):
+        kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
+    if kept.get("tokenizer_class") == "TokenizersBackend":  # a tokenizer without a class of its own
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return kept
