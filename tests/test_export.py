@@ -321,6 +321,18 @@ def test_logits_that_are_not_finite_fail(tmp_path):
     assert not [path for path in (tmp_path / "export").iterdir() if path.is_dir()]
 
 
+def test_what_a_library_cannot_write_fails_and_the_other_formats_stay(tiny_bert, exported, tmp_path, monkeypatch):
+    def refuse(source, folder, settings):
+        (folder / "model.onnx").write_text("half of it")
+        raise ValueError("all input arrays must have the same shape\nand more")
+
+    monkeypatch.setitem(exporting.WRITERS, "onnx-fp16", refuse)
+    proofs = export(tiny_bert, tmp_path / "export", ["onnx-fp16", "torch-fp16"])
+    assert proofs["torch-fp16"].passed and not proofs["onnx-fp16"].passed
+    assert proofs["onnx-fp16"].reason == ("cannot be made of a bert model: all input arrays must have the same shape")
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["torch-fp16"]
+
+
 def test_attention_that_is_not_fused_fails(tmp_path, monkeypatch):
     """The exporter of a transformers that no longer asked our attention function would look like this."""
     monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", lambda model, name: None)

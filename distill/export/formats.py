@@ -19,7 +19,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation, encode
-from distill.errors import FolderError, ModelError
+from distill.errors import FolderError, Interrupted, ModelError, UserError, one_line
 from distill.export import fusion
 from distill.export.attention import ONE_NODE
 from distill.export.int8 import CALIBRATION_TEXTS, Int8Settings, import_nncf, int8_settings, quantise, quantise_openvino
@@ -131,8 +131,12 @@ def export_formats(
         made = source.work / name
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
-        with quiet(), naming_full_disk(folder):
-            WRITERS[name](source, made, settings)
+        try:
+            with quiet(), naming_full_disk(folder), _naming_limits(model.config.model_type):
+                WRITERS[name](source, made, settings)
+        except ModelError as error:
+            reason = error.problems[0]
+            return Proof(name, passed=False, reason=reason, size_bytes=0, device=_device(name, device)), reference
         if not name.startswith("torch-"):
             _write_rest(source, made)
         fused: dict[str, Any] = {}
@@ -185,6 +189,17 @@ def export_formats(
                 if (folder / name).exists():  # in one step: a half-deleted folder would look complete
                     os.replace(folder / name, source.work / f"{name}-failed")
             yield proof
+
+
+@contextlib.contextmanager
+def _naming_limits(model_type: str) -> Iterator[None]:
+    """Turn whatever a library raises that cannot write a format of this architecture into a `ModelError` of one line."""
+    try:
+        yield
+    except (UserError, Interrupted, OSError):
+        raise
+    except Exception as error:
+        raise ModelError(f"cannot be made of a {model_type} model: {one_line(error)}") from error
 
 
 def keep_proofs(proofs: Generator[Proof, None, None], folder: Path) -> list[Proof]:
