@@ -160,13 +160,12 @@ def _separate_products(model: PreTrainedModel) -> None:
 
 def _rows_apart(product: torch.nn.Linear, count: int) -> torch.nn.ModuleList:
     """Return `count` products that give the outputs of one, in order."""
-    rows, biases = product.weight.chunk(count), (product.bias.chunk(count) if product.bias is not None else None)
     parts = torch.nn.ModuleList()
-    for index, weight in enumerate(rows):
-        part = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=biases is not None, dtype=weight.dtype)
+    for index, weight in enumerate(product.weight.chunk(count)):
+        part = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=product.bias is not None, dtype=weight.dtype)
         part.weight = torch.nn.Parameter(weight.detach().clone())
-        if biases is not None:
-            part.bias = torch.nn.Parameter(biases[index].detach().clone())
+        if product.bias is not None:
+            part.bias = torch.nn.Parameter(product.bias.chunk(count)[index].detach().clone())
         parts.append(part)
     return parts
 
@@ -182,7 +181,7 @@ def _modernbert_attention(
     heads = (*hidden_states.shape[:-1], -1, module.head_dim)
     query, key, value = (part(hidden_states).view(heads).transpose(1, 2) for part in module.parts)
     query, key = _rotated(query, key, *position_embeddings)
-    output, _ = _node(module, query, key, value, attention_mask)
+    output = _node(module, query, key, value, attention_mask)[0]
     return module.Wo(output.reshape(hidden_states.shape)), None
 
 

@@ -193,7 +193,7 @@ def export_formats(
 
 @contextlib.contextmanager
 def _naming_limits(model_type: str) -> Iterator[None]:
-    """Turn whatever a library raises that cannot write a format of this architecture into a `ModelError` of one line."""
+    """Turn whatever a library raises that cannot write a format for this architecture into a `ModelError`."""
     try:
         yield
     except (UserError, Interrupted, OSError):
