@@ -32,7 +32,7 @@ ALL = sorted(CONFIGS | MORE_CONFIGS)
 MORE = sorted(MORE_CONFIGS)
 
 
-def tested_configs():
+def configs_elsewhere():
     return [make(vocab_size=29) for make in (CONFIGS | MORE_CONFIGS).values()]
 
 
@@ -216,7 +216,7 @@ def test_graphs_take_any_shape_and_ignore_padding(architecture, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", sorted(ONE_NODE - {config.model_type for config in tested_configs()}))
+@pytest.mark.parametrize("model_type", sorted(ONE_NODE - {config.model_type for config in configs_elsewhere()}))
 def test_every_other_architecture_whose_attention_is_one_node_agrees_too(model_type, tmp_path):
     settings = {**SIZES, **SPECIAL_IDS, "vocab_size": 29, "max_position_embeddings": 66, "type_vocab_size": 2}
     settings |= {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "embedding_size": 32}

@@ -29,9 +29,10 @@ from transformers import PreTrainedModel
 
 from distill.data.encoding import Truncation
 from distill.errors import one_line
+from distill.export import attention
 from distill.export.formats import WRITERS, Source
 from distill.export.fusion import count_fused_nodes, missing_fusions
-from distill.export.onnx_graph import FUSED_ATTENTION, quiet
+from distill.export.onnx_graph import quiet
 from distill.inference.runtimes import onnx_providers
 from distill.inference.sessions import OnnxSession, TorchSession, load_torch
 from distill.machine.timing import summarise, time_in_turn
@@ -267,7 +268,7 @@ def without_mask(path: Path) -> bytes:
     """Return the graph with its attention told of no padding; it takes its mask as before, and reads nothing in it."""
     model = onnx.load(path)
     for node in model.graph.node:
-        if node.op_type == FUSED_ATTENTION:
+        if node.op_type == attention.NODE:
             node.input[4] = ""
     return model.SerializeToString()
 
