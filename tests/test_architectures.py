@@ -152,6 +152,24 @@ def test_the_kinds_of_modernberts_layers_are_saved_for_transformers_4(tmp_path):
         torch.testing.assert_close(logits(load(tmp_path / "student")), logits(student))
 
 
+def test_a_smaller_model_can_be_made_of_a_teacher_whose_layers_have_no_order(tmp_path):
+    teacher = load(make_classifier(tmp_path / "teacher", "modernbert"))
+    save(build_from_layers(teacher, [1, 2]), AutoTokenizer.from_pretrained(tmp_path / "teacher"), tmp_path / "saved")
+    student = build_from_config(load(tmp_path / "saved").config, {"num_hidden_layers": 1}, seed=1)
+    assert logits(student).shape == (2, 2)
+
+
+def test_a_token_that_the_model_does_not_embed_is_named(tmp_path):
+    folder = make_classifier(tmp_path / "model")
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens(["<beyond>"])
+    tokenizer.save_pretrained(folder)
+    classifier = distill.load(folder, "cpu")
+    assert classifier.logits(["a film"]).shape == (1, 2)
+    with pytest.raises(ModelError, match="a text has the token '<beyond>', which the model does not embed"):
+        classifier.logits(["a film", "a <beyond> film"])
+
+
 def test_rotary_positions_are_saved_for_transformers_4(tmp_path):
     folder = make_classifier(
         tmp_path / "model", "qwen3", rope_parameters={"rope_type": "default", "rope_theta": 5_000.0}

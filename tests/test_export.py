@@ -333,6 +333,17 @@ def test_what_a_library_cannot_write_fails_and_the_other_formats_stay(tiny_bert,
     assert [path.name for path in (tmp_path / "export").iterdir()] == ["torch-fp16"]
 
 
+def test_a_graph_that_cannot_be_traced_fails_each_format_that_needs_it(tiny_bert, tmp_path, monkeypatch):
+    def refuse(model, path):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(exporting, "trace", refuse)
+    proofs = export(tiny_bert, tmp_path / "export", ["onnx-fp32", "onnx-int8", "torch-fp16"])
+    assert proofs["torch-fp16"].passed
+    for name in ("onnx-fp32", "onnx-int8"):
+        assert proofs[name].reason == "cannot be made of a bert model: no such operator"
+
+
 def test_attention_that_is_not_fused_fails(tmp_path, monkeypatch):
     """The exporter of a transformers that no longer asked our attention function would look like this."""
     monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", lambda model, name: None)

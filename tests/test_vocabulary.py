@@ -7,7 +7,14 @@ import pytest
 import torch
 from conftest import BAD, CONFIGS, FILLER, GOOD, MORE_CONFIGS, contents, make_classifier, run
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 import distill
 from distill.errors import ModelError
@@ -121,6 +128,40 @@ def test_the_models_answers_stay_the_same(architecture, tmp_path):
 def logits(model, tokenizer, texts):
     with torch.no_grad():
         return model(**tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)).logits
+
+
+def test_a_trimmed_tokenizer_pads_on_the_right_whatever_its_class_prefers():
+    """Micro-batches cut the right end of shorter texts off, which must be padding."""
+    tokenizer = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, "<unk>": 2, "a": 3, "b": 4}, [], unk_token="<unk>"))
+    llama = LlamaTokenizer(tokenizer_object=tokenizer, pad_token="</s>")
+    llama.padding_side = "right"
+    assert trim_tokenizer(llama, np.array([1, 1, 1, 5, 0]), 1.0)[0].padding_side == "right"
+
+
+def test_a_model_that_has_its_table_in_several_places_is_refused():
+    config = T5Config(vocab_size=29, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    with pytest.raises(ModelError, match="t5 has no single table of embeddings to trim; leave it out"):
+        trim_embeddings(T5ForSequenceClassification(config), [0, 1, 2])
+
+
+def test_added_tokens_without_an_embedding_stay_without_one(tmp_path):
+    folder = make_classifier(tmp_path)
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<beyond>"])
+    trimmed, former = trim_tokenizer(tokenizer, counts_of(tokenizer, ["the film"]), 1.0)
+    trim_embeddings(model, former)
+    assert trimmed.convert_tokens_to_ids("<beyond>") == model.config.vocab_size == len(former) - 1
+
+
+def test_a_finished_student_of_a_pretrained_model_is_known_again(recipe_path, tiny_bert, tmp_path):
+    command = (
+        "student", recipe_path, "--teacher", tiny_bert, "--output", tmp_path / "student", "--force",
+        "--set", f"student.model={make_classifier(tmp_path / 'base')}", "--set", "student.layers=null",
+        "--set", "student.vocabulary=1.0", "--set", "student.training.max_steps=2",
+    )  # fmt: skip
+    for more in ((), ("--resume",)):
+        code, _, err = run(*command, *more)
+        assert code == 0, err
 
 
 def test_positions_that_are_counted_from_another_padding_token_are_refused(tmp_path):

@@ -176,6 +176,8 @@ def train_student(
 
 def base_of(settings: Student, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return the fingerprint of the student's pretrained base, by its recipe key; empty if it has none."""
+    if settings.model and settings.vocabulary is not None:
+        tokenizer = load_tokenizer(settings.model)  # the student's own is trimmed
     return {"student.model": base_fingerprint(settings.model, tokenizer)} if settings.model else {}
 
 

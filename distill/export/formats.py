@@ -60,7 +60,7 @@ class Source:
     def graph(self) -> Path:
         """The fp32 ONNX graph, traced on first use."""
         path = self.work / "traced" / ONNX_WEIGHTS
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)  # an earlier trace may have failed
         is_table = isinstance(self.model, NgramForSequenceClassification)
         trace(with_even_columns(self.model) if is_table else self.model, path)
         return path

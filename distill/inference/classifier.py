@@ -25,6 +25,7 @@ from distill.models.loading import (
     check_outputs,
     check_single_label,
     class_names,
+    embeddings_of,
     is_classifier,
     load_config,
     load_tokenizer,
@@ -48,12 +49,20 @@ class Classifier(TextClassifier):
     """
 
     def __init__(
-        self, session: Session, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str], truncation: Truncation
+        self,
+        session: Session,
+        tokenizer: PreTrainedTokenizerBase,
+        label_names: Sequence[str],
+        truncation: Truncation,
+        *,
+        embeddings: float = math.inf,
     ):
+        """`embeddings` is the number of tokens that the model embeds; a text with another one raises `ModelError`."""
         self.session, self.format, self.device = session, session.format, session.device
         self.tokenizer = tokenizer
         self.label_names = tuple(label_names)
         self.truncation, self.max_tokens = truncation, truncation.limit
+        self._embeddings = embeddings if vocabulary_of(tokenizer) > embeddings else math.inf  # asked once, it is slow
         self._process, self._alone = os.getpid(), threading.Lock()
 
     def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
@@ -96,6 +105,11 @@ class Classifier(TextClassifier):
 
     def _ids(self, texts: Sequence[str], start: int) -> Iterator[np.ndarray]:
         ids, _ = self._encoded(texts, start)
+        if self._embeddings < math.inf:
+            for token in (max(row) for row in ids):
+                if token >= self._embeddings:  # OpenVINO would read zeros, and a GPU end the process
+                    named = self.tokenizer.convert_ids_to_tokens(token)
+                    raise ModelError(f"{self.format}: a text has the token {named!r}, which the model does not embed")
         return (np.asarray(row, np.int32) for row in ids)
 
     def _encoded(self, texts: Sequence[str], start: int) -> tuple[list[list[int]], list[int]]:
@@ -153,7 +167,7 @@ def load(
         return LinearClassifier.load(Path(folder))
     config, tokenizer, truncation = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
-    return Classifier(session, tokenizer, class_names(config, name), truncation)
+    return Classifier(session, tokenizer, class_names(config, name), truncation, embeddings=embeddings_of(config))
 
 
 def device_of_step(model: Path, device: str) -> str:

@@ -54,7 +54,13 @@ BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 LAYER = re.compile(r"^(?!.*decoder).*?\b((?:layers?|\w*layer_groups|blocks?|h)\.\d+)\.")  # in the name of a weight
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt")
 TOKENIZER_CONFIG = "tokenizer_config.json"
-HEADS = ("classifier", "score", "classification_head")  # what architectures call their classification head
+HEADS = (
+    "classifier",
+    "score",
+    "classification_head",
+    "logits_proj",
+    "sequence_summary",
+)  # what architectures call their classification head
 INPUTS = ("input_ids", "attention_mask")  # of every model; without token_type_ids, models take all token types as 0
 
 

@@ -17,7 +17,8 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # what transformers calls
 def save(model: PreTrainedModel | PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a model, or only a configuration, and its tokenizer to `folder`.
 
-    transformers 4 ignores keys of config.json that it does not know, and would answer differently without a word.
+    transformers 4 ignores keys of config.json that it does not know, and would answer differently without a word. So
+    the base of rotary positions is also saved under its former names, `rope_theta` or ModernBERT's and Gemma's own.
     """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -33,7 +34,7 @@ def _config(settings: dict[str, Any]) -> dict[str, Any]:
 def _older_keys(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the keys that transformers 4 has for the rotary positions and for ModernBERT's kinds of layers."""
     rotary = settings.get("rope_parameters") or {}
-    if settings["model_type"] == "modernbert":
+    if settings["model_type"] in ("modernbert", "modernbert-decoder"):
         return {
             "global_attn_every_n_layers": _every(settings["layer_types"]),
             "global_rope_theta": rotary[FULL]["rope_theta"],

@@ -103,6 +103,8 @@ def _fitting(layer: dict[str, torch.Tensor], place: dict[str, torch.Tensor]) -> 
     if norm in place and norm not in layer:
         return {**layer, norm: place[norm]}
     if norm in layer and norm not in place:
+        if attention not in layer or "attn_norm.bias" in layer:
+            raise ModelError("student.layers: of this model, the first layer has to stay the first one")
         return {name: tensor for name, tensor in layer.items() if not name.startswith("attn_norm.")} | {
             attention: layer[attention] * layer[norm]
         }
@@ -125,6 +127,8 @@ def build_from_config(teacher_config: PretrainedConfig, sizes: Mapping[str, Any]
     settings = config.to_dict()
     if "layer_types" not in sizes:  # one name per layer (ModernBERT): the configuration makes them for its own number
         settings.pop("layer_types", None)
+        if settings.get("global_attn_every_n_layers", 0) is None:  # see saving.save
+            settings.pop("global_attn_every_n_layers")
     try:
         config = type(config).from_dict(settings)
         set_seed(seed)

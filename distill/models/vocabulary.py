@@ -72,18 +72,25 @@ def trim_tokenizer(
         path.write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
         write_json(settings_path, settings)
         trimmed = AutoTokenizer.from_pretrained(folder)
-    trimmed.name_or_path = tokenizer.name_or_path
+    # These were corrected after loading (see loading.load_tokenizer), or are of the temporary folder.
+    for name in ("name_or_path", "padding_side", "model_input_names", "model_max_length"):
+        setattr(trimmed, name, getattr(tokenizer, name))
     return trimmed, former
 
 
 def trim_embeddings(model: PreTrainedModel, former: Sequence[int]) -> None:
-    """Keep only the embeddings of the tokens `former`, in this order; the model then answers for the new ids.
+    """Keep only the embeddings of the tokens `former`, in rising order; the model then answers for the new ids.
 
-    Raises `ModelError` if the architecture counts positions from a token that gets another id.
+    Added tokens without an embedding stay without one. Raises `ModelError` if the architecture counts positions from a
+    token that gets another id, or has its table in several places.
     """
     config, table = model.config, model.get_input_embeddings()
-    if not isinstance(table, nn.Embedding) or table.num_embeddings != embeddings_of(config):
-        raise ModelError(f"student.vocabulary: {config.model_type} has no table of embeddings to trim; leave it out")
+    places = sum(getattr(module, "weight", None) is table.weight for module in model.modules())
+    if not isinstance(table, nn.Embedding) or table.num_embeddings != embeddings_of(config) or places > 1:
+        raise ModelError(
+            f"student.vocabulary: {config.model_type} has no single table of embeddings to trim; leave it out"
+        )
+    former = [old for old in former if old < table.num_embeddings]
     new = {old: index for index, old in enumerate(former)}
     padding = first_position(config) - 1
     if padding >= 0 and new.get(padding) != padding:
