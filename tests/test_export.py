@@ -71,7 +71,7 @@ def assert_whole(proof):
         assert proof.fusion["int8_products"] >= 6 * 4
         isolated = gelu["expected"] - 4
         assert isolated >= 3  # in the last layer the first token may be alone, with other nodes
-    assert gelu["fused"] >= gelu["expected"] == 4 + isolated  # ELECTRA's head has one more
+    assert gelu["fused"] >= gelu["expected"] >= 4 + isolated  # ELECTRA's head has one more
     assert proof.fusion.get("stray_casts", 0) == 0
 
 
