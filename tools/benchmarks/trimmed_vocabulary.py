@@ -18,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -33,7 +34,8 @@ from distill.data.encoding import Truncation, encode
 from distill.data.splits import read_splits
 from distill.export.formats import export_formats
 from distill.export.proofs import Bounds
-from distill.inference.classifier import weights_bytes
+from distill.inference.classifier import Classifier, weights_bytes
+from distill.inference.sessions import TorchSession
 from distill.machine.devices import describe_hardware
 from distill.machine.provenance import versions
 from distill.models.saving import save
@@ -42,6 +44,7 @@ from distill.recipe.file import load_recipe
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 TOKENS = 256
+LABELS = ("negative", "positive")
 PROVED = 200  # texts
 
 
@@ -64,7 +67,8 @@ def main() -> None:
         num_attention_heads=arguments.width // 32, intermediate_size=4 * arguments.width, num_labels=2,
         max_position_embeddings=TOKENS + 2, type_vocab_size=1,
     )  # fmt: skip
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    tell_texts_apart(model, tokenizer, test[:PROVED])
     result: dict[str, object] = {"whole": measured(model, tokenizer, test, arguments.work / "whole")}
     ids, _ = encode(tokenizer, texts, Truncation(TOKENS))
     counts = np.bincount(np.concatenate([np.asarray(row) for row in ids]), minlength=len(tokenizer))
@@ -75,9 +79,20 @@ def main() -> None:
     agreed = {}
     for name, some in (("trained on", known), ("test", test)):
         answers = [distill.load(arguments.work / each / "onnx-int8").logits(some) for each in ("whole", "trimmed")]
+        agreed[f"{name}, share of the first label"] = float((answers[0].argmax(axis=1) == 0).mean())
         agreed[name] = float((answers[0].argmax(axis=1) == answers[1].argmax(axis=1)).mean())
         agreed[f"{name}, largest difference of a logit"] = float(np.abs(answers[0] - answers[1]).max())
     print(json.dumps({**result, "agreement": agreed, "hardware": describe_hardware(), "versions": versions()}))
+
+
+def tell_texts_apart(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> None:
+    """Enlarge the weights and centre the answers: a new model gives every text the same label, whatever happens."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+        truncation = Truncation(TOKENS)
+        logits = Classifier(TorchSession(model, "cpu"), tokenizer, LABELS, truncation).logits(texts)
+        model.classifier.out_proj.bias -= torch.from_numpy(np.median(logits, axis=0))
 
 
 def measured(
@@ -88,7 +103,7 @@ def measured(
     save(model, tokenizer, folder)
     proof = next(
         export_formats(
-            model, tokenizer, ["negative", "positive"], texts[:PROVED], np.zeros(PROVED, int), folder, ["onnx-int8"],
+            model, tokenizer, LABELS, texts[:PROVED], np.zeros(PROVED, int), folder, ["onnx-int8"],
             truncation=Truncation(TOKENS), bounds=Bounds(1.0, 0.0), device="cpu", card=lambda proof: "",
         )
     )  # fmt: skip
