@@ -13,7 +13,7 @@ from distill.models.loading import vocabulary_of
 from distill.models.vocabulary import trim_embeddings, trim_tokenizer, unknown_share
 from distill.training.tokens import tokenise_split
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("distill")
 AT_ONCE = 10_000  # texts
 
 
@@ -34,15 +34,15 @@ def trim_to_texts(
             for batch in tokenise_split(split, rows, tokenizer, truncation).iter(AT_ONCE):
                 counts += np.bincount(np.concatenate(batch["input_ids"]), minlength=len(counts))
     trimmed, former = trim_tokenizer(tokenizer, counts, wanted)
-    table = model.get_input_embeddings().weight
-    before = table.numel() * table.element_size()
+    before = model.get_input_embeddings().weight.nbytes
     trim_embeddings(model, former)
+    after = model.get_input_embeddings().weight.nbytes
     texts = splits.validation["text"][:]
     unknown = [unknown_share(one, encode(one, texts, truncation)[0]) for one in (tokenizer, trimmed)]
     log.info(
         "student: keeps %d of %d tokens (%.2f %% of those in its texts): embeddings of %.1f "
         "instead of %.1f MB; unknown tokens in validation: %.2f %%, before %.2f %%",
-        len(former), len(counts), 100 * counts[former].sum() / counts.sum(), before / len(counts) * len(former) / 1e6,
-        before / 1e6, 100 * unknown[1], 100 * unknown[0],
+        len(former), len(counts), 100 * counts[former].sum() / counts.sum(), after / 1e6, before / 1e6,
+        100 * unknown[1], 100 * unknown[0],
     )  # fmt: skip
     return trimmed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from distill.errors import ModelError
 from distill.models.loading import embeddings_of, first_position
 from distill.storage.files import read_json, write_json
 
-PIECES = ("WordPiece", "BPE", "Unigram", "WordLevel")  # the kinds of vocabularies in tokenizers
+# Of BPE vocabularies that make tokens in another way than by merging their characters.
+OTHER_MERGES = ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
 
 
 def most_used(counts: np.ndarray, wanted: float) -> list[int]:
@@ -47,10 +47,10 @@ def trim_tokenizer(
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         tokenizer.save_pretrained(folder)
-        path, settings_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
-        description, settings = read_json(path), read_json(settings_path)
+        path = folder / "tokenizer.json"
+        description = read_json(path)
         model = description["model"]
-        if model["type"] not in PIECES or model.get("end_of_word_suffix") or model.get("ignore_merges"):
+        if model["type"] == "BPE" and any(model.get(key) for key in OTHER_MERGES):
             raise ModelError(
                 f"student.vocabulary: a vocabulary of the kind {model['type']} cannot be trimmed; leave it out"
             )
@@ -59,18 +59,14 @@ def trim_tokenizer(
         characters = {character for token in np.flatnonzero(counts) for character in names.get(int(token), "")}
         kept |= _parts(model, kept, characters, set(names.values()))
         added = {token["id"] for token in description["added_tokens"]}
+        added |= {token for token in (tokenizer.unk_token_id, tokenizer.pad_token_id) if token is not None}
         former = sorted({id for id, name in names.items() if name in kept} | added)
         new = {old: index for index, old in enumerate(former)}
         _trim_pieces(model, names, new)
         for token in description["added_tokens"]:
             token["id"] = new[token["id"]]
         _renumber(description["post_processor"], new)
-        decoder = settings.get("added_tokens_decoder", {})
-        settings |= (
-            {"added_tokens_decoder": {str(new[int(old)]): token for old, token in decoder.items()}} if decoder else {}
-        )
-        path.write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
-        write_json(settings_path, settings)
+        write_json(path, description)
         trimmed = AutoTokenizer.from_pretrained(folder)
     # These were corrected after loading (see loading.load_tokenizer), or are of the temporary folder.
     for name in ("name_or_path", "padding_side", "model_input_names", "model_max_length"):
