@@ -98,10 +98,20 @@ def test_the_most_used_tokens_are_a_share_or_a_number():
     assert most_used(counts, 500) == [1, 2, 3, 5]
 
 
-def test_a_vocabulary_that_cannot_be_trimmed_is_named():
+def test_an_unknown_token_that_no_text_has_is_kept():
+    """Without it, WordPiece ends with an error at the first strange character."""
+    words = Tokenizer(models.WordPiece({"film": 0, "plot": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]")
+    trimmed, former = trim_tokenizer(tokenizer, np.array([3, 0, 0]), 1.0)
+    assert former == [0, 2] and trimmed("film é")["input_ids"] == [0, 1]
+
+
+@pytest.mark.parametrize(("key", "value"), [("ignore_merges", True), ("continuing_subword_prefix", "##")])
+def test_a_vocabulary_that_cannot_be_trimmed_is_named(key, value):
     tokenizer = make("BPE")
     description = json.loads(tokenizer.backend_tokenizer.to_str())
-    description["model"]["ignore_merges"] = True  # then a token need not be made by merges
+    description["model"] |= {key: value, "merges": []}  # then a token need not be made by merging characters
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(description)))
     with pytest.raises(ModelError, match=r"student.vocabulary: a vocabulary of the kind BPE cannot be trimmed"):
         trim_tokenizer(tokenizer, np.ones(3), 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,15 +35,19 @@ def trim_to_texts(
             for batch in tokenise_split(split, rows, tokenizer, truncation).iter(AT_ONCE):
                 counts += np.bincount(np.concatenate(batch["input_ids"]), minlength=len(counts))
     trimmed, former = trim_tokenizer(tokenizer, counts, wanted)
-    before = model.get_input_embeddings().weight.nbytes
+    before = _embedding_bytes(model)
     trim_embeddings(model, former)
-    after = model.get_input_embeddings().weight.nbytes
     texts = splits.validation["text"][:]
     unknown = [unknown_share(one, encode(one, texts, truncation)[0]) for one in (tokenizer, trimmed)]
     log.info(
         "student: keeps %d of %d tokens (%.2f %% of those in its texts): embeddings of %.1f "
         "instead of %.1f MB; unknown tokens in validation: %.2f %%, before %.2f %%",
-        len(former), len(counts), 100 * counts[former].sum() / counts.sum(), after / 1e6, before / 1e6,
+        len(former), len(counts), 100 * counts[former].sum() / counts.sum(), _embedding_bytes(model) / 1e6, before / 1e6,
         100 * unknown[1], 100 * unknown[0],
     )  # fmt: skip
     return trimmed
+
+
+def _embedding_bytes(model: PreTrainedModel) -> int:
+    table: Any = model.get_input_embeddings()
+    return table.weight.nbytes

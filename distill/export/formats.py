@@ -33,7 +33,7 @@ from distill.inference.sessions import Session, TorchSession, open_session
 from distill.machine.devices import Device, has_fast_bf16
 from distill.measuring.benchmark import timed_logits
 from distill.models.calibration import CONFIG_KEY
-from distill.models.loading import load_config
+from distill.models.loading import embeddings_of, load_config
 from distill.models.ngram_config import MODEL_TYPE
 from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.saving import save
@@ -125,7 +125,8 @@ def export_formats(
         raise FolderError(f"{folder}: cannot be written to: {error.strerror}", hint="--output DIR") from error
 
     def classify(session: Session) -> tuple[np.ndarray, float]:
-        return timed_logits(Classifier(session, tokenizer, label_names, truncation), texts)
+        embeddings = embeddings_of(model.config)
+        return timed_logits(Classifier(session, tokenizer, label_names, truncation, embeddings=embeddings), texts)
 
     def attempt(name: str, settings: Int8Settings | None) -> tuple[Proof, np.ndarray]:
         made = source.work / name

@@ -24,7 +24,7 @@ from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_providers
 from distill.machine.devices import Device, cores, has_fast_bf16, resolve_device
 from distill.models.calibration import temperature_of
 from distill.models.first_token import first_token_only, last_layer
-from distill.models.loading import INPUTS, check_outputs, embeddings_of, load_weights
+from distill.models.loading import INPUTS, check_outputs, load_weights
 from distill.models.ngram_config import is_ngrams
 from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.storage.checksums import ANSWERING, check_whole
@@ -88,8 +88,6 @@ class TorchSession:
 
     @torch.inference_mode()
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        if (largest := input_ids.max(initial=0)) >= (embeddings := embeddings_of(self.model.config)):
-            raise ModelError(f"a text has a token of id {largest}, but the model embeds only {embeddings} tokens")
         ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
         mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
         with self._alone, first_token_only(self._last_layer):

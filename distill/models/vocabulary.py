@@ -59,7 +59,8 @@ def trim_tokenizer(
         characters = {character for token in np.flatnonzero(counts) for character in names.get(int(token), "")}
         kept |= _parts(model, kept, characters, set(names.values()))
         added = {token["id"] for token in description["added_tokens"]}
-        added |= {token for token in (tokenizer.unk_token_id, tokenizer.pad_token_id) if token is not None}
+        special: tuple[Any, ...] = (tokenizer.unk_token_id, tokenizer.pad_token_id)
+        added |= {token for token in special if token is not None}
         former = sorted({id for id, name in names.items() if name in kept} | added)
         new = {old: index for index, old in enumerate(former)}
         _trim_pieces(model, names, new)

@@ -192,7 +192,10 @@ def fit(
         }
         model = gather_weights(model)
         _tell(trained, role)
-        classifier = Classifier(TorchSession(model, device), tokenizer, splits.label_names, truncation)
+        classifier = Classifier(
+            TorchSession(model, device), tokenizer, splits.label_names, truncation,
+            embeddings=embeddings_of(model.config),
+        )  # fmt: skip
         calibration = None
         if settings.calibrate:
             with clock("calibration"):

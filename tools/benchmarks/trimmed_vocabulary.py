@@ -38,6 +38,7 @@ from distill.inference.classifier import Classifier, weights_bytes
 from distill.inference.sessions import TorchSession
 from distill.machine.devices import describe_hardware
 from distill.machine.provenance import versions
+from distill.models.loading import classification_head
 from distill.models.saving import save
 from distill.models.vocabulary import trim_embeddings, trim_tokenizer, unknown_share
 from distill.recipe.file import load_recipe
@@ -92,7 +93,7 @@ def tell_texts_apart(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
             parameter.mul_(4 if parameter.ndim > 1 else 1)
         truncation = Truncation(TOKENS)
         logits = Classifier(TorchSession(model, "cpu"), tokenizer, LABELS, truncation).logits(texts)
-        model.classifier.out_proj.bias -= torch.from_numpy(np.median(logits, axis=0))
+        classification_head(model).bias -= torch.from_numpy(np.median(logits, axis=0))
 
 
 def measured(
