@@ -54,6 +54,7 @@ from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.students import build_from_config, build_from_layers, check_layers, choose_layers
 from distill.models.truncation import kept_part
 from distill.models.untrusted import memory_limit
+from distill.models.vocabulary import check_trimmable
 from distill.recipe.schema import NGRAM_TRAINING, PRECISION, Loss, Ngrams, Recipe, Schedule, Student
 from distill.storage.contents import manifest_of
 from distill.storage.run_folder import RunFolder
@@ -104,6 +105,8 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
         )
         if settings.loss.runs_teacher:
             _check_one_tokenizer(settings, tokenizer, load_tokenizer(teacher))
+    if settings.vocabulary is not None:
+        check_trimmable(load_tokenizer(settings.model or teacher))
     check_formats(recipe.export.formats, student_config)
     if settings.loss.hidden_states:
         map_layers(layer_count(config), layer_count(student_config), settings.loss.hidden_states.teacher_layers)

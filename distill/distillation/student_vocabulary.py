@@ -42,8 +42,8 @@ def trim_to_texts(
     log.info(
         "student: keeps %d of %d tokens (%.2f %% of those in its texts): embeddings of %.1f "
         "instead of %.1f MB; unknown tokens in validation: %.2f %%, before %.2f %%",
-        len(former), len(counts), 100 * counts[former].sum() / counts.sum(), _embedding_bytes(model) / 1e6, before / 1e6,
-        100 * unknown[1], 100 * unknown[0],
+        len(former), len(counts), 100 * counts[former].sum() / counts.sum(), _embedding_bytes(model) / 1e6,
+        before / 1e6, 100 * unknown[1], 100 * unknown[0],
     )  # fmt: skip
     return trimmed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,15 @@ def most_used(counts: np.ndarray, wanted: float) -> list[int]:
     return sorted(order[: np.searchsorted(covered, wanted - 1e-12) + 1].tolist())
 
 
+def check_trimmable(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ModelError` if the tokenizer's vocabulary cannot be trimmed."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if model["type"] == "BPE" and any(model.get(key) for key in OTHER_MERGES):
+        raise ModelError(
+            "student.vocabulary: this tokenizer makes tokens in another way than by merging characters; leave it out"
+        )
+
+
 def trim_tokenizer(
     tokenizer: PreTrainedTokenizerBase, counts: np.ndarray, wanted: float
 ) -> tuple[PreTrainedTokenizerBase, list[int]]:
@@ -44,16 +54,13 @@ def trim_tokenizer(
     are kept, and for BPE the tokens that are merged into those that are kept. Special and added tokens are kept. Raises
     `ModelError` if the vocabulary is of a kind that cannot be trimmed.
     """
+    check_trimmable(tokenizer)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         tokenizer.save_pretrained(folder)
         path = folder / "tokenizer.json"
         description = read_json(path)
         model = description["model"]
-        if model["type"] == "BPE" and any(model.get(key) for key in OTHER_MERGES):
-            raise ModelError(
-                f"student.vocabulary: a vocabulary of the kind {model['type']} cannot be trimmed; leave it out"
-            )
         names = _names(model)
         kept = {names[token] for token in most_used(counts, wanted) if token in names}
         characters = {character for token in np.flatnonzero(counts) for character in names.get(int(token), "")}
