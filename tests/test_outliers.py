@@ -48,6 +48,13 @@ def answers(path):
     return np.concatenate([session.run(["y"], batch)[0] for batch in BATCHES])
 
 
+def isolated(path, target, largest, **options):
+    model = onnx.load(path)
+    fp32 = isolate(model, largest, **options)
+    onnx.save(model, target)
+    return fp32
+
+
 def test_the_widest_of_each_channel_is_that_over_all_texts(graph):
     found = widest(graph, BATCHES)
     np.testing.assert_array_equal(found["x"], np.abs([batch["x"] for batch in BATCHES]).max(axis=(0, 1)))
@@ -63,13 +70,13 @@ def test_a_graph_without_feed_forward_products_is_left_alone(graph, tmp_path):
     model.graph.node.append(helper.make_node("MatMul", ["x", "square"], ["y"], name="square"))
     onnx.save(model, tmp_path / "square.onnx")
     assert widest(tmp_path / "square.onnx", BATCHES) == {}
-    assert isolate(tmp_path / "square.onnx", tmp_path / "isolated.onnx", {}) == []
+    assert isolated(tmp_path / "square.onnx", tmp_path / "isolated.onnx", {}) == []
     np.testing.assert_array_equal(answers(tmp_path / "isolated.onnx"), answers(tmp_path / "square.onnx"))
 
 
 @pytest.mark.parametrize("leave", [[], ["narrow"], ["widen"], ["widen", "narrow"]])
 def test_isolating_changes_nothing_in_fp32(graph, tmp_path, leave):
-    fp32 = isolate(graph, tmp_path / "isolated.onnx", widest(graph, BATCHES), leave=leave)
+    fp32 = isolated(graph, tmp_path / "isolated.onnx", widest(graph, BATCHES), leave=leave)
     np.testing.assert_allclose(answers(tmp_path / "isolated.onnx"), answers(graph), rtol=1e-4, atol=1e-4)
     nodes = onnx.load(tmp_path / "isolated.onnx").graph.node
     assert (len(nodes) == 4) == ("widen" in leave)  # nothing is taken out of one product alone
@@ -81,7 +88,7 @@ def test_a_middle_that_is_read_elsewhere_too_keeps_its_channels(graph, tmp_path)
     model.graph.node.append(helper.make_node("Identity", ["g"], ["z"]))
     model.graph.output.append(helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["rows", INNER]))
     onnx.save(model, tmp_path / "read.onnx")
-    assert isolate(tmp_path / "read.onnx", tmp_path / "isolated.onnx", widest(graph, BATCHES)) == []
+    assert isolated(tmp_path / "read.onnx", tmp_path / "isolated.onnx", widest(graph, BATCHES)) == []
     session = onnxruntime.InferenceSession(str(tmp_path / "isolated.onnx"))
     exact = onnxruntime.InferenceSession(str(tmp_path / "read.onnx"))
     for name in ("y", "z"):

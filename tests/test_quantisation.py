@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
@@ -54,6 +55,38 @@ def test_what_stays_in_fp32_is_what_the_settings_name(graph, tmp_path):
     assert kept(embeddings=False) == (0, {"table"})
     assert kept(outliers=True) == (2, set())  # the wide channels of the middle, into it and out of it
     assert kept(outliers=True, fp32_products=("feed_forward",)) == (1, {"second"})  # whole already
+
+
+@pytest.mark.parametrize("width", [16, 64])
+def test_a_table_in_int8_is_read_with_at_most_half_a_step_of_error(tmp_path, width):
+    table = RNG.normal(size=(40, width)).astype(np.float32) * np.linspace(0, 5, 40, dtype=np.float32)[:, None]
+    step = np.abs(table).max(axis=1, keepdims=True) / 127 if width == 64 else np.abs(table).max() / 127
+    assert (np.abs(read(table, np.arange(40), tmp_path) - table) <= step * 0.501).all()
+
+
+def test_a_row_of_a_wide_table_is_rounded_alike_whatever_the_others_are(tmp_path):
+    table = RNG.normal(size=(40, 64)).astype(np.float32)
+    kept = np.array([1, 5, 30])
+    others = table.copy()
+    others[0] *= 100
+    wanted = read(table, kept, tmp_path)
+    np.testing.assert_array_equal(read(others, kept, tmp_path), wanted)
+    np.testing.assert_array_equal(read(table[kept], np.arange(3), tmp_path), wanted)
+
+
+def read(table, ids, folder):
+    """Return the rows `ids` of a table as its int8 graph reads them."""
+    made = helper.make_graph(
+        [helper.make_node("Gather", ["table", "ids"], ["rows"], name="embeddings")],
+        "table",
+        [helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["tokens"])],
+        [helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, ["tokens", table.shape[1]])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "fp32.onnx")
+    quantise(folder / "fp32.onnx", folder / "int8.onnx", Int8Settings(outliers=False), {})
+    (rows,) = onnxruntime.InferenceSession(str(folder / "int8.onnx")).run(None, {"ids": ids})
+    return rows
 
 
 @pytest.mark.slow

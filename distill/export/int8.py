@@ -17,6 +17,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from distill.errors import DeviceError
+from distill.export.int8_tables import round_tables
 from distill.export.outliers import feed_forward, isolate
 from distill.inference.runtimes import OPENVINO_EXTRA, import_openvino
 from distill.models.weights import OPENVINO_WEIGHTS
@@ -67,22 +68,25 @@ def quantise(graph: Path, target: Path, settings: Int8Settings, largest: dict[st
 
     `largest` is what `outliers.widest` returns for the graph.
     """
-    fp32 = _products(graph, settings.fp32_products)
+    model = onnx.load(graph)
+    fp32 = _products(model, settings.fp32_products)
+    if settings.outliers:
+        fp32 += isolate(model, largest, leave=fp32)
+    if settings.embeddings:
+        round_tables(model)
+    large = graph.with_name(f"{graph.name}.data").is_file()
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        if settings.outliers:
-            isolated = Path(work) / graph.name
-            fp32 = [*fp32, *isolate(graph, isolated, largest, leave=fp32)]
-            graph = isolated
+        changed = Path(work) / graph.name
+        onnx.save(model, changed, save_as_external_data=large, location=f"{graph.name}.data")
         quantize_dynamic(
-            graph,
+            changed,
             target,
-            # Embedding tables are most of a small model's size.
-            op_types_to_quantize=["MatMul", "Gemm", *(["Gather"] if settings.embeddings else [])],
+            op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=settings.per_channel,
             weight_type=QuantType.QInt8 if settings.signed else QuantType.QUInt8,
             reduce_range=settings.reduce_range,
             nodes_to_exclude=fp32,
-            use_external_data_format=graph.with_name(f"{graph.name}.data").is_file(),
+            use_external_data_format=large,
             # onnx cannot infer types after the attention node, which belongs to com.microsoft.
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
         )
@@ -114,9 +118,8 @@ def import_nncf() -> Any:
     return nncf
 
 
-def _products(graph: Path, kinds: Sequence[str]) -> list[str]:
+def _products(model: onnx.ModelProto, kinds: Sequence[str]) -> list[str]:
     """Return the names of the matrix products of these kinds."""
-    model = onnx.load(graph, load_external_data=False)
     chosen: list[str] = []
     if "feed_forward" in kinds:
         chosen += [node.name for node, (inputs, outputs) in feed_forward(model) if inputs > outputs]

@@ -12,6 +12,8 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from distill.export.int8_tables import replace_nodes
+
 WIDE_CHANNELS = 4  # for each product; 16 or 64 were hardly better
 RANGE_TEXTS = 100  # enough to find the wide channels, which are the same for every text
 ZERO_AT_ZERO = ("Gelu", "Relu")  # activations that map zero to zero
@@ -42,8 +44,8 @@ def widest(graph: Path, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, n
     return largest
 
 
-def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave: Sequence[str] = ()) -> list[str]:
-    """Write a graph that computes the same but loses less in int8; return the names of its nodes that must stay fp32.
+def isolate(model: onnx.ModelProto, largest: dict[str, np.ndarray], *, leave: Sequence[str] = ()) -> list[str]:
+    """Change the graph so that it computes the same but loses less in int8; return the nodes that must stay fp32.
 
     `largest` comes from `widest`. Products named in `leave` stay as they are.
 
@@ -56,7 +58,6 @@ def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave:
       computed separately in fp32, from the layer's input to its output (as in LLM.int8(), Dettmers et al. 2022). The
       large products have zero weights for them, because a mask would read and write the whole tensor.
     """
-    model = onnx.load(graph)
     weights = {weight.name: weight for weight in model.graph.initializer}
     replaced: dict[str, list[onnx.NodeProto]] = {}
     fp32: list[str] = []
@@ -104,14 +105,7 @@ def isolate(graph: Path, target: Path, largest: dict[str, np.ndarray], *, leave:
                 name=name,
             ),
         ]  # fmt: skip
-    nodes = [new for node in model.graph.node for new in replaced.get(node.name, [node])]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    for weight in [weight for weight in model.graph.initializer if weight.name not in used]:
-        model.graph.initializer.remove(weight)
-    beside = graph.with_name(f"{graph.name}.data").is_file()
-    onnx.save(model, target, save_as_external_data=beside, location=f"{target.name}.data")
+    replace_nodes(model.graph, [new for node in model.graph.node for new in replaced.get(node.name, [node])])
     return fp32
 
 
