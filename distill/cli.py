@@ -316,7 +316,12 @@ def teacher(
 def student(
     teacher: Annotated[
         list[str],
-        _option("--teacher", "DIR", "A teacher: a folder or a Hub name. May be given several times: an ensemble."),
+        _option(
+            "--teacher",
+            "DIR",
+            "A teacher: a folder, a Hub name, or a file of answers (.csv, .jsonl, .parquet). May be given several "
+            "times: an ensemble.",
+        ),
     ],
     recipe: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="The recipe (default: that of the teacher).", parser=_path)
@@ -339,6 +344,8 @@ def student(
     If the recipe asks for a control, it is trained next: the same student, trained on labels alone.
     """
     commands = _commands()
+    if recipe is None and Path(teacher[0]).is_file():
+        raise UserError(f"--teacher: {teacher[0]}: a file has no recipe", hint="distill student RECIPE --teacher FILE")
     if recipe is None and not Path(teacher[0]).is_dir():
         hint = f"distill teacher RECIPE --output {teacher[0]} makes one"
         raise UserError(f"--teacher: {teacher[0]}: no such folder", hint=hint)
@@ -586,13 +593,22 @@ def predict(
         float | None,
         _option("--below", "P", "MODEL is unsure of a text if its likeliest label has a probability below P."),
     ] = None,
+    output: Annotated[
+        Path | None,
+        _option(
+            "--output",
+            "FILE",
+            "Write texts, labels and logits to a table (.csv, .jsonl or .parquet) from which a student can learn.",
+            _path,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
     """Classify texts: print label, probability and text, tab-separated.
 
     With --escalate and --below, MODEL answers the texts that it is sure of, and a second classifier, such as its
-    teacher, answers the others.
+    teacher, answers the others. With --output, the answers go to a file instead.
     """
     refuse_ranks("predict")
     if (escalate is None) != (below is None):
@@ -606,8 +622,15 @@ def predict(
     from distill.storage.contents import text_column_of
 
     source: Iterator[str] = iter(texts or ())
+    column = text_column or text_column_of(model)
     if file is not None:
-        source = read_texts(file, text_column or text_column_of(model))
+        source = read_texts(file, column)
+    if output is not None:
+        rows = commands.write_answers(
+            model, source, output, text_column=column, escalate=escalate, below=below or 0.0, device=device
+        )
+        print(json.dumps({"output": str(output), "texts": rows}) if json_ else f"{output}\t{rows} texts")
+        return
     written = False  # JSON goes out row by row, because the texts may be too many for memory
     for text, probabilities in commands.predict(model, source, escalate=escalate, below=below or 0.0, device=device):
         label = max(probabilities, key=lambda name: probabilities[name])

@@ -11,6 +11,7 @@ Notes go to the logger "distill" and progress to stderr. Nothing is printed to s
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -21,15 +22,15 @@ from distill.data import inspection
 from distill.data.encoding import MOST_LOST, truncation_of
 from distill.data.splits import read_splits
 from distill.distillation.control import train_control
-from distill.distillation.student import check_student, student_of, train_student
+from distill.distillation.student import check_student, made_of, student_of, train_student
 from distill.distillation.teacher_logits import LogitCache, identify_teacher
 from distill.distillation.teachers import check_teachers, logit_caches
 from distill.doctor import examine, examine_recipe, finding_of
-from distill.errors import BudgetError, ExportError, FolderError, RecipeError
+from distill.errors import BudgetError, DataError, ExportError, FolderError, RecipeError
 from distill.export.formats import check_formats
 from distill.export.model import export_model
 from distill.export.proofs import Bounds
-from distill.inference.prediction import predictions
+from distill.inference.prediction import answers, predictions
 from distill.machine.devices import Device, resolve_device
 from distill.machine.packages import Finding
 from distill.machine.ranks import leave, rank
@@ -46,6 +47,7 @@ from distill.report.choice import TO_TRY, Budget, baseline_sentence, is_above
 from distill.report.document import REPORT_HTML, write_report
 from distill.report.page import render
 from distill.search import run_search
+from distill.storage.answers import check_new_table, write_table
 from distill.storage.cascades import check_place
 from distill.storage.contents import find_recipe, manifest_of, models_in, sweeps_in
 from distill.storage.exports import EXPORT_PROOFS, is_exported
@@ -75,7 +77,7 @@ def check_models(recipe: Recipe, device: str = "auto") -> None:
     with named_by("teacher.model"):
         check_base(recipe.teacher.model, recipe.data.label_names, pretrained=recipe.teacher.pretrained)
         if recipe.student:
-            check_student(recipe, recipe.teacher.model, device)
+            check_student(recipe, made_of(recipe.student, [recipe.teacher.model]), device)
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -157,9 +159,10 @@ def student(
 ) -> RunFolder:
     """Distill the recipe's student from one or several `teachers` and write a run folder at `output`.
 
-    If the recipe asks for a control, it is trained next, in `control` (default: OUTPUT-control). `teacher_logits` is
-    the folder for the teachers' logits (default: each teacher's own). `force` accepts a teacher that is no better than
-    the commonest class. If `push_to_hub` names a repository, the student is uploaded to it.
+    A teacher is a classifier, or a file of answers (see data/answers.py). If the recipe asks for a control, it is
+    trained next, in `control` (default: OUTPUT-control). `teacher_logits` is the folder for the teachers' logits
+    (default: each teacher's own). `force` accepts a teacher that is no better than the commonest class. If
+    `push_to_hub` names a repository, the student is uploaded to it.
     """
     settings = student_of(recipe)
     if push_to_hub:
@@ -188,7 +191,7 @@ def student(
         cache = Path(teacher_logits) if teacher_logits else None
         _tell_baseline(train_student(recipe, names, folder, cache=cache, force=force, **options))
     if needs_control:
-        train_control(recipe, names[0], folder, control_folder, **options)
+        train_control(recipe, made_of(settings, names), folder, control_folder, **options)
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
     return folder
@@ -429,7 +432,8 @@ def run(
         elif name == "student":
             _tell_baseline(train_student(recipe, [str(root / "teacher")], folder, force=force, **options))
         else:
-            train_control(recipe, str(root / "teacher"), folders["student"], folder, **options)
+            made = made_of(recipe.student, [str(root / "teacher")])
+            train_control(recipe, made, folders["student"], folder, **options)
     leave()  # rank 0 does the rest alone and must not wait for the other ranks
     if rank():
         return None
@@ -463,6 +467,29 @@ def predict(
     If the likeliest label of a text has a probability below `below`, the classifier `escalate` answers it instead.
     """
     return predictions(model, texts, escalate=escalate, below=below, device=device)
+
+
+def write_answers(
+    model: Path | str,
+    texts: Iterator[str],
+    output: Path | str,
+    *,
+    text_column: str = "text",
+    escalate: Path | str | None = None,
+    below: float = 0.8,
+    device: str = "auto",
+) -> int:
+    """Write texts, labels and logits to a table that can teach a student; return the number of texts.
+
+    The other arguments are as in `predict`. Raises `FolderError` if `output` is there already.
+    """
+    check_new_table(Path(output))
+    found = answers(model, texts, escalate=escalate, below=below, device=device)
+    first = next(found, None)
+    if first is None:
+        raise DataError("predict: there are no texts")
+    chunks = ((one.texts, one.logits) for one in itertools.chain([first], found))
+    return write_table(Path(output), text_column, first.label_names, chunks)
 
 
 def convert(model: Path | str, output: Path | str) -> Path:

@@ -16,9 +16,24 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from distill.data.encoding import truncation_of
 from distill.data.splits import Splits
 from distill.distillation.online_teacher import OnlineTeacher
-from distill.distillation.student import architectures, base_of, begin, check_student, new_student, online_teacher
-from distill.distillation.teacher_logits import TeacherIdentity, check_unchanged, identify_teacher
-from distill.distillation.teachers import check_not_a_teacher, fingerprints_of, logits_of, rows_with_logits, weights_of
+from distill.distillation.student import (
+    architectures,
+    base_of,
+    begin,
+    check_student,
+    made_of,
+    new_student,
+    online_teacher,
+)
+from distill.distillation.teachers import (
+    Teacher,
+    check_not_a_teacher,
+    fingerprints_of,
+    identify,
+    logits_of,
+    rows_with_logits,
+    weights_of,
+)
 from distill.distillation.trainer import DistillationTrainer
 from distill.errors import FolderError, RecipeError, TrainingError, UserError, one_line
 from distill.machine.devices import Device
@@ -78,7 +93,10 @@ def run_search(
     settings = getattr(recipe, stage)
     weights = weights_of(settings, teachers) if stage == "student" else ()
     check_not_a_teacher(folder, teachers)
-    models = architectures(settings, teachers[0]) if stage == "student" else [load_config(settings.model).model_type]
+    if stage == "student":
+        models = architectures(settings, made_of(settings, teachers))
+    else:
+        models = [load_config(settings.model).model_type]
     training = open_training(
         recipe, stage, folder, models, parent=manifest_of(teachers[0]) if teachers else None,
         changed=lambda section: {**section, **TRIAL}, resume=resume, overwrite=overwrite, device=device,
@@ -92,8 +110,9 @@ def run_search(
             changed = with_values(recipe, {key: value})
             _arguments(getattr(changed, stage), folder, resolved, stage)
             if stage == "student":
-                check_student(changed, teachers[0], device)
-    known = [identify_teacher(name, splits.label_names) for name in teachers]
+                assert changed.student is not None
+                check_student(changed, made_of(changed.student, teachers), device)
+    known = identify(teachers, splits, recipe.data.text_column)
     if stage == "student":
         make, model, tokenizer = _students(recipe, teachers, known, splits, arguments.seed)
         origin = origin_of(splits, resolved, **fingerprints_of(known), **base_of(settings, tokenizer))
@@ -312,17 +331,18 @@ class _Search:
 
 
 def _students(
-    recipe: Recipe, teachers: Sequence[str], known: Sequence[TeacherIdentity], splits: Splits, seed: int
+    recipe: Recipe, teachers: Sequence[str], known: Sequence[Teacher], splits: Splits, seed: int
 ) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a function that makes a student before training, and the recipe's own student with its tokenizer."""
 
     def make(settings: Any) -> tuple[PreTrainedModel, OnlineTeacher | None]:
-        model, tokenizer = new_student(settings, recipe, teachers[0], splits, seed=seed)
+        model, tokenizer = new_student(settings, recipe, made_of(settings, teachers), splits, seed=seed)
         for teacher in known:
-            check_unchanged(teacher)
+            teacher.check_unchanged()
         return model, online_teacher(settings, teachers, model, tokenizer, truncation_of(recipe, "student"))
 
-    return make, *new_student(recipe.student, recipe, teachers[0], splits, seed=seed)
+    assert recipe.student is not None
+    return make, *new_student(recipe.student, recipe, made_of(recipe.student, teachers), splits, seed=seed)
 
 
 def _teachers(recipe: Recipe, splits: Splits, seed: int) -> tuple[Make, PreTrainedModel, PreTrainedTokenizerBase]:

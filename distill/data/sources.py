@@ -73,7 +73,7 @@ def read_texts(path: str, text_column: str) -> Iterator[str]:
     if path == "-" or Path(path).suffix.lower() == ".txt":
         yield from _lines(path)
         return
-    _check_file(path, path, also=(".txt", "- (stdin)"))
+    check_file(path, path, also=(".txt", "- (stdin)"))
     table = TableFile(path, {text_column: "--text-column"}, path)
     row = 0
     for batch in table.batches():
@@ -126,7 +126,7 @@ def _wanted(data: Data, split: str) -> dict[str, str]:
 
 def _load_file(path: str, place: str, wanted: dict[str, str]) -> Table:
     """Return the table in a file from a cache keyed by the file's content, since a name or a date can mislead."""
-    _check_file(path, place)
+    check_file(path, place)
     file = TableFile(path, wanted, path)
     digest = _digest(path)
     depends = [FORMAT, path, digest, list(wanted)]  # the path, since the cached notes name it
@@ -169,7 +169,7 @@ def _keep(file: TableFile, folder: Path) -> None:
     write_json(folder / "table.json", found)
 
 
-def _check_file(path: str, place: str, *, also: Sequence[str] = ()) -> None:
+def check_file(path: str, place: str, *, also: Sequence[str] = ()) -> None:
     """Raise `DataError` if a file is missing, empty, packed or of an unsupported kind.
 
     `also` names what the caller reads besides tables, for the message.

@@ -58,10 +58,10 @@ class Splits:
 def load_splits(data: Data) -> Splits:
     """Return the splits that `data` describes: loaded, checked and sampled.
 
-    If a train or transfer text is also in validation or test, ignoring case and white space, it is dropped. A sample is
-    the first N rows after a shuffle with the seed. If there is no validation split, it is taken from the sampled train
-    rows, stratified by label; so `train_samples` is all the labelled text that a run sees besides test. Raises
-    `DataError` that names the file or split, the rule and the value.
+    If a train or transfer text is also in validation or test, ignoring case and white space, it is dropped, and so is a
+    transfer text that is also in train. A sample is the first N rows after a shuffle with the seed. If there is no
+    validation split, it is taken from the sampled train rows, stratified by label; so `train_samples` is all the
+    labelled text that a run sees besides test. Raises `DataError` that names the file or split, the rule and the value.
     """
     tables = load_tables(data)
     texts = {split: _texts(table, data) for split, table in tables.items()}
@@ -88,6 +88,8 @@ def load_splits(data: Data) -> Splits:
         _sample(splits, ("validation",), data)
         for split, dropped in _drop_leaks(splits, ("validation",)).items():
             leaks[split] += dropped
+    if "transfer" in splits:
+        _drop_trained(splits, tables["transfer"], notes)
     read = {data.text_column, data.label_column}
     unread = dict.fromkeys(name for table in tables.values() for name in table.column_names if name not in read)
     return Splits(**splits, label_names=label_names, leaks=leaks, notes=tuple(notes), unread=tuple(unread))
@@ -243,11 +245,26 @@ def _drop_leaks(splits: dict[str, Dataset], held_out_splits: Sequence[str]) -> d
     return leaks
 
 
+def _drop_trained(splits: dict[str, Dataset], table: Table, notes: list[str]) -> None:
+    """Drop from transfer, in place, the texts that are also in train, where the teacher answers them too."""
+    trained = set(text_keys(splits["train"]))
+    kept = [row for row, key in enumerate(text_keys(splits["transfer"])) if key not in trained]
+    if dropped := len(splits["transfer"]) - len(kept):
+        if not kept:
+            raise DataError(f"{table.source}: every transfer text is also in train; leave transfer out")
+        notes.append(f"{table.source}: {dropped} transfer texts are also in train, and are not read twice")
+        splits["transfer"] = splits["transfer"].select(kept)
+
+
 def text_keys(rows: Dataset) -> Iterator[bytes]:
-    """Yield a digest of each text, ignoring case and white space; a set of digests needs less memory than the texts."""
+    """Yield the `text_key` of each text."""
     for batch in rows.select_columns(["text"]).iter(batch_size=1_000):
-        for text in batch["text"]:
-            yield hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()
+        yield from map(text_key, batch["text"])
+
+
+def text_key(text: str, *, exactly: bool = False) -> bytes:
+    """Return a digest of a text, ignoring case and white space unless `exactly`; it needs less memory than the text."""
+    return hashlib.blake2b((text if exactly else " ".join(text.casefold().split())).encode(), digest_size=16).digest()
 
 
 def drawn(rows: Dataset, count: int, seed: int) -> Dataset:

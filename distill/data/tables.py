@@ -58,6 +58,7 @@ class TableFile:
     place: str  # the file, as errors name it
     unit: str = "line"  # what errors count: lines or rows
     separator: str = ","
+    holds_objects: bool = False  # whether columns after the first may hold lists and objects; json gives them as JSON
     column_names: dict[str, None] = field(default_factory=dict)  # in order
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -295,7 +296,10 @@ def _object_rows(objects: Iterable[tuple[int, Any]], table: TableFile) -> Iterat
         row = []
         for name in table.wanted:
             try:
-                row.append(_as_text(one.get(name), is_text=name == texts))
+                value = one.get(name)
+                if table.holds_objects and name != texts and isinstance(value, dict | list):
+                    value = json.dumps(value)
+                row.append(_as_text(value, is_text=name == texts))
             except ValueError as error:
                 raise DataError(f"{place}: {name!r} {error}") from None
         yield number, row
@@ -373,7 +377,7 @@ def _chunks(file: pq.ParquetFile, wanted: Iterable[str]) -> list[Any]:
     """Return the file's metadata on each wanted column of each row group."""
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    return [chunk for chunk in chunks if chunk.path_in_schema in set(wanted)]
+    return [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in set(wanted)]
 
 
 def _check_unpacked(chunks: Iterable[Any], table: TableFile) -> None:

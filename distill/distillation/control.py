@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from distill.distillation.answer_file import is_answer_file
 from distill.distillation.student import architectures, base_of, begin, made_from, new_student, student_of
 from distill.errors import FolderError
 from distill.models.weights import weights_fingerprint
@@ -30,13 +31,15 @@ def train_control(
 ) -> RunFolder:
     """Train the same student only on the labels, with the same seed and number of steps; return its run folder.
 
-    `student` is the finished run to compare with. The control is evaluated as often as the student, so its checkpoint
-    is chosen from as many. Raises `FolderError` if the teacher or the data are not those of `student`.
+    `student` is the finished run to compare with, and `teacher` what both are made of (see `made_of`). The control is
+    evaluated as often as the student, so its checkpoint is chosen from as many. Raises `FolderError` if the teacher or
+    the data are not those of `student`.
     """
     settings = student_of(recipe)
     manifest = student.read_manifest()
-    taught_by = list(manifest["parents"]["teachers"].values())
-    if settings.model is None and weights_fingerprint(teacher) != taught_by[0]:
+    taught_by = [digest for name, digest in manifest["parents"]["teachers"].items() if not is_answer_file(name)]
+    is_made_of_teacher = settings.model is None and not (settings.ngrams and settings.ngrams.tokenizer)
+    if is_made_of_teacher and weights_fingerprint(teacher) != taught_by[0]:
         raise FolderError(f"{teacher}: is not the teacher of {student.path}, so its control cannot be made from it")
     figures = student.read_metrics()["training"]
     training = open_training(

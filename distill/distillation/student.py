@@ -10,17 +10,20 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from distill.data.answers import answers_in_words
 from distill.data.encoding import Truncation, truncation_of
 from distill.data.splits import Splits
+from distill.distillation.answer_file import AnswerFile
 from distill.distillation.ngram_start import start_from_counts
 from distill.distillation.online_teacher import OnlineTeacher, map_layers, relation_heads
 from distill.distillation.student_vocabulary import trim_to_texts
-from distill.distillation.teacher_logits import check_unchanged, identify_teacher
 from distill.distillation.teachers import (
     TEACHER_HINT,
     check_not_a_teacher,
     fingerprints_of,
+    identify,
     logits_of,
+    model_among,
     rows_with_logits,
     weights_of,
 )
@@ -72,7 +75,8 @@ COPIES = 4  # of each weight in training: itself, its gradient, and Adam's two m
 def check_student(recipe: Recipe, teacher: str, device: str) -> None:
     """Raise an error if the recipe's student or its export formats cannot be made, before any training.
 
-    Only the configuration of `teacher` is read, so mistakes that only data or weights show are found later.
+    Only the configuration of `teacher` (see `made_of`) is read, so mistakes that only data or weights show are found
+    later.
     """
     settings, resolved = student_of(recipe), resolve_device(device)
     check_training(settings.training, resolved, "student")
@@ -134,18 +138,22 @@ def train_student(
     settings = student_of(recipe)
     weights = weights_of(settings, teachers)
     check_not_a_teacher(folder, teachers)
+    teacher = made_of(settings, teachers)
     with named_by("--teacher", TEACHER_HINT):
-        check_student(recipe, teachers[0], device)
+        check_student(recipe, teacher, device)
     training = open_training(
-        recipe, "student", folder, architectures(settings, teachers[0]), parent=manifest_of(teachers[0]),
+        recipe, "student", folder, architectures(settings, teacher), parent=manifest_of(teachers[0]),
         resume=resume, overwrite=overwrite, device=device,
     )  # fmt: skip
     recipe, splits, arguments, clock = training.recipe, training.splits, training.arguments, training.clock
     settings = student_of(recipe)
     with clock("teacher_logits"):
-        known = [identify_teacher(name, splits.label_names) for name in teachers]
-    model, tokenizer = new_student(settings, recipe, teachers[0], splits, seed=arguments.seed)
-    log.info("student: %s; learns by %s", made_from(settings, teachers[0]), loss_in_words(settings.loss))
+        known = identify(teachers, splits, recipe.data.text_column)
+    files = [one.described(splits) for one in known if isinstance(one, AnswerFile)]
+    for file in files:
+        log.info("student: %s", answers_in_words(file))
+    model, tokenizer = new_student(settings, recipe, teacher, splits, seed=arguments.seed)
+    log.info("student: %s; learns by %s", made_from(settings, teacher), loss_in_words(settings.loss))
     if settings.ngrams and arguments.learning_rate < LOW_NGRAM_RATE:
         log.warning(
             "student.training.learning_rate: %g suits a transformer; an n-gram student learns too slowly below %g "
@@ -159,26 +167,50 @@ def train_student(
         arguments.ddp_find_unused_parameters = False  # DDP does not see projections, used outside forward
     with clock("teacher_logits"):
         answers = logits_of(known, splits, cache, device, bf16=arguments.bf16, force=force)
-        for teacher in known:  # its layers, hidden states and logits must come from the same files
-            check_unchanged(teacher)
+        for one in known:  # its layers, hidden states and logits must come from the same files
+            one.check_unchanged()
     with clock("tokenising"):
         rows = rows_with_logits(answers, splits, tokenizer, training.truncation)
     with clock("start"):
         begin(settings, model, rows, weights)
-    parents = {
-        str(Path(teacher.name).absolute() if Path(teacher.name).is_dir() else teacher.name): teacher.weights
-        for teacher in known
-    }
+    parents = {str(Path(one.name).absolute() if Path(one.name).exists() else one.name): one.weights for one in known}
     return fit(
-        training, model, tokenizer, rows, origin=origin, parents={"teachers": parents, "model": settings.model},
+        training, model, tokenizer, rows, origin=origin,
+        parents={"teachers": parents, "answer_files": files, "model": settings.model},
         trainer=functools.partial(
             DistillationTrainer, loss=settings.loss, teacher_weights=weights, online=online
         ),
     )  # fmt: skip
 
 
+def made_of(settings: Student, teachers: Sequence[str]) -> str:
+    """Return the model that a student takes its layers, sizes or tokenizer from: the first teacher that is a model.
+
+    If all teachers are files of answers, it is the recipe's own. Raises `RecipeError` if the recipe names none, or has
+    a loss that a file cannot give.
+    """
+    if settings.ngrams and settings.ngrams.tokenizer:
+        return settings.ngrams.tokenizer
+    if teacher := model_among(teachers):
+        return teacher
+    file = Path(teachers[0]).name
+    if settings.ngrams:
+        raise RecipeError(
+            f"student.ngrams.tokenizer: missing; it names a model whose tokens to use, since {file} has none"
+        )
+    if settings.loss.runs_teacher:
+        raise RecipeError(f"student.loss: {_online_losses(settings)} need a model as teacher, and {file} is a file")
+    if settings.model is None:
+        raise RecipeError(
+            f"student: cannot be made of a teacher that is a file, {file}; give student.model or student.ngrams"
+        )
+    return settings.model
+
+
 def base_of(settings: Student, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return the fingerprint of the student's pretrained base, by its recipe key; empty if it has none."""
+    if settings.ngrams and settings.ngrams.tokenizer:
+        return {"student.ngrams.tokenizer": tokenizer_fingerprint(tokenizer)}
     if settings.model and settings.vocabulary is not None:
         tokenizer = load_tokenizer(settings.model)  # the student's own is trimmed
     return {"student.model": base_fingerprint(settings.model, tokenizer)} if settings.model else {}

@@ -64,14 +64,17 @@ class TeacherIdentity:
         own = [self.weights, self.config, self.tokenizer, astuple(self.truncation), self.label_names, self.columns]
         return hashlib.sha256(json.dumps(own).encode()).hexdigest()
 
+    def answered(self, rows: Dataset) -> Dataset:
+        """Return the rows whose texts it answers: all of them."""
+        return rows
 
-def check_unchanged(teacher: TeacherIdentity) -> None:
-    """Raise `ModelError` if the classifier's files have changed since it was identified."""
-    if identify_teacher(teacher.name, teacher.label_names) != teacher:
-        raise ModelError(
-            f"{teacher.name}: has changed while it was read; nothing of it was kept",
-            hint="run the same command again once nothing else writes there",
-        )
+    def check_unchanged(self) -> None:
+        """Raise `ModelError` if the classifier's files have changed since it was identified."""
+        if identify_teacher(self.name, self.label_names) != self:
+            raise ModelError(
+                f"{self.name}: has changed while it was read; nothing of it was kept",
+                hint="run the same command again once nothing else writes there",
+            )
 
 
 def identify_teacher(name: str, label_names: Sequence[str]) -> TeacherIdentity:
@@ -140,7 +143,7 @@ class LogitCache:
         with _writing(self.folder):
             write_json(self.folder / "origin.json", self.origin)
         classifier = self.load_teacher()
-        check_unchanged(self.teacher)  # the logits are kept under its fingerprints
+        self.teacher.check_unchanged()  # the logits are kept under its fingerprints
         parts = [self._rows(start) for start in starts]
         with progress_line(self.title, sum(map(len, parts)), "text") as bar:
             for start, part in zip(starts, parts, strict=True):

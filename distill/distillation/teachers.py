@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,17 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation
+from distill.data.sources import check_file
 from distill.data.splits import Splits
-from distill.distillation.teacher_logits import LogitCache, TeacherIdentity, load_or_compute, with_teacher_logits
+from distill.distillation.answer_file import AnswerFile, is_answer_file
+from distill.distillation.teacher_logits import (
+    COLUMN,
+    LogitCache,
+    TeacherIdentity,
+    identify_teacher,
+    load_or_compute,
+    with_teacher_logits,
+)
 from distill.errors import FolderError, ModelError, RecipeError
 from distill.inference.classifier import load
 from distill.inference.text_classifier import TextClassifier
@@ -27,17 +36,35 @@ from distill.training.tokens import tokenise_split
 
 log = logging.getLogger("distill")
 
+Teacher = TeacherIdentity | AnswerFile
 TEACHER_HINT = "distill teacher RECIPE --output DIR makes one"
 
 
 def check_teachers(names: Sequence[str]) -> None:
-    """Raise `ModelError` if one of `names` is a path but not a folder."""
+    """Raise `DataError` if a file of answers is not there, and `ModelError` if another path is not a folder."""
     for name in names:
-        if is_path(name) and not Path(name).is_dir():
+        if is_answer_file(name):
+            check_file(name, f"--teacher: {name}")
+        elif is_path(name) and not Path(name).is_dir():
             raise ModelError(f"--teacher: {name}: no such folder", hint=TEACHER_HINT.replace("DIR", name))
 
 
-def fingerprints_of(teachers: Sequence[TeacherIdentity]) -> dict[str, str]:
+def identify(names: Sequence[str], splits: Splits, text_column: str) -> list[Teacher]:
+    """Return what each teacher is; a file of answers is read, and of a model only its configuration and its files."""
+    return [
+        AnswerFile.read(name, text_column, splits.label_names)
+        if is_answer_file(name)
+        else identify_teacher(name, splits.label_names)
+        for name in names
+    ]
+
+
+def model_among(names: Sequence[str]) -> str | None:
+    """Return the first teacher that is a model, of which a student can be made; None if all are files of answers."""
+    return next((name for name in names if not is_answer_file(name)), None)
+
+
+def fingerprints_of(teachers: Sequence[Teacher]) -> dict[str, str]:
     """Return the fingerprints of a run's teachers by name, for its origin (see origin.origin_of)."""
     return {f"teacher {number}": teacher.fingerprint for number, teacher in enumerate(teachers, 1)}
 
@@ -82,42 +109,62 @@ def logit_caches(
 
 
 def logits_of(
-    teachers: Sequence[TeacherIdentity], splits: Splits, cache: Path | None, device: str, *, bf16: bool, force: bool
+    teachers: Sequence[Teacher], splits: Splits, cache: Path | None, device: str, *, bf16: bool, force: bool
 ) -> list[dict[str, Dataset]]:
     """Return each teacher's logits on train and, if there is one, transfer; no teacher stays in memory.
 
-    They are kept in `cache` (default: in each teacher's folder) and computed only if they are not there. Raises
-    `ModelError` if a teacher is no better than always answering the commonest class, unless `force` is set.
+    A model's are kept in `cache` (default: in each teacher's folder) and computed only if they are not there. Raises
+    `ModelError` if a teacher is no better than always answering the commonest class, unless `force` is set, and
+    `DataError` if a file lacks the answer to a text.
     """
     titles = [Path(teacher.name).name if len(teachers) > 1 else "teacher" for teacher in teachers]
-    caches = [
-        logit_caches(teacher, splits, cache, device, bf16=bf16, title=title)
+    sources = [
+        _sources(teacher, splits, cache, device, bf16=bf16, title=title)
         for teacher, title in zip(teachers, titles, strict=True)
     ]  # all of them, because a cache of other logits must be reported before a teacher computes
-    for teacher, by_split, title in zip(teachers, caches, titles, strict=True):
+    for teacher, by_split, title in zip(teachers, sources, titles, strict=True):
         # All teachers are checked before the first one classifies the training texts, which may take hours.
-        _check_teacher(teacher, load_or_compute(by_split.pop("validation")), splits.validation, title, force=force)
+        rows = teacher.answered(splits.validation)
+        _check_teacher(teacher.name, by_split.pop("validation")(), rows, title, force=force)
     answers = []
-    while caches:
-        by_split = caches.pop(0)  # frees the classifier too
-        answers.append({split: load_or_compute(found) for split, found in by_split.items()})
+    while sources:
+        by_split = sources.pop(0)  # frees the classifier too
+        answers.append({split: read() for split, read in by_split.items()})
     return answers
 
 
-def _check_teacher(teacher: TeacherIdentity, answers: Dataset, validation: Dataset, title: str, *, force: bool) -> None:
+def _sources(
+    teacher: Teacher, splits: Splits, cache: Path | None, device: str, *, bf16: bool, title: str
+) -> dict[str, Callable[[], Dataset]]:
+    """Return for each split what returns the teacher's logits on it: on validation, of the texts that it answers."""
+    if isinstance(teacher, TeacherIdentity):
+        caches = logit_caches(teacher, splits, cache, device, bf16=bf16, title=title)
+        return {split: functools.partial(load_or_compute, found) for split, found in caches.items()}
+    rows = {split: found for split in ("train", "transfer") if (found := getattr(splits, split)) is not None}
+    rows["validation"] = teacher.answered(splits.validation)
+    read = {split: teacher.logits_of(found, split) for split, found in rows.items()}
+    return {split: functools.partial(lambda logits: logits, logits) for split, logits in read.items()}
+
+
+def _check_teacher(name: str, answers: Dataset, rows: Dataset, title: str, *, force: bool) -> None:
     """Raise `ModelError` if the teacher is no better on validation than always answering the commonest class.
 
-    With `force`, log a warning instead.
+    `answers` are its logits on the validation `rows`. With `force`, log a warning instead.
     """
-    predicted = np.asarray(answers["teacher_logits"][:]).argmax(axis=1)
-    gold_labels = np.asarray(validation["label"][:])
-    accuracy = float((predicted == gold_labels).mean())
+    if not len(rows):
+        log.warning("%s: answers no validation text, so nothing is known of how good it is", title)
+        return
+    gold_labels = np.asarray(rows["label"][:])
+    accuracy = float((np.asarray(answers[COLUMN][:]).argmax(axis=1) == gold_labels).mean())
     majority = commonest_share(gold_labels)
-    log.info("%s: validation accuracy %.4f; the commonest class alone would give %.4f", title, accuracy, majority)
+    log.info(
+        "%s: validation accuracy %.4f (%d texts); the commonest class alone would give %.4f",
+        title, accuracy, len(rows), majority,
+    )  # fmt: skip
     if accuracy > majority:
         return
     problem = (
-        f"{teacher.name}: validation accuracy {accuracy:.4f} is no better than always answering the commonest class "
+        f"{name}: validation accuracy {accuracy:.4f} is no better than always answering the commonest class "
         f"({majority:.4f}): it has nothing to teach"
     )
     if not force:

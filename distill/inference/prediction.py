@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from scipy.special import softmax
 
 from distill.inference.cascade import Cascade
 from distill.inference.classifier import device_of_step, load
+from distill.inference.text_classifier import check_finite
 from distill.machine.progress import progress_line
 from distill.storage.exports import EXPORT_PROOFS
 from distill.storage.run_folder import RunFolder
@@ -33,11 +36,33 @@ def predictions(
 
     If the likeliest label of a text has a probability below `below`, the classifier `escalate` answers it instead.
     """
+    for answered in answers(model, texts, escalate=escalate, below=below, device=device):
+        for text, row in zip(answered.texts, softmax(answered.logits, axis=1).tolist(), strict=True):
+            yield text, dict(zip(answered.label_names, row, strict=True))
+
+
+class Answered(NamedTuple):
+    """Some texts with their calibrated logits, float32 (texts, classes)."""
+
+    texts: Sequence[str]
+    logits: np.ndarray
+    label_names: Sequence[str]
+
+
+def answers(
+    model: Path | str,
+    texts: Iterable[str],
+    *,
+    escalate: Path | str | None = None,
+    below: float = 0.8,
+    device: str = "auto",
+) -> Iterator[Answered]:
+    """Yield the logits of a few thousand texts at a time, as in `predictions`."""
     classifier = load(model, device)
     if escalate:
         second = load(escalate, device_of_step(Path(escalate), device))
         classifier = Cascade([classifier, second], [below], [str(model), str(escalate)], classifier.label_names)
-    answered = Counter[int]()
+    steps = Counter[int]()
     exports = RunFolder(Path(model)).export
     hint = f" (its exports: distill predict {exports})" if (exports / EXPORT_PROOFS).is_file() else ""
     log.info("predict: %s on %s%s", classifier.format, classifier.device, hint)
@@ -45,16 +70,15 @@ def predictions(
         for chunk in _chunks(texts):
             if isinstance(classifier, Cascade):
                 logits, answered_by = classifier.answers(chunk)
-                answered.update(answered_by.tolist())
-                probabilities = softmax(logits, axis=1)
+                steps.update(answered_by.tolist())
             else:
-                probabilities = classifier.probabilities(chunk)
-            for text, row in zip(chunk, probabilities.tolist(), strict=True):
-                yield text, dict(zip(classifier.label_names, row, strict=True))
+                logits = classifier.logits(chunk)
+                check_finite(logits, f"{classifier.format} on {classifier.device}")
+            yield Answered(chunk, logits, classifier.label_names)
             bar.update(len(chunk))
     if isinstance(classifier, Cascade):
         for step, name in enumerate(classifier.names):
-            log.info("predict: %s answered %d of %d texts", name, answered[step], answered.total())
+            log.info("predict: %s answered %d of %d texts", name, steps[step], steps.total())
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.data.answers import answers_in_words
 from distill.data.encoding import Cut, Truncation, cut_in_words
 from distill.data.splits import read_splits
 from distill.machine.devices import Device, describe_hardware
@@ -25,6 +26,7 @@ from distill.report.choice import Budget
 from distill.report.document import Findings
 from distill.storage.cascades import is_cascade, read_cascade
 from distill.storage.contents import run_of
+from distill.storage.run_folder import RunFolder
 
 
 def findings_of(
@@ -60,6 +62,12 @@ def findings_of(
         threads=benchmark.threads,
     )
     notes += _cuts_in_words(measurements)
+    notes += [
+        f"The teacher of {run.path.name} is a file: {answers_in_words(file)}."
+        for run in map(RunFolder, models)
+        if run.is_finished
+        for file in run.read_manifest()["parents"].get("answer_files", ())
+    ]
     device = "auto" if len(devices) > 1 else devices[0]
     # A cascade runs its classifiers in the type that they were saved in.
     answers_of = {

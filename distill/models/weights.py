@@ -33,6 +33,14 @@ def weights_fingerprint(name: str) -> str:
     return digest.hexdigest()
 
 
+def teacher_digest(name: str) -> str:
+    """Return the `weights_fingerprint` of a teacher, or the SHA-256 of a file of answers; raises `ModelError`."""
+    if not Path(name).is_file():
+        return weights_fingerprint(name)
+    with open(name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def weight_files(name: str) -> list[Path]:
     """Return the weight files of a Hub name (fetched if need be) or local folder, sorted by name.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -211,7 +211,8 @@ class Ngrams(Section):
 
     `longest` is the number of tokens of the longest n-gram, `table` the number of rows that all n-grams share, and
     `width` the length of a row. It reads whole texts, unless `max_tokens` is given. With `start: counts`, training
-    starts from how often each n-gram stands in texts of each class.
+    starts from how often each n-gram stands in texts of each class. `tokenizer` names a model whose tokens to use
+    (default: the teacher).
     """
 
     longest: Annotated[int, Field(ge=1, le=8)] = 2
@@ -219,6 +220,7 @@ class Ngrams(Section):
     width: Annotated[int, Field(ge=1, le=4_096)] = 8
     start: Literal["counts", "random"] = "counts"
     max_tokens: Annotated[int, Field(ge=3)] | None = None
+    tokenizer: NonEmptyStr | None = None
 
 
 # Defaults of an n-gram student: a step moves only the rows that it reads, and costs the same for 8 texts or 32.
@@ -418,7 +420,7 @@ def with_last_names(recipe: Recipe) -> Recipe:
             paths = {"output": Path(stage.output).name}
             if stage.model and (Path(stage.model).is_absolute() or Path(stage.model).exists()):  # not a Hub name
                 paths["model"] = Path(stage.model).name
-            updates[name] = stage.model_copy(update=paths)
+            updates[name] = stage.model_copy(update=paths | _with_tokenizer(stage, lambda path: path.name))
     return recipe.model_copy(update=updates)
 
 
@@ -432,6 +434,19 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         updates["data"] = recipe.data.model_copy(update={"dataset": str(Path(recipe.data.dataset).absolute())})
     for name in ("teacher", "student"):
         stage = getattr(recipe, name)
-        if stage and stage.model and Path(stage.model).is_dir():
-            updates[name] = stage.model_copy(update={"model": str(Path(stage.model).absolute())})
+        if stage is None:
+            continue
+        paths = _with_tokenizer(stage, lambda path: str(path.absolute()))
+        if stage.model and Path(stage.model).is_dir():
+            paths["model"] = str(Path(stage.model).absolute())
+        if paths:
+            updates[name] = stage.model_copy(update=paths)
     return recipe.model_copy(update=updates)
+
+
+def _with_tokenizer(stage: Stage, changed: Callable[[Path], str]) -> dict[str, Any]:
+    """Return the update of an n-gram student whose tokenizer is in a local folder, of which `changed` is written."""
+    ngrams = stage.ngrams if isinstance(stage, Student) else None
+    if ngrams is None or not ngrams.tokenizer or not Path(ngrams.tokenizer).is_dir():
+        return {}
+    return {"ngrams": ngrams.model_copy(update={"tokenizer": changed(Path(ngrams.tokenizer))})}

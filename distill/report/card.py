@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from distill.data.answers import answers_in_words
 from distill.data.encoding import NO_LIMIT, Truncation
 from distill.recipe.file import dump_recipe
 from distill.recipe.schema import Recipe, with_last_names
@@ -66,6 +67,7 @@ def card(
             as_code(Path(teacher).name if Path(teacher).is_absolute() else teacher)
             for teacher in parents.get("teachers", ())
         ],
+        answers=[as_code(answers_in_words(file)) for file in parents.get("answer_files", ())],
         test=metrics["test"],
         calibrated=metrics.get("calibration", {}).get("temperature", 1.0) != 1,
         faults=metrics["warnings"],

@@ -1,0 +1,288 @@
+"""Read a file of answers: texts, and for each text what somebody thinks of every class.
+
+A file has one of these kinds of columns:
+
+- one for each class, named like it, with its probability;
+- `probabilities`: a list in the order of the classes, or an object with a value for each class name;
+- `logits`: a list in the order of the classes;
+- `top_logprobs`: the log-probabilities of some class names, as a language model returns them;
+- `votes`, or several columns that begin with `vote`: the label or labels that annotators chose.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from distill.data.sources import check_file
+from distill.data.splits import text_key
+from distill.data.tables import LINE, TableFile
+from distill.errors import DataError, printable
+from distill.recipe.labels import are_indices, classes_of, label_key
+
+LISTS = ("logits", "probabilities", "top_logprobs")
+VOTES = "vote"  # how the names of columns of votes begin
+KINDS = "one column for each class, or a column logits, probabilities, top_logprobs or votes"
+LEAST = 1e-6  # the probability of a class that a file gives none, because a logit must be finite
+NEAR_ONE = 0.01  # how far from 1 probabilities may add up to, because many files are rounded
+SHOWN = 40  # characters of a text in an error
+
+
+@dataclass
+class Answers:
+    """What a file says: logits, float32 (rows, classes), in the order of the class names, and the columns read.
+
+    Probabilities p become log p, less its mean over the classes, so that the softmax of the logits is p again.
+    """
+
+    source: str
+    columns: tuple[str, ...]
+    logits: np.ndarray
+    rows: Mapping[bytes, int | None] = field(repr=False)  # of a text as it is written; None if it has several answers
+    alike: Mapping[bytes, int | None] = field(repr=False)  # the same without case and white space
+
+    def row_of(self, text: str) -> int | None:
+        """Return the row that answers a text: as it is written, else apart from case and white space; None if none."""
+        exact = self.rows.get(text_key(text, exactly=True))
+        return exact if exact is not None else self.alike.get(text_key(text))
+
+
+def read_answers(path: str, text_column: str, label_names: Sequence[str]) -> Answers:
+    """Return the answers in a table of texts (csv, tsv, json, jsonl, parquet or arrow).
+
+    Raises `DataError` with a line for each kind of fault, with the first row that has it: a value that is missing,
+    negative or no number, probabilities that do not add up to 1, a label that is no class, a text with two answers.
+    """
+    check_file(path, f"--teacher: {path}")
+    first = TableFile(path, {text_column: "data.text_column"}, path)
+    next(first.batches(), None)
+    columns, parse = _columns(list(first.column_names), label_names, path)
+    wanted = {text_column: "data.text_column"} | dict.fromkeys(columns, "--teacher")
+    table = TableFile(path, wanted, path, holds_objects=True)
+    found = _Found(path)
+    if columns[0].startswith(VOTES):
+        parse = _votes(table, columns, label_names)
+    logits: list[np.ndarray] = []
+    for place, text, values in _rows(table, text_column, columns):
+        try:
+            if not isinstance(text, str) or not text.strip():
+                raise _Fault("the text is empty")
+            answer = parse(values)
+        except _Fault as fault:
+            found.fault(place, str(fault))
+            continue
+        found.add(text, answer, len(logits), place, logits)
+        logits.append(answer)
+    found.check()
+    if not logits:
+        raise DataError(f"{path}: has no rows")
+    return Answers(path, columns, np.stack(logits).astype(np.float32), found.rows, found.alike)
+
+
+def answers_in_words(file: Mapping[str, Any]) -> str:
+    """Return in words what a manifest says of a file of answers (see AnswerFile.described)."""
+    known = " and ".join(
+        f"{found['accuracy']:.4f} on {found['examples']} {split} texts"
+        for split in ("validation", "test")
+        if (found := file[split])["examples"]
+    )
+    columns = f"column{'s' * (len(file['columns']) > 1)} {', '.join(file['columns'])}"
+    accuracy = f"its accuracy is {known}" if known else "no labelled text has an answer, so its accuracy is unknown"
+    return f"{file['name']} has answers for {file['texts']} texts ({columns}); {accuracy}"
+
+
+class _Fault(ValueError):
+    """What is wrong with a row. Faults of one kind begin alike, up to the first colon."""
+
+
+class _Found:
+    """The rows of each text, and the faults by kind."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.rows: dict[bytes, int | None] = {}
+        self.alike: dict[bytes, int | None] = {}
+        self.places: list[str] = []
+        self.faults: dict[str, tuple[str, int]] = {}
+
+    def fault(self, place: str, problem: str) -> None:
+        kind = problem.partition(":")[0]
+        shown, count = self.faults.get(kind, (f"{self.path}: {place}: {problem}", 0))
+        self.faults[kind] = shown, count + 1
+
+    def add(self, text: str, answer: np.ndarray, row: int, place: str, logits: Sequence[np.ndarray]) -> None:
+        """Note where a text is answered. A second answer must equal the first, or neither counts for texts alike."""
+        self.places.append(place)
+        known = self.rows.setdefault(text_key(text, exactly=True), row)
+        if known is not None and known != row and not np.array_equal(logits[known], answer):
+            self.fault(place, f"a text with two answers: the other is in {self.places[known]}")
+        alike = self.alike.setdefault(text_key(text), row)
+        if alike is not None and alike != row and not np.array_equal(logits[alike], answer):
+            self.alike[text_key(text)] = None
+
+    def check(self) -> None:
+        if self.faults:
+            more = "{shown} ({count} such rows)"
+            raise DataError(*(
+                more.format(shown=shown, count=count) if count > 1 else shown for shown, count in self.faults.values()
+            ))  # fmt: skip
+
+
+def _columns(
+    there: Sequence[str], label_names: Sequence[str], path: str
+) -> tuple[tuple[str, ...], Callable[[Sequence[Any]], np.ndarray]]:
+    """Return the columns with the answers, and what turns a row of their values into logits."""
+    by_key: dict[str, list[str]] = {}
+    for name in there:
+        by_key.setdefault(label_key(name), []).append(name)
+    classes = [by_key.get(label_key(name), []) for name in label_names]
+    if twice := next((names for names in classes if len(names) > 1), None):
+        raise DataError(f"{path}: columns {' and '.join(map(repr, twice))} are of one class; rename one of them")
+    kinds: list[tuple[str, ...]] = [(name,) for name in LISTS if name in there]
+    kinds += [votes] if (votes := tuple(name for name in there if name.startswith(VOTES))) else []
+    if any(classes):
+        if absent := [name for name, names in zip(label_names, classes, strict=True) if not names]:
+            raise DataError(f"{path}: has columns of some classes, but none of {', '.join(map(repr, absent))}")
+        kinds.append(tuple(names[0] for names in classes))
+    if len(kinds) != 1:
+        problem = f"has {' and '.join(kind[0] for kind in kinds)}" if kinds else f"has only {', '.join(there)}"
+        raise DataError(f"{path}: {problem}; a file of answers wants {KINDS}")
+    parsers: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {
+        "logits": lambda values: _numbers(values[0], label_names, "logits"),
+        "probabilities": lambda values: _log(_numbers(values[0], label_names, "probabilities")),
+        "top_logprobs": lambda values: _log(_spread(values[0], label_names)),
+    }
+    return kinds[0], parsers.get(kinds[0][0], lambda values: _log(_numbers(list(values), label_names, "probabilities")))
+
+
+def _rows(table: TableFile, text_column: str, columns: Sequence[str]) -> Iterator[tuple[str, Any, list[Any]]]:
+    """Yield the place of each row ("line 3"), its text and the values of `columns`."""
+    row = 0
+    for batch in table.batches():
+        values = [map(_decoded, batch.column(name).to_pylist()) for name in columns]
+        lines = batch.column(LINE).to_pylist() if LINE in batch.schema.names else None
+        for index, (text, *found) in enumerate(zip(batch.column(text_column).to_pylist(), *values, strict=True)):
+            yield f"line {lines[index]}" if lines else f"row {row}", text, found
+            row += 1
+
+
+def _decoded(value: Any) -> Any:
+    """Return a value of a text format as it was meant: a list or an object if it is written as JSON."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{", '"'):
+        try:
+            return json.loads(value)
+        except ValueError:  # a label that begins with a bracket
+            return value
+    return value
+
+
+def _numbers(value: Any, label_names: Sequence[str], what: str) -> np.ndarray:
+    """Return a number for each class, float64 (classes,), from a list in their order or an object with their names."""
+    if isinstance(value, Mapping):
+        by_key = {label_key(str(name)): one for name, one in value.items()}
+        if others := [name for name in value if label_key(str(name)) not in set(map(label_key, label_names))]:
+            raise _Fault(f"{what} of {_short(others[0])}: it is not one of {', '.join(label_names)}")
+        value = [by_key.get(label_key(name)) for name in label_names]
+    if not isinstance(value, list | tuple):
+        raise _Fault(f"{what} are missing" if value in (None, "") else f"{what} are not a list: {_short(value)}")
+    if len(value) != len(label_names):
+        raise _Fault(f"{what} for another number of classes: {len(value)}, not {len(label_names)}")
+    return np.array([_number(one, what) for one in value])
+
+
+def _number(value: Any, what: str) -> float:
+    if value is None or value == "":
+        raise _Fault(f"{what} are missing")
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise _Fault(f"{what} that are not numbers: {_short(value)}") from None
+    if not math.isfinite(number):
+        raise _Fault(f"{what} that are not finite: {number}")
+    return number
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    """Return the logits of probabilities that may be rounded."""
+    if (probabilities < 0).any():
+        raise _Fault(f"a negative probability: {probabilities.min():g}")
+    total = probabilities.sum()
+    if abs(total - 1) > NEAR_ONE:
+        raise _Fault(f"probabilities that do not add up to 1: {total:g}")
+    logs = np.log(np.maximum(probabilities / total, LEAST))
+    return logs - logs.mean()
+
+
+def _spread(value: Any, label_names: Sequence[str]) -> np.ndarray:
+    """Return a probability for each class from the log-probabilities of some names.
+
+    Names that are no class (other tokens that a language model might have written) are left out. What the named classes
+    leave is spread evenly over the others.
+    """
+    if isinstance(value, list) and all(isinstance(one, Mapping) and {"token", "logprob"} <= set(one) for one in value):
+        pairs = [(one["token"], one["logprob"]) for one in value]  # as chat APIs return them
+    elif isinstance(value, Mapping):
+        pairs = [(name, one) for name, one in value.items() if one is not None]  # Parquet gives each row all names
+    else:
+        raise _Fault(f"top_logprobs are no object of names and numbers: {_short(value)}")
+    classes = {label_key(name): index for index, name in enumerate(label_names)}
+    found = np.zeros(len(label_names))
+    named = np.zeros(len(label_names), bool)
+    for name, logprob in pairs:
+        number = _number(logprob, "top_logprobs")
+        if number > 1e-6:
+            raise _Fault(f"a log-probability above 0: {number:g}")
+        if (index := classes.get(label_key(str(name)))) is not None:
+            found[index] += math.exp(number)
+            named[index] = True
+    if not named.any():
+        names = ", ".join(_short(name) for name, _ in pairs[:5])
+        raise _Fault(f"top_logprobs without a class: {names or 'no names'}")
+    rest = 1 - found.sum()
+    if rest < -NEAR_ONE:
+        raise _Fault(f"probabilities that do not add up to 1: {found.sum():g}")
+    if named.all():
+        return found / found.sum()
+    found[~named] = max(0.0, rest) / (~named).sum()
+    return found / found.sum()
+
+
+def _votes(
+    table: TableFile, columns: Sequence[str], label_names: Sequence[str]
+) -> Callable[[Sequence[Any]], np.ndarray]:
+    """Return what turns the votes of a row into logits; whether they are numbers of classes is decided by all rows."""
+    distinct = {str(label) for *_, values in _rows(table, next(iter(table.wanted)), columns) for label in _cast(values)}
+    indices = are_indices(distinct, label_names)
+    classes = classes_of(distinct, label_names, indices=indices)
+
+    def parse(values: Sequence[Any]) -> np.ndarray:
+        counts = np.zeros(len(label_names))
+        for label in _cast(values):
+            if (index := classes[str(label)]) is None:
+                raise _Fault(f"a vote that is no class: {_short(label)} is not one of {', '.join(label_names)}")
+            counts[index] += 1
+        if not counts.any():
+            raise _Fault("votes are missing")
+        return _log(counts / counts.sum())
+
+    return parse
+
+
+def _cast(values: Sequence[Any]) -> Iterator[Any]:
+    """Yield the labels that a row's columns of votes name; annotators may leave some empty."""
+    for value in values:
+        for label in value if isinstance(value, list) else [value]:
+            if label is not None and str(label).strip():
+                yield int(label) if isinstance(label, float) and label.is_integer() else label
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return printable(repr(text[:SHOWN]) if isinstance(value, str) else text[:SHOWN])

@@ -1,0 +1,97 @@
+"""A file of answers as a teacher: of a language model, of annotators, or of any classifier."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from distill.data.answers import SHOWN, Answers, read_answers
+from distill.data.splits import Splits
+from distill.data.tables import READERS
+from distill.distillation.teacher_logits import COLUMN
+from distill.errors import DataError
+from distill.models.weights import teacher_digest
+
+
+def is_answer_file(name: str) -> bool:
+    """Say whether a teacher's name is that of a file of answers, which need not exist."""
+    return Path(name).suffix.lower() in READERS and not Path(name).is_dir()
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """The answers in the file `name`; `weights` is the SHA-256 of its content."""
+
+    name: str
+    weights: str
+    label_names: tuple[str, ...]
+    answers: Answers
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that its logits depend on; moving the file does not change it."""
+        return hashlib.sha256(json.dumps([self.weights, self.label_names, self.answers.columns]).encode()).hexdigest()
+
+    @classmethod
+    def read(cls, name: str, text_column: str, label_names: Sequence[str]) -> AnswerFile:
+        """Read the file; raises `DataError` if it is not one of answers for these classes."""
+        digest = teacher_digest(name)
+        answers = read_answers(name, text_column, label_names)
+        file = cls(name, digest, tuple(label_names), answers)
+        file.check_unchanged()
+        return file
+
+    def check_unchanged(self) -> None:
+        """Raise `DataError` if the file has changed since it was read."""
+        if teacher_digest(self.name) != self.weights:
+            raise DataError(f"{self.name}: has changed while it was read; run this again once it is complete")
+
+    def logits_of(self, rows: Dataset, split: str) -> Dataset:
+        """Return columns example_id and teacher_logits, float32 (rows, classes), in the order of `rows`.
+
+        Raises `DataError` if the file has no answer for one of the texts.
+        """
+        found = self._rows_of(rows)
+        if (found < 0).any():
+            first = int(np.flatnonzero(found < 0)[0])
+            raise DataError(
+                f"{self.name}: has no answer for {(found < 0).sum()} of {len(rows)} {split} texts, such as "
+                f"{rows[first]['example_id']}: {rows[first]['text'][:SHOWN]!r}; answer them, or leave them out of "
+                f"{split}"
+            )
+        values = pa.FixedSizeListArray.from_arrays(
+            pa.array(self.answers.logits[found].ravel(), pa.float32()), len(self.label_names)
+        )
+        return Dataset(pa.table({"example_id": pa.array(rows["example_id"][:], pa.string()), COLUMN: values}))
+
+    def answered(self, rows: Dataset) -> Dataset:
+        """Return the rows whose texts it answers."""
+        return rows.select(np.flatnonzero(self._rows_of(rows) >= 0))
+
+    def accuracy_on(self, rows: Dataset) -> dict[str, Any]:
+        """Return how many of the labelled texts it answers, and how many of these right (None if it answers none)."""
+        rows = self.answered(rows)
+        right = self.answers.logits[self._rows_of(rows)].argmax(axis=1) == np.asarray(rows["label"][:])
+        return {"examples": len(right), "accuracy": float(right.mean()) if len(right) else None}
+
+    def described(self, splits: Splits) -> dict[str, Any]:
+        """Return what manifest, card and report say of it; it has no path, so that it can be published."""
+        return {
+            "name": Path(self.name).name,
+            "texts": len(self.answers.logits),
+            "columns": list(self.answers.columns),
+            **{split: self.accuracy_on(getattr(splits, split)) for split in ("validation", "test")},
+        }
+
+    def _rows_of(self, rows: Dataset) -> np.ndarray:
+        """Return the row of the file that answers each text, int64 (rows,); -1 if there is none."""
+        found = (self.answers.row_of(text) for batch in rows.iter(1_000) for text in batch["text"])
+        return np.array([-1 if row is None else row for row in found], np.int64)

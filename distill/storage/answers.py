@@ -1,0 +1,94 @@
+"""Write a classifier's answers to a table, from which a student can learn (see data/answers.py)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.special import softmax
+
+from distill.errors import FolderError
+from distill.storage.files import atomic_path
+
+Chunk = tuple[Sequence[str], np.ndarray]  # texts and their logits, float32 (texts, classes)
+
+
+def check_new_table(path: Path) -> None:
+    """Raise `FolderError` if `path` is there, is in no folder, or is not of a kind that is written."""
+    if path.suffix.lower() not in WRITERS:
+        raise FolderError(f"--output: {path}: not one of {', '.join(WRITERS)}")
+    if path.exists():
+        raise FolderError(f"--output: {path}: is there already", hint="delete it, or name another file")
+    if not path.absolute().parent.is_dir():
+        raise FolderError(f"--output: {path}: no such folder {path.absolute().parent}")
+
+
+def write_table(path: Path, text_column: str, label_names: Sequence[str], chunks: Iterable[Chunk]) -> int:
+    """Write columns `text_column`, label, score (the label's probability) and logits; return the number of rows.
+
+    Logits keep every bit: as float32 in Parquet, as the shortest decimal that gives them back in text formats. The file
+    gets its name once it is complete.
+    """
+    counted = _Counted(chunks)
+    with atomic_path(path) as partial:
+        WRITERS[path.suffix.lower()](partial, _rows(counted, label_names), text_column)
+    return counted.texts
+
+
+class _Counted:
+    def __init__(self, chunks: Iterable[Chunk]):
+        self.chunks, self.texts = chunks, 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for texts, logits in self.chunks:
+            self.texts += len(texts)
+            yield texts, logits
+
+
+def _rows(chunks: Iterable[Chunk], label_names: Sequence[str]) -> Iterator[list[tuple[str, str, float, list[float]]]]:
+    for texts, logits in chunks:
+        best, scores = logits.argmax(axis=1), softmax(logits, axis=1).max(axis=1)
+        # A float of Python's has the bits of the float32 that it came from, and more.
+        yield [
+            (text, label_names[label], score, row)
+            for text, label, score, row in zip(
+                texts, best.tolist(), scores.tolist(), logits.astype(np.float32).tolist(), strict=True
+            )
+        ]
+
+
+def _write_parquet(path: Path, chunks: Iterable[Sequence[Any]], text_column: str) -> None:
+    names = [text_column, "label", "score", "logits"]
+    schema = pa.schema(zip(names, [pa.string(), pa.string(), pa.float32(), pa.list_(pa.float32())], strict=True))
+    with pq.ParquetWriter(path, schema) as writer:
+        for rows in chunks:
+            columns = [pa.array(*pair) for pair in zip(zip(*rows, strict=True), schema.types, strict=True)]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _write_csv(path: Path, chunks: Iterable[Sequence[Any]], text_column: str) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([text_column, "label", "score", "logits"])
+        for rows in chunks:
+            writer.writerows([*plain, json.dumps(logits)] for *plain, logits in rows)
+
+
+def _write_json_lines(path: Path, chunks: Iterable[Sequence[Any]], text_column: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for text, label, score, logits in (row for rows in chunks for row in rows):
+            row = {text_column: text, "label": label, "score": score, "logits": logits}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+WRITERS: dict[str, Callable[[Path, Iterable[Sequence[Any]], str], None]] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_json_lines,
+    ".parquet": _write_parquet,
+}
