@@ -135,7 +135,7 @@ def kept_logits(
     This computes nothing yet. Workers that share the folder `cache` (default: the teacher's) can divide the work.
     """
     splits = read_splits(recipe)
-    known = identify_teacher(str(teacher), splits.label_names)
+    known = identify_teacher(str(teacher), splits.label_names, splits.label_map)
     is_bf16 = False
     if recipe.student:
         folder, resolved = RunFolder(Path(recipe.student.output)), resolve_device(device)

@@ -106,6 +106,15 @@ def test_a_text_is_found_as_it_is_written_or_else_apart_from_case_and_white_spac
     ]  # fmt: skip
 
 
+def test_a_file_may_call_the_classes_otherwise(tmp_path):
+    path = write(tmp_path / "answers.csv", POS=P[:, 1], neg=P[:, 0])
+    found = read_answers(str(path), "text", LABELS, {"pos": "positive", "NEG": "negative"})
+    np.testing.assert_allclose(softmax(found.logits, axis=1), P, atol=1e-5)
+    votes = write(tmp_path / "votes.csv", votes=["POS", "neg", "pos"])
+    found = read_answers(str(votes), "text", LABELS, {"pos": "positive", "NEG": "negative"})
+    assert found.logits.argmax(axis=1).tolist() == [1, 0, 1]
+
+
 REFUSED = {
     "negative": ("negative,positive\na,1.2,-0.2\nb,0.5,0.5", "line 2: a negative probability: -0.2"),
     "sum": ("negative,positive\na,0.2,0.2\nb,0.5,0.5\nc,1,1", "line 2: probabilities that do not add up to 1: 0.4 (2"),

@@ -53,6 +53,23 @@ def other(file):
     return file.with_stem(f"{file.stem}_other")
 
 
+def test_a_map_renames_labels_and_joins_classes(tmp_path):
+    stars = ["1 star", "2 stars", "3 stars", "4 stars"]
+    file = write(tmp_path / "a.csv", rows_of(40, labels=stars))
+    label_map = {"1 Star": "bad", "2 stars": "bad", "4 stars": "good"}
+    splits = load_splits(data(file, other(file), label_map=label_map))
+    assert splits.label_names == ("3 stars", "bad", "good")
+    assert [splits.label_names[label] for label in splits.test["label"][:4]] == ["bad", "bad", "3 stars", "good"]
+    typed = datasets.Dataset.from_dict(
+        {"text": [f"text {index}" for index in range(40)], "label": [index % 4 for index in range(40)]},
+        features=datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=stars)}),
+    )
+    typed.to_parquet(tmp_path / "b.parquet")
+    splits = load_splits(data(tmp_path / "b.parquet", other(tmp_path / "b.parquet"), label_map=label_map))
+    assert splits.label_names == ("bad", "3 stars", "good")
+    assert [splits.label_names[label] for label in splits.test["label"][:4]] == ["bad", "bad", "3 stars", "good"]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
     rows = rows_of(40, word="test")

@@ -215,6 +215,17 @@ def test_labels_are_aligned_by_name():
             align_labels(names, ["good", "bad"], teacher="t")
 
 
+def test_a_teacher_may_call_the_classes_otherwise():
+    assert align_labels(["NEGATIVE", " Positive"], ["positive", "negative"], teacher="t") == [1, 0]
+    assert align_labels(["LABEL_0", "LABEL_1"], ["good", "bad"], {"label_1": "good", "LABEL_0": "bad"}, teacher="t") == [
+        1, 0,
+    ]  # fmt: skip
+    assert align_labels(["a", "A"], ["A", "a"], teacher="t") == [1, 0]
+    for names, label_map in ((["POS", "NEG"], {"POS": "good"}), (["POS", "NEG"], {"POS": "good", "NEG": "good"})):
+        with pytest.raises(ModelError, match="t: its classes"):
+            align_labels(names, ["good", "bad"], label_map, teacher="t")
+
+
 def test_reordered_classes_keep_their_meaning(any_classifier):
     model = AutoModelForSequenceClassification.from_pretrained(any_classifier)
     before = logits(model)

@@ -23,7 +23,7 @@ from distill.data.sources import check_file
 from distill.data.splits import text_key
 from distill.data.tables import LINE, TableFile
 from distill.errors import DataError, printable
-from distill.recipe.labels import are_indices, classes_of, label_key
+from distill.recipe.labels import SAME_NAMES, are_indices, classes_of, label_key, renamed
 
 LISTS = ("logits", "probabilities", "top_logprobs")
 VOTES = "vote"  # how the names of columns of votes begin
@@ -52,21 +52,25 @@ class Answers:
         return exact if exact is not None else self.alike.get(text_key(text))
 
 
-def read_answers(path: str, text_column: str, label_names: Sequence[str]) -> Answers:
+def read_answers(
+    path: str, text_column: str, label_names: Sequence[str], label_map: Mapping[str, str] = SAME_NAMES
+) -> Answers:
     """Return the answers in a table of texts (csv, tsv, json, jsonl, parquet or arrow).
 
+    The file may call classes otherwise, as `label_map` says.
     Raises `DataError` with a line for each kind of fault, with the first row that has it: a value that is missing,
     negative or no number, probabilities that do not add up to 1, a label that is no class, a text with two answers.
     """
     check_file(path, f"--teacher: {path}")
     first = TableFile(path, {text_column: "data.text_column"}, path)
     next(first.batches(), None)
-    columns, parse = _columns(list(first.column_names), label_names, path)
+    names = _Names(label_names, label_map)
+    columns, parse = _columns(list(first.column_names), names, path)
     wanted = {text_column: "data.text_column"} | dict.fromkeys(columns, "--teacher")
     table = TableFile(path, wanted, path, holds_objects=True)
     found = _Found(path)
     if columns[0].startswith(VOTES):
-        parse = _votes(table, columns, label_names)
+        parse = _votes(table, columns, names)
     logits: list[np.ndarray] = []
     for place, text, values in _rows(table, text_column, columns):
         try:
@@ -98,6 +102,26 @@ def answers_in_words(file: Mapping[str, Any]) -> str:
 
 class _Fault(ValueError):
     """What is wrong with a row. Faults of one kind begin alike, up to the first colon."""
+
+
+class _Names:
+    """The classes, and what a file may call them."""
+
+    def __init__(self, label_names: Sequence[str], label_map: Mapping[str, str]):
+        self.label_names, self.label_map = label_names, label_map
+        self.indices = {label_key(name): index for index, name in enumerate(label_names)}
+        self.seen: dict[Any, int | None] = {}  # a file writes the same few names in each row
+
+    def __len__(self) -> int:
+        return len(self.label_names)
+
+    def __str__(self) -> str:
+        return ", ".join(self.label_names)
+
+    def index_of(self, name: Any) -> int | None:
+        if name not in self.seen:
+            self.seen[name] = self.indices.get(label_key(renamed(str(name), self.label_map)))
+        return self.seen[name]
 
 
 class _Found:
@@ -134,30 +158,30 @@ class _Found:
 
 
 def _columns(
-    there: Sequence[str], label_names: Sequence[str], path: str
+    there: Sequence[str], names: _Names, path: str
 ) -> tuple[tuple[str, ...], Callable[[Sequence[Any]], np.ndarray]]:
     """Return the columns with the answers, and what turns a row of their values into logits."""
-    by_key: dict[str, list[str]] = {}
+    of_class: dict[int, list[str]] = {}
     for name in there:
-        by_key.setdefault(label_key(name), []).append(name)
-    classes = [by_key.get(label_key(name), []) for name in label_names]
-    if twice := next((names for names in classes if len(names) > 1), None):
+        if (index := names.index_of(name)) is not None:
+            of_class.setdefault(index, []).append(name)
+    if twice := next((found for found in of_class.values() if len(found) > 1), None):
         raise DataError(f"{path}: columns {' and '.join(map(repr, twice))} are of one class; rename one of them")
     kinds: list[tuple[str, ...]] = [(name,) for name in LISTS if name in there]
     kinds += [votes] if (votes := tuple(name for name in there if name.startswith(VOTES))) else []
-    if any(classes):
-        if absent := [name for name, names in zip(label_names, classes, strict=True) if not names]:
+    if of_class:
+        if absent := [name for index, name in enumerate(names.label_names) if index not in of_class]:
             raise DataError(f"{path}: has columns of some classes, but none of {', '.join(map(repr, absent))}")
-        kinds.append(tuple(names[0] for names in classes))
+        kinds.append(tuple(of_class[index][0] for index in range(len(names))))
     if len(kinds) != 1:
         problem = f"has {' and '.join(kind[0] for kind in kinds)}" if kinds else f"has only {', '.join(there)}"
         raise DataError(f"{path}: {problem}; a file of answers wants {KINDS}")
     parsers: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {
-        "logits": lambda values: _numbers(values[0], label_names, "logits"),
-        "probabilities": lambda values: _log(_numbers(values[0], label_names, "probabilities")),
-        "top_logprobs": lambda values: _log(_spread(values[0], label_names)),
+        "logits": lambda values: _numbers(values[0], names, "logits"),
+        "probabilities": lambda values: _log(_numbers(values[0], names, "probabilities")),
+        "top_logprobs": lambda values: _log(_spread(values[0], names)),
     }
-    return kinds[0], parsers.get(kinds[0][0], lambda values: _log(_numbers(list(values), label_names, "probabilities")))
+    return kinds[0], parsers.get(kinds[0][0], lambda values: _log(_numbers(list(values), names, "probabilities")))
 
 
 def _rows(table: TableFile, text_column: str, columns: Sequence[str]) -> Iterator[tuple[str, Any, list[Any]]]:
@@ -181,17 +205,19 @@ def _decoded(value: Any) -> Any:
     return value
 
 
-def _numbers(value: Any, label_names: Sequence[str], what: str) -> np.ndarray:
+def _numbers(value: Any, names: _Names, what: str) -> np.ndarray:
     """Return a number for each class, float64 (classes,), from a list in their order or an object with their names."""
     if isinstance(value, Mapping):
-        by_key = {label_key(str(name)): one for name, one in value.items()}
-        if others := [name for name in value if label_key(str(name)) not in set(map(label_key, label_names))]:
-            raise _Fault(f"{what} of {_short(others[0])}: it is not one of {', '.join(label_names)}")
-        value = [by_key.get(label_key(name)) for name in label_names]
+        found: list[Any] = [None] * len(names)
+        for name, one in value.items():
+            if (index := names.index_of(name)) is None:
+                raise _Fault(f"{what} of {_short(name)}: it is not one of {names}")
+            found[index] = one
+        value = found
     if not isinstance(value, list | tuple):
         raise _Fault(f"{what} are missing" if value in (None, "") else f"{what} are not a list: {_short(value)}")
-    if len(value) != len(label_names):
-        raise _Fault(f"{what} for another number of classes: {len(value)}, not {len(label_names)}")
+    if len(value) != len(names):
+        raise _Fault(f"{what} for another number of classes: {len(value)}, not {len(names)}")
     return np.array([_number(one, what) for one in value])
 
 
@@ -220,7 +246,7 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
     return logs - logs.mean()
 
 
-def _spread(value: Any, label_names: Sequence[str]) -> np.ndarray:
+def _spread(value: Any, names: _Names) -> np.ndarray:
     """Return a probability for each class from the log-probabilities of some names.
 
     Names that are no class (other tokens that a language model might have written) are left out. What the named classes
@@ -232,19 +258,17 @@ def _spread(value: Any, label_names: Sequence[str]) -> np.ndarray:
         pairs = [(name, one) for name, one in value.items() if one is not None]  # Parquet gives each row all names
     else:
         raise _Fault(f"top_logprobs are no object of names and numbers: {_short(value)}")
-    classes = {label_key(name): index for index, name in enumerate(label_names)}
-    found = np.zeros(len(label_names))
-    named = np.zeros(len(label_names), bool)
+    found, named = np.zeros(len(names)), np.zeros(len(names), bool)
     for name, logprob in pairs:
         number = _number(logprob, "top_logprobs")
         if number > 1e-6:
             raise _Fault(f"a log-probability above 0: {number:g}")
-        if (index := classes.get(label_key(str(name)))) is not None:
+        if (index := names.index_of(name)) is not None:
             found[index] += math.exp(number)
             named[index] = True
     if not named.any():
-        names = ", ".join(_short(name) for name, _ in pairs[:5])
-        raise _Fault(f"top_logprobs without a class: {names or 'no names'}")
+        others = ", ".join(_short(name) for name, _ in pairs[:5])
+        raise _Fault(f"top_logprobs without a class: {others or 'no names'}")
     rest = 1 - found.sum()
     if rest < -NEAR_ONE:
         raise _Fault(f"probabilities that do not add up to 1: {found.sum():g}")
@@ -254,19 +278,18 @@ def _spread(value: Any, label_names: Sequence[str]) -> np.ndarray:
     return found / found.sum()
 
 
-def _votes(
-    table: TableFile, columns: Sequence[str], label_names: Sequence[str]
-) -> Callable[[Sequence[Any]], np.ndarray]:
+def _votes(table: TableFile, columns: Sequence[str], names: _Names) -> Callable[[Sequence[Any]], np.ndarray]:
     """Return what turns the votes of a row into logits; whether they are numbers of classes is decided by all rows."""
-    distinct = {str(label) for *_, values in _rows(table, next(iter(table.wanted)), columns) for label in _cast(values)}
-    indices = are_indices(distinct, label_names)
-    classes = classes_of(distinct, label_names, indices=indices)
+    every = (label for *_, values in _rows(table, next(iter(table.wanted)), columns) for label in _cast(values))
+    called = {label: renamed(label, names.label_map) for label in map(str, every)}
+    indices = are_indices(set(called.values()), names.label_names)
+    classes = classes_of(called.values(), names.label_names, indices=indices)
 
     def parse(values: Sequence[Any]) -> np.ndarray:
-        counts = np.zeros(len(label_names))
+        counts = np.zeros(len(names))
         for label in _cast(values):
-            if (index := classes[str(label)]) is None:
-                raise _Fault(f"a vote that is no class: {_short(label)} is not one of {', '.join(label_names)}")
+            if (index := classes[called[str(label)]]) is None:
+                raise _Fault(f"a vote that is no class: {_short(label)} is not one of {names}")
             counts[index] += 1
         if not counts.any():
             raise _Fault("votes are missing")

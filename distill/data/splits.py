@@ -18,7 +18,17 @@ from datasets import ClassLabel, Dataset
 
 from distill.data.sources import Table, is_string, load_tables, not_texts
 from distill.errors import DataError
-from distill.recipe.labels import WHOLE, LabelError, are_indices, classes_of, cleaned, joined, label_key, names_of
+from distill.recipe.labels import (
+    WHOLE,
+    LabelError,
+    are_indices,
+    classes_of,
+    cleaned,
+    joined,
+    label_key,
+    names_of,
+    renamed,
+)
 from distill.recipe.schema import Data, Recipe
 
 log = logging.getLogger("distill")
@@ -35,7 +45,7 @@ class Splits:
 
     `transfer` has texts without labels, which the teacher labels. `leaks` counts the texts that were dropped from train
     and transfer because they are also in validation or test. `notes` say what was not taken exactly as it is written.
-    `unread` are the columns that were not read.
+    `unread` are the columns that were not read. `label_map` says what the classes of a model may be called instead.
     """
 
     train: Dataset
@@ -46,6 +56,7 @@ class Splits:
     leaks: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    label_map: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -92,7 +103,10 @@ def load_splits(data: Data) -> Splits:
         _drop_trained(splits, tables["transfer"], notes)
     read = {data.text_column, data.label_column}
     unread = dict.fromkeys(name for table in tables.values() for name in table.column_names if name not in read)
-    return Splits(**splits, label_names=label_names, leaks=leaks, notes=tuple(notes), unread=tuple(unread))
+    return Splits(
+        **splits, label_names=label_names, leaks=leaks, notes=tuple(notes), unread=tuple(unread),
+        label_map=data.label_map or {},
+    )  # fmt: skip
 
 
 def text_fingerprint(rows: Dataset) -> str:
@@ -137,7 +151,7 @@ def _labels(table: Table, data: Data, train: Table) -> pa.ChunkedArray:
     If the type of an integer column names its classes, each integer becomes the name that it stands for; an integer
     without a name stays. If only train's column names them, the names also apply to the other splits' integers.
     """
-    stored = table.class_names or train.class_names
+    stored = _names_of_type(table, data) or _names_of_type(train, data)
     column = table.rows.data.column(data.label_column)
     kind = column.type
     if pa.types.is_integer(kind) and stored:
@@ -160,7 +174,18 @@ def _labels(table: Table, data: Data, train: Table) -> pa.ChunkedArray:
     if pc.any(missing).as_py():
         rows = np.flatnonzero(missing.to_numpy())
         raise DataError(f"{table.place(int(rows[0]))}: the label is empty ({_such(rows, table, 'label')}")
+    if data.label_map:
+        distinct = _distinct(column)
+        names = pa.array([renamed(label, data.label_map) for label in distinct], pa.string())
+        column = pc.take(names, pc.index_in(column, pa.array(distinct, pa.string())))
     return column
+
+
+def _names_of_type(table: Table, data: Data) -> tuple[str, ...] | None:
+    """Return the class names that the type of the label column has, as the recipe renames them; several may be one."""
+    if table.class_names is None:
+        return None
+    return tuple(renamed(name, data.label_map or {}) for name in table.class_names)
 
 
 def _float_texts(values: pa.Array) -> pa.Array:
@@ -173,8 +198,8 @@ def _float_texts(values: pa.Array) -> pa.Array:
 
 def _label_names(labels: pa.ChunkedArray, table: Table, data: Data) -> tuple[str, ...]:
     """Return the class names: the recipe's, else the dataset's own, else the distinct train labels in order."""
-    if data.label_names or table.class_names:
-        return data.label_names or table.class_names or ()
+    if named := data.label_names or _names_of_type(table, data):
+        return tuple(dict.fromkeys(named))
     try:
         return names_of(_distinct(labels))
     except LabelError as error:

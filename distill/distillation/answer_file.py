@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from distill.data.tables import READERS
 from distill.distillation.teacher_logits import COLUMN
 from distill.errors import DataError
 from distill.models.weights import teacher_digest
+from distill.recipe.labels import SAME_NAMES
 
 
 def is_answer_file(name: str) -> bool:
@@ -38,13 +39,16 @@ class AnswerFile:
     @property
     def fingerprint(self) -> str:
         """A SHA-256 of all that its logits depend on; moving the file does not change it."""
-        return hashlib.sha256(json.dumps([self.weights, self.label_names, self.answers.columns]).encode()).hexdigest()
+        logits = hashlib.sha256(self.answers.logits.tobytes()).hexdigest()
+        return hashlib.sha256(json.dumps([self.weights, self.label_names, logits]).encode()).hexdigest()
 
     @classmethod
-    def read(cls, name: str, text_column: str, label_names: Sequence[str]) -> AnswerFile:
-        """Read the file; raises `DataError` if it is not one of answers for these classes."""
+    def read(
+        cls, name: str, text_column: str, label_names: Sequence[str], label_map: Mapping[str, str] = SAME_NAMES
+    ) -> AnswerFile:
+        """Read the file; raises `DataError` if it is not one of answers for these classes (see `read_answers`)."""
         digest = teacher_digest(name)
-        answers = read_answers(name, text_column, label_names)
+        answers = read_answers(name, text_column, label_names, label_map)
         file = cls(name, digest, tuple(label_names), answers)
         file.check_unchanged()
         return file

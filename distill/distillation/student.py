@@ -268,7 +268,7 @@ def _whole_student(
         return model, tokenizer
     assert settings.layers is not None
     whole = load_torch(teacher, config, "float32")
-    columns = align_labels(class_names(config, teacher), label_names, teacher=teacher)
+    columns = align_labels(class_names(config, teacher), label_names, recipe.data.label_map or {}, teacher=teacher)
     set_seed(seed)
     return build_from_layers(reorder_classes(whole, columns, label_names), settings.layers), tokenizer
 

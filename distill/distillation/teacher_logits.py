@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from distill.inference.text_classifier import TextClassifier
 from distill.machine.progress import progress_line
 from distill.models.loading import align_labels, class_names, config_fingerprint
 from distill.models.weights import weights_fingerprint
+from distill.recipe.labels import SAME_NAMES
 from distill.storage.files import atomic_path, read_json, write_json
 from distill.storage.run_folder import RunFolder
 from distill.training.tokens import tokenizer_fingerprint
@@ -41,7 +42,8 @@ COLUMN = "teacher_logits"
 class TeacherIdentity:
     """The name of a classifier, and the fingerprints of all that its logits depend on besides the texts.
 
-    `columns` puts its classes in the order of `label_names`. `truncation` is what it reads of a text.
+    `columns` puts its classes in the order of `label_names`, which `label_map` may rename. `truncation` is
+    what it reads of a text.
     """
 
     name: str
@@ -51,6 +53,7 @@ class TeacherIdentity:
     truncation: Truncation
     label_names: tuple[str, ...]
     columns: tuple[int, ...]
+    label_map: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cache(self) -> Path:
@@ -70,14 +73,16 @@ class TeacherIdentity:
 
     def check_unchanged(self) -> None:
         """Raise `ModelError` if the classifier's files have changed since it was identified."""
-        if identify_teacher(self.name, self.label_names) != self:
+        if identify_teacher(self.name, self.label_names, self.label_map) != self:
             raise ModelError(
                 f"{self.name}: has changed while it was read; nothing of it was kept",
                 hint="run the same command again once nothing else writes there",
             )
 
 
-def identify_teacher(name: str, label_names: Sequence[str]) -> TeacherIdentity:
+def identify_teacher(
+    name: str, label_names: Sequence[str], label_map: Mapping[str, str] = SAME_NAMES
+) -> TeacherIdentity:
     """Return the classifier in a folder or on the Hub as a `TeacherIdentity`, without loading its weights.
 
     Raises `ModelError` if it is not a classifier, has no weights, or has other classes.
@@ -90,7 +95,8 @@ def identify_teacher(name: str, label_names: Sequence[str]) -> TeacherIdentity:
         tokenizer=tokenizer_fingerprint(tokenizer),
         truncation=truncation,
         label_names=tuple(label_names),
-        columns=tuple(align_labels(class_names(config, name), label_names, teacher=name)),
+        columns=tuple(align_labels(class_names(config, name), label_names, label_map, teacher=name)),
+        label_map=label_map,
     )
 
 
@@ -121,6 +127,7 @@ class LogitCache:
             "truncation": asdict(teacher.truncation),
             "dtype": dtype,
             "label_names": list(teacher.label_names),
+            **({"columns": list(teacher.columns)} if teacher.label_map else {}),
         }
         key = hashlib.sha256(json.dumps(self.origin).encode()).hexdigest()[:16]
         self.folder = (cache or teacher.cache) / key

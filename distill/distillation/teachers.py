@@ -52,9 +52,9 @@ def check_teachers(names: Sequence[str]) -> None:
 def identify(names: Sequence[str], splits: Splits, text_column: str) -> list[Teacher]:
     """Return what each teacher is; a file of answers is read, and of a model only its configuration and its files."""
     return [
-        AnswerFile.read(name, text_column, splits.label_names)
+        AnswerFile.read(name, text_column, splits.label_names, splits.label_map)
         if is_answer_file(name)
-        else identify_teacher(name, splits.label_names)
+        else identify_teacher(name, splits.label_names, splits.label_map)
         for name in names
     ]
 

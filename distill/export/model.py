@@ -35,7 +35,7 @@ def export_model(
     classifier = load(model, "cpu")
     if not isinstance(classifier, Classifier) or not isinstance(classifier.session, TorchSession):
         raise FolderError(f"{model}: is itself an export; name the model that it came from")
-    columns = align_labels(classifier.label_names, splits.label_names, teacher=str(model))
+    columns = align_labels(classifier.label_names, splits.label_names, splits.label_map, teacher=str(model))
     if device == "cuda" and not onnx_runs_on_cuda():
         log.info("export: this onnxruntime has no CUDA provider; ONNX formats are proved on the CPU")
     proofs = export_formats(

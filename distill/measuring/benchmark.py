@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from distill.measuring.escalation import cascade_curve
 from distill.measuring.metrics import agreement, chance_p_value, confusion, figures
 from distill.models.calibration import reliability
 from distill.models.loading import align_labels, load_config, token_limit, vocabulary_of
+from distill.recipe.labels import SAME_NAMES
 from distill.storage.checksums import ANSWERING, check_whole
 
 WARMUP_TEXTS = 16
@@ -91,6 +92,7 @@ def measure(
     *,
     rounds: int,
     threads: int | None,
+    label_map: Mapping[str, str] = SAME_NAMES,
 ) -> list[Measurement]:
     """Return a measurement of each candidate, in order.
 
@@ -98,7 +100,7 @@ def measure(
     Latency is that of the model alone at each of `shapes` ("8x128"), in milliseconds, with the candidates in turn. A
     shape longer than a model's positions is left out for that model. `agreement` is with the same model's torch-fp32 on
     the same device, None if that is not among the candidates. Raises `ModelError` for a model whose classes are not
-    `label_names`.
+    `label_names`, apart from `label_map`.
     """
     classifiers, load_seconds, columns = {}, {}, {}
     for candidate in candidates:
@@ -107,7 +109,9 @@ def measure(
         classifier = load(candidate.folder, candidate.device, dtype=candidate.dtype, threads=threads)
         load_seconds[candidate] = time.perf_counter() - start
         classifiers[candidate] = classifier
-        columns[candidate] = align_labels(classifier.label_names, label_names, teacher=str(candidate.folder))
+        columns[candidate] = align_labels(
+            classifier.label_names, label_names, label_map, teacher=str(candidate.folder)
+        )
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     logits, rates = {}, {}
     latency: dict[Candidate, dict[str, Any]] = {candidate: {} for candidate in candidates}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ def make_cascade(
             hint="a larger data.validation_fraction or validation file; or a weaker promise",
         )
     fingerprints = [fingerprint(model, ANSWERING) for model in models]
-    steps = steps_of(models, splits.label_names, texts, device=device)
+    steps = steps_of(models, splits, texts, device=device)
     seconds = steps.seconds
     with progress_line("cascade: thresholds", None, "candidate") as line:
         found = cheapest_cascade(steps, gold_labels, promise, progress=line.update)
@@ -97,12 +98,12 @@ def make_cascade(
         )  # fmt: skip
 
 
-def steps_of(models: Sequence[Path], label_names: Sequence[str], texts: Sequence[str], *, device: str) -> Steps:
-    """Return what each of `models` answers to `texts`, with its classes in the order of `label_names`, and how fast."""
+def steps_of(models: Sequence[Path], splits: Splits, texts: Sequence[str], *, device: str) -> Steps:
+    """Return what each of `models` answers to `texts`, with its classes in the order of `splits`, and how fast."""
     logits, seconds = [], []
     for model in models:
         classifier = load(model, device_of_step(model, device))
-        columns = align_labels(classifier.label_names, label_names, teacher=str(model))
+        columns = align_labels(classifier.label_names, splits.label_names, splits.label_map, teacher=str(model))
         with progress_line(f"{model.name}: answers", len(texts), "text") as line:
             found, rate = timed_logits(classifier, texts, progress=line.update)
         check_finite(found, str(model))
@@ -163,24 +164,24 @@ def check_unseen(models: Sequence[Path], splits: Splits) -> None:
 
 def measure_cascade(
     folder: Path,
-    label_names: Sequence[str],
-    texts: Sequence[str],
-    gold_labels: np.ndarray,
+    splits: Splits,
     answers_of: Mapping[Path, np.ndarray],
     *,
     device: str,
     threads: int | None,
 ) -> dict[str, Any]:
-    """Return how the cascade in `folder` does on labeled test texts, an entry of `cascades` in report.json.
+    """Return how the cascade in `folder` does on the test texts of `splits`, an entry of `cascades` in report.json.
 
     `agreement` is with its last classifier, whose answers are computed if they are not in `answers_of`, by folder.
     `texts_per_second` is for all texts at once. `mean_ms` and `p95_ms` are for texts that come one by one. Both include
     tokenizing and are measured after a warm-up.
     """
+    texts, gold_labels = splits.test["text"][:], np.asarray(splits.test["label"][:])
+    align = functools.partial(align_labels, label_names=splits.label_names, label_map=splits.label_map)
     promise = read_cascade(folder).promise
     classifier = load(folder, device, threads=threads)
     assert isinstance(classifier, Cascade)
-    columns = align_labels(classifier.label_names, label_names, teacher=str(folder))
+    columns = align(classifier.label_names, teacher=str(folder))
     with torch_threads(threads or cores()):
         classifier.warm_up()
         classifier.logits(texts[:WARMUP_TEXTS])
@@ -200,7 +201,7 @@ def measure_cascade(
     wanted = answers_of.get(Path(classifier.names[-1]))
     if wanted is None:
         last = classifier.classifiers[-1]
-        order = align_labels(last.label_names, label_names, teacher=classifier.names[-1])
+        order = align(last.label_names, teacher=classifier.names[-1])
         with progress_line(f"{folder.name}: its last classifier", len(texts), "text") as line:
             wanted = last.logits(texts, progress=line.update)[:, order].argmax(axis=1)
     agreed, right = int((answers == wanted).sum()), int((answers == gold_labels).sum())

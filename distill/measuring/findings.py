@@ -60,6 +60,7 @@ def findings_of(
         benchmark.shapes,
         rounds=benchmark.rounds,
         threads=benchmark.threads,
+        label_map=splits.label_map,
     )
     notes += _cuts_in_words(measurements)
     notes += [
@@ -76,9 +77,7 @@ def findings_of(
     measured = [
         measure_cascade(
             folder,
-            splits.label_names,
-            splits.test["text"][:],
-            gold_labels,
+            splits,
             answers_of,
             device=device,
             threads=benchmark.threads,

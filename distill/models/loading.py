@@ -7,7 +7,7 @@ import copy
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from distill.models.untrusted import (
     read_settings,
 )
 from distill.models.weights import ADAPTER, weight_files
+from distill.recipe.labels import SAME_NAMES, classes_of, renamed
 from distill.storage.checksums import ANSWERING, check_whole
 
 # These number positions from pad_token_id + 1, as fairseq does, so the earlier rows of the position table are unused.
@@ -390,20 +391,30 @@ def layer_count(config: PretrainedConfig) -> int:
     return normalized_config(config).num_layers
 
 
-def align_labels(teacher_labels: Sequence[str], label_names: Sequence[str], *, teacher: str) -> list[int]:
-    """Return for each of `label_names` the teacher's column of that name.
+def align_labels(
+    teacher_labels: Sequence[str],
+    label_names: Sequence[str],
+    label_map: Mapping[str, str] = SAME_NAMES,
+    *,
+    teacher: str,
+) -> list[int]:
+    """Return for each of `label_names` the teacher's column of that name, which `label_map` may call otherwise.
 
-    A teacher without names of its own ("LABEL_0", "LABEL_1", ...) is assumed to use the data's order. Raises
-    `ModelError` if the names or their number differ.
+    Names match like labels: case and white space do not matter. A teacher without names of its own ("LABEL_0",
+    "LABEL_1", ...) is assumed to use the data's order, unless the map renames them. Raises `ModelError` if the names or
+    their number differ.
     """
-    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in teacher_labels)
-    if unnamed and len(teacher_labels) == len(label_names):
+    named = [renamed(label, label_map) for label in teacher_labels]
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in named)
+    if unnamed and len(named) == len(label_names):
         return list(range(len(label_names)))
-    if set(teacher_labels) != set(label_names):
+    classes = list(classes_of(named, label_names, indices=False).values()) if len(set(named)) == len(named) else []
+    if sorted(classes, key=str) != sorted(range(len(label_names)), key=str):
         raise ModelError(
-            f"{teacher}: its classes ({', '.join(teacher_labels)}) are not the data's ({', '.join(label_names)})"
+            f"{teacher}: its classes ({', '.join(teacher_labels)}) are not the data's ({', '.join(label_names)})",
+            hint="--set data.label_map={THEIRS: OURS} says which is which",
         )
-    return [list(teacher_labels).index(name) for name in label_names]
+    return [classes.index(index) for index in range(len(label_names))]
 
 
 def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names: Sequence[str]) -> PreTrainedModel:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,15}))(?:\.0*)?")  # pandas writes 1 as 1.0; 007 is a name
 NUMBER = re.compile(r"([+-]?\d{1,16})(?:\.0*)?")
 FRACTION = re.compile(r"[+-]?(?:\d*\.\d+|\d+\.|\d+(?=e[+-]))(?:e[+-]?\d+)?|[+-]?(?:inf|infinity|nan)", re.IGNORECASE)
+SAME_NAMES: Mapping[str, str] = MappingProxyType({})  # a map of names that renames nothing
 JOINERS = "\u200c\u200d"
 VARIANTS = {chr(code) for code in range(0xFE00, 0xFE10)}  # variation selectors: how a character is drawn
 SURELY_JOINED = re.compile(r"\s*[|;]\s*")
@@ -45,6 +47,14 @@ def label_key(label: str) -> str:
     """
     plain = unicodedata.normalize("NFKC", cleaned(label)).lower()
     return "".join(one for one in plain if unicodedata.category(one) != "Cf" and one not in VARIANTS)
+
+
+def renamed(label: str, label_map: Mapping[str, str]) -> str:
+    """Return what a label is called instead in `label_map`, whose keys match like class names; else the label."""
+    if label in label_map:
+        return label_map[label]
+    by_key = {label_key(former): name for former, name in label_map.items()}
+    return by_key.get(label_key(label), label)
 
 
 def names_of(labels: Iterable[str]) -> tuple[str, ...]:

@@ -50,7 +50,11 @@ class HubSplits(Section):
 
 
 class Data(Section):
-    """Where the labeled texts come from, and how they are split, sampled and tokenized."""
+    """Where the labeled texts come from, and how they are split, sampled and tokenized.
+
+    `label_map` renames labels, in the files and in the models that are taught by or compared with: `{POSITIVE:
+    positive}`. Several labels of a file may get one name; classes of a model may not.
+    """
 
     dataset: NonEmptyStr | None = None
     subset: NonEmptyStr | None = None
@@ -59,6 +63,7 @@ class Data(Section):
     text_column: NonEmptyStr = "text"
     label_column: NonEmptyStr = "label"
     label_names: tuple[NonEmptyStr, ...] | None = None
+    label_map: dict[NonEmptyStr, NonEmptyStr] | None = None
     train_samples: Positive | None = None
     validation_samples: Positive | None = None
     test_samples: Positive | None = None
@@ -77,6 +82,21 @@ class Data(Section):
         if names and len(set(map(label_key, names))) < len(names):
             raise ValueError(f"the same name twice, apart from case and white space: {list(names)}")
         return names
+
+    @field_validator("label_map")
+    @classmethod
+    def _keys_differ(cls, names: dict[str, str] | None) -> dict[str, str] | None:
+        if names is not None and len(set(map(label_key, names))) < len(names):
+            raise ValueError(f"the same label twice, apart from case and white space: {', '.join(names)}")
+        return names
+
+    @model_validator(mode="after")
+    def _map_leads_to_classes(self) -> Data:
+        known = set(map(label_key, self.label_names or ()))
+        for former, name in (self.label_map or {}).items():
+            if known and label_key(name) not in known:
+                raise ValueError(f"label_map: {former!r} becomes {name!r}, which is not one of label_names")
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:

@@ -51,7 +51,7 @@ class _Counted:
             yield texts, logits
 
 
-def _rows(chunks: Iterable[Chunk], label_names: Sequence[str]) -> Iterator[list[tuple[str, str, float, list[float]]]]:
+def _rows(chunks: Iterable[Chunk], label_names: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:
     for texts, logits in chunks:
         best, scores = logits.argmax(axis=1), softmax(logits, axis=1).max(axis=1)
         # A float of Python's has the bits of the float32 that it came from, and more.
