@@ -50,6 +50,7 @@ from distill.storage.files import naming_full_disk, write_json
 from distill.storage.lock import hold
 from distill.storage.run_folder import SweepFolder
 from distill.training.arguments import training_arguments
+from distill.training.class_weights import class_weights_of
 from distill.training.loop import make_trainer, shortcuts, throughput_of, watch
 from distill.training.origin import base_fingerprint, origin_of
 from distill.training.run import open_training
@@ -141,6 +142,7 @@ def run_search(
         kind: Callable[..., ClassificationTrainer] = ClassificationTrainer
         if stage == "student":
             kind = functools.partial(DistillationTrainer, loss=settings.loss, teacher_weights=weights)
+        kind = functools.partial(kind, class_weights=class_weights_of(settings.class_weights, splits, stage))
         trials.trainer = make_trainer(
             kind, tokenizer, rows, validation_rows, arguments, folder, padding=recipe.data.padding,
             max_tokens=truncation.max_tokens, stage=stage, model_type=model.config.model_type,

@@ -217,9 +217,8 @@ def test_labels_are_aligned_by_name():
 
 def test_a_teacher_may_call_the_classes_otherwise():
     assert align_labels(["NEGATIVE", " Positive"], ["positive", "negative"], teacher="t") == [1, 0]
-    assert align_labels(["LABEL_0", "LABEL_1"], ["good", "bad"], {"label_1": "good", "LABEL_0": "bad"}, teacher="t") == [
-        1, 0,
-    ]  # fmt: skip
+    label_map = {"label_1": "good", "LABEL_0": "bad"}
+    assert align_labels(["LABEL_0", "LABEL_1"], ["good", "bad"], label_map, teacher="t") == [1, 0]
     assert align_labels(["a", "A"], ["A", "a"], teacher="t") == [1, 0]
     for names, label_map in ((["POS", "NEG"], {"POS": "good"}), (["POS", "NEG"], {"POS": "good", "NEG": "good"})):
         with pytest.raises(ModelError, match="t: its classes"):

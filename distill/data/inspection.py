@@ -19,6 +19,7 @@ MEASURED_TEXTS = 10_000  # per split, drawn at random: enough to know a share of
 SHOWN = 3  # examples of each kind of suspicious text
 TOKENS_IN_A_LINE, TOKENS_ON_A_PAGE = 12, 60
 MOST_COLUMNS = 20
+RARE = 0.1  # the share of a class
 EXCERPT = 100  # characters of a text that a concern quotes
 
 # Patterns that a text written by a person seldom contains on purpose.
@@ -173,10 +174,11 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
         said.append(f"{unknown} tokens are unknown to the tokenizer")
     balance = found["splits"]["train"]["labels"]
     rarest, commonest = (pick(balance, key=lambda label: balance[label]) for pick in (min, max))
-    if balance[rarest] * 10 < balance[commonest]:
+    if balance[rarest] < RARE * sum(balance.values()):
         said.append(
             f"{rarest!r} is rare ({balance[rarest]} train texts; {commonest!r} has {balance[commonest]}): read "
-            "macro-F1 as well as accuracy"
+            "macro-F1 as well as accuracy; training.metric_for_best_model: macro_f1 chooses checkpoints by it, and "
+            "class_weights: balanced may help"
         )
     for kind, (meaning, pattern) in SUSPICIONS.items():
         if suspicions := [suspicion for suspicion in found["suspicious"] if suspicion["kind"] == kind]:

@@ -171,16 +171,20 @@ def distillation_loss(
     *,
     soft_weight: float,
     label_smoothing: float = 0.0,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return soft_weight * soft_loss + (1 - soft_weight) * cross-entropy per example, shape (batch,).
 
     Logits are (batch, classes), `soft_loss` (batch,) is one of the losses above, and `gold_labels` (batch,) holds class
-    indices. If `labelled` (batch,) is False for an example, its loss is soft_weight * soft_loss only. Hinton, Vinyals
-    and Dean 2015, "Distilling the Knowledge in a Neural Network", section 2. Computed in fp32.
+    indices. If `labelled` (batch,) is False for an example, its loss is soft_weight * soft_loss only. `weights`
+    (batch,) multiplies the cross-entropy. Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural
+    Network", section 2. Computed in fp32.
     """
     hard = functional.cross_entropy(
         student_logits.float(), gold_labels, reduction="none", label_smoothing=label_smoothing
     )
+    if weights is not None:
+        hard = hard * weights
     if labelled is not None:
         hard = hard.where(labelled, 0)
     return soft_weight * soft_loss + (1 - soft_weight) * hard

@@ -90,6 +90,7 @@ class DistillationTrainer(ClassificationTrainer):
             labelled,
             soft_weight=self.loss.soft_weight.at(progress),
             label_smoothing=self.args.label_smoothing_factor,
+            weights=self.weights_of(gold_labels),
         )
 
     def finish(self) -> dict[str, Any]:

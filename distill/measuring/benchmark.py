@@ -109,9 +109,7 @@ def measure(
         classifier = load(candidate.folder, candidate.device, dtype=candidate.dtype, threads=threads)
         load_seconds[candidate] = time.perf_counter() - start
         classifiers[candidate] = classifier
-        columns[candidate] = align_labels(
-            classifier.label_names, label_names, label_map, teacher=str(candidate.folder)
-        )
+        columns[candidate] = align_labels(classifier.label_names, label_names, label_map, teacher=str(candidate.folder))
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     logits, rates = {}, {}
     latency: dict[Candidate, dict[str, Any]] = {candidate: {} for candidate in candidates}

@@ -111,13 +111,15 @@ class Stage(Section):
     """What `teacher` and `student` have in common.
 
     `attention_dropout` replaces the model's own; at 0 torch can use its fused attention on a CPU. `calibrate` fits a
-    temperature on the validation split after training, so that probabilities match observed accuracy.
+    temperature on the validation split after training, so that probabilities match observed accuracy. `class_weights`
+    weighs the classes in the cross-entropy on labels: `balanced`, or a weight by name (1 for names that are left out).
     """
 
     training: Annotated[dict[str, Any], Field(default_factory=dict)]
     early_stopping_patience: Positive | None = None
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     calibrate: bool = False
+    class_weights: Literal["balanced"] | dict[NonEmptyStr, Annotated[float, Field(gt=0)]] | None = None
 
     @model_validator(mode="after")
     def _stopping_needs_evaluations(self) -> Stage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from distill.storage.lock import hold
 from distill.storage.predictions import write_predictions
 from distill.storage.run_folder import RunFolder
 from distill.training.arguments import check_shared_memory, check_steps, in_fp32, settle_precision, training_arguments
+from distill.training.class_weights import class_weights_of
 from distill.training.fsdp import gather_weights, set_wrapped_layers
 from distill.training.loop import train
 from distill.training.origin import repeatable
@@ -143,6 +145,10 @@ def fit(
     )  # fmt: skip
     truncation, settings, device, clock = training.truncation, training.settings, training.device, training.clock
     check_steps(arguments, len(train_rows), training.stage)
+    weights = class_weights_of(settings.class_weights, splits, training.stage)
+    if weights:
+        shown = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(splits.label_names, weights, strict=True))
+        log.info("%s: class weights: %s", role, shown)
     transfer = f" and {len(train_rows) - len(splits.train)} transfer" if len(train_rows) > len(splits.train) else ""
     log.info(
         "%s: %.1f M parameters on %s; %s; %d train%s, %d validation, %d test texts",
@@ -170,7 +176,7 @@ def fit(
                     log.info("%s: the finished run in %s stays until this one has finished", role, final.path)
         checkpoint = _to_go_on_from(folder, role) if training.resume else None
         trained = train(
-            trainer,
+            functools.partial(trainer, class_weights=weights),
             model,
             tokenizer,
             train_rows,

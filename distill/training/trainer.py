@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,18 @@ from distill.training.throughput import Throughput
 
 
 class ClassificationTrainer(Trainer):
-    """Trains with cross-entropy on gold labels, averaged over all examples of a step, however they are batched."""
+    """Trains with cross-entropy on gold labels, averaged over all examples of a step, however they are batched.
+
+    `class_weights` multiplies the cross-entropy of an example by the weight of its gold class.
+    """
 
     loss_is_scheduled = False
     reads_all_tokens = False  # whether training reads more of the last layer than the first token, as the head does
     throughput: Throughput  # set after construction
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, class_weights: Sequence[float] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.class_weights = class_weights
         # So Trainer counts the examples of all accumulated batches, and does not divide the loss once more.
         self.model_accepts_loss_kwargs = True
 
@@ -117,9 +121,17 @@ class ClassificationTrainer(Trainer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (batch, classes) and the training loss of each example, shape (batch,)."""
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-        return logits, functional.cross_entropy(
+        losses = functional.cross_entropy(
             logits.float(), inputs["labels"], reduction="none", label_smoothing=self.args.label_smoothing_factor
         )
+        weights = self.weights_of(inputs["labels"])
+        return logits, losses if weights is None else losses * weights
+
+    def weights_of(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """Return the weight of each example's class, (batch,); None if all are 1."""
+        if self.class_weights is None:
+            return None
+        return torch.tensor(self.class_weights, device=labels.device)[labels]
 
     def compute_loss(
         self,
