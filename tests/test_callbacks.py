@@ -12,9 +12,9 @@ from distill.training.callbacks import ProgressLine, SealCheckpoints
 
 
 def watch(logs, *, is_first_rank=True, figures=dict):
-    """Play a training that logs `logs` to a progress line; return the line."""
-    watched = ProgressLine("teacher", figures)
+    """Play a training that logs `logs` to a progress line; the loss of each step is its number. Return the line."""
     state = TrainerState(max_steps=8, is_world_process_zero=is_first_rank)
+    watched = ProgressLine("teacher", figures, lambda: float(sum(range(state.global_step + 1))))
     arguments, control = SimpleNamespace(), TrainerControl()
     watched.on_train_begin(arguments, state, control)
     for step, entry in logs:
@@ -34,16 +34,18 @@ LOGS = [
     (4, {"loss": 0.6}),
     (4, evaluation(1.0, 0.65)),
     (8, evaluation(2.0, 0.55)),
+    (8, evaluation(2.0, 0.55)),
 ]
 
 
-def test_evaluations_are_a_table_with_the_training_loss_since_the_one_before(capsys):
+def test_evaluations_are_a_table_with_the_mean_loss_of_all_steps_since_the_one_before(capsys):
     watch(LOGS)
     header, *rows = [line for line in capsys.readouterr().err.splitlines() if "%" not in line and line.strip()]
     columns = [header.index(name) + len(name) for name in ("epoch", "step", "training loss", "accuracy", "macro-F1")]
-    assert len(rows) == 2 and all(len(row) == len(header) for row in rows)
+    assert len(rows) == 3 and all(len(row) == len(header) for row in rows)
     assert [row[:end].split()[-1] for row in rows for end in columns] == [
-        *("1.00", "4", "0.7000", "0.5000", "0.2500"),
+        *("1.00", "4", "2.5000", "0.5000", "0.2500"),
+        *("2.00", "8", "6.5000", "0.5000", "0.2500"),
         *("2.00", "8", "-", "0.5000", "0.2500"),
     ]
 

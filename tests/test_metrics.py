@@ -9,6 +9,7 @@ from distill.measuring.metrics import (
     accuracy_interval,
     agreement,
     brier_score,
+    by_class,
     chance_p_value,
     commonest_share,
     compare_paired,
@@ -189,3 +190,20 @@ def test_what_chance_answers_is_told_from_what_learned_a_rare_class():
 
 def test_the_commonest_class_has_its_share():
     assert commonest_share(np.array([0, 1, 1, 2])) == 0.5 and commonest_share(np.array([3])) == 1.0
+
+
+def test_the_figures_of_a_class_are_those_of_it_against_the_rest():
+    rng = np.random.default_rng(0)
+    gold, names = np.repeat([0, 1, 2], 40), ["a", "b", "never"]
+    logits = rng.normal(size=(120, 3)) + np.eye(3)[gold]
+    logits[:, 2] -= 100  # it is never answered
+    found = by_class(logits, gold, names)
+    assert [one["class"] for one in found] == names and [one["examples"] for one in found] == [40, 40, 40]
+    for index, one in enumerate(found):
+        is_class, is_answer = gold == index, logits.argmax(axis=1) == index
+        both = (is_class & is_answer).sum()
+        assert one["precision"] == pytest.approx(both / max(1, is_answer.sum()))
+        assert one["recall"] == pytest.approx(both / 40)
+        assert one["f1"] == pytest.approx(2 * both / (is_answer.sum() + 40))
+        assert one["roc_auc"] == pytest.approx(roc_auc_score(is_class, softmax(logits, axis=1)[:, index]))
+    assert by_class(logits[:40], gold[:40], names)[1]["roc_auc"] is None

@@ -33,9 +33,14 @@ def row(role, format, p50, accuracy):
         "role": role, "model": f"runs/{role}", "format": format, "device": "cpu", "accuracy": accuracy,
         "folder": f"runs/{role}" if format == "torch-fp32" else f"runs/{role}/{format}", "classes_answered": 2,
         "chance_p_value": 0.0,
-        "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "macro_f1": accuracy - 0.001, "ece": 0.051, "brier": 0.123,
+        "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "macro_f1": accuracy - 0.001, "roc_auc": 0.95,
+        "ece": 0.051, "brier": 0.123,
         "agreement": 0.99, "size_bytes": 17_000_000, "load_seconds": 0.2, "texts_per_second": 100.0,
         "latency_ms": latency, "confusion": [[40, 7], [5, 48]],
+        "classes": [
+            {"class": name, "examples": 50, "precision": 0.8, "recall": 0.7, "f1": 0.75, "roc_auc": None}
+            for name in (HOSTILE, "positive")
+        ],
         "reliability": [{"confidence": 0.7, "accuracy": 0.6, "examples": 10}],
     }  # fmt: skip
 

@@ -22,7 +22,7 @@ from distill.machine.devices import Device, cores
 from distill.machine.progress import progress_line
 from distill.machine.timing import PAUSE_SECONDS, summarise, time_in_turn
 from distill.measuring.escalation import cascade_curve
-from distill.measuring.metrics import agreement, chance_p_value, confusion, figures
+from distill.measuring.metrics import agreement, by_class, chance_p_value, confusion, figures
 from distill.models.calibration import reliability
 from distill.models.loading import align_labels, load_config, token_limit, vocabulary_of
 from distill.recipe.labels import SAME_NAMES
@@ -67,6 +67,7 @@ class Measurement:
     classes_answered: int
     chance_p_value: float
     macro_f1: float
+    roc_auc: float | None
     ece: float
     brier: float
     agreement: float | None
@@ -74,6 +75,7 @@ class Measurement:
     load_seconds: float
     latency_ms: dict[str, dict[str, Any]]
     texts_per_second: float
+    classes: list[dict[str, Any]]
     confusion: list[list[int]] | None
     reliability: list[dict[str, float]]
     logits: np.ndarray = field(repr=False)  # float32 (texts, classes), on the texts in their order
@@ -154,7 +156,7 @@ def measure(
                 truncation=classifier.truncation.kept if isinstance(classifier, Classifier) else None,
                 texts_cut=cuts[candidate.model].texts,
                 tokens_cut=cuts[candidate.model].tokens,
-                **{name: found[name] for name in ("accuracy", "accuracy_ci95", "macro_f1", "ece", "brier")},
+                **{name: found[name] for name in ("accuracy", "accuracy_ci95", "macro_f1", "roc_auc", "ece", "brier")},
                 classes_answered=len(np.unique(answers)),
                 chance_p_value=chance_p_value(answers, gold_labels),
                 agreement=None if reference is None else agreement(own, reference),
@@ -162,6 +164,7 @@ def measure(
                 load_seconds=load_seconds[candidate],
                 latency_ms=latency[candidate],
                 texts_per_second=rates[candidate],
+                classes=by_class(own, gold_labels, label_names),
                 confusion=confusion(own, gold_labels) if len(label_names) <= MOST_CLASSES else None,
                 reliability=reliability(softmax(own, axis=1), gold_labels),
                 logits=own,

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import binomtest, bootstrap, chi2_contingency, fisher_exact
 from scipy.stats.contingency import crosstab
-from sklearn.metrics import confusion_matrix, f1_score, log_loss, roc_auc_score
+from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support, roc_auc_score
 
 from distill.models.calibration import expected_calibration_error
 from distill.report.choice import SIGNIFICANT
@@ -72,6 +72,30 @@ def figures(logits: np.ndarray, gold_labels: np.ndarray) -> dict[str, Any]:
     values: Any = metric.compute(predictions=logits.astype(np.float32), references=gold_labels)
     interval = accuracy_interval(int((logits.argmax(axis=1) == gold_labels).sum()), len(gold_labels))
     return {"examples": len(gold_labels), "accuracy": values.pop("accuracy"), "accuracy_ci95": interval, **values}
+
+
+def by_class(logits: np.ndarray, gold_labels: np.ndarray, label_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return precision, recall, F1 and ROC-AUC of each class against the rest, and its number of examples.
+
+    `logits` is (examples, classes), `gold_labels` (examples,). Precision is 0 for a class that is never answered, and
+    recall 0 for one without examples. ROC-AUC is None if a class has no example, or all of them.
+    """
+    classes = range(len(label_names))
+    probabilities, answers = softmax(logits, axis=1), logits.argmax(axis=1)
+    precision, recall, f1, examples = precision_recall_fscore_support(
+        gold_labels, answers, labels=classes, zero_division=0
+    )
+    return [
+        {
+            "class": label_names[index],
+            "examples": int(examples[index]),
+            "precision": float(precision[index]),
+            "recall": float(recall[index]),
+            "f1": float(f1[index]),
+            "roc_auc": _auc_of(gold_labels == index, probabilities[:, index]),
+        }
+        for index in classes
+    ]
 
 
 def accuracy_interval(correct: int, examples: int) -> list[float]:
@@ -184,5 +208,12 @@ def _roc_auc(probabilities: np.ndarray, gold: np.ndarray) -> float | None:
     if len(np.unique(gold)) < classes:
         return None
     if classes == 2:
-        return float(roc_auc_score(gold, probabilities[:, 1]))
+        return _auc_of(gold == 1, probabilities[:, 1])
     return float(roc_auc_score(gold, probabilities, multi_class="ovr", average="macro", labels=range(classes)))
+
+
+def _auc_of(is_class: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Return the area under the ROC curve of one class; None if all or no examples are of it."""
+    if is_class.all() or not is_class.any():
+        return None
+    return float(roc_auc_score(is_class, probabilities))

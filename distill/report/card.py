@@ -13,6 +13,7 @@ from distill.data.answers import answers_in_words
 from distill.data.encoding import NO_LIMIT, Truncation
 from distill.recipe.file import dump_recipe
 from distill.recipe.schema import Recipe, with_last_names
+from distill.report.classes import class_table
 from distill.report.page import as_code, render
 
 
@@ -69,6 +70,7 @@ def card(
         ],
         answers=[as_code(answers_in_words(file)) for file in parents.get("answer_files", ())],
         test=metrics["test"],
+        classes=class_table(metrics["classes"]),
         calibrated=metrics.get("calibration", {}).get("temperature", 1.0) != 1,
         faults=metrics["warnings"],
         data=as_code(data),

@@ -25,6 +25,7 @@ from distill.report.choice import (
     shown_speedup,
     speedup_in,
 )
+from distill.report.classes import class_cells, class_table
 from distill.report.page import render, sentence, shown
 from distill.storage.files import atomic_files, write_json, write_text
 
@@ -36,7 +37,8 @@ MOST_DIAGRAMS = 4  # more reliability diagrams side by side would be too small t
 
 IDENTITY = ("role", "model", "format", "device")
 LEGEND = (
-    "Accuracy has a 95 % Wilson interval. ECE is the expected calibration error (15 bins). The Brier score is the "
+    "Accuracy has a 95 % Wilson interval. With more than two classes, ROC-AUC is the mean of each class against the "
+    "rest. ECE is the expected calibration error (15 bins). The Brier score is the "
     "squared distance of the probabilities from the truth: 0 is best and 2 is worst. Agreement is the share of test "
     "texts for which the predicted class equals that of the PyTorch fp32 model. Latency is that of the model alone, "
     "without tokenizing; p50 is the median, and shapes are batch x tokens. texts/s is measured end to end, with "
@@ -295,6 +297,7 @@ def _cells(measurements: Rows, shapes: Sequence[str], percentiles: Sequence[str]
             "accuracy": f"{row['accuracy']:.4f}",
             "95 % interval": "{:.3f}-{:.3f}".format(*row["accuracy_ci95"]),
             "macro-F1": f"{row['macro_f1']:.4f}",
+            "ROC-AUC": "-" if row["roc_auc"] is None else f"{row['roc_auc']:.4f}",
             "ECE": f"{row['ece']:.3f}",
             "Brier": f"{row['brier']:.3f}",
             "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
@@ -324,6 +327,14 @@ def _markdown(report: Mapping[str, Any], *, picture: bool) -> str:
         "\n".join(f"- {note}" for note in report["notes"]),
         *(
             part
+            for row in _detailed(report)
+            for part in (
+                f"## Per class: {row['role']} {row['format']}",
+                class_table(row["classes"]),
+            )
+        ),
+        *(
+            part
             for found in report["sweeps"]
             for part in (
                 f"## Sweep trials: {found['folder']}",
@@ -342,7 +353,7 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
     from markupsafe import Markup
 
     measurements, choice = report["measurements"], report["choice"]
-    chosen = [row for row in measurements if choice["model"] and all(row[k] == choice[k] for k in IDENTITY)]
+    chosen = _chosen(report)
     front = pareto_front(measurements, decisive) if decisive else []
     drawn = {
         "accuracy": decisive and plots.accuracy_against_latency(measurements, front, decisive),
@@ -350,9 +361,7 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
         "learning": report["trainings"] and plots.learning_curves(report["trainings"]),
         "cascade": report["cascade"] and plots.cascade(report["cascade"]["curve"]),
     }
-    whole = [row for row in measurements if row["format"] == "torch-fp32"]  # as they were trained
-    detailed = [*whole, *(row for row in chosen if row not in whole)]
-    detailed = [row for row in detailed if row.get("reliability")][:MOST_DIAGRAMS]
+    detailed = _detailed(report)
     drawn["reliability"] = detailed and plots.reliability_diagrams(detailed)
     cells = _cells(measurements, report["shapes"], percentiles=("p50", "p95", "p99"))
     columns = list(cells[0]) if cells else []
@@ -383,7 +392,20 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
             for found in report["sweeps"]
         ],
         confusions=[row for row in detailed if row.get("confusion")],
+        by_class=[{**row, "rows": class_cells(row["classes"])} for row in detailed],
     )
+
+
+def _chosen(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    choice = report["choice"]
+    return [row for row in report["measurements"] if choice["model"] and all(row[k] == choice[k] for k in IDENTITY)]
+
+
+def _detailed(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the measurements that are shown in detail: of models as they were trained, and of the chosen one."""
+    whole = [row for row in report["measurements"] if row["format"] == "torch-fp32" or row["role"] == "baseline"]
+    detailed = [*whole, *(row for row in _chosen(report) if row not in whole)]
+    return [row for row in detailed if row.get("reliability")][:MOST_DIAGRAMS]
 
 
 def _headline(choice: Mapping[str, Any]) -> str:

@@ -17,9 +17,10 @@ from distill.machine.devices import describe_hardware
 from distill.machine.progress import progress_line
 from distill.machine.provenance import now, versions
 from distill.machine.timing import Clock
-from distill.measuring.metrics import faults_of_answers, figures
+from distill.measuring.metrics import by_class, faults_of_answers, figures
 from distill.models.weights import weights_fingerprint
 from distill.recipe.schema import Recipe, with_absolute_paths
+from distill.report.classes import tell_classes
 from distill.storage.files import write_json
 from distill.storage.lock import hold
 from distill.storage.predictions import write_predictions
@@ -55,7 +56,9 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
             logits = classifier.logits(splits.test["text"][:])
         write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, logits)
         test, faults = figures(logits, gold_labels), faults_of_answers(logits, gold_labels, splits.label_names)
-        write_json(folder.metrics, {"test": test, "warnings": faults, "training": training | clock.as_figures()})
+        classes = by_class(logits, gold_labels, splits.label_names)
+        found = {"test": test, "classes": classes, "warnings": faults, "training": training | clock.as_figures()}
+        write_json(folder.metrics, found)
         folder.finish(
             {
                 "role": "baseline",
@@ -75,6 +78,7 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
             "baseline: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
             test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], final.path,
         )  # fmt: skip
+        tell_classes("baseline", classes)
         for fault in faults:
             log.warning("baseline: %s", fault)
     return final

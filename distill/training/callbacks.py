@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any, NoReturn
 
 import torch
@@ -38,19 +37,27 @@ class ProgressLine(TrainerCallback):
     """Shows a line on stderr with steps, rate, time left, loss and `figures`, and above it a row for each evaluation.
 
     `figures` is called when a loss is logged, not at every step, because reading a counter on a GPU waits for the GPU.
+    `total_loss` returns the sum of the training losses of all steps so far.
     """
 
-    def __init__(self, title: str, figures: Callable[[], Mapping[str, str]] = dict):
+    def __init__(
+        self,
+        title: str,
+        figures: Callable[[], Mapping[str, str]] = dict,
+        total_loss: Callable[[], float] = lambda: math.nan,
+    ):
         self.title = title
         self.figures = figures
+        self.total_loss = total_loss
         self.line: tqdm[Any] | None = None
-        self.losses: list[float] = []
         self.is_begun = False
+        self.last = (0, 0.0)  # step and total loss at the last evaluation
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the line, on rank 0."""
         if state.is_world_process_zero:
             self.line = progress_line(self.title, state.max_steps, "step", initial=state.global_step, keep=True)
+            self.last = state.global_step, self.total_loss()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move the line on to the step."""
@@ -64,15 +71,16 @@ class ProgressLine(TrainerCallback):
         if self.line is None:
             return
         if "loss" in logs:
-            self.losses.append(float(logs["loss"]))
-            self.line.set_postfix({"loss": f"{self.losses[-1]:.4f}", **self.figures()}, refresh=False)
+            self.line.set_postfix({"loss": f"{logs['loss']:.4f}", **self.figures()}, refresh=False)
         if "eval_accuracy" in logs:
             if not self.is_begun:
                 self._write_row(TABLE)
             found = [f"{logs[f'eval_{name}']:.4f}" for name in ("log_loss", "accuracy", "macro_f1")]
-            loss = f"{mean(self.losses):.4f}" if self.losses else "-"  # since the last evaluation
-            self._write_row([f"{logs['epoch']:.2f}", str(state.global_step), loss, *found])
-            self.is_begun, self.losses = True, []
+            (step, loss), self.last = self.last, (state.global_step, self.total_loss())
+            steps = self.last[0] - step
+            trained = f"{(self.last[1] - loss) / steps:.4f}" if steps else "-"  # mean since the last evaluation
+            self._write_row([f"{logs['epoch']:.2f}", str(state.global_step), trained, *found])
+            self.is_begun = True
 
     def close(self) -> None:
         """End the line, however training ended, so that later output starts on a new line."""

@@ -108,7 +108,7 @@ def _limits(model_type: str, arguments: TrainingArguments, padding: str) -> Limi
 
 def watch(trainer: ClassificationTrainer, title: str) -> ProgressLine:
     """Give the Trainer a progress line on stderr and return it; the caller closes it."""
-    line = ProgressLine(title, lambda: trainer.throughput.shown())
+    line = ProgressLine(title, lambda: trainer.throughput.shown(), trainer.total_loss)
     trainer.add_callback(line)
     return line
 

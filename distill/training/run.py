@@ -25,7 +25,7 @@ from distill.machine.devices import Device, describe_hardware, resolve_device
 from distill.machine.progress import progress_line
 from distill.machine.provenance import now, versions
 from distill.machine.timing import Clock
-from distill.measuring.metrics import faults_of_answers, figures
+from distill.measuring.metrics import by_class, faults_of_answers, figures
 from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
 from distill.models.calibration import CONFIG_KEY, Calibration, calibrate
 from distill.models.loading import embeddings_of, parameter_count
@@ -35,6 +35,7 @@ from distill.models.weights import weights_fingerprint
 from distill.recipe.schema import Recipe, Stage, with_absolute_paths
 from distill.report import plots
 from distill.report.card import card
+from distill.report.classes import tell_classes
 from distill.storage.files import write_json, write_text
 from distill.storage.lock import hold
 from distill.storage.predictions import write_predictions
@@ -251,8 +252,10 @@ def _write_run(
     faults = faults_of_answers(test_logits, gold_labels, splits.label_names)
     save(model, tokenizer, folder.path)
     write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits)
+    classes = by_class(test_logits, gold_labels, splits.label_names)
     metrics = {
         "test": test,
+        "classes": classes,
         "warnings": faults,
         "training": {**trained, **training.clock.as_figures()},
         **({"calibration": calibration.as_figures()} if calibration else {}),
@@ -272,6 +275,7 @@ def _write_run(
         "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
         role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.final_path,
     )  # fmt: skip
+    tell_classes(role, classes)
     for fault in faults:  # last, so that the user sees them
         log.warning("%s: %s", role, fault)
 

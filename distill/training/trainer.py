@@ -53,6 +53,10 @@ class ClassificationTrainer(Trainer):
         """Remove what only training needed; return further figures for metrics.json."""
         return {}
 
+    def total_loss(self) -> float:
+        """Return the sum of the training losses of all steps so far; of the last few on this rank alone."""
+        return self._total_loss_scalar + float(self._tr_loss)
+
     def totals(self) -> dict[str, Any]:
         """Return what Trainer does not save in a checkpoint: sums of losses, and the counts and times of training."""
         unlogged = float(self._tr_loss)
