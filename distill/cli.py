@@ -251,22 +251,44 @@ def inspect(
     output: Annotated[
         Path | None, _output("Also write the findings to this folder, as inspect.html and inspect.json.")
     ] = None,
+    row: Annotated[
+        str | None,
+        _option("--row", "ID", "Show only this row, in full: train/17, or 17 for train (the first row is 0).", _name),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        _option("--teacher", "DIR", "Also review the answers of this teacher: a file, a folder or a Hub name.", _name),
+    ] = None,
+    device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
     """Look at the data: class balance, lengths, duplicates, leaks.
 
     Prints some of the texts, the contents of each split, and what looks wrong. Lengths are in tokens. A leak is a
-    training text that is also in validation or test; training drops it.
+    training text that is also in validation or test; training drops it. With --teacher, it also prints how good the
+    teacher's answers are.
     """
     refuse_ranks("inspect")
     commands = _commands()
-    found = commands.inspect(commands.check(recipe, set_ or ()), output, rows=rows, seed=seed)
+    from distill.data.inspection import as_text, row_text
+
+    if row is not None:
+        shown = commands.look_at(commands.check(recipe, set_ or ()), row if "/" in row else f"train/{row}")
+        print(json.dumps(shown, ensure_ascii=False) if json_ else row_text(shown))
+        return
+    found = commands.inspect(
+        commands.check(recipe, set_ or ()), output, rows=rows, seed=seed, teacher=teacher, device=device
+    )
     if json_:
         print(json.dumps(found, ensure_ascii=False))
         return
-    from distill.data.inspection import as_text
-
     print(as_text(found))
+    if teacher:
+        from distill.distillation.teacher_review import concerns_of, review_text
+
+        print(f"\n{review_text(found['teacher'])}")
+        if said := concerns_of(found["teacher"]):
+            print("\n" + "\n".join(f"- {concern}" for concern in said))
     if output:
         print(f"\n{output / 'inspect.html'}")
 

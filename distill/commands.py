@@ -18,13 +18,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from distill.data import inspection
 from distill.data.encoding import MOST_LOST, truncation_of
 from distill.data.splits import read_splits
 from distill.distillation.control import train_control
 from distill.distillation.student import check_student, made_of, student_of, train_student
 from distill.distillation.teacher_logits import LogitCache, identify_teacher
-from distill.distillation.teachers import check_teachers, logit_caches
+from distill.distillation.teacher_review import SUREST, concerns_of, review, review_rows
+from distill.distillation.teachers import all_answers, check_teachers, identify, logit_caches
 from distill.doctor import examine, examine_recipe, finding_of
 from distill.errors import BudgetError, DataError, ExportError, FolderError, RecipeError
 from distill.export.formats import check_formats
@@ -298,27 +301,53 @@ def cascade(
     return make_cascade(folders, splits, Path(output), promise, device=device)
 
 
+def look_at(recipe: Recipe, example_id: str) -> dict[str, Any]:
+    """Return one row of the recipe's data, such as "train/17", and how the model sees it (see inspection.look_at)."""
+    return inspection.look_at(example_id, read_splits(recipe), _tokenizer_of(recipe), truncation_of(recipe, "teacher"))
+
+
+def _tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Return the teacher's tokenizer, or the student's if the recipe has no teacher."""
+    student = recipe.student
+    grams = student.ngrams.tokenizer if student and student.ngrams else None
+    model = recipe.teacher.model if recipe.teacher else grams or (student.model if student else None)
+    if model is None:
+        raise RecipeError("teacher.model: missing, so there is no tokenizer for the texts")
+    with named_by("teacher.model" if recipe.teacher else "student.ngrams.tokenizer" if grams else "student.model"):
+        return load_tokenizer(model)
+
+
 def inspect(
-    recipe: Recipe, output: Path | str | None = None, *, rows: int = 5, seed: int | None = None
+    recipe: Recipe,
+    output: Path | str | None = None,
+    *,
+    rows: int = 5,
+    seed: int | None = None,
+    teacher: Path | str | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Return what is in the recipe's data (see inspection.inspect); if `output` is given, write it there as a page.
 
     The tokenizer is the teacher's, or the student's if the recipe has no teacher. `seed` (default: the recipe's) draws
-    the `rows` train texts that are shown.
+    the `rows` train texts that are shown. If a `teacher` is named, its answers are reviewed too (see teacher_review).
     """
-    model = recipe.teacher.model if recipe.teacher else recipe.student.model if recipe.student else None
-    if model is None:
-        raise RecipeError("teacher.model: missing, so there is no tokenizer for the texts")
-    with named_by("teacher.model" if recipe.teacher else "student.model"):
-        tokenizer = load_tokenizer(model)
+    tokenizer = _tokenizer_of(recipe)
+    if teacher:
+        check_teachers([str(teacher)])
     splits = read_splits(recipe)
     seed = recipe.data.seed if seed is None else seed
     found = inspection.inspect(splits, tokenizer, truncation_of(recipe, "teacher"), rows=rows, seed=seed)
     if found["splits"]["train"]["tokens"]["lost"] > MOST_LOST:
         found["accuracy_by_part"] = accuracy_by_part(splits, tokenizer, recipe.data.max_tokens, seed=recipe.data.seed)
+    if teacher:
+        (known,) = identify([str(teacher)], splits, recipe.data.text_column)
+        found["teacher"] = {"name": str(teacher), **review(all_answers(known, splits, device), splits)}
     if output is not None:
+        reviewed = found.get("teacher")
         shown = {
-            "concerns": inspection.concerns(found),
+            "concerns": inspection.concerns(found) + (concerns_of(reviewed) if reviewed else []),
+            "teacher_rows": review_rows(reviewed) if reviewed else [],
+            "surest": SUREST,
             "nothing_wrong": inspection.NOTHING_WRONG,
             "unread": inspection.unread(found),
             "split_rows": inspection.split_rows(found),

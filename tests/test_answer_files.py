@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import LABELS, make_classifier, write_reviews
+from conftest import LABELS, make_classifier, run, write_reviews
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -262,3 +262,40 @@ def test_texts_of_the_file_alone_become_transfer_texts_if_the_recipe_names_it(wo
     ).data
     splits = load_splits(data)
     assert len(splits.transfer) == 60  # those of train, validation and test are not read twice
+
+
+def test_inspect_reviews_the_answers(world, tmp_path):
+    answers = pd.read_parquet(world / "answers.parquet")
+    recipe = str(world / "recipe.yaml")
+    found = json.loads(run("inspect", recipe, "--teacher", world / "answers.parquet", "--json")[1])["teacher"]
+    teacher = json.loads((world / "teacher" / "metrics.json").read_text())
+    assert found["splits"]["test"]["accuracy"] == pytest.approx(teacher["test"]["accuracy"])
+    assert found["splits"]["test"]["calibration_error"] == pytest.approx(teacher["test"]["ece"], abs=1e-6)
+    assert found["splits"]["transfer"]["answered"] == 60 and "accuracy" not in found["splits"]["transfer"]
+    wrong = pd.read_csv(json.loads((world / "recipe.yaml").read_text())["data"]["files"]["train"]).iloc[0]
+    answers.loc[answers["text"] == wrong["text"], "logits"] = pd.Series(
+        [[9.0, -9.0] if wrong["label"] == "positive" else [-9.0, 9.0]] * len(answers)
+    )
+    answers.assign(logits=[[0.0, 0.01]] * len(answers)).to_parquet(tmp_path / "even.parquet")
+    answers.to_parquet(tmp_path / "wrong.parquet")
+    _, shown, _ = run("inspect", recipe, "--teacher", tmp_path / "wrong.parquet", "--output", tmp_path / "page")
+    assert f"train/0: labelled {wrong['label']}, but the teacher says" in shown
+    page = (tmp_path / "page" / "inspect.html").read_text()
+    assert "train/0: labelled" in page and "Answers of" in page
+    _, shown, _ = run("inspect", recipe, "--teacher", tmp_path / "even.parquet")
+    assert "100% of the teacher's answers to train are nearly even" in shown
+    from_model = json.loads(run("inspect", recipe, "--teacher", world / "teacher", "--json")[1])["teacher"]
+    for name in ("accuracy", "calibration_error"):
+        assert from_model["splits"]["validation"][name] == pytest.approx(found["splits"]["validation"][name])
+    assert "test" not in from_model["splits"]
+
+
+def test_inspect_shows_one_row(world):
+    recipe = str(world / "recipe.yaml")
+    train = pd.read_csv(json.loads((world / "recipe.yaml").read_text())["data"]["files"]["train"])
+    _, shown, _ = run("inspect", recipe, "--row", "17")
+    assert shown.startswith("train/17: in train, label") and train["text"][17] in shown
+    found = json.loads(run("inspect", recipe, "--row", "transfer/3", "--json")[1])
+    assert (found["split"], found["label"]) == ("transfer", None)
+    code, _, errors = run("inspect", recipe, "--row", "99999")
+    assert code == 2 and "train/99999 is in no split" in errors

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation, cut_of, encode
 from distill.data.splits import SPLITS, Splits, drawn, text_keys
+from distill.errors import DataError
 from distill.recipe.labels import joined
 
 MEASURED_TEXTS = 10_000  # per split, drawn at random: enough to know a share of the texts to about one percent
@@ -81,7 +82,7 @@ def as_text(found: Mapping[str, Any]) -> str:
     head = tabulate(split_rows(found), headers="keys", tablefmt="simple", disable_numparse=True)
     labels = {name: part["labels"] for name, part in found["splits"].items() if part["labels"]}
     balance = [
-        {"label": _line(label, EXCERPT)}
+        {"label": excerpt(label, EXCERPT)}
         | {name: f"{counts[label]} ({_share(counts[label], counts)})" for name, counts in labels.items()}
         for label in names
     ]
@@ -90,7 +91,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         head,
         tabulate(balance, headers="keys", tablefmt="simple", disable_numparse=True),
         "\n".join(
-            f"[{_line(example['label'], EXCERPT)}] {_line(example['text'], 160)}" for example in found["examples"]
+            f"[{excerpt(example['label'], EXCERPT)}] {excerpt(example['text'], 160)}" for example in found["examples"]
         ),
         "the first of them as the model sees it:\n"
         + tabulate(token_rows(found["tokenised"], TOKENS_IN_A_LINE), tablefmt="plain", disable_numparse=True),
@@ -133,7 +134,7 @@ def part_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
 def token_rows(tokenised: Mapping[str, Any], most: int) -> list[list[str]]:
     """Return three rows: the first `most` tokens of a text, their ids, and their attention mask."""
     return [
-        [name, *(_line(str(value), EXCERPT) for value in tokenised[name][:most])]
+        [name, *(excerpt(str(value), EXCERPT) for value in tokenised[name][:most])]
         for name in ("tokens", "input_ids", "attention_mask")
     ]
 
@@ -142,7 +143,7 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
     """Return in words what may harm training or distort its figures."""
     said = list(found["notes"])
     if found["joined_labels"]:
-        names = _listed([repr(_line(name, EXCERPT)) for name in found["joined_labels"][:SHOWN]])
+        names = _listed([repr(excerpt(name, EXCERPT)) for name in found["joined_labels"][:SHOWN]])
         more = len(found["joined_labels"]) - SHOWN
         said.append(
             f"{names}{f' and {more} more classes' if more > 0 else ''} look like several labels in one: a text has "
@@ -159,10 +160,10 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
         said.append(f"{repeated} texts repeat an earlier one of their split, ignoring case and white space")
     if found["contradictions"]["count"]:
         first = found["contradictions"]["shown"][0]
-        labels = " and ".join(_line(label, EXCERPT) for label in first["labels"])
+        labels = " and ".join(excerpt(label, EXCERPT) for label in first["labels"])
         said.append(
             f"{found['contradictions']['count']} train texts have more than one label, such as {labels} for: "
-            f"{_line(first['text'], EXCERPT)}"
+            f"{excerpt(first['text'], EXCERPT)}"
         )
     tokens = {name: part["tokens"] for name, part in found["splits"].items()}
     if lost := _shares(tokens, "lost", 0.1):
@@ -192,7 +193,7 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
 
 def unread(found: Mapping[str, Any]) -> str:
     """Return in words which columns are not read; empty if all are."""
-    names = [_line(name, EXCERPT) for name in found["unread_columns"]]
+    names = [excerpt(name, EXCERPT) for name in found["unread_columns"]]
     more = len(names) - MOST_COLUMNS
     shown = ", ".join([*names[:MOST_COLUMNS], *([f"and {more} more"] if more > 0 else [])])
     return f"Columns that are not read: {shown}" if names else ""
@@ -215,6 +216,44 @@ def _lengths(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, truncatio
         "lost": cut.tokens,
         "unknown": unknown / sum(map(len, ids)),
     }
+
+
+def look_at(
+    example_id: str, splits: Splits, tokenizer: PreTrainedTokenizerBase, truncation: Truncation
+) -> dict[str, Any]:
+    """Return one row as JSON: its split, label and text, and how the model sees it; `example_id` is as "train/17".
+
+    A train row may be in validation, if that was taken from train. Raises `DataError` if it is in no split.
+    """
+    for name in SPLITS:
+        if (rows := getattr(splits, name)) is None:
+            continue
+        ids = rows["example_id"][:]
+        if example_id in ids:
+            row = rows[ids.index(example_id)]
+            tokenised = _tokenised(row["text"], tokenizer, truncation)
+            label = splits.label_names[row["label"]] if "label" in row else None
+            _, (length,) = encode(tokenizer, [row["text"]], truncation)
+            return {"example_id": example_id, "split": name, "label": label, "tokens_uncut": int(length), **tokenised}
+    raise DataError(
+        f"--row: {example_id} is in no split: a number from 0 counts the rows of its file; one that is also in "
+        "validation or test, or was not sampled, is dropped"
+    )
+
+
+def row_text(row: Mapping[str, Any]) -> str:
+    """Return what `look_at` found as text for a terminal."""
+    read, whole = len(row["tokens"]), row["tokens_uncut"]
+    cut = f"; the model reads {read} of its {whole} tokens" if read < whole else ""
+    label = "no label" if row["label"] is None else f"label {excerpt(row['label'], EXCERPT)}"
+    lines = [excerpt(line, len(line)) for line in row["text"].splitlines()]
+    return "\n\n".join(
+        [
+            f"{row['example_id']}: in {row['split']}, {label}{cut}",
+            "\n".join(lines),
+            " ".join(excerpt(token, EXCERPT) for token in row["tokens"]),
+        ]
+    )
 
 
 def _tokenised(text: str, tokenizer: PreTrainedTokenizerBase, truncation: Truncation) -> dict[str, Any]:
@@ -282,14 +321,14 @@ def _around(text: str, pattern: re.Pattern[str]) -> str:
     """Return the part of a text around the match of a pattern, on one line."""
     found = pattern.search(text)
     start = max(0, found.start() - EXCERPT // 2) if found else 0
-    return ("…" if start else "") + _line(text[start:], EXCERPT)
+    return ("…" if start else "") + excerpt(text[start:], EXCERPT)
 
 
 def _share(count: int, counts: Mapping[str, int]) -> str:
     return f"{count / max(1, sum(counts.values())):.1%}"
 
 
-def _line(text: str, width: int) -> str:
+def excerpt(text: str, width: int) -> str:
     """Return a text as one line for a terminal: without line breaks and control characters, cut at `width`."""
     line = "".join(character if character.isprintable() else "\ufffd" for character in " ".join(text.split()))
     return line if len(line) <= width else f"{line[: width - 1]}…"

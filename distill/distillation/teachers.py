@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation
 from distill.data.sources import check_file
-from distill.data.splits import Splits
+from distill.data.splits import SPLITS, Splits
 from distill.distillation.answer_file import AnswerFile, is_answer_file
 from distill.distillation.teacher_logits import (
     COLUMN,
@@ -131,6 +131,17 @@ def logits_of(
         by_split = sources.pop(0)  # frees the classifier too
         answers.append({split: read() for split, read in by_split.items()})
     return answers
+
+
+def all_answers(teacher: Teacher, splits: Splits, device: str) -> dict[str, Dataset]:
+    """Return a teacher's logits by split: of a file those that it has; of a model on all but test, in its cache."""
+    if isinstance(teacher, AnswerFile):
+        parts = {split: teacher.answered(rows) for split in SPLITS if (rows := getattr(splits, split)) is not None}
+        return {split: teacher.logits_of(rows, split) for split, rows in parts.items()}
+    return {
+        split: load_or_compute(found)
+        for split, found in logit_caches(teacher, splits, None, device, bf16=False).items()
+    }
 
 
 def _sources(
