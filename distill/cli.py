@@ -513,6 +513,48 @@ def report(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run folder, an export or any classifier.", show_default=False)
+    ],
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    split: Annotated[
+        Literal["test", "validation", "train"], typer.Option("--split", help="The split to evaluate on.")
+    ] = "test",
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Evaluate one model on one split: accuracy, and precision, recall, F1 and ROC-AUC of each class.
+
+    The data is that of the recipe; --set data... names another, such as data.files.test=FILE or data.test_samples=500.
+    """
+    refuse_ranks("evaluate")
+    commands = _commands()
+    from distill.storage.contents import find_recipe
+
+    resolved = _recipe(recipe or find_recipe([Path(model)]), set_)
+    found = commands.evaluate(model, resolved, split=split, device=device)
+    if json_:
+        print(json.dumps(found))
+        return
+    from tabulate import tabulate
+
+    from distill.report.classes import class_cells
+
+    low, high = found["accuracy_ci95"]
+    print(
+        f"{found['model']} ({found['format']} on {found['device']}), {found['examples']} {split} texts\n"
+        f"accuracy {found['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), macro-F1 {found['macro_f1']:.4f}, "
+        f"log loss {found['log_loss']:.4f}, calibration error {found['ece']:.4f}, "
+        f"{found['texts_per_second']:.1f} texts/s\n"
+    )
+    print(tabulate(class_cells(found["classes"]), headers="keys", tablefmt="simple", disable_numparse=True))
+    for fault in found["warnings"]:
+        print(f"\nIt {fault}.")
+
+
+@app.command()
 def run(
     recipe: RecipeArgument,
     set_: SetOption = None,

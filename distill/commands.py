@@ -37,6 +37,7 @@ from distill.inference.prediction import answers, predictions
 from distill.machine.devices import Device, resolve_device
 from distill.machine.packages import Finding
 from distill.machine.ranks import leave, rank
+from distill.measuring import evaluation
 from distill.measuring.baselines import baseline_beside, compare_with_baseline
 from distill.measuring.cascade import check_unseen, classifiers_of, make_cascade
 from distill.measuring.findings import findings_of
@@ -407,6 +408,14 @@ def report(
         page = Path(output) / REPORT_HTML
         raise BudgetError(f"report: {found['choice']['reason']}", hint=f"every figure is in {page}")
     return found
+
+
+def evaluate(
+    model: Path | str, recipe: Recipe | None = None, *, split: str = "test", device: str = "auto"
+) -> dict[str, Any]:
+    """Return how well one model does on a split of `recipe` (default: the model's own); see evaluation.evaluate."""
+    recipe = recipe or load_recipe(find_recipe([Path(model)]))
+    return evaluation.evaluate(model, read_splits(recipe), split, device)
 
 
 def run(
