@@ -53,6 +53,18 @@ def other(file):
     return file.with_stem(f"{file.stem}_other")
 
 
+def test_without_a_test_file_a_part_of_train_is_the_test_split(tmp_path):
+    file = write(tmp_path / "a.csv", [*rows_of(200), *rows_of(10)])  # ten texts are there twice
+    splits = load_splits(Data(files=Files(train=str(file)), test_fraction=0.25))
+    parts = {name: set(getattr(splits, name)["text"][:]) for name in ("train", "validation", "test")}
+    assert len(splits.test) == 52 and Counter(splits.test["label"][:]) == {0: 26, 1: 26}
+    assert not parts["test"] & (parts["train"] | parts["validation"]) and not parts["train"] & parts["validation"]
+    assert len(parts["train"] | parts["validation"] | parts["test"]) == 200
+    again = load_splits(Data(files=Files(train=str(file)), test_fraction=0.25, train_samples=60))
+    assert again.test["text"][:] == splits.test["text"][:]  # whatever else changes
+    assert any("are the test split" in note for note in splits.notes)
+
+
 def test_a_map_renames_labels_and_joins_classes(tmp_path):
     stars = ["1 star", "2 stars", "3 stars", "4 stars"]
     file = write(tmp_path / "a.csv", rows_of(40, labels=stars))

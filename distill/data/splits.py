@@ -70,9 +70,10 @@ def load_splits(data: Data) -> Splits:
     """Return the splits that `data` describes: loaded, checked and sampled.
 
     If a train or transfer text is also in validation or test, ignoring case and white space, it is dropped, and so is a
-    transfer text that is also in train. A sample is the first N rows after a shuffle with the seed. If there is no
-    validation split, it is taken from the sampled train rows, stratified by label; so `train_samples` is all the
-    labelled text that a run sees besides test. Raises `DataError` that names the file or split, the rule and the value.
+    transfer text that is also in train. A sample is the first N rows after a shuffle with the seed. If there is no test
+    split, it is taken from train; if there is no validation split, it is taken from the sampled train rows. Both are
+    stratified by label. So `train_samples` is all the labelled text that a run sees besides test. Raises `DataError`
+    that names the file or split, the rule and the value.
     """
     tables = load_tables(data)
     texts = {split: _texts(table, data) for split, table in tables.items()}
@@ -90,12 +91,16 @@ def load_splits(data: Data) -> Splits:
         if split in codes:
             rows = rows.add_column("label", codes[split], feature=ClassLabel(names=list(label_names)))
         splits[split] = rows.add_column("example_id", [f"{split}/{index}" for index in range(len(rows))])
+    if "test" not in splits:
+        _check_every_class_is_trained(splits["train"], label_names, tables["train"], codes["train"])
+        splits |= _carve("test", splits["train"], label_names, data, tables["train"])
+        notes.append(f"{tables['train'].source}: {len(splits['test'])} of its texts are the test split")
     _sample(splits, ("validation", "test"), data)
     leaks = _drop_leaks(splits, ("validation", "test"))
     _sample(splits, ("train", "transfer"), data)
     _check_every_class_is_trained(splits["train"], label_names, tables["train"], codes["train"])
     if "validation" not in splits:
-        splits |= _carve_validation(splits["train"], label_names, data, tables["train"])
+        splits |= _carve("validation", splits["train"], label_names, data, tables["train"])
         _sample(splits, ("validation",), data)
         for split, dropped in _drop_leaks(splits, ("validation",)).items():
             leaks[split] += dropped
@@ -332,24 +337,26 @@ def _check_every_class_is_trained(
     )
 
 
-def _carve_validation(train: Dataset, label_names: tuple[str, ...], data: Data, table: Table) -> dict[str, Dataset]:
-    size = round(len(train) * data.validation_fraction)
+def _carve(split: str, train: Dataset, label_names: tuple[str, ...], data: Data, table: Table) -> dict[str, Dataset]:
+    """Return train without the rows that become `split`, validation or test, and these; both have all classes."""
+    fraction = data.test_fraction if split == "test" else data.validation_fraction
+    size = round(len(train) * fraction)
     codes = np.asarray(train["label"][:])
     counts = np.bincount(codes, minlength=len(label_names))
     if counts.min() < 2:
         label = int(counts.argmin())
         row = int(train[int(np.flatnonzero(codes == label)[0])]["example_id"].partition("/")[2])
         raise DataError(
-            f"{table.place(row)}: the only text of class {label_names[label]!r}, and validation needs one too; correct "
-            "the label, add texts of its class, or give data.files.validation"
+            f"{table.place(row)}: the only text of class {label_names[label]!r}, and {split} needs one too; correct "
+            f"the label, add texts of its class, or give data.files.{split}"
         )
     if size < len(label_names):
         raise DataError(
-            f"data.validation_fraction: {data.validation_fraction} of {len(train)} train rows is too little for a "
-            f"stratified validation split of {len(label_names)} classes; take more rows, or give data.files.validation"
+            f"data.{split}_fraction: {fraction} of {len(train)} train rows is too little for a stratified {split} split "
+            f"of {len(label_names)} classes; take more rows, or give data.files.{split}"
         )
     parts = train.train_test_split(test_size=size, seed=data.seed, stratify_by_column="label")
-    return {"train": parts["train"], "validation": parts["test"]}
+    return {"train": parts["train"], split: parts["test"]}
 
 
 def _digest(rows: Dataset, columns: list[str]) -> str:

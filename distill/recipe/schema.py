@@ -27,11 +27,12 @@ DEFAULT_FORMATS: tuple[Format, ...] = FORMATS[:4]  # not OpenVINO, which is an o
 class Files(Section):
     """Local files (csv, tsv, json, jsonl, parquet or arrow), relative to the working directory.
 
-    `transfer` has texts that need no labels: the teacher labels them for the student.
+    If `validation` or `test` is not given, it is split off train. `transfer` has texts that need no labels: the teacher
+    labels them for the student.
     """
 
     train: NonEmptyStr
-    test: NonEmptyStr
+    test: NonEmptyStr | None = None
     validation: NonEmptyStr | None = None
     transfer: NonEmptyStr | None = None
 
@@ -69,6 +70,7 @@ class Data(Section):
     test_samples: Positive | None = None
     transfer_samples: Positive | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     max_tokens: Annotated[int, Field(ge=3)] = 512
     truncation: Literal["head", "tail", "head_tail"] = "head"
     padding: Literal["longest", "max_length"] = "longest"
