@@ -238,6 +238,56 @@ def recipes(
 
 
 @app.command()
+def init(
+    train: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRAIN",
+            help="A table of texts and labels (.csv, .jsonl, .parquet, ...).",
+            show_default=False,
+            parser=_name,
+        ),
+    ],
+    test: Annotated[
+        str | None,
+        typer.Argument(metavar="[TEST]", help="A second one to test on (default: a tenth of TRAIN).", parser=_name),
+    ] = None,
+    text_column: Annotated[str | None, _option("--text-column", "NAME", "The column with the texts.", _name)] = None,
+    label_column: Annotated[str | None, _option("--label-column", "NAME", "The column with the labels.", _name)] = None,
+    teacher: Annotated[
+        str, _option("--teacher", "MODEL", "The model to fine-tune as teacher.", _name)
+    ] = "google-bert/bert-base-uncased",
+    student: Annotated[
+        str, _option("--student", "MODEL", "The small model to distill it into.", _name)
+    ] = "distilbert/distilbert-base-uncased",
+    output: Annotated[
+        Path | None, _option("--output", "FILE", "The recipe to write (default: ./recipe.yaml).", _path)
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Draft a recipe for your own texts.
+
+    The columns are chosen by their names and values, the number of tokens by the lengths of the texts.
+    """
+    refuse_ranks("init")
+    output = output or Path("recipe.yaml")
+    found = _commands().init(
+        train, test, output, text_column=text_column, label_column=label_column, teacher=teacher, student=student
+    )
+    if json_:
+        print(json.dumps(found))
+        return
+    print(found["recipe"])
+    for concern in found["concerns"]:
+        print(f"- {concern}", file=sys.stderr)
+    print(
+        f"next: {shlex.join(['distill', 'inspect', str(output)])}, then "
+        f"{shlex.join(['distill', 'run', str(output), '--output', f'runs/{output.stem}'])}",
+        file=sys.stderr,
+    )
+
+
+@app.command()
 def inspect(
     recipe: RecipeArgument,
     set_: SetOption = None,

@@ -21,6 +21,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from distill.data import inspection
+from distill.data.draft import draft
 from distill.data.encoding import MOST_LOST, truncation_of
 from distill.data.splits import read_splits
 from distill.distillation.control import train_control
@@ -56,7 +57,7 @@ from distill.storage.cascades import check_place
 from distill.storage.contents import find_recipe, manifest_of, models_in, sweeps_in
 from distill.storage.exports import EXPORT_PROOFS, is_exported
 from distill.storage.files import write_json, write_text
-from distill.storage.hub import check_can_push, push
+from distill.storage.hub import check_can_push, is_here, push
 from distill.storage.lock import check_writable, hold
 from distill.storage.run_folder import RunFolder, SweepFolder
 from distill.training import arguments
@@ -300,6 +301,29 @@ def cascade(
     splits = read_splits(recipe or load_recipe(find_recipe(folders[::-1])))
     check_unseen(folders, splits)
     return make_cascade(folders, splits, Path(output), promise, device=device)
+
+
+def init(
+    train: str,
+    test: str | None = None,
+    output: Path | str = "recipe.yaml",
+    *,
+    teacher: str = "google-bert/bert-base-uncased",
+    student: str = "distilbert/distilbert-base-uncased",
+    text_column: str | None = None,
+    label_column: str | None = None,
+) -> dict[str, Any]:
+    """Write a recipe for somebody's own tables to the new file `output` (see draft.draft); return it with concerns."""
+    if Path(output).exists():
+        raise FolderError(f"{output}: is there already", hint="--output FILE names another")
+    tokenizer = load_tokenizer(teacher) if is_here(teacher) else None
+    found = draft(
+        train, test, teacher=teacher, student=student, text_column=text_column, label_column=label_column,
+        tokenizer=tokenizer,
+    )  # fmt: skip
+    write_text(Path(output), found.text)
+    load_recipe(output)
+    return {"recipe": str(output), "concerns": list(found.concerns)}
 
 
 def look_at(recipe: Recipe, example_id: str) -> dict[str, Any]:

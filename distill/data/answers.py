@@ -62,10 +62,8 @@ def read_answers(
     negative or no number, probabilities that do not add up to 1, a label that is no class, a text with two answers.
     """
     check_file(path, f"--teacher: {path}")
-    first = TableFile(path, {text_column: "data.text_column"}, path)
-    next(first.batches(), None)
     names = _Names(label_names, label_map)
-    columns, parse = _columns(list(first.column_names), names, path)
+    columns, parse = _columns(TableFile(path, {}, path).names_there(), names, path)
     wanted = {text_column: "data.text_column"} | dict.fromkeys(columns, "--teacher")
     table = TableFile(path, wanted, path, holds_objects=True)
     found = _Found(path)

@@ -352,8 +352,8 @@ def _carve(split: str, train: Dataset, label_names: tuple[str, ...], data: Data,
         )
     if size < len(label_names):
         raise DataError(
-            f"data.{split}_fraction: {fraction} of {len(train)} train rows is too little for a stratified {split} split "
-            f"of {len(label_names)} classes; take more rows, or give data.files.{split}"
+            f"data.{split}_fraction: {fraction} of {len(train)} train rows is too little for a stratified {split} "
+            f"split of {len(label_names)} classes; take more rows, or give data.files.{split}"
         )
     parts = train.train_test_split(test_size=size, seed=data.seed, stratify_by_column="label")
     return {"train": parts["train"], split: parts["test"]}

@@ -72,6 +72,11 @@ class TableFile:
         """
         yield from READERS[Path(self.path).suffix.lower()](self)
 
+    def names_there(self) -> list[str]:
+        """Return the names of all columns, as the first rows show them; nothing has to be wanted."""
+        next(self.batches(), None)
+        return list(self.column_names)
+
 
 def check_columns(wanted: Mapping[str, str], there: Sequence[str], place: str) -> None:
     """Raise `DataError` if a wanted column is missing or is there twice."""
@@ -126,16 +131,18 @@ def _csv_rows(file: IO[str], table: TableFile) -> Iterator[Row]:
     table.column_names = dict.fromkeys(header)
     check_columns(table.wanted, header, table.place)
     at = [header.index(name) for name in table.wanted]
-    watch = _Swallowed(table, at[0], at[1] if len(at) > 1 else None, len(header))
+    watch = _Swallowed(table, at[0], at[1] if len(at) > 1 else None, len(header)) if at else None
     for line, row in _csv_records(reader, table):
         if not row or (len(row) == 1 < len(header) and not row[0].strip()):  # a blank line
             continue
         while len(row) > len(header) and not row[-1].strip():
             row.pop()
         _check_width(row, header, line, table)
-        watch.see(row, line, lines=reader.line_num - line + 1)
+        if watch:
+            watch.see(row, line, lines=reader.line_num - line + 1)
         yield line, [row[index] for index in at]
-    watch.end()
+    if watch:
+        watch.end()
 
 
 class _Swallowed:
@@ -287,7 +294,7 @@ def _read_json(table: TableFile) -> Iterator[pa.RecordBatch]:
 
 
 def _object_rows(objects: Iterable[tuple[int, Any]], table: TableFile) -> Iterator[Row]:
-    texts = next(iter(table.wanted))
+    texts = next(iter(table.wanted), None)
     for number, one in objects:
         place = f"{table.place}: {table.unit} {number}"
         if not isinstance(one, dict):

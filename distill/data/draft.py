@@ -1,0 +1,209 @@
+"""Draft a recipe for somebody's own table: which columns, which classes, how long the texts are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from transformers import PreTrainedTokenizerBase
+
+from distill.data.encoding import Truncation, encode
+from distill.data.inspection import RARE
+from distill.data.sources import check_file, not_texts
+from distill.data.splits import Splits, drawn, load_splits
+from distill.data.tables import TableFile
+from distill.errors import DataError
+from distill.recipe.labels import joined
+from distill.recipe.schema import Data, Files
+
+TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment", "message", "body", "tweet", "question")
+LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "stars", "rating", "y")
+LOOKED_AT = 2_000  # rows, to choose columns
+MOST_CLASSES = 200
+MEASURED = 2_000  # texts, for their lengths
+TOKENS_PER_WORD = 1.4  # of English with BERT's word pieces, if no tokenizer is at hand
+LONGEST = 512  # tokens of BERT
+STEP = 32  # to which max_tokens is rounded up
+MUCH = 0.05  # of the texts cut: then the end is read too, because it often holds the verdict
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe as text, with comments, and what looks wrong with the data."""
+
+    text: str
+    concerns: tuple[str, ...]
+
+
+def draft(
+    train: str,
+    test: str | None,
+    *,
+    teacher: str,
+    student: str,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Draft:
+    """Return a recipe for the tables `train` and `test`, in which `teacher` and `student` name the models.
+
+    Columns that are not named are chosen by their names and values. `tokenizer` measures the texts; without one their
+    length is estimated from the number of words. Raises `DataError` if a column cannot be told, with their names.
+    """
+    columns = _columns(train)
+    text_column = text_column or _text_column(columns, train)
+    label_column = label_column or _label_column(columns, text_column, train)
+    data = Data(files=Files(train=train, test=test), text_column=text_column, label_column=label_column)
+    splits = load_splits(data)
+    if len(splits.label_names) > MOST_CLASSES:
+        raise DataError(
+            f"{train}: {label_column!r} has {len(splits.label_names)} different values, which is too many for classes",
+            hint="--label-column NAME names another",
+        )
+    lengths = _lengths(splits, tokenizer)
+    max_tokens = int(min(LONGEST, -(-np.percentile(lengths, 99) // STEP) * STEP))
+    cut = float((lengths > max_tokens).mean())
+    counts = np.bincount(splits.train["label"][:], minlength=len(splits.label_names))
+    concerns = list(splits.notes)
+    if names := joined(splits.label_names):
+        concerns.append(f"{', '.join(map(repr, names[:3]))} look like several labels in one; a text has one class")
+    if leaks := sum(splits.leaks.values()):
+        concerns.append(f"{leaks} training texts are also in validation or test; training drops them")
+    rare = {name: int(count) for name, count in zip(splits.label_names, counts, strict=True)}
+    rare = {name: count for name, count in rare.items() if count < RARE * counts.sum()}
+    if rare:
+        few = ", ".join(f"{name} ({count})" for name, count in list(rare.items())[:3])
+        concerns.append(f"rare classes: {few} of {counts.sum()} training texts")
+    estimated = "" if tokenizer else f", estimated from words; the tokenizer of {teacher} is not on this disk"
+    text = TEMPLATE.format(
+        train=_shown(train),
+        test=f"\n    test: {_shown(test)}" if test else "",
+        fraction="" if test else "\n  test_fraction: 0.1        # of train, because there is no test file",
+        text_column=_shown(text_column),
+        label_column=_shown(label_column),
+        label_names="[" + ", ".join(map(_shown, splits.label_names)) + "]",
+        counts=", ".join(f"{count}" for count in counts[:10]) + (", ..." if len(counts) > 10 else ""),
+        max_tokens=max_tokens,
+        lengths=f"median {np.median(lengths):.0f}, 99 % below {np.percentile(lengths, 99):.0f}{estimated}",
+        truncation="head_tail" if cut > MUCH else "head",
+        cut=f"{cut:.0%} of the texts are longer",
+        teacher=_shown(teacher),
+        student=_shown(student),
+        rare=RARE_LINES if rare else "",
+        best="macro_f1" if rare else "log_loss",
+    )
+    return Draft(text, tuple(concerns))
+
+
+def _columns(path: str) -> dict[str, list[Any]]:
+    """Return the values of each column in the first rows."""
+    check_file(path, path)
+    rows: dict[str, list[Any]] = {name: [] for name in TableFile(path, {}, path).names_there()}
+    table = TableFile(path, dict.fromkeys(rows, "data.text_column"), path, holds_objects=True)
+    for batch in table.batches():
+        for name in rows:
+            rows[name] += batch.column(name).to_pylist()
+        if len(next(iter(rows.values()), ())) >= LOOKED_AT:
+            break
+    return rows
+
+
+def _text_column(columns: Mapping[str, Sequence[Any]], path: str) -> str:
+    """Return the column that holds the texts: one with a usual name, else the one with by far the longest texts."""
+    lengths = {name: np.mean(list(map(len, texts))) for name, texts in _textual(columns)}
+    named = [name for usual in TEXT_NAMES for name in lengths if name.strip().lower() == usual]
+    longest = sorted(lengths, key=lambda name: lengths[name], reverse=True)
+    if not longest:
+        raise DataError(f"{path}: no column holds texts, only {', '.join(columns)}")
+    if named or len(longest) == 1 or lengths[longest[0]] > 2 * lengths[longest[1]]:
+        return named[0] if named else longest[0]
+    raise DataError(
+        f"{path}: {longest[0]!r} and {longest[1]!r} both hold texts, and neither name says which to read",
+        hint="--text-column NAME says which",
+    )
+
+
+def _textual(columns: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the columns that hold texts rather than numbers or dates."""
+    for name, values in columns.items():
+        texts = [value for value in values if isinstance(value, str) and value.strip()]
+        if texts and len(texts) == sum(value is not None for value in values) and not not_texts(pa.array(texts)):
+            yield name, texts
+
+
+def _label_column(columns: Mapping[str, Sequence[Any]], text_column: str, path: str) -> str:
+    """Return the column that holds the labels: one with a usual name, else the only one with few values."""
+    others = {name: values for name, values in columns.items() if name != text_column}
+    named = [name for usual in LABEL_NAMES for name in others if name.strip().lower() == usual]
+    distinct = {name: len(set(map(str, values))) for name, values in others.items()}
+    few = [name for name, count in distinct.items() if 2 <= count <= max(2, min(MOST_CLASSES, len(others[name]) / 10))]
+    if named or len(few) == 1:
+        return named[0] if named else few[0]
+    what = (
+        f"{' and '.join(map(repr, few))} could all hold labels" if few else "no column has few enough values for labels"
+    )
+    raise DataError(
+        f"{path}: {what}; the columns are {', '.join(columns)}", hint="--label-column NAME says which holds the labels"
+    )
+
+
+def _lengths(splits: Splits, tokenizer: PreTrainedTokenizerBase | None) -> np.ndarray:
+    """Return the number of tokens of some training texts."""
+    texts = drawn(splits.train, MEASURED, 0)["text"][:]
+    if tokenizer is None:
+        return np.array([2 + TOKENS_PER_WORD * len(text.split()) for text in texts])
+    return np.asarray(encode(tokenizer, texts, Truncation(LONGEST))[1])
+
+
+def _shown(value: str) -> str:
+    """Return a text as YAML reads it back."""
+    quoted = json.dumps(value, ensure_ascii=False)
+    try:
+        return value if YAML(typ="safe", pure=True).load(f"[{value}]") == [value] else quoted
+    except YAMLError:
+        return quoted
+
+
+RARE_LINES = """
+  class_weights: balanced    # some classes are rare; without it they may never be answered"""
+TEMPLATE = """\
+# A recipe for {train}, drafted by `distill init`. `distill check` lists every key with its default.
+data:
+  files:
+    train: {train}{test}{fraction}
+  text_column: {text_column}
+  label_column: {label_column}
+  label_names: {label_names}   # train texts: {counts}
+  validation_fraction: 0.1   # of train; selects the checkpoint and proves the exports
+  max_tokens: {max_tokens}            # tokens of a text: {lengths}
+  truncation: {truncation}           # what is kept of longer texts: {cut}
+teacher:                     # accurate and slow; the student learns from it
+  model: {teacher}
+  output: ./teacher{rare}
+  training:                  # any field of transformers.TrainingArguments
+    per_device_train_batch_size: 16
+    num_train_epochs: 3
+    learning_rate: 3.0e-5
+    warmup_steps: 0.1
+    eval_strategy: epoch
+    save_strategy: epoch
+    metric_for_best_model: {best}
+student:                     # small and fast
+  model: {student}           # or layers: 6, copied from the teacher; or ngrams: {{}}, thousands of texts a second
+  output: ./student
+  control: true              # also trains the student without the teacher, to see whether distillation helped{rare}
+  training:
+    per_device_train_batch_size: 16
+    num_train_epochs: 3
+    learning_rate: 5.0e-5
+    warmup_steps: 0.1
+    eval_strategy: epoch
+    save_strategy: epoch
+    metric_for_best_model: {best}
+"""
