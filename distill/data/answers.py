@@ -65,7 +65,7 @@ def read_answers(
     names = _Names(label_names, label_map)
     columns, parse = _columns(TableFile(path, {}, path).names_there(), names, path)
     wanted = {text_column: "data.text_column"} | dict.fromkeys(columns, "--teacher")
-    table = TableFile(path, wanted, path, holds_objects=True)
+    table = TableFile(path, wanted, path, free=columns)
     found = _Found(path)
     if columns[0].startswith(VOTES):
         parse = _votes(table, columns, names)

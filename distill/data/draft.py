@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from distill.data.sources import check_file, not_texts
 from distill.data.splits import Splits, drawn, load_splits
 from distill.data.tables import TableFile
 from distill.errors import DataError
-from distill.recipe.labels import joined
+from distill.recipe.labels import WHOLE, joined
 from distill.recipe.schema import Data, Files
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment", "message", "body", "tweet", "question")
@@ -80,11 +81,15 @@ def draft(
     if rare:
         few = ", ".join(f"{name} ({count})" for name, count in list(rare.items())[:3])
         concerns.append(f"rare classes: {few} of {counts.sum()} training texts")
-    estimated = "" if tokenizer else f", estimated from words; the tokenizer of {teacher} is not on this disk"
+    estimated = "" if tokenizer else " (estimated from words)"
+    label_map = ""
+    if all(WHOLE.fullmatch(name) for name in splits.label_names):
+        label_map = f"\n  # label_map: {{{_shown(splits.label_names[0])}: NAME, ...}}  # gives numbers a name"
     text = TEMPLATE.format(
+        name=Path(train).name,
         train=_shown(train),
         test=f"\n    test: {_shown(test)}" if test else "",
-        fraction="" if test else "\n  test_fraction: 0.1        # of train, because there is no test file",
+        fraction="" if test else "\n  test_fraction: 0.1  # of train, because there is no test file",
         text_column=_shown(text_column),
         label_column=_shown(label_column),
         label_names="[" + ", ".join(map(_shown, splits.label_names)) + "]",
@@ -95,17 +100,18 @@ def draft(
         cut=f"{cut:.0%} of the texts are longer",
         teacher=_shown(teacher),
         student=_shown(student),
-        rare=RARE_LINES if rare else "",
+        label_map=label_map,
+        rare=RARE_LINE if rare else "",
         best="macro_f1" if rare else "log_loss",
     )
-    return Draft(text, tuple(concerns))
+    return Draft(_aligned(text), tuple(concerns))
 
 
 def _columns(path: str) -> dict[str, list[Any]]:
     """Return the values of each column in the first rows."""
     check_file(path, path)
     rows: dict[str, list[Any]] = {name: [] for name in TableFile(path, {}, path).names_there()}
-    table = TableFile(path, dict.fromkeys(rows, "data.text_column"), path, holds_objects=True)
+    table = TableFile(path, dict.fromkeys(rows, "data.text_column"), path, free=rows)
     for batch in table.batches():
         for name in rows:
             rows[name] += batch.column(name).to_pylist()
@@ -170,34 +176,34 @@ def _shown(value: str) -> str:
         return quoted
 
 
-RARE_LINES = """
-  class_weights: balanced    # some classes are rare; without it they may never be answered"""
+RARE_LINE = """
+  class_weights: balanced  # some classes are rare; without it they may never be answered"""
 TEMPLATE = """\
-# A recipe for {train}, drafted by `distill init`. `distill check` lists every key with its default.
+# A recipe for {name}, drafted by `distill init`. `distill check` lists every key with its default.
 data:
   files:
     train: {train}{test}{fraction}
   text_column: {text_column}
   label_column: {label_column}
-  label_names: {label_names}   # train texts: {counts}
-  validation_fraction: 0.1   # of train; selects the checkpoint and proves the exports
-  max_tokens: {max_tokens}            # tokens of a text: {lengths}
-  truncation: {truncation}           # what is kept of longer texts: {cut}
-teacher:                     # accurate and slow; the student learns from it
+  label_names: {label_names}  # train texts: {counts}{label_map}
+  validation_fraction: 0.1  # of train; selects the checkpoint and proves the exports
+  max_tokens: {max_tokens}  # tokens of a text: {lengths}
+  truncation: {truncation}  # what is kept of longer texts: {cut}
+teacher:  # accurate and slow; the student learns from it
   model: {teacher}
   output: ./teacher{rare}
-  training:                  # any field of transformers.TrainingArguments
+  training:  # any field of transformers.TrainingArguments
     per_device_train_batch_size: 16
     num_train_epochs: 3
     learning_rate: 3.0e-5
-    warmup_steps: 0.1
+    warmup_steps: 0.1  # of all steps
     eval_strategy: epoch
     save_strategy: epoch
     metric_for_best_model: {best}
-student:                     # small and fast
-  model: {student}           # or layers: 6, copied from the teacher; or ngrams: {{}}, thousands of texts a second
+student:  # small and fast
+  model: {student}  # or layers: 6, of the teacher's; or ngrams: {{}}, thousands of texts a second
   output: ./student
-  control: true              # also trains the student without the teacher, to see whether distillation helped{rare}
+  control: true  # also trains it without the teacher, to see whether distillation helped{rare}
   training:
     per_device_train_batch_size: 16
     num_train_epochs: 3
@@ -207,3 +213,11 @@ student:                     # small and fast
     save_strategy: epoch
     metric_for_best_model: {best}
 """
+
+
+def _aligned(text: str) -> str:
+    """Return the recipe with its comments below each other."""
+    lines = [line.partition("  # ") for line in text.splitlines()]
+    width = min(40, max(len(value) for value, mark, _ in lines if mark))
+    padded = ((value.ljust(width) if value and mark else value, mark + comment) for value, mark, comment in lines)
+    return "".join(f"{value}{comment}\n" for value, comment in padded)

@@ -9,7 +9,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +58,7 @@ class TableFile:
     place: str  # the file, as errors name it
     unit: str = "line"  # what errors count: lines or rows
     separator: str = ","
-    holds_objects: bool = False  # whether columns after the first may hold lists and objects; json gives them as JSON
+    free: Collection[str] = ()  # columns that may hold anything; a text format gives lists and objects as JSON
     column_names: dict[str, None] = field(default_factory=dict)  # in order
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -304,9 +304,9 @@ def _object_rows(objects: Iterable[tuple[int, Any]], table: TableFile) -> Iterat
         for name in table.wanted:
             try:
                 value = one.get(name)
-                if table.holds_objects and name != texts and isinstance(value, dict | list):
+                if name in table.free and isinstance(value, dict | list):
                     value = json.dumps(value)
-                row.append(_as_text(value, is_text=name == texts))
+                row.append(_as_text(value, is_text=name == texts and name not in table.free))
             except ValueError as error:
                 raise DataError(f"{place}: {name!r} {error}") from None
         yield number, row
