@@ -63,7 +63,7 @@ from distill.storage.run_folder import RunFolder, SweepFolder
 from distill.training import arguments
 from distill.training.arguments import settle_precision
 from distill.training.baseline import train_baseline
-from distill.training.finished import already_finished, finished_with
+from distill.training.finished import already_finished, finished_with, go_on_longer
 from distill.training.parts import accuracy_by_part
 from distill.training.teacher import teacher_of, train_teacher
 
@@ -122,6 +122,8 @@ def teacher(
     if push_to_hub:
         check_can_push(push_to_hub)
     folder = RunFolder(Path(output or settings.output))
+    if resume and not overwrite:
+        go_on_longer(folder, recipe, "teacher")
     is_done = resume and not overwrite and already_finished(folder, recipe, "teacher")
     if not is_done:
         check_models(recipe, device)  # now, because training may take hours before the student is due
@@ -177,6 +179,9 @@ def student(
     folder = RunFolder(Path(output or settings.output))
     control_folder = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
+    if resume and not overwrite:
+        go_on_longer(folder, recipe, "student")
+        go_on_longer(control_folder, recipe, "control")
     is_done = resume and not overwrite and already_finished(folder, recipe, "student", names)
     needs_control = settings.control
     if needs_control:

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self
@@ -163,15 +163,20 @@ class RunFolder:
 
     def recover(self) -> None:
         """Finish or undo what a kill interrupted; rank 0 does it, and the other ranks wait."""
-        until = time.monotonic() + SETTLING_SECONDS
-        while rank() and self._needs_recovery:
-            if time.monotonic() > until:
-                raise FolderError(f"{self.path}: a kill interrupted a run here, and rank 0 does not clean up after it")
-            time.sleep(0.1)
+        if rank():
+            self._wait_until(lambda: not self._needs_recovery, "clean up after a run that was killed")
         if self._needs_recovery:
             with hold(self.path):
                 if self.replacement.is_finished:
                     self.replacement._replace_finished()
+
+    def _wait_until(self, is_done: Callable[[], bool], what: str) -> None:
+        """Wait for rank 0, whose work on the folder the other ranks see; raise `FolderError` if it does not come."""
+        until = time.monotonic() + SETTLING_SECONDS
+        while not is_done():
+            if time.monotonic() > until:
+                raise FolderError(f"{self.path}: rank 0 does not {what}")
+            time.sleep(0.1)
 
     @property
     def _needs_recovery(self) -> bool:
@@ -183,6 +188,30 @@ class RunFolder:
             with hold(self.path):
                 self.replacement._clear()
                 write_text(self.replacement.recipe, dump_recipe(recipe))
+
+    def plan_longer(self, recipe: Recipe) -> Path:
+        """Plan a longer run of `recipe`, which goes on where the finished one here ended; `resume` runs it.
+
+        Returns the checkpoint that it goes on from. The finished run stays until the longer one has finished. Raises
+        `FolderError` if no checkpoint is left.
+        """
+        checkpoint = self.last_checkpoint()
+        if checkpoint is None:
+            raise FolderError(
+                f"{self.path}: has no checkpoint left to go on from", hint="--overwrite to train from the beginning"
+            )
+        best = self.best_checkpoint(checkpoint)
+        if rank():
+            self._wait_until(lambda: self.is_being_replaced, "plan the longer run")
+            return checkpoint
+        with hold(self.path):
+            self.replacement._clear()
+            for path in {checkpoint, best or checkpoint}:  # their files are never changed, so links will do
+                shutil.copytree(path, self.replacement.checkpoints / path.name, copy_function=_link_or_copy)
+            for path in (self.started, self.metrics_log):
+                shutil.copy2(path, self.replacement.path / path.name)
+            write_text(self.replacement.recipe, dump_recipe(recipe))  # last: it marks the run as planned
+        return checkpoint
 
     def _check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         if resume and overwrite:
@@ -476,6 +505,13 @@ class SweepFolder(RunFolder):
         yield from (self.best, self.results, self.started, self.path / SEAL)
         yield from self.path.glob(f"{self.study.name}*")
         yield from (self.checkpoints, self.replacement.path)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every disk has hard links
+        shutil.copy2(source, target)
 
 
 def _step(checkpoint: Path) -> int:

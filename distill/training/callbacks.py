@@ -30,6 +30,7 @@ from distill.training.trainer import ClassificationTrainer
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 TOTALS = "totals.json"  # in a checkpoint
+STATE = "trainer_state.json"  # of Trainer, in a checkpoint
 TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
 
 
@@ -149,7 +150,7 @@ class KeepTotals(TrainerCallback):
     """Adds to each checkpoint the totals of every rank, which Trainer does not save (see ClassificationTrainer.totals).
 
     With them, a resumed run ends with the log and the figures of an uninterrupted one. A run that resumes from the
-    checkpoint of the last step trains no further.
+    checkpoint of the last step trains no further, unless it is to have more steps than when that was written.
     """
 
     trainer: ClassificationTrainer  # set once it is made, since it is made with this callback
@@ -162,7 +163,9 @@ class KeepTotals(TrainerCallback):
         if self.resumed is None:
             return
         kept = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
-        control.should_training_stop = bool(kept.get("should_training_stop"))
+        had_all = state.global_step >= read_json(self.resumed / STATE)["max_steps"]
+        is_longer = had_all and state.global_step < state.max_steps
+        control.should_training_stop = bool(kept.get("should_training_stop")) and not is_longer
         if (self.resumed / TOTALS).is_file():
             totals = checked(
                 list[dict[str, float | None]], read_json(self.resumed / TOTALS), str(self.resumed / TOTALS)

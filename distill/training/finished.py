@@ -20,6 +20,8 @@ from distill.training.run import Role, shared_splits, stage_of
 
 log = logging.getLogger("distill")
 
+LENGTH = {"num_train_epochs": 3, "max_steps": -1}  # what makes a run longer, with transformers' defaults
+
 
 def already_finished(
     folder: RunFolder, recipe: Recipe, role: Role, teachers: Sequence[str] = (), *, student: RunFolder | None = None
@@ -38,6 +40,38 @@ def already_finished(
     finished_with(folder, recipe, teachers, lambda: shared_splits(recipe).fingerprints, student=student)
     log.info("%s: has finished with this recipe, so there is nothing to resume (%s)", role, folder.path)
     return True
+
+
+def go_on_longer(folder: RunFolder, recipe: Recipe, role: Role) -> None:
+    """If the recipe differs from that of a finished run only in having more epochs or steps, let the run go on.
+
+    The run is then one to resume. Raises `FolderError` if no checkpoint is left to go on from.
+    """
+    folder.recover()
+    if not folder.is_finished or folder.is_being_replaced or folder.read_manifest()["role"] != role:
+        return
+    found = load_recipe(folder.recipe)
+    stage = stage_of(role)
+    wanted = as_settled(with_absolute_paths(recipe), found)
+    if differences(wanted.data, found.data) or (old := getattr(found, stage)) is None:
+        return
+    new = getattr(wanted, stage)
+    steps = [section.training.get("max_steps", LENGTH["max_steps"]) for section in (old, new)]
+    key = "max_steps" if min(steps) > 0 else "num_train_epochs"
+    before, now = (section.training.get(key, LENGTH[key]) for section in (old, new))
+    if min(steps) <= 0 < max(steps) or now <= before or _what_matters(_as_long(old)) != _what_matters(_as_long(new)):
+        return
+    checkpoint = folder.plan_longer(wanted)
+    log.warning(
+        "%s: goes on from %s of the finished run, with %s %g instead of %g; the learning rate follows the longer "
+        "schedule from here, so this is not the same as a run of %g from the beginning",
+        role, checkpoint.name, key, now, before, now,
+    )  # fmt: skip
+
+
+def _as_long(stage: Stage) -> Stage:
+    """Return the section without what makes a run longer."""
+    return stage.model_copy(update={"training": {**stage.training, **dict.fromkeys(LENGTH)}})
 
 
 def finished_with(
