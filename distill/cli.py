@@ -695,7 +695,13 @@ def predict(
         ),
     ] = None,
     text_column: Annotated[
-        str | None, _option("--text-column", "NAME", "The column with the texts (default: the recipe's).", _name)
+        list[str] | None,
+        _option(
+            "--text-column",
+            "NAME",
+            "The column with the texts (default: the recipe's). Twice for pairs of texts.",
+            _name,
+        ),
     ] = None,
     escalate: Annotated[
         str | None,
@@ -733,15 +739,20 @@ def predict(
         raise UserError("predict: wants texts on the command line or --file, one of the two")
     commands = _commands()
     from distill.data.sources import read_texts
-    from distill.storage.contents import text_column_of
+    from distill.storage.contents import text_columns_of
 
-    source: Iterator[str] = iter(texts or ())
-    column = text_column or text_column_of(model)
+    columns = text_column or text_columns_of(model)
+    if len(columns) > 2:
+        raise UserError(f"--text-column: wants one column, or the two of pairs, got {len(columns)}")
+    if len(columns) == 2 and len(texts or ()) % 2:
+        raise UserError(f"predict: the model reads pairs of texts, so it wants an even number, got {len(texts or ())}")
+    given = iter(texts or ())
+    source: Iterator[Any] = given if len(columns) == 1 else zip(given, given, strict=True)
     if file is not None:
-        source = read_texts(file, column)
+        source = read_texts(file, *columns)
     if output is not None:
         rows = commands.write_answers(
-            model, source, output, text_column=column, escalate=escalate, below=below or 0.0, device=device
+            model, source, output, text_columns=columns, escalate=escalate, below=below or 0.0, device=device
         )
         print(json.dumps({"output": str(output), "texts": rows}) if json_ else f"{output}\t{rows} texts")
         return
@@ -753,7 +764,8 @@ def predict(
             print(", " if written else "[", json.dumps(row, ensure_ascii=False), sep="", end="")
             written = True
         else:
-            print(f"{printable(label)}\t{probabilities[label]:.4f}\t{printable(' '.join(text.split()))}")
+            shown = text if isinstance(text, str) else " | ".join(text)
+            print(f"{printable(label)}\t{probabilities[label]:.4f}\t{printable(' '.join(shown.split()))}")
     if json_:
         print("]" if written else "[]")
 

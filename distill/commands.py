@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.data import inspection
 from distill.data.draft import draft
 from distill.data.encoding import MOST_LOST, truncation_of
+from distill.data.pairs import Text
 from distill.data.splits import read_splits
 from distill.distillation.control import train_control
 from distill.distillation.student import check_student, made_of, student_of, train_student
@@ -367,10 +368,10 @@ def inspect(
     splits = read_splits(recipe)
     seed = recipe.data.seed if seed is None else seed
     found = inspection.inspect(splits, tokenizer, truncation_of(recipe, "teacher"), rows=rows, seed=seed)
-    if found["splits"]["train"]["tokens"]["lost"] > MOST_LOST:
+    if found["splits"]["train"]["tokens"]["lost"] > MOST_LOST and not recipe.data.has_pairs:
         found["accuracy_by_part"] = accuracy_by_part(splits, tokenizer, recipe.data.max_tokens, seed=recipe.data.seed)
     if teacher:
-        (known,) = identify([str(teacher)], splits, recipe.data.text_column)
+        (known,) = identify([str(teacher)], splits, recipe.data.text_columns)
         found["teacher"] = {"name": str(teacher), **review(all_answers(known, splits, device), splits)}
     if output is not None:
         reviewed = found.get("teacher")
@@ -523,12 +524,12 @@ def run(
 
 def predict(
     model: Path | str,
-    texts: Iterator[str],
+    texts: Iterator[Text],
     *,
     escalate: Path | str | None = None,
     below: float = 0.8,
     device: str = "auto",
-) -> Iterator[tuple[str, dict[str, float]]]:
+) -> Iterator[tuple[Text, dict[str, float]]]:
     """Yield each text and its probability per label, in order, with only a few thousand texts in memory at a time.
 
     If the likeliest label of a text has a probability below `below`, the classifier `escalate` answers it instead.
@@ -538,10 +539,10 @@ def predict(
 
 def write_answers(
     model: Path | str,
-    texts: Iterator[str],
+    texts: Iterator[Text],
     output: Path | str,
     *,
-    text_column: str = "text",
+    text_columns: Sequence[str] = ("text",),
     escalate: Path | str | None = None,
     below: float = 0.8,
     device: str = "auto",
@@ -556,7 +557,7 @@ def write_answers(
     if first is None:
         raise DataError("predict: there are no texts")
     chunks = ((one.texts, one.logits) for one in itertools.chain([first], found))
-    return write_table(Path(output), text_column, first.label_names, chunks)
+    return write_table(Path(output), text_columns, first.label_names, chunks)
 
 
 def convert(model: Path | str, output: Path | str) -> Path:

@@ -7,4 +7,4 @@ from distill.storage import contents
 
 
 def __getattr__(name: str) -> Any:
-    return getattr(contents if name == "text_column_of" else commands, name)
+    return getattr(contents if name == "text_columns_of" else commands, name)

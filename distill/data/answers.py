@@ -11,6 +11,7 @@ A file has one of these kinds of columns:
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.data.pairs import joined_pair
 from distill.data.sources import check_file
 from distill.data.splits import text_key
 from distill.data.tables import LINE, TableFile
@@ -53,27 +55,31 @@ class Answers:
 
 
 def read_answers(
-    path: str, text_column: str, label_names: Sequence[str], label_map: Mapping[str, str] = SAME_NAMES
+    path: str,
+    text_columns: Sequence[str],
+    label_names: Sequence[str],
+    label_map: Mapping[str, str] = SAME_NAMES,
 ) -> Answers:
-    """Return the answers in a table of texts (csv, tsv, json, jsonl, parquet or arrow).
+    """Return the answers in a table of texts, or of pairs (csv, tsv, json, jsonl, parquet or arrow).
 
-    The file may call classes otherwise, as `label_map` says.
-    Raises `DataError` with a line for each kind of fault, with the first row that has it: a value that is missing,
-    negative or no number, probabilities that do not add up to 1, a label that is no class, a text with two answers.
+    The file may call classes otherwise, as `label_map` says. Raises `DataError` with a line for each kind of fault,
+    with the first row that has it: a value that is missing, negative or no number, probabilities that do not add up to
+    1, a label that is no class, a text with two answers.
     """
     check_file(path, f"--teacher: {path}")
     names = _Names(label_names, label_map)
     columns, parse = _columns(TableFile(path, {}, path).names_there(), names, path)
-    wanted = {text_column: "data.text_column"} | dict.fromkeys(columns, "--teacher")
+    wanted = dict.fromkeys(text_columns, "data.text_column") | dict.fromkeys(columns, "--teacher")
     table = TableFile(path, wanted, path, free=columns)
     found = _Found(path)
     if columns[0].startswith(VOTES):
         parse = _votes(table, columns, names)
     logits: list[np.ndarray] = []
-    for place, text, values in _rows(table, text_column, columns):
+    for place, texts, values in _rows(table, text_columns, columns):
         try:
-            if not isinstance(text, str) or not text.strip():
+            if not all(isinstance(text, str) and text.strip() for text in texts):
                 raise _Fault("the text is empty")
+            text = joined_pair(*texts) if len(texts) == 2 else texts[0]
             answer = parse(values)
         except _Fault as fault:
             found.fault(place, str(fault))
@@ -182,13 +188,17 @@ def _columns(
     return kinds[0], parsers.get(kinds[0][0], lambda values: _log(_numbers(list(values), names, "probabilities")))
 
 
-def _rows(table: TableFile, text_column: str, columns: Sequence[str]) -> Iterator[tuple[str, Any, list[Any]]]:
-    """Yield the place of each row ("line 3"), its text and the values of `columns`."""
+def _rows(
+    table: TableFile, text_columns: Sequence[str], columns: Sequence[str]
+) -> Iterator[tuple[str, tuple[Any, ...], tuple[Any, ...]]]:
+    """Yield the place of each row ("line 3"), its text or texts, and the values of `columns`."""
     row = 0
     for batch in table.batches():
         values = [map(_decoded, batch.column(name).to_pylist()) for name in columns]
         lines = batch.column(LINE).to_pylist() if LINE in batch.schema.names else None
-        for index, (text, *found) in enumerate(zip(batch.column(text_column).to_pylist(), *values, strict=True)):
+        texts = zip(*(batch.column(name).to_pylist() for name in text_columns), strict=True)
+        texts = texts if text_columns else itertools.repeat((), batch.num_rows)
+        for index, (text, found) in enumerate(zip(texts, zip(*values, strict=True), strict=True)):
             yield f"line {lines[index]}" if lines else f"row {row}", text, found
             row += 1
 
@@ -278,7 +288,7 @@ def _spread(value: Any, names: _Names) -> np.ndarray:
 
 def _votes(table: TableFile, columns: Sequence[str], names: _Names) -> Callable[[Sequence[Any]], np.ndarray]:
     """Return what turns the votes of a row into logits; whether they are numbers of classes is decided by all rows."""
-    every = (label for *_, values in _rows(table, next(iter(table.wanted)), columns) for label in _cast(values))
+    every = (label for *_, values in _rows(table, (), columns) for label in _cast(values))
     called = {label: renamed(label, names.label_map) for label in map(str, every)}
     indices = are_indices(set(called.values()), names.label_names)
     classes = classes_of(called.values(), names.label_names, indices=indices)

@@ -164,7 +164,7 @@ def _lengths(splits: Splits, tokenizer: PreTrainedTokenizerBase | None) -> np.nd
     texts = drawn(splits.train, MEASURED, 0)["text"][:]
     if tokenizer is None:
         return np.array([2 + TOKENS_PER_WORD * len(text.split()) for text in texts])
-    return np.asarray(encode(tokenizer, texts, Truncation(LONGEST))[1])
+    return np.asarray(encode(tokenizer, texts, Truncation(LONGEST)).lengths)
 
 
 def _shown(value: str) -> str:

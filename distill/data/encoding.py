@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from distill.data.pairs import is_pair, parts_of
 from distill.recipe.schema import Recipe
 
-Kept = Literal["head", "tail", "head_tail"]
+Kept = Literal["head", "tail", "head_tail", "longest_first"]  # the last one is for pairs of texts
 HEAD_SHARE = 128 / 510  # of the tokens that "head_tail" keeps
 AT_ONCE = 512  # texts: a tokenizer keeps each token's position until it is done with all of them
 NO_LIMIT = 2**31 - 1  # tokens: more than this overflows in the tokenizers library; some folders say 1e30
@@ -23,7 +24,8 @@ class Truncation:
     """What a model reads of a long text: `max_tokens` tokens, special tokens included, from the part that is `kept`.
 
     "head" keeps the beginning, "tail" the end. "head_tail" keeps a quarter from the beginning and the rest from the
-    end, as Sun et al. 2019 do (How to Fine-Tune BERT for Text Classification, section 5.3.1: 128 and 382 of 510).
+    end, as Sun et al. 2019 do (How to Fine-Tune BERT for Text Classification, section 5.3.1: 128 and 382 of 510). Of a
+    pair, "longest_first" cuts the end of the longer text, until both are equally long.
     """
 
     max_tokens: int
@@ -36,16 +38,17 @@ class Truncation:
 
     def __str__(self) -> str:
         if self.limit is None:
-            return "all of a text"
+            return "all of a pair of texts" if self.kept == "longest_first" else "all of a text"
         return {
             "head": f"the first {self.max_tokens} tokens of a text",
             "tail": f"the last {self.max_tokens} tokens of a text",
             "head_tail": f"{self.max_tokens} tokens of a text, a quarter from its beginning and the rest from its end",
+            "longest_first": f"{self.max_tokens} tokens of a pair of texts, of which the longer one is cut first",
         }[self.kept]
 
     def ends(self, room: int) -> tuple[int, int]:
         """Return how many tokens it keeps from the beginning and from the end of a text longer than `room`."""
-        head = {"head": room, "tail": 0, "head_tail": round(HEAD_SHARE * room)}[self.kept]
+        head = {"tail": 0, "head_tail": round(HEAD_SHARE * room)}.get(self.kept, room)
         return head, room - head
 
     def cut(self, tokens: list[int], room: int) -> list[int]:
@@ -80,7 +83,7 @@ def truncation_of(recipe: Recipe, stage: Literal["teacher", "student"]) -> Trunc
     """Return what the model of a stage of a recipe reads of a text."""
     ngrams = recipe.student.ngrams if stage == "student" and recipe.student else None
     max_tokens = (ngrams.max_tokens or NO_LIMIT) if ngrams else recipe.data.max_tokens
-    return Truncation(max_tokens, recipe.data.truncation)
+    return Truncation(max_tokens, "longest_first" if recipe.data.has_pairs else recipe.data.truncation)
 
 
 def cut_in_words(truncation: Truncation, cut: Cut, texts: str, verb: str = "reads") -> str:
@@ -91,16 +94,27 @@ def cut_in_words(truncation: Truncation, cut: Cut, texts: str, verb: str = "read
     )
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], truncation: Truncation
-) -> tuple[list[list[int]], list[int]]:
-    """Return the ids of each text, cut and with special tokens, and how many ids it had before it was cut.
+class Encoded(NamedTuple):
+    """The ids of each text, and how many ids it had before it was cut.
+
+    `types` are the token types of pairs, 0 or 1 for each id as the tokenizer numbers them; None without pairs.
+    """
+
+    ids: list[list[int]]
+    lengths: list[int]
+    types: list[list[int]] | None = None
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], truncation: Truncation) -> Encoded:
+    """Return the ids of each text, cut and with special tokens. The texts are all pairs (see pairs.py), or none is.
 
     Each text has at least one id, because a model needs one. A fast tokenizer uses all cores by itself. It is called
     directly: transformers also keeps each token's position and all that was cut off, and cannot keep both ends. Not
     for several threads at once, because a tokenizer has settings that may have to be changed first.
     """
     backend = _backend(tokenizer)
+    if texts and is_pair(texts[0]):
+        return _encode_pairs(backend, texts, truncation.max_tokens)
     ids: list[list[int]] = []
     lengths: list[int] = []
     for start in range(0, len(texts), AT_ONCE):
@@ -110,7 +124,62 @@ def encode(
         for tokens in (row.ids for row in encoded):
             ids.append(before + truncation.cut(tokens, room) + after or ids_of_empty_text(tokenizer))
             lengths.append(max(1, len(before) + len(tokens) + len(after)))
-    return ids, lengths
+    return Encoded(ids, lengths)
+
+
+def _encode_pairs(backend: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
+    ids: list[list[int]] = []
+    lengths: list[int] = []
+    types: list[list[int]] = []
+    template = None
+    for start in range(0, len(texts), AT_ONCE):
+        pairs = [parts_of(text) for text in texts[start : start + AT_ONCE]]
+        firsts, seconds = (
+            [row.ids for row in backend.encode_batch_fast(list(some), add_special_tokens=False)]
+            for some in zip(*pairs, strict=True)
+        )
+        if template is None:  # of two texts that have tokens; some tokenizers drop what they do not know
+            whole = next((at for at, both in enumerate(zip(firsts, seconds, strict=True)) if all(both)), None)
+            template = _PairTemplate(backend, *(pairs[whole] if whole is not None else ("a", "a")))
+        for first, second in zip(firsts, seconds, strict=True):
+            lengths.append(len(first) + len(second) + template.added)
+            first, second = _longest_first(first, second, max_tokens - template.added)
+            row, kinds = template.fill(first, second)
+            ids.append(row)
+            types.append(kinds)
+    return Encoded(ids, lengths, types)
+
+
+def _longest_first(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
+    """Cut the end of the longer text, until both fit into `room`, as the tokenizers library does."""
+    is_swapped = len(first) > len(second)
+    short, long = (len(second), len(first)) if is_swapped else (len(first), len(second))
+    if short + long > room:
+        long = max(short, room - short)
+        if short + long > room:
+            short, long = room // 2, room - room // 2
+    return (first[:long], second[:short]) if is_swapped else (first[:short], second[:long])
+
+
+class _PairTemplate:
+    """The special tokens that a tokenizer puts before, between and after the texts of a pair, with all token types."""
+
+    def __init__(self, backend: Any, first: str, second: str):
+        whole = backend.encode(first, second)
+        sequences, self.types = whole.sequence_ids, whole.type_ids
+        begins = [sequences.index(text) for text in (0, 1)]
+        ends = [len(sequences) - sequences[::-1].index(text) for text in (0, 1)]
+        self.spans = [(0, begins[0]), (ends[0], begins[1]), (ends[1], len(sequences))]
+        self.special = [whole.ids[start:end] for start, end in self.spans]
+        self.of_text = [whole.type_ids[begin] for begin in begins]
+        self.added = sum(map(len, self.special))
+
+    def fill(self, first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
+        """Return ids and token types of a pair."""
+        before, between, after = self.special
+        kinds = [self.types[start:end] for start, end in self.spans]
+        types = [*kinds[0], *[self.of_text[0]] * len(first), *kinds[1], *[self.of_text[1]] * len(second), *kinds[2]]
+        return before + first + between + second + after, types
 
 
 def excerpts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], truncation: Truncation) -> list[str]:

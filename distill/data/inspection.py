@@ -12,6 +12,7 @@ from tabulate import tabulate
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation, cut_of, encode
+from distill.data.pairs import shown_text
 from distill.data.splits import SPLITS, Splits, drawn, text_keys
 from distill.errors import DataError
 from distill.recipe.labels import joined
@@ -46,6 +47,9 @@ def inspect(
         {"example_id": example["example_id"], "label": splits.label_names[example["label"]], "text": example["text"]}
         for example in map(dict, drawn(splits.train, rows, seed))
     ]
+    tokenised = _tokenised(examples[0]["text"], tokenizer, truncation)
+    for example in examples:
+        example["text"] = shown_text(example["text"])
     return {
         "max_tokens": truncation.max_tokens,
         "truncation": truncation.kept,
@@ -63,7 +67,7 @@ def inspect(
         "unread_columns": list(splits.unread),
         "joined_labels": joined(splits.label_names),
         "examples": examples,
-        "tokenised": _tokenised(examples[0]["text"], tokenizer, truncation),
+        "tokenised": tokenised,
         **_repeated(parts, splits.label_names),
         "suspicious": list(_suspicious(parts)),
         "accuracy_by_part": [],
@@ -205,7 +209,7 @@ def _balance(rows: Dataset, label_names: Sequence[str]) -> dict[str, int]:
 
 
 def _lengths(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, truncation: Truncation) -> dict[str, Any]:
-    ids, lengths = encode(tokenizer, texts, truncation)
+    ids, lengths, _ = encode(tokenizer, texts, truncation)
     cut = cut_of(lengths, truncation.max_tokens)
     unknown = sum(row.count(tokenizer.unk_token_id) for row in ids)
     percentiles = map(int, np.percentile(lengths, [50, 95, 99, 100]))
@@ -233,7 +237,7 @@ def look_at(
             row = rows[ids.index(example_id)]
             tokenised = _tokenised(row["text"], tokenizer, truncation)
             label = splits.label_names[row["label"]] if "label" in row else None
-            _, (length,) = encode(tokenizer, [row["text"]], truncation)
+            (length,) = encode(tokenizer, [row["text"]], truncation).lengths
             return {"example_id": example_id, "split": name, "label": label, "tokens_uncut": int(length), **tokenised}
     raise DataError(
         f"--row: {example_id} is in no split: a number from 0 counts the rows of its file; one that is also in "
@@ -257,9 +261,9 @@ def row_text(row: Mapping[str, Any]) -> str:
 
 
 def _tokenised(text: str, tokenizer: PreTrainedTokenizerBase, truncation: Truncation) -> dict[str, Any]:
-    (ids,), _ = encode(tokenizer, [text], truncation)
+    (ids,) = encode(tokenizer, [text], truncation).ids
     return {
-        "text": text,
+        "text": shown_text(text),
         "tokens": tokenizer.convert_ids_to_tokens(ids),
         "input_ids": ids,
         "attention_mask": [1] * len(ids),
@@ -275,7 +279,7 @@ def _repeated(parts: Mapping[str, Dataset], label_names: Sequence[str]) -> dict[
     contradictory = [key for key, found in labels.items() if len(found) > 1]
     shown = [
         {
-            "text": parts["train"][keys["train"].index(key)]["text"],
+            "text": shown_text(parts["train"][keys["train"].index(key)]["text"]),
             "labels": [label_names[label] for label in sorted(labels[key])],
         }
         for key in contradictory[:SHOWN]
@@ -293,6 +297,7 @@ def _suspicious(parts: Mapping[str, Dataset]) -> Iterator[dict[str, Any]]:
         shown: dict[str, list[dict[str, str]]] = {kind: [] for kind in SUSPICIONS}
         for batch in part.iter(batch_size=1_000):
             for example_id, text in zip(batch["example_id"], batch["text"], strict=True):
+                text = shown_text(text)  # the separator of a pair is a control character
                 for kind, (_, pattern) in SUSPICIONS.items():
                     if pattern.search(text):
                         counts[kind] += 1

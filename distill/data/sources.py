@@ -20,6 +20,7 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 
 from distill.data.folder import read_folder
+from distill.data.pairs import Text
 from distill.data.tables import LINE, READERS, TableFile, check_columns, packed_with, text_lines
 from distill.errors import DataError, one_line
 from distill.recipe.schema import Data
@@ -64,27 +65,29 @@ def load_tables(data: Data) -> dict[str, Table]:
     }
 
 
-def read_texts(path: str, text_column: str) -> Iterator[str]:
-    """Yield the texts of a file one at a time: the lines of .txt or of stdin ("-"), else the column `text_column`.
+def read_texts(path: str, *columns: str) -> Iterator[Text]:
+    """Yield the texts of a file one at a time: the lines of .txt or of stdin ("-"), else a column, or two of pairs.
 
     Holds at most a few thousand rows in memory and writes no cache. A blank line of .txt is a text too, so that line
-    numbers and answers match. Raises `DataError` that names the file and the row if a value is not a text.
+    numbers and answers match. A line of a pair has a tab between its texts. Raises `DataError` that names the file and
+    the row if a value is not a text.
     """
     if path == "-" or Path(path).suffix.lower() == ".txt":
-        yield from _lines(path)
+        yield from _lines(path) if len(columns) == 1 else _line_pairs(path)
         return
     check_file(path, path, also=(".txt", "- (stdin)"))
-    table = TableFile(path, {text_column: "--text-column"}, path)
+    table = TableFile(path, dict.fromkeys(columns, "--text-column"), path)
     row = 0
     for batch in table.batches():
-        texts = batch.column(text_column)
-        if row == 0 and (complaint := not_texts(texts)):
-            raise DataError(f"{path}: {text_column!r} {complaint}", hint="--text-column NAME names another")
-        for text in texts.to_pylist():
-            if text is None:
+        for name in columns if row == 0 else ():
+            if complaint := not_texts(batch.column(name)):
+                raise DataError(f"{path}: {name!r} {complaint}", hint="--text-column NAME names another")
+        for texts in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+            if None in texts:
                 check_columns(table.wanted, list(table.column_names), path)
-                raise DataError(f"{path}: row {row}: {text_column} is missing; give it a text, which may be empty")
-            yield text
+                name = columns[texts.index(None)]
+                raise DataError(f"{path}: row {row}: {name} is missing; give it a text, which may be empty")
+            yield texts if len(columns) == 2 else texts[0]
             row += 1
     for note in table.notes:
         log.warning("%s", note)
@@ -99,6 +102,14 @@ def _lines(path: str) -> Iterator[str]:
             yield from text_lines(file, name)
     except OSError as error:
         raise DataError(f"{name}: {error.strerror}") from None
+
+
+def _line_pairs(path: str) -> Iterator[Text]:
+    for number, line in enumerate(_lines(path), 1):
+        first, tab, second = line.partition("\t")
+        if not tab or "\t" in second:
+            raise DataError(f"{path}: line {number}: wants the two texts of a pair with one tab between them")
+        yield first, second
 
 
 def not_texts(column: pa.Array | pa.ChunkedArray) -> str | None:
@@ -121,7 +132,7 @@ def is_string(kind: pa.DataType) -> bool:
 
 def _wanted(data: Data, split: str) -> dict[str, str]:
     labels = {} if split == "transfer" else {data.label_column: "data.label_column"}
-    return {data.text_column: "data.text_column"} | labels
+    return dict.fromkeys(data.text_columns, "data.text_column") | labels
 
 
 def _load_file(path: str, place: str, wanted: dict[str, str]) -> Table:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
+from distill.data.pairs import SEPARATOR, joined_pair, parts_of
 from distill.data.sources import Table, is_string, load_tables, not_texts
 from distill.errors import DataError
 from distill.recipe.labels import (
@@ -106,7 +107,7 @@ def load_splits(data: Data) -> Splits:
             leaks[split] += dropped
     if "transfer" in splits:
         _drop_trained(splits, tables["transfer"], notes)
-    read = {data.text_column, data.label_column}
+    read = {*data.text_columns, data.label_column}
     unread = dict.fromkeys(name for table in tables.values() for name in table.column_names if name not in read)
     return Splits(
         **splits, label_names=label_names, leaks=leaks, notes=tuple(notes), unread=tuple(unread),
@@ -120,21 +121,33 @@ def text_fingerprint(rows: Dataset) -> str:
 
 
 def _texts(table: Table, data: Data) -> Dataset:
-    """Return the text column alone, after checks that it holds texts, and no null or blank one."""
-    column = table.rows.data.column(data.text_column)
+    """Return the column "text" alone, after checks that it holds texts, and no null or blank one.
+
+    Two columns of pairs are joined to one (see pairs.py).
+    """
     if len(table.rows) == 0:
         raise DataError(f"{table.source}: has no rows")
-    if complaint := not_texts(column):
-        raise DataError(
-            f"{table.source}: data.text_column: {data.text_column!r} {complaint}",
-            hint="--set data.text_column=NAME names another",
-        )
-    blank = np.concatenate([_is_blank(chunk) for chunk in column.chunks])
-    if blank.any():
-        rows = np.flatnonzero(blank)
-        raise DataError(f"{table.place(int(rows[0]))}: the text is empty ({_such(rows, table, 'text')}")
-    texts = table.rows.select_columns([data.text_column])
-    return texts if data.text_column == "text" else texts.rename_column(data.text_column, "text")
+    for name in data.text_columns:
+        column = table.rows.data.column(name)
+        if complaint := not_texts(column):
+            raise DataError(
+                f"{table.source}: data.text_column: {name!r} {complaint}",
+                hint="--set data.text_column=NAME names another",
+            )
+        blank = np.concatenate([_is_blank(chunk) for chunk in column.chunks])
+        if blank.any():
+            rows = np.flatnonzero(blank)
+            raise DataError(f"{table.place(int(rows[0]))}: the text is empty ({_such(rows, table, 'text')}")
+    texts = table.rows.select_columns(list(data.text_columns))
+    if not data.has_pairs:
+        (name,) = data.text_columns
+        return texts if name == "text" else texts.rename_column(name, "text")
+    return texts.map(
+        lambda batch: {"text": list(map(joined_pair, *(batch[name] for name in data.text_columns)))},
+        batched=True,
+        remove_columns=list(data.text_columns),
+        new_fingerprint=hashlib.sha256(f"{table.rows._fingerprint} {data.text_columns}".encode()).hexdigest()[:32],
+    )
 
 
 def _is_blank(chunk: pa.Array) -> np.ndarray:
@@ -294,7 +307,9 @@ def text_keys(rows: Dataset) -> Iterator[bytes]:
 
 def text_key(text: str, *, exactly: bool = False) -> bytes:
     """Return a digest of a text, ignoring case and white space unless `exactly`; it needs less memory than the text."""
-    return hashlib.blake2b((text if exactly else " ".join(text.casefold().split())).encode(), digest_size=16).digest()
+    if not exactly:
+        text = SEPARATOR.join(" ".join(part.casefold().split()) for part in parts_of(text))
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def drawn(rows: Dataset, count: int, seed: int) -> Dataset:

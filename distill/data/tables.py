@@ -40,6 +40,7 @@ PACKED = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
     b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4",
 }  # fmt: skip
+TEXT_KEYS = ("data.text_column", "--text-column")  # settings that name a column of texts
 LINE = "distill.line"  # column with the line on which each row begins; only for files that consist of lines
 
 Row = tuple[int, Sequence[Any]]  # the line on which it begins, and the value of each wanted column
@@ -131,7 +132,8 @@ def _csv_rows(file: IO[str], table: TableFile) -> Iterator[Row]:
     table.column_names = dict.fromkeys(header)
     check_columns(table.wanted, header, table.place)
     at = [header.index(name) for name in table.wanted]
-    watch = _Swallowed(table, at[0], at[1] if len(at) > 1 else None, len(header)) if at else None
+    labels = [header.index(name) for name, key in table.wanted.items() if key not in TEXT_KEYS]
+    watch = _Swallowed(table, at[0], labels[0] if labels else None, len(header)) if at else None
     for line, row in _csv_records(reader, table):
         if not row or (len(row) == 1 < len(header) and not row[0].strip()):  # a blank line
             continue
@@ -294,7 +296,7 @@ def _read_json(table: TableFile) -> Iterator[pa.RecordBatch]:
 
 
 def _object_rows(objects: Iterable[tuple[int, Any]], table: TableFile) -> Iterator[Row]:
-    texts = next(iter(table.wanted), None)
+    texts = {name for name, key in table.wanted.items() if key in TEXT_KEYS}
     for number, one in objects:
         place = f"{table.place}: {table.unit} {number}"
         if not isinstance(one, dict):
@@ -306,7 +308,7 @@ def _object_rows(objects: Iterable[tuple[int, Any]], table: TableFile) -> Iterat
                 value = one.get(name)
                 if name in table.free and isinstance(value, dict | list):
                     value = json.dumps(value)
-                row.append(_as_text(value, is_text=name == texts and name not in table.free))
+                row.append(_as_text(value, is_text=name in texts and name not in table.free))
             except ValueError as error:
                 raise DataError(f"{place}: {name!r} {error}") from None
         yield number, row

@@ -14,6 +14,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from distill.data.answers import SHOWN, Answers, read_answers
+from distill.data.pairs import shown_text
 from distill.data.splits import Splits
 from distill.data.tables import READERS
 from distill.distillation.teacher_logits import COLUMN
@@ -44,11 +45,15 @@ class AnswerFile:
 
     @classmethod
     def read(
-        cls, name: str, text_column: str, label_names: Sequence[str], label_map: Mapping[str, str] = SAME_NAMES
+        cls,
+        name: str,
+        text_columns: Sequence[str],
+        label_names: Sequence[str],
+        label_map: Mapping[str, str] = SAME_NAMES,
     ) -> AnswerFile:
         """Read the file; raises `DataError` if it is not one of answers for these classes (see `read_answers`)."""
         digest = teacher_digest(name)
-        answers = read_answers(name, text_column, label_names, label_map)
+        answers = read_answers(name, text_columns, label_names, label_map)
         file = cls(name, digest, tuple(label_names), answers)
         file.check_unchanged()
         return file
@@ -66,10 +71,10 @@ class AnswerFile:
         found = self._rows_of(rows)
         if (found < 0).any():
             first = int(np.flatnonzero(found < 0)[0])
+            row = rows[first]
             raise DataError(
                 f"{self.name}: has no answer for {(found < 0).sum()} of {len(rows)} {split} texts, such as "
-                f"{rows[first]['example_id']}: {rows[first]['text'][:SHOWN]!r}; answer them, or leave them out of "
-                f"{split}"
+                f"{row['example_id']}: {shown_text(row['text'])[:SHOWN]!r}; answer them, or leave them out of {split}"
             )
         values = pa.FixedSizeListArray.from_arrays(
             pa.array(self.answers.logits[found].ravel(), pa.float32()), len(self.label_names)

@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from distill.distillation.losses import attention_relation_loss, hidden_cosine_loss, hidden_mse_loss
 from distill.errors import RecipeError
-from distill.models.loading import layer_count, normalized_config
+from distill.models.loading import inputs_of, layer_count, normalized_config
 
 PROJECTIONS = "distill_projections"
 RECORDING = "distill_recording"
@@ -86,7 +86,7 @@ class OnlineTeacher:
             return self._forward(self.teacher, self.teacher, inputs)
 
     def _forward(self, model: nn.Module, modules: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> States:
-        tokens = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        tokens = inputs_of(modules.config, inputs)
         output = model(**tokens, output_hidden_states=self.distance is not None)
         recorded = ()
         if self.relations:  # modules come in the order of the layers, so the last layer's heads remain

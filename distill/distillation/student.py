@@ -55,7 +55,7 @@ from distill.models.names import named_by
 from distill.models.ngram_config import MODEL_TYPE, NgramConfig
 from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.students import build_from_config, build_from_layers, check_layers, choose_layers
-from distill.models.truncation import kept_part
+from distill.models.truncation import kept_part, reads_of
 from distill.models.untrusted import memory_limit
 from distill.models.vocabulary import check_trimmable
 from distill.recipe.schema import NGRAM_TRAINING, PRECISION, Loss, Ngrams, Recipe, Schedule, Student
@@ -148,7 +148,7 @@ def train_student(
     recipe, splits, arguments, clock = training.recipe, training.splits, training.arguments, training.clock
     settings = student_of(recipe)
     with clock("teacher_logits"):
-        known = identify(teachers, splits, recipe.data.text_column)
+        known = identify(teachers, splits, recipe.data.text_columns)
     files = [one.described(splits) for one in known if isinstance(one, AnswerFile)]
     for file in files:
         log.info("student: %s", answers_in_words(file))
@@ -363,7 +363,8 @@ def online_teacher(
         raise RecipeError(f"student.loss: {names} need exactly one teacher, got {len(teachers)}")
     theirs, config = load_tokenizer(teachers[0]), load_config(teachers[0])
     _check_one_tokenizer(settings, tokenizer, theirs)
-    if (kept := kept_part(config, theirs)) != truncation.kept:
+    is_unknown = reads_of(config) is None and truncation.kept == "longest_first"
+    if (kept := kept_part(config, theirs)) != truncation.kept and not is_unknown:
         raise RecipeError(
             f"data.truncation: {truncation.kept}, but {teachers[0]} reads {kept}, and {names} give it the student's "
             "tokens"

@@ -38,7 +38,7 @@ def trim_to_texts(
     before = _embedding_bytes(model)
     trim_embeddings(model, former)
     texts = splits.validation["text"][:]
-    unknown = [unknown_share(one, encode(one, texts, truncation)[0]) for one in (tokenizer, trimmed)]
+    unknown = [unknown_share(one, encode(one, texts, truncation).ids) for one in (tokenizer, trimmed)]
     log.info(
         "student: keeps %d of %d tokens (%.2f %% of those in its texts): embeddings of %.1f "
         "instead of %.1f MB; unknown tokens in validation: %.2f %%, before %.2f %%",

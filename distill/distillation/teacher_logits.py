@@ -20,6 +20,7 @@ from datasets import Dataset, concatenate_datasets
 from huggingface_hub.constants import HF_HOME
 
 from distill.data.encoding import Truncation
+from distill.data.pairs import texts_of
 from distill.data.splits import text_fingerprint
 from distill.errors import FolderError, ModelError
 from distill.inference.classifier import identify
@@ -154,7 +155,7 @@ class LogitCache:
         parts = [self._rows(start) for start in starts]
         with progress_line(self.title, sum(map(len, parts)), "text") as bar:
             for start, part in zip(starts, parts, strict=True):
-                logits = classifier.logits(part["text"][:], progress=bar.update)[:, list(self.teacher.columns)]
+                logits = classifier.logits(texts_of(part), progress=bar.update)[:, list(self.teacher.columns)]
                 ids = part["example_id"][:]
                 if not np.isfinite(logits).all():
                     row = ids[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]

@@ -11,6 +11,7 @@ from scipy.special import softmax
 from tabulate import tabulate
 
 from distill.data.inspection import excerpt
+from distill.data.pairs import shown_text
 from distill.data.splits import Splits
 from distill.distillation.teacher_logits import COLUMN
 from distill.models.calibration import expected_calibration_error
@@ -124,7 +125,7 @@ def _contradictions(rows: Dataset, logits: np.ndarray, label_names: Sequence[str
             "label": label_names[gold_labels[index]],
             "teacher": label_names[answers[index]],
             "probability": float(sureness[index]),
-            "text": rows[int(index)]["text"],
+            "text": shown_text(rows[int(index)]["text"]),
         }
         for index in wrong[np.argsort(-sureness[wrong], kind="stable")][:SHOWN]
     ]

@@ -49,10 +49,10 @@ def check_teachers(names: Sequence[str]) -> None:
             raise ModelError(f"--teacher: {name}: no such folder", hint=TEACHER_HINT.replace("DIR", name))
 
 
-def identify(names: Sequence[str], splits: Splits, text_column: str) -> list[Teacher]:
+def identify(names: Sequence[str], splits: Splits, text_columns: Sequence[str]) -> list[Teacher]:
     """Return what each teacher is; a file of answers is read, and of a model only its configuration and its files."""
     return [
-        AnswerFile.read(name, text_column, splits.label_names, splits.label_map)
+        AnswerFile.read(name, text_columns, splits.label_names, splits.label_map)
         if is_answer_file(name)
         else identify_teacher(name, splits.label_names, splits.label_map)
         for name in names

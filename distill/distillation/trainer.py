@@ -15,6 +15,7 @@ from distill.distillation.losses import (
     soft_target_loss,
 )
 from distill.distillation.online_teacher import OnlineTeacher
+from distill.models.loading import inputs_of
 from distill.recipe.schema import Loss
 from distill.training.tokens import UNLABELLED
 from distill.training.trainer import ClassificationTrainer
@@ -53,7 +54,7 @@ class DistillationTrainer(ClassificationTrainer):
         """Return logits (batch, classes) and the distillation loss of each example, shape (batch,)."""
         progress = self.state.global_step / max(1, self.state.max_steps)
         if self.online is None:
-            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            logits = model(**inputs_of(self.model.config, inputs)).logits
             return logits, self.logit_losses(logits, inputs, progress)
         student_states = self.online.student_states(model, inputs)
         teacher_states = self.online.teacher_states(inputs, self._autocast_dtype())

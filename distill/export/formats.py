@@ -19,21 +19,23 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation, encode
+from distill.data.pairs import Text
 from distill.errors import FolderError, Interrupted, ModelError, UserError, one_line
 from distill.export import fusion
 from distill.export.attention import ONE_NODE
 from distill.export.int8 import CALIBRATION_TEXTS, Int8Settings, import_nncf, int8_settings, quantise, quantise_openvino
 from distill.export.ngram_graph import interface, with_even_columns
-from distill.export.onnx_graph import check_architecture, quiet, trace
+from distill.export.onnx_graph import check_architecture, graph_inputs, quiet, trace
 from distill.export.outliers import RANGE_TEXTS, widest
 from distill.export.proofs import Bounds, Proof, flips, prove
 from distill.inference.classifier import Classifier, pad, weights_bytes
 from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_runs_on_cuda
 from distill.inference.sessions import Session, TorchSession, open_session
+from distill.inference.text_classifier import plain
 from distill.machine.devices import Device, has_fast_bf16
 from distill.measuring.benchmark import timed_logits
 from distill.models.calibration import CONFIG_KEY
-from distill.models.loading import embeddings_of, load_config
+from distill.models.loading import TOKEN_TYPES, embeddings_of, load_config
 from distill.models.ngram_config import MODEL_TYPE
 from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.saving import save
@@ -52,7 +54,7 @@ class Source:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    texts: Sequence[str]
+    texts: Sequence[Text]
     truncation: Truncation
     work: Path
 
@@ -68,10 +70,15 @@ class Source:
     @cached_property
     def batches(self) -> list[dict[str, np.ndarray]]:
         """Tokens of the first texts, to calibrate on; one text a batch, because padding would widen the ranges."""
-        texts = list(self.texts[:CALIBRATION_TEXTS])
-        ids, _ = encode(self.tokenizer, texts, self.truncation)
-        padded = (pad([row], self.tokenizer.pad_token_id) for row in ids)
-        return [{"input_ids": input_ids, "attention_mask": mask} for input_ids, mask in padded]
+        ids, _, types = encode(self.tokenizer, plain(self.texts[:CALIBRATION_TEXTS]), self.truncation)
+        batches = []
+        for index, row in enumerate(ids):
+            input_ids, mask = pad([row], self.tokenizer.pad_token_id)
+            given = {"input_ids": input_ids, "attention_mask": mask}
+            if types is not None:
+                given[TOKEN_TYPES] = np.asarray([types[index]], np.int64)
+            batches.append({name: given[name] for name in graph_inputs(self.model.config)})
+        return batches
 
     @cached_property
     def largest(self) -> dict[str, np.ndarray]:
@@ -99,7 +106,7 @@ def export_formats(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     label_names: Sequence[str],
-    texts: Sequence[str],
+    texts: Sequence[Text],
     gold_labels: np.ndarray,
     folder: Path,
     formats: Sequence[str],

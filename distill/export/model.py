@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.data.pairs import texts_of
 from distill.data.splits import Splits
 from distill.errors import FolderError
 from distill.export.card import export_card
@@ -42,7 +43,7 @@ def export_model(
         reorder_classes(classifier.session.model.float(), columns, splits.label_names),
         classifier.tokenizer,
         splits.label_names,
-        splits.validation["text"][:],
+        texts_of(splits.validation),
         np.asarray(splits.validation["label"][:]),
         folder,
         formats,

@@ -18,8 +18,9 @@ from distill.errors import ModelError
 from distill.export.attention import ONE_NODE, attention_as_one_node
 from distill.models.calibration import temperature_of
 from distill.models.first_token import first_token_only, last_layer
-from distill.models.loading import INPUTS
+from distill.models.loading import INPUTS, TOKEN_TYPES, inputs_of
 from distill.models.ngram_config import is_ngrams
+from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 
 OPSET = 20  # the first with a Gelu node; from 23 attention is a node too, but onnxruntime's quantizer breaks it
 LARGEST_FILE = 2_000_000_000  # bytes; protobuf refuses messages of 2 GiB, so larger weights go to a second file
@@ -34,8 +35,16 @@ def check_architecture(config: PretrainedConfig) -> None:
         )
 
 
+def graph_inputs(config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the inputs of a model's graph: token types too if it reads pairs and tells their texts apart by them."""
+    reads_pairs = getattr(config, TRUNCATION_KEY, None) == "longest_first"
+    return tuple(inputs_of(config, dict.fromkeys([*INPUTS, TOKEN_TYPES] if reads_pairs else INPUTS, True)))
+
+
 def trace(model: PreTrainedModel, path: Path) -> None:
     """Write the graph of a classifier: int64 input_ids and attention_mask in, calibrated fp32 logits out, any shape.
+
+    A model of pairs takes token_type_ids too, if it has several. Otherwise all token types are zeros in the graph.
 
     Where it can, the trace writes attention as one node of ONNX Runtime (see attention.py), through extension points of
     transformers and torch, because with transformers 5 no optimizer finds the pattern afterwards (0 of 6 layers fused,
@@ -43,7 +52,7 @@ def trace(model: PreTrainedModel, path: Path) -> None:
     after them: on a CPU, one SkipLayerNormalization takes twice as long as the three nodes.
     """
     check_architecture(model.config)
-    example = {name: torch.ones(2, 16, dtype=torch.long) for name in INPUTS}
+    example = {name: torch.ones(2, 16, dtype=torch.long) for name in graph_inputs(model.config)}
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     traced = copy.deepcopy(model).cpu().eval()
     known = model.config.model_type in ONE_NODE
@@ -83,7 +92,7 @@ def _forget_where_it_was_traced(model: onnx_ir.Model) -> None:
 
 
 class _LogitsOnly(torch.nn.Module):
-    """The classifier as a function of ids and mask that returns logits; token types are constant zeros in the graph.
+    """The classifier as a function that returns logits; without token types, these are constant zeros in the graph.
 
     The logits are calibrated in fp32, as in TorchSession.
     """
@@ -93,8 +102,11 @@ class _LogitsOnly(torch.nn.Module):
         self.model = model
         self.temperature = temperature_of(model.config)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float() / self.temperature
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, TOKEN_TYPES: token_type_ids}
+        return self.model(**inputs_of(self.model.config, given)).logits.float() / self.temperature
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from distill.data.pairs import Text
 from distill.machine.devices import Device
 from distill.measuring.metrics import agreement
 from distill.models.calibration import expected_calibration_error
@@ -120,7 +121,7 @@ def prove(
 
 
 def flips(
-    texts: Sequence[str],
+    texts: Sequence[Text],
     logits: np.ndarray,
     reference: np.ndarray,
     gold_labels: np.ndarray,
@@ -135,7 +136,7 @@ def flips(
     changed = np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1))
     for row in sorted(changed, key=lambda row: -np.abs(after[row] - before[row]).max()):
         yield {
-            "text": texts[row],
+            "text": text if isinstance(text := texts[row], str) else " | ".join(text),
             "gold": label_names[gold_labels[row]],
             "model": label_names[before[row].argmax()],
             "format": label_names[after[row].argmax()],

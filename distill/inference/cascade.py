@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import softmax
 
+from distill.data.pairs import Text
 from distill.inference.text_classifier import TextClassifier, check_finite
 from distill.models.loading import align_labels
 
@@ -36,7 +37,7 @@ class Cascade(TextClassifier):
             for one, name in zip(classifiers, names, strict=True)
         ]
 
-    def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
+    def logits(self, texts: Sequence[Text], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
         """Return the logits of the classifier that answered each text, float32, shape (texts, classes).
 
         `progress` is called with the number of texts that were answered. Raises `TypeError` if `texts` is one text,
@@ -45,7 +46,7 @@ class Cascade(TextClassifier):
         return self.answers(texts, progress=progress)[0]
 
     def answers(
-        self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None
+        self, texts: Sequence[Text], *, progress: Callable[[int], object] = lambda done: None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the logits and the number of the classifier that gave them, from 0, for each text; see `logits`."""
         if isinstance(texts, str):

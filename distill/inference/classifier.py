@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from distill.data.encoding import Cut, Truncation, cut_of, encode
+from distill.data.encoding import Cut, Encoded, Truncation, cut_of, encode
+from distill.data.pairs import Text, is_pair
 from distill.errors import DeviceError, ModelError
 from distill.inference.cascade import Cascade
 from distill.inference.linear import LinearClassifier
 from distill.inference.runtimes import FOR_CPUS, can_run
 from distill.inference.sessions import Session, open_session
-from distill.inference.text_classifier import TextClassifier, encodable
+from distill.inference.text_classifier import TextClassifier, plain
 from distill.machine.devices import Device, resolve_device
 from distill.models.calibration import temperature_of
 from distill.models.loading import (
@@ -34,7 +35,7 @@ from distill.models.loading import (
     vocabulary_of,
 )
 from distill.models.names import is_baseline
-from distill.models.truncation import kept_part
+from distill.models.truncation import Reads, kept_part, reads_of
 from distill.models.weights import OPENVINO_WEIGHTS, weight_files
 from distill.storage.cascades import is_cascade, read_cascade
 from distill.storage.exports import EXPORT_PROOFS, read_proofs
@@ -56,8 +57,13 @@ class Classifier(TextClassifier):
         truncation: Truncation,
         *,
         embeddings: float = math.inf,
+        reads: Reads | None = None,
     ):
-        """`embeddings` is the number of tokens that the model embeds; a text with another one raises `ModelError`."""
+        """`embeddings` is the number of tokens that the model embeds; a text with another one raises `ModelError`.
+
+        So do pairs of texts if the model `reads` single texts, and the other way round; None takes both.
+        """
+        self._reads = reads
         self.session, self.format, self.device = session, session.format, session.device
         self.tokenizer = tokenizer
         self.label_names = tuple(label_names)
@@ -65,25 +71,23 @@ class Classifier(TextClassifier):
         self._embeddings = embeddings if vocabulary_of(tokenizer) > embeddings else math.inf  # asked once, it is slow
         self._process, self._alone = os.getpid(), threading.Lock()
 
-    def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
+    def logits(self, texts: Sequence[Text], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
         """Return logits, float32, shape (texts, classes); `progress` is called with the number of texts of each batch.
 
         Texts are tokenized, cut as `truncation` says, sorted by length and packed into batches of about equal token
         count, so that there is little padding. The logits are in the order of the texts. Only token ids are held in
         memory.
         """
-        if isinstance(texts, str):
-            raise TypeError("wants a list of texts, got one text: [text]")
         if os.getpid() != self._process:
             raise ModelError(
                 f"{self.format}: was loaded in process {self._process}, and this process is a fork of it",
                 hint='call distill.load in the new process, or start it with multiprocessing.get_context("spawn")',
             )
-        logits = np.zeros((len(texts), len(self.label_names)), np.float32)
-        texts = [encodable(text) for text in texts[:]]  # [:] because a column of datasets is slow text by text
-        ids = [row for start in range(0, len(texts), TOKENISED_AT_ONCE) for row in self._ids(texts, start)]
-        packed = list(pack([len(row) for row in ids], self.session.batch_tokens))
-        batches = (pad([ids[row] for row in rows], self.tokenizer.pad_token_id) for rows in packed)
+        read = self._plain(texts)
+        logits = np.zeros((len(read), len(self.label_names)), np.float32)
+        arrays = [row for start in range(0, len(read), TOKENISED_AT_ONCE) for row in self._arrays(read, start)]
+        packed = list(pack([len(row[0]) for row in arrays], self.session.batch_tokens))
+        batches = (self._batch([arrays[row] for row in rows]) for rows in packed)
         for rows, answers in zip(packed, self.session.run_each(batches), strict=True):
             check_outputs(answers.shape[1], len(self.label_names), self.format)
             logits[rows] = answers
@@ -95,24 +99,40 @@ class Classifier(TextClassifier):
         one = np.ones((1, 1), np.int64)
         list(self.session.run_each([(one, one)] * (os.cpu_count() or 1)))
 
-    def cut_of(self, texts: Sequence[str]) -> Cut:
+    def cut_of(self, texts: Sequence[Text]) -> Cut:
         """Return how much of `texts` it cuts off."""
-        texts = [encodable(text) for text in texts[:]]
-        starts = range(0, len(texts), TOKENISED_AT_ONCE)
+        read = self._plain(texts)
+        starts = range(0, len(read), TOKENISED_AT_ONCE)
         return cut_of(
-            [length for start in starts for length in self._encoded(texts, start)[1]], self.truncation.max_tokens
+            [length for start in starts for length in self._encoded(read, start).lengths], self.truncation.max_tokens
         )
 
-    def _ids(self, texts: Sequence[str], start: int) -> Iterator[np.ndarray]:
-        ids, _ = self._encoded(texts, start)
+    def _plain(self, texts: Sequence[Text]) -> list[str]:
+        """Return texts as `encode` takes them; raises `ModelError` if they are not what the model was trained on."""
+        read = plain(texts)
+        given: Reads = "pairs" if read and is_pair(read[0]) else "texts"
+        if read and self._reads not in (None, given):
+            other = "pairs of texts, such as (premise, hypothesis)" if self._reads == "pairs" else "single texts"
+            raise ModelError(f"{self.format}: the model was trained on {other}, and got {given}")
+        return read
+
+    def _batch(self, rows: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+        """Return ids and mask, and token types if the rows have them, padded to the longest."""
+        ids, *types = zip(*rows, strict=True)
+        padded = (pad(kinds, 0)[0] for kinds in types)
+        return *pad(ids, self.tokenizer.pad_token_id), *padded
+
+    def _arrays(self, texts: Sequence[str], start: int) -> Iterator[tuple[np.ndarray, ...]]:
+        ids, _, types = self._encoded(texts, start)
         if self._embeddings < math.inf:
             for token in (max(row) for row in ids):
                 if token >= self._embeddings:  # OpenVINO would read zeros, and a GPU end the process
                     named = self.tokenizer.convert_ids_to_tokens(token)
                     raise ModelError(f"{self.format}: a text has the token {named!r}, which the model does not embed")
-        return (np.asarray(row, np.int32) for row in ids)
+        columns = (ids,) if types is None else (ids, types)
+        return (tuple(np.asarray(row, np.int32) for row in rows) for rows in zip(*columns, strict=True))
 
-    def _encoded(self, texts: Sequence[str], start: int) -> tuple[list[list[int]], list[int]]:
+    def _encoded(self, texts: Sequence[str], start: int) -> Encoded:
         with self._alone:  # `encode` is not for several threads
             return encode(self.tokenizer, texts[start : start + TOKENISED_AT_ONCE], self.truncation)
 
@@ -167,7 +187,10 @@ def load(
         return LinearClassifier.load(Path(folder))
     config, tokenizer, truncation = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
-    return Classifier(session, tokenizer, class_names(config, name), truncation, embeddings=embeddings_of(config))
+    return Classifier(
+        session, tokenizer, class_names(config, name), truncation, embeddings=embeddings_of(config),
+        reads=reads_of(config),
+    )  # fmt: skip
 
 
 def device_of_step(model: Path, device: str) -> str:

@@ -7,6 +7,7 @@ stand in two training texts or more. It is saved without a pickle: settings in J
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
 from typing_extensions import TypedDict
 
+from distill.data.pairs import Text, is_pair, parts_of
 from distill.errors import ModelError, one_line
-from distill.inference.text_classifier import TextClassifier, encodable
+from distill.inference.text_classifier import TextClassifier, encodable, plain
 from distill.machine.devices import Device
 from distill.storage.checksums import ANSWERING, LINEAR_SETTINGS, LINEAR_WEIGHTS, check_whole
 from distill.storage.files import read_json, write_json
@@ -67,8 +69,19 @@ class WordNgrams:
 
 def counts(texts: Sequence[str]) -> csr_matrix:
     """Return how often each hashed n-gram stands in each text, a sparse matrix (texts, `BUCKETS`)."""
-    found: Any = _vectorizer().transform([encodable(text) for text in texts])
+    found: Any = _vectorizer().transform([_words(encodable(text)) for text in texts])
     return found
+
+
+def _words(text: str) -> str:
+    """Return what is counted of a text: of a pair, also which words its texts share, which a sum cannot see."""
+    if not is_pair(text):
+        return text
+    first, second = (re.findall(WORD, part.lower()) for part in parts_of(text))
+    shared = set(first) & set(second)
+    return " ".join([
+        *first, *(f"second_{word}" for word in second), *(f"both_{word}" for word in second if word in shared),
+    ])  # fmt: skip
 
 
 @functools.cache
@@ -98,17 +111,16 @@ class LinearClassifier(TextClassifier):
         self.label_names = tuple(label_names)
         self._columns = np.ascontiguousarray(weights.T)  # (features, classes), as sparse products read it
 
-    def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
+    def logits(self, texts: Sequence[Text], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
         """Return logits, float32, shape (texts, classes); `progress` is called with the number of texts of each batch.
 
         Texts are read whole. Raises `TypeError` if `texts` is one text.
         """
-        if isinstance(texts, str):
-            raise TypeError("wants a list of texts, got one text: [text]")
-        logits = np.zeros((len(texts), len(self.label_names)), np.float32)
-        for start in range(0, len(texts), AT_ONCE):
+        read = plain(texts)
+        logits = np.zeros((len(read), len(self.label_names)), np.float32)
+        for start in range(0, len(read), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            logits[part] = self.ngrams.features(texts[part]) @ self._columns + self.bias
+            logits[part] = self.ngrams.features(read[part]) @ self._columns + self.bias
             progress(len(logits[part]))
         return logits
 

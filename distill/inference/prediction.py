@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
+from distill.data.pairs import Text
 from distill.inference.cascade import Cascade
 from distill.inference.classifier import device_of_step, load
 from distill.inference.text_classifier import check_finite
@@ -26,12 +27,12 @@ MOST_CHARACTERS = 4_000_000  # in those texts; their tokens take some forty byte
 
 def predictions(
     model: Path | str,
-    texts: Iterable[str],
+    texts: Iterable[Text],
     *,
     escalate: Path | str | None = None,
     below: float = 0.8,
     device: str = "auto",
-) -> Iterator[tuple[str, dict[str, float]]]:
+) -> Iterator[tuple[Text, dict[str, float]]]:
     """Yield each text and its probability per label, in order; only a few thousand texts are in memory at a time.
 
     If the likeliest label of a text has a probability below `below`, the classifier `escalate` answers it instead.
@@ -44,14 +45,14 @@ def predictions(
 class Answered(NamedTuple):
     """Some texts with their calibrated logits, float32 (texts, classes)."""
 
-    texts: Sequence[str]
+    texts: Sequence[Text]
     logits: np.ndarray
     label_names: Sequence[str]
 
 
 def answers(
     model: Path | str,
-    texts: Iterable[str],
+    texts: Iterable[Text],
     *,
     escalate: Path | str | None = None,
     below: float = 0.8,
@@ -81,13 +82,13 @@ def answers(
             log.info("predict: %s answered %d of %d texts", name, steps[step], steps.total())
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+def _chunks(texts: Iterable[Text]) -> Iterator[list[Text]]:
     """Cut a stream into lists of at most `MOST_TEXTS` texts, or fewer if they are long."""
-    chunk: list[str] = []
+    chunk: list[Text] = []
     characters = 0
     for text in texts:
         chunk.append(text)
-        characters += len(text)
+        characters += len(text) if isinstance(text, str) else sum(map(len, text))
         if len(chunk) == MOST_TEXTS or characters >= MOST_CHARACTERS:
             yield chunk
             chunk, characters = [], 0

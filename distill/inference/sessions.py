@@ -24,7 +24,7 @@ from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_providers
 from distill.machine.devices import Device, cores, has_fast_bf16, resolve_device
 from distill.models.calibration import temperature_of
 from distill.models.first_token import first_token_only, last_layer
-from distill.models.loading import INPUTS, check_outputs, load_weights
+from distill.models.loading import INPUTS, TOKEN_TYPES, check_outputs, inputs_of, load_weights
 from distill.models.ngram_config import is_ngrams
 from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.storage.checksums import ANSWERING, check_whole
@@ -48,9 +48,7 @@ OPENVINO_PLACES = ("Exception from ", "Check '", "FrontEnd API failed", "Loading
 # The types that a graph's inputs and output may have, by the names of ONNX Runtime and of OpenVINO.
 INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "i64": np.int64, "i32": np.int32}
 FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)", "f32", "f16", "f64", "bf16")
-TOKEN_TYPES = "token_type_ids"  # an input in graphs of other exporters; distill feeds zeros
-
-Batch = tuple[np.ndarray, np.ndarray]  # int64 ids and mask, both (batch, tokens)
+Batch = tuple[np.ndarray, ...]  # int64 ids and mask, and of pairs token types, each (batch, tokens)
 
 
 class Session(Protocol):
@@ -60,8 +58,13 @@ class Session(Protocol):
     format: str
     batch_tokens: int
 
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """Return float32 logits (batch, classes) of int64 ids and mask, both (batch, tokens), with low latency."""
+    def run(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_types: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return float32 logits (batch, classes) of int64 ids and mask, both (batch, tokens), with low latency.
+
+        A model that has token types takes zeros if none are given. Other models take no notice of them.
+        """
         ...
 
     def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
@@ -87,11 +90,16 @@ class TorchSession:
         self._alone = threading.Lock()  # `first_token_only` changes the model while a batch runs
 
     @torch.inference_mode()
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        ids = torch.from_numpy(input_ids).to(self.device, non_blocking=True)
-        mask = torch.from_numpy(attention_mask).to(self.device, non_blocking=True)
+    def run(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_types: np.ndarray | None = None
+    ) -> np.ndarray:
+        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, TOKEN_TYPES: token_types}
+        inputs = {
+            name: torch.from_numpy(array).to(self.device, non_blocking=True)
+            for name, array in inputs_of(self.model.config, arrays).items()
+        }
         with self._alone, first_token_only(self._last_layer):
-            logits = self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+            logits = self.model(**inputs).logits.float().cpu().numpy()
         return logits / temperature_of(self.model.config)
 
     def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
@@ -134,8 +142,10 @@ class OnnxSession:
         self.format = format
         self.batch_tokens = BATCH_TOKENS["cuda"] if device == "cuda" else ONE_THREAD_BATCH_TOKENS
 
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        feed = _feed(self._types, input_ids, attention_mask)
+    def run(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_types: np.ndarray | None = None
+    ) -> np.ndarray:
+        feed = _feed(self._types, input_ids, attention_mask, token_types)
         try:
             if self.device == "cuda":
                 return _run_bound(self._session, feed, "cuda")
@@ -178,13 +188,15 @@ class OpenVinoSession:
         self._request, self._alone = compiled.create_infer_request(), threading.Lock()
         self.format = format
 
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+    def run(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_types: np.ndarray | None = None
+    ) -> np.ndarray:
         with self._alone:  # a request holds the answer of one call at a time
-            return self._infer(self._request, input_ids, attention_mask)
+            return self._infer(self._request, input_ids, attention_mask, token_types)
 
-    def _infer(self, request: Any, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+    def _infer(self, request: Any, *batch: np.ndarray | None) -> np.ndarray:
         try:
-            request.infer(_feed(self._types, input_ids, attention_mask), share_inputs=True)
+            request.infer(_feed(self._types, *batch), share_inputs=True)
         except RuntimeError as error:
             raise ModelError(f"{self._path}: OpenVINO cannot run it: {_openvino_reason(error)}") from error
         # A copy, because the next call overwrites the tensor.
@@ -326,9 +338,14 @@ def _shown(shape: Sequence[Any]) -> str:
 
 
 def _feed(
-    types: Mapping[str, type[np.integer]], input_ids: np.ndarray, attention_mask: np.ndarray
+    types: Mapping[str, type[np.integer]],
+    input_ids: np.ndarray,
+    attention_mask: np.ndarray,
+    token_types: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if token_types is not None:
+        given[TOKEN_TYPES] = token_types
     return {
         name: given[name].astype(kind, copy=False) if name in given else np.zeros(input_ids.shape, kind)
         for name, kind in types.items()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import softmax
 
+from distill.data.pairs import SEPARATOR, Text, joined_pair
 from distill.errors import ModelError
 from distill.machine.devices import Device
 
@@ -23,7 +24,7 @@ class TextClassifier(abc.ABC):
     device: Device
     max_tokens: int | None  # what it reads of a text; None if it reads all of it
 
-    def __call__(self, texts: Sequence[str]) -> list[dict[str, str | float]]:
+    def __call__(self, texts: Sequence[Text]) -> list[dict[str, str | float]]:
         """Return the likeliest label of each text and its probability, as {"label", "score"}."""
         probabilities = self.probabilities(texts)
         best = probabilities.argmax(axis=1)
@@ -32,17 +33,17 @@ class TextClassifier(abc.ABC):
             for label, row in zip(best, probabilities, strict=True)
         ]
 
-    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+    def probabilities(self, texts: Sequence[Text]) -> np.ndarray:
         """Return class probabilities, float32, shape (texts, classes); raises `ModelError` if logits are not finite."""
         logits = self.logits(texts)
         check_finite(logits, f"{self.format} on {self.device}")
         return softmax(logits, axis=1)
 
     @abc.abstractmethod
-    def logits(self, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
+    def logits(self, texts: Sequence[Text], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
         """Return logits, float32, shape (texts, classes); `progress` is called with the number of texts of each batch.
 
-        Raises `TypeError` if `texts` is one text.
+        A text is a string, or a tuple of two for a pair. Raises `TypeError` if `texts` is one text, or mixes both.
         """
 
     @abc.abstractmethod
@@ -58,6 +59,22 @@ def check_finite(logits: np.ndarray, name: str) -> None:
             f"{name}: its logits on {len(broken)} of {len(logits)} texts are not finite (first: text {broken[0]})",
             hint="try it in fp32; if that does not help, train it again with a lower learning rate",
         )
+
+
+def plain(texts: Sequence[Text]) -> list[str]:
+    """Return texts as `encode` takes them: pairs as one string each, and nothing in them that cannot be encoded.
+
+    Raises `TypeError` if `texts` is one text, or holds pairs beside single texts.
+    """
+    if isinstance(texts, str):
+        raise TypeError("wants a list of texts, got one text: [text]")
+    texts = texts[:]  # because a column of datasets is slow text by text
+    pairs = sum(not isinstance(text, str) for text in texts)
+    if pairs and (pairs < len(texts) or any(len(text) != 2 for text in texts)):
+        raise TypeError("wants texts, or pairs of two texts, and not both")
+    if pairs:
+        return [joined_pair(*map(encodable, text)) for text in texts]
+    return [encodable(text).replace(SEPARATOR, " ") for text in texts]
 
 
 def encodable(text: str) -> str:

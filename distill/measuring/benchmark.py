@@ -14,6 +14,7 @@ import torch
 from scipy.special import softmax
 
 from distill.data.encoding import Cut, Kept
+from distill.data.pairs import Text
 from distill.inference.classifier import Classifier, load, weights_bytes
 from distill.inference.linear import LinearClassifier
 from distill.inference.sessions import Session
@@ -88,7 +89,7 @@ class Measurement:
 def measure(
     candidates: Sequence[Candidate],
     label_names: Sequence[str],
-    texts: Sequence[str],
+    texts: Sequence[Text],
     gold_labels: np.ndarray,
     shapes: Sequence[str],
     *,
@@ -174,7 +175,7 @@ def measure(
 
 
 def timed_logits(
-    classifier: TextClassifier, texts: Sequence[str], *, progress: Callable[[int], object] = lambda done: None
+    classifier: TextClassifier, texts: Sequence[Text], *, progress: Callable[[int], object] = lambda done: None
 ) -> tuple[np.ndarray, float]:
     """Return the logits of `texts`, float32 (texts, classes), and the texts per second, including tokenization.
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from distill.data.pairs import Text, texts_of
 from distill.data.splits import Splits, read_splits, text_keys
 from distill.errors import FolderError, PromiseError
 from distill.inference.cascade import Cascade
@@ -44,7 +45,7 @@ def make_cascade(
     had better answer no text is left out. Raises `PromiseError` if the texts are too few to prove the promise, if no
     cascade is sure to keep it, or if that is not faster than the last classifier alone.
     """
-    texts, gold_labels = splits.validation["text"][:], np.asarray(splits.validation["label"][:])
+    texts, gold_labels = texts_of(splits.validation), np.asarray(splits.validation["label"][:])
     needed = promise.texts_needed(len(models))
     if len(texts) < needed:
         raise PromiseError(
@@ -98,7 +99,7 @@ def make_cascade(
         )  # fmt: skip
 
 
-def steps_of(models: Sequence[Path], splits: Splits, texts: Sequence[str], *, device: str) -> Steps:
+def steps_of(models: Sequence[Path], splits: Splits, texts: Sequence[Text], *, device: str) -> Steps:
     """Return what each of `models` answers to `texts`, with its classes in the order of `splits`, and how fast."""
     logits, seconds = [], []
     for model in models:
@@ -176,7 +177,7 @@ def measure_cascade(
     `texts_per_second` is for all texts at once. `mean_ms` and `p95_ms` are for texts that come one by one. Both include
     tokenizing and are measured after a warm-up.
     """
-    texts, gold_labels = splits.test["text"][:], np.asarray(splits.test["label"][:])
+    texts, gold_labels = texts_of(splits.test), np.asarray(splits.test["label"][:])
     align = functools.partial(align_labels, label_names=splits.label_names, label_map=splits.label_map)
     promise = read_cascade(folder).promise
     classifier = load(folder, device, threads=threads)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.data.pairs import texts_of
 from distill.data.splits import Splits
 from distill.errors import DataError
 from distill.inference.classifier import load
@@ -31,7 +32,7 @@ def evaluate(model: Path | str, splits: Splits, split: str, device: str) -> dict
     classifier = load(model, device)
     columns = align_labels(classifier.label_names, splits.label_names, splits.label_map, teacher=str(model))
     with progress_line(f"{Path(model).name}: {split}", len(rows), "text") as line:
-        logits, rate = timed_logits(classifier, rows["text"][:], progress=line.update)
+        logits, rate = timed_logits(classifier, texts_of(rows), progress=line.update)
     logits, gold_labels = logits[:, columns], np.asarray(rows["label"][:])
     return {
         "model": str(model),

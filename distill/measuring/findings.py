@@ -11,6 +11,7 @@ import numpy as np
 
 from distill.data.answers import answers_in_words
 from distill.data.encoding import Cut, Truncation, cut_in_words
+from distill.data.pairs import texts_of
 from distill.data.splits import read_splits
 from distill.machine.devices import Device, describe_hardware
 from distill.machine.provenance import now, versions
@@ -55,7 +56,7 @@ def findings_of(
     measurements = measure(
         candidates,
         splits.label_names,
-        splits.test["text"][:],
+        texts_of(splits.test),
         gold_labels,
         benchmark.shapes,
         rounds=benchmark.rounds,

@@ -63,6 +63,7 @@ HEADS = (
     "sequence_summary",
 )  # what architectures call their classification head
 INPUTS = ("input_ids", "attention_mask")  # of every model; without token_type_ids, models take all token types as 0
+TOKEN_TYPES = "token_type_ids"  # which text of a pair a token is of
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -477,6 +478,12 @@ def layer_list(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
             "student.model or student.config instead"
         )
     return lists[0]
+
+
+def inputs_of(config: PretrainedConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the `given` inputs that the model reads: token types only if it has several."""
+    names = [*INPUTS, TOKEN_TYPES] if getattr(config, "type_vocab_size", 0) > 1 else INPUTS
+    return {name: given[name] for name in names if given.get(name) is not None}
 
 
 def normalized_config(config: PretrainedConfig) -> NormalizedConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -10,6 +10,13 @@ from distill.data.encoding import Kept
 from distill.errors import ModelError
 
 CONFIG_KEY = "distill_truncation"  # in the model's config.json
+Reads = Literal["texts", "pairs"]
+
+
+def reads_of(config: PretrainedConfig) -> Reads | None:
+    """Return what a model was trained on by distill; None if somebody else trained it, so that this is not known."""
+    kept = getattr(config, CONFIG_KEY, None)
+    return None if kept is None else "pairs" if kept == "longest_first" else "texts"
 
 
 def kept_part(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Kept:

@@ -54,14 +54,15 @@ class Data(Section):
     """Where the labeled texts come from, and how they are split, sampled and tokenized.
 
     `label_map` renames labels, in the files and in the models that are taught by or compared with: `{POSITIVE:
-    positive}`. Several labels of a file may get one name; classes of a model may not.
+    positive}`. Several labels of a file may get one name; classes of a model may not. Two text columns make pairs of
+    texts, such as a premise and a hypothesis.
     """
 
     dataset: NonEmptyStr | None = None
     subset: NonEmptyStr | None = None
     splits: HubSplits = HubSplits()
     files: Files | None = None
-    text_column: NonEmptyStr = "text"
+    text_column: NonEmptyStr | tuple[NonEmptyStr, NonEmptyStr] = "text"
     label_column: NonEmptyStr = "label"
     label_names: tuple[NonEmptyStr, ...] | None = None
     label_map: dict[NonEmptyStr, NonEmptyStr] | None = None
@@ -104,9 +105,22 @@ class Data(Section):
     def _one_source(self) -> Data:
         if (self.dataset is None) == (self.files is None):
             raise ValueError("wants either dataset (a Hub name) or files (local files)")
-        if self.text_column == self.label_column:
-            raise ValueError(f"text_column and label_column are both {self.text_column!r}")
+        names = (*self.text_columns, self.label_column)
+        if len(set(names)) < len(names):
+            raise ValueError(f"text_column and label_column: one column twice: {', '.join(names)}")
+        if self.has_pairs and self.truncation != "head":
+            raise ValueError(f"truncation: {self.truncation}, but of a pair the longer text is cut; leave it out")
         return self
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The column of the texts, or both columns of pairs."""
+        return (self.text_column,) if isinstance(self.text_column, str) else self.text_column
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the model reads pairs of texts."""
+        return len(self.text_columns) == 2
 
 
 class Stage(Section):

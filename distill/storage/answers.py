@@ -16,7 +16,7 @@ from scipy.special import softmax
 from distill.errors import FolderError
 from distill.storage.files import atomic_path
 
-Chunk = tuple[Sequence[str], np.ndarray]  # texts and their logits, float32 (texts, classes)
+Chunk = tuple[Sequence[str | tuple[str, str]], np.ndarray]  # texts or pairs and their logits, float32 (texts, classes)
 
 
 def check_new_table(path: Path) -> None:
@@ -29,15 +29,15 @@ def check_new_table(path: Path) -> None:
         raise FolderError(f"--output: {path}: no such folder {path.absolute().parent}")
 
 
-def write_table(path: Path, text_column: str, label_names: Sequence[str], chunks: Iterable[Chunk]) -> int:
-    """Write columns `text_column`, label, score (the label's probability) and logits; return the number of rows.
+def write_table(path: Path, text_columns: Sequence[str], label_names: Sequence[str], chunks: Iterable[Chunk]) -> int:
+    """Write the columns of texts, label, score (the label's probability) and logits; return the number of rows.
 
-    Logits keep every bit: as float32 in Parquet, as the shortest decimal that gives them back in text formats. The file
-    gets its name once it is complete.
+    Pairs have two columns of texts. Logits keep every bit: as float32 in Parquet, as the shortest decimal that gives
+    them back in text formats. The file gets its name once it is complete.
     """
     counted = _Counted(chunks)
     with atomic_path(path) as partial:
-        WRITERS[path.suffix.lower()](partial, _rows(counted, label_names), text_column)
+        WRITERS[path.suffix.lower()](partial, _rows(counted, label_names), text_columns)
     return counted.texts
 
 
@@ -56,38 +56,39 @@ def _rows(chunks: Iterable[Chunk], label_names: Sequence[str]) -> Iterator[list[
         best, scores = logits.argmax(axis=1), softmax(logits, axis=1).max(axis=1)
         # A float of Python's has the bits of the float32 that it came from, and more.
         yield [
-            (text, label_names[label], score, row)
+            (*((text,) if isinstance(text, str) else text), label_names[label], score, row)
             for text, label, score, row in zip(
                 texts, best.tolist(), scores.tolist(), logits.astype(np.float32).tolist(), strict=True
             )
         ]
 
 
-def _write_parquet(path: Path, chunks: Iterable[Sequence[Any]], text_column: str) -> None:
-    names = [text_column, "label", "score", "logits"]
-    schema = pa.schema(zip(names, [pa.string(), pa.string(), pa.float32(), pa.list_(pa.float32())], strict=True))
+def _write_parquet(path: Path, chunks: Iterable[Sequence[Any]], text_columns: Sequence[str]) -> None:
+    names = [*text_columns, "label", "score", "logits"]
+    kinds = [*[pa.string()] * (len(text_columns) + 1), pa.float32(), pa.list_(pa.float32())]
+    schema = pa.schema(zip(names, kinds, strict=True))
     with pq.ParquetWriter(path, schema) as writer:
         for rows in chunks:
             columns = [pa.array(*pair) for pair in zip(zip(*rows, strict=True), schema.types, strict=True)]
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
-def _write_csv(path: Path, chunks: Iterable[Sequence[Any]], text_column: str) -> None:
+def _write_csv(path: Path, chunks: Iterable[Sequence[Any]], text_columns: Sequence[str]) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([text_column, "label", "score", "logits"])
+        writer.writerow([*text_columns, "label", "score", "logits"])
         for rows in chunks:
             writer.writerows([*plain, json.dumps(logits)] for *plain, logits in rows)
 
 
-def _write_json_lines(path: Path, chunks: Iterable[Sequence[Any]], text_column: str) -> None:
+def _write_json_lines(path: Path, chunks: Iterable[Sequence[Any]], text_columns: Sequence[str]) -> None:
     with open(path, "w", encoding="utf-8") as file:
-        for text, label, score, logits in (row for rows in chunks for row in rows):
-            row = {text_column: text, "label": label, "score": score, "logits": logits}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for row in (row for rows in chunks for row in rows):
+            named = dict(zip([*text_columns, "label", "score", "logits"], row, strict=True))
+            file.write(json.dumps(named, ensure_ascii=False) + "\n")
 
 
-WRITERS: dict[str, Callable[[Path, Iterable[Sequence[Any]], str], None]] = {
+WRITERS: dict[str, Callable[[Path, Iterable[Sequence[Any]], Sequence[str]], None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_json_lines,
     ".parquet": _write_parquet,

@@ -34,14 +34,14 @@ def find_recipe(folders: Sequence[Path]) -> Path:
     )
 
 
-def text_column_of(model: Path | str) -> str:
-    """Return the name of the column that held a model's training texts; "text" if its run folder is not known.
+def text_columns_of(model: Path | str) -> tuple[str, ...]:
+    """Return the column that held a model's training texts, two for pairs; "text" if its run folder is not known.
 
     The texts of a cascade are those of its first classifier.
     """
     folder = Path(model)
     run = run_of(read_cascade(folder).models[0] if is_cascade(folder) else folder)
-    return load_recipe(run.recipe).data.text_column if run else "text"
+    return load_recipe(run.recipe).data.text_columns if run else ("text",)
 
 
 def run_of(model: Path) -> RunFolder | None:

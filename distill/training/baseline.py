@@ -11,6 +11,7 @@ import sklearn
 from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 
+from distill.data.pairs import texts_of
 from distill.data.splits import Splits, drawn, read_splits
 from distill.inference.linear import AT_ONCE, BUCKETS, LinearClassifier, WordNgrams, counts
 from distill.machine.devices import describe_hardware
@@ -53,7 +54,7 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
         classifier.save(folder.path)
         gold_labels = np.asarray(splits.test["label"][:])
         with clock("test"):
-            logits = classifier.logits(splits.test["text"][:])
+            logits = classifier.logits(texts_of(splits.test))
         write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, logits)
         test, faults = figures(logits, gold_labels), faults_of_answers(logits, gold_labels, splits.label_names)
         classes = by_class(logits, gold_labels, splits.label_names)

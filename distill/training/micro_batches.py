@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.inference.classifier import pack
 from distill.machine.devices import Device
+from distill.models.loading import INPUTS, TOKEN_TYPES
 
 
 class Limits(NamedTuple):
@@ -25,7 +26,7 @@ class Limits(NamedTuple):
 # (docs/results.md). A GPU needs more at once; how much more has not been measured.
 MICRO_BATCH_LIMITS: dict[Device, Limits] = {"cpu": Limits(1_024, 512**2), "cuda": Limits(8_192)}
 NGRAM_LIMITS = Limits(16_384)  # an n-gram model computes so little that only padding costs anything
-TOKENS = ("input_ids", "attention_mask")
+TOKENS = (*INPUTS, TOKEN_TYPES)
 MICRO_BATCHES = "micro_batches"  # key in a batch: for each micro-batch, its number of texts and longest length
 
 
@@ -48,7 +49,7 @@ class Collator:
             batches = list(pack([len(row["input_ids"]) for row in rows], *self.limits))
             cuts = {MICRO_BATCHES: [(len(batch), len(rows[batch[0]]["input_ids"])) for batch in batches]}
             rows = [rows[index] for batch in batches for index in batch]
-        tokens = {name: [row[name] for row in rows] for name in TOKENS}
+        tokens = {name: [row[name] for row in rows] for name in TOKENS if name in rows[0]}
         batch = self.tokenizer.pad(tokens, padding=self.padding, max_length=self.max_tokens, return_tensors="pt")
         tensors = {"labels": torch.tensor([row["labels"] for row in rows])}
         teachers = range(sum(name.startswith("teacher_logits_") for name in rows[0]))

@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from distill.data.encoding import Truncation, cut_in_words, cut_of, truncation_of
+from distill.data.pairs import texts_of
 from distill.data.splits import SPLITS, Splits, read_splits
 from distill.inference.classifier import Classifier
 from distill.inference.sessions import TorchSession
@@ -28,7 +29,7 @@ from distill.machine.timing import Clock
 from distill.measuring.metrics import by_class, faults_of_answers, figures
 from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
 from distill.models.calibration import CONFIG_KEY, Calibration, calibrate
-from distill.models.loading import embeddings_of, parameter_count
+from distill.models.loading import INPUTS, TOKEN_TYPES, embeddings_of, inputs_of, parameter_count
 from distill.models.saving import save
 from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 from distill.models.weights import weights_fingerprint
@@ -223,7 +224,10 @@ def _keep_truncation(truncation: Truncation, model: PreTrainedModel, tokenizer: 
     setattr(model.config, TRUNCATION_KEY, truncation.kept)
     tokenizer.model_max_length = truncation.max_tokens
     tokenizer.truncation_side = "left" if truncation.kept == "tail" else "right"
-    tokenizer.init_kwargs["truncation_side"] = tokenizer.truncation_side  # transformers saves only these
+    if truncation.kept == "longest_first":
+        tokenizer.model_input_names = list(inputs_of(model.config, dict.fromkeys([*INPUTS, TOKEN_TYPES], True)))
+    for name in ("truncation_side", "model_input_names"):  # transformers saves only these
+        tokenizer.init_kwargs[name] = getattr(tokenizer, name)
 
 
 def _tell(trained: Mapping[str, Any], role: Role) -> None:
@@ -321,7 +325,7 @@ def _to_go_on_from(folder: RunFolder, role: str) -> Path | None:
 def _logits(classifier: Classifier, rows: Dataset, title: str) -> np.ndarray:
     """Return the classifier's logits on `rows`, (texts, classes); ranks share the work, and each gets all of them."""
     state = PartialState()
-    own = rows["text"][state.process_index :: state.num_processes]
+    own = texts_of(rows)[state.process_index :: state.num_processes]
     with progress_line(title, len(own), "text") as bar:
         answers = classifier.logits(own, progress=bar.update)
     logits = np.empty((len(rows), answers.shape[1]), np.float32)

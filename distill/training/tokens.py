@@ -15,9 +15,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation, encode
+from distill.data.pairs import parts_of
 from distill.errors import DataError
 from distill.machine.progress import progress_line
-from distill.models.loading import vocabulary_of
+from distill.models.loading import TOKEN_TYPES, vocabulary_of
 
 UNLABELLED = -1  # datasets on the Hub use -1 for "no label"
 CHECKED_ROWS = 64  # a wrong tokenizer shows on the first few
@@ -32,15 +33,16 @@ def tokenise(
 ) -> Dataset:
     """Return columns input_ids, attention_mask, length, uncut_length and labels for `rows`, not padded.
 
-    A text without a label gets `UNLABELLED`. The result stays in datasets' cache, and the same texts, tokenizer and
-    `truncation` find it again. `progress` receives the number of texts in each batch.
+    Pairs also have token_type_ids. A text without a label gets `UNLABELLED`. The result stays in datasets' cache, and
+    the same texts, tokenizer and `truncation` find it again. `progress` receives the number of texts in each batch.
     """
 
     def columns(batch: dict[str, list[str]]) -> dict[str, Any]:
-        ids, uncut = encode(tokenizer, batch["text"], truncation)
+        ids, uncut, types = encode(tokenizer, batch["text"], truncation)
         progress(len(ids))
         return {
             "input_ids": ids,
+            **({} if types is None else {TOKEN_TYPES: types}),
             "attention_mask": [[1] * len(row) for row in ids],
             "length": [len(row) for row in ids],
             "uncut_length": uncut,
@@ -66,7 +68,8 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
     count = min(CHECKED_ROWS, len(rows))
     unknown = total = 0
     known = vocabulary_of(tokenizer)
-    special, added = set(tokenizer.all_special_ids), tokenizer.num_special_tokens_to_add()
+    special = set(tokenizer.all_special_ids)
+    added = tokenizer.num_special_tokens_to_add(pair=TOKEN_TYPES in tokenised.column_names)
     for row, encoded in zip(rows.select(range(count)), tokenised.select(range(count)), strict=True):
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         place = f"row {row['example_id']}"
@@ -74,7 +77,7 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
             raise DataError(f"{place}: ids, mask and label disagree after tokenizing; delete datasets' cache and retry")
         if max(ids) >= known:
             raise DataError(f"{place}: token id {max(ids)}, but the tokenizer's largest is {known - 1}")
-        words, strange = _words(row["text"], tokenizer)
+        words, strange = _words(" ".join(parts_of(row["text"])), tokenizer)
         total += words
         unknown += strange
         if len(ids) == encoded["uncut_length"] and sum(token in special for token in ids) == added:

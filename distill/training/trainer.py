@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 from transformers import Trainer
 
+from distill.models.loading import inputs_of
 from distill.training.embeddings import summed_by_row
 from distill.training.fsdp import enable_cpu_sharding
 from distill.training.micro_batches import MICRO_BATCHES, micro_batches_of
@@ -124,7 +125,7 @@ class ClassificationTrainer(Trainer):
         self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (batch, classes) and the training loss of each example, shape (batch,)."""
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        logits = model(**inputs_of(self.model.config, inputs)).logits
         losses = functional.cross_entropy(
             logits.float(), inputs["labels"], reduction="none", label_smoothing=self.args.label_smoothing_factor
         )
@@ -149,7 +150,7 @@ class ClassificationTrainer(Trainer):
             self.throughput.add(inputs["attention_mask"])
             logits, losses = self.training_losses(model, inputs)
         else:
-            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            logits = model(**inputs_of(self.model.config, inputs)).logits
             losses = functional.cross_entropy(logits.float(), inputs["labels"], reduction="none")
         if num_items_in_batch is None or not model.training:
             loss = losses.mean()

@@ -72,7 +72,7 @@ def main() -> None:
     known = texts[:PROVED]  # the trimmed model reads these as the whole one does
     tell_texts_apart(model, tokenizer, known)
     result: dict[str, object] = {"whole": measured(model, tokenizer, known, test, arguments.work / "whole")}
-    ids, _ = encode(tokenizer, texts, Truncation(TOKENS))
+    ids = encode(tokenizer, texts, Truncation(TOKENS)).ids
     counts = np.bincount(np.concatenate([np.asarray(row) for row in ids]), minlength=len(tokenizer))
     trimmed, former = trim_tokenizer(tokenizer, counts, arguments.share)
     trim_embeddings(model, former)
@@ -113,7 +113,7 @@ def measured(
         "tokens": len(tokenizer),
         "int8_bytes": proof.size_bytes,
         "fp32_bytes": weights_bytes(folder),
-        "unknown": unknown_share(tokenizer, encode(tokenizer, test, Truncation(TOKENS))[0]),
+        "unknown": unknown_share(tokenizer, encode(tokenizer, test, Truncation(TOKENS)).ids),
     }
 
 
