@@ -73,7 +73,10 @@ SetOption = Annotated[
 OutputOption = Annotated[Path | None, _output("Where to write (default: `output` in the recipe).")]
 ResumeOption = Annotated[
     bool,
-    typer.Option("--resume", help="Continue an interrupted run. If it has finished, it is not made again."),
+    typer.Option(
+        "--resume",
+        help="Continue an interrupted run. A finished one goes on if the recipe now has more epochs or steps.",
+    ),
 ]
 OverwriteOption = Annotated[
     bool,
@@ -323,6 +326,8 @@ def inspect(
     from distill.data.inspection import as_text, row_text
 
     if row is not None:
+        if output or teacher:
+            raise UserError("--row: shows one row and nothing else; leave out --output and --teacher")
         shown = commands.look_at(commands.check(recipe, set_ or ()), row if "/" in row else f"train/{row}")
         print(json.dumps(shown, ensure_ascii=False) if json_ else row_text(shown))
         return

@@ -57,14 +57,14 @@ from distill.storage.answers import check_new_table, write_table
 from distill.storage.cascades import check_place
 from distill.storage.contents import find_recipe, manifest_of, models_in, sweeps_in
 from distill.storage.exports import EXPORT_PROOFS, is_exported
-from distill.storage.files import write_json, write_text
+from distill.storage.files import atomic_path, write_json, write_text
 from distill.storage.hub import check_can_push, is_here, push
 from distill.storage.lock import check_writable, hold
 from distill.storage.run_folder import RunFolder, SweepFolder
 from distill.training import arguments
 from distill.training.arguments import settle_precision
 from distill.training.baseline import train_baseline
-from distill.training.finished import already_finished, finished_with, go_on_longer
+from distill.training.finished import already_finished, finished_with, go_on_longer, goes_on_longer
 from distill.training.parts import accuracy_by_part
 from distill.training.teacher import teacher_of, train_teacher
 
@@ -123,7 +123,7 @@ def teacher(
     if push_to_hub:
         check_can_push(push_to_hub)
     folder = RunFolder(Path(output or settings.output))
-    if resume and not overwrite:
+    if resume and not overwrite and goes_on_longer(folder, recipe, "teacher"):
         go_on_longer(folder, recipe, "teacher")
     is_done = resume and not overwrite and already_finished(folder, recipe, "teacher")
     if not is_done:
@@ -180,15 +180,19 @@ def student(
     folder = RunFolder(Path(output or settings.output))
     control_folder = RunFolder(Path(control) if control else folder.path.with_name(f"{folder.path.name}-control"))
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
-    if resume and not overwrite:
+    may_go_on = resume and not overwrite
+    is_longer = may_go_on and goes_on_longer(folder, recipe, "student", names)
+    is_control_longer = may_go_on and settings.control and goes_on_longer(control_folder, recipe, "control")
+    if is_longer:  # both have been checked by now
         go_on_longer(folder, recipe, "student")
-        go_on_longer(control_folder, recipe, "control")
     is_done = resume and not overwrite and already_finished(folder, recipe, "student", names)
     needs_control = settings.control
     if needs_control:
         if os.path.realpath(control_folder.path) in map(os.path.realpath, names):
             raise FolderError(f"{control_folder.path}: the control would overwrite a teacher", hint="--output DIR")
-        if is_done and already_finished(control_folder, recipe, "control", names, student=folder):
+        if is_control_longer:
+            pass  # until the student is there
+        elif is_done and already_finished(control_folder, recipe, "control", names, student=folder):
             needs_control = False
         else:  # now, because the student may train for hours before its control needs this folder
             control_folder.prepare(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
@@ -201,6 +205,8 @@ def student(
     if not is_done:
         cache = Path(teacher_logits) if teacher_logits else None
         _tell_baseline(train_student(recipe, names, folder, cache=cache, force=force, **options))
+    if is_control_longer:  # now, because it depends on the longer student
+        go_on_longer(control_folder, recipe, "control", {"student": folder.read_manifest()["weights"]})
     if needs_control:
         train_control(recipe, made_of(settings, names), folder, control_folder, **options)
     if push_to_hub and rank() == 0:
@@ -327,8 +333,9 @@ def init(
         train, test, teacher=teacher, student=student, text_column=text_column, label_column=label_column,
         tokenizer=tokenizer,
     )  # fmt: skip
-    write_text(Path(output), found.text)
-    load_recipe(output)
+    with atomic_path(Path(output)) as partial:
+        partial.write_text(found.text, encoding="utf-8")
+        load_recipe(partial)
     return {"recipe": str(output), "concerns": list(found.concerns)}
 
 
@@ -371,7 +378,7 @@ def inspect(
     if found["splits"]["train"]["tokens"]["lost"] > MOST_LOST and not recipe.data.has_pairs:
         found["accuracy_by_part"] = accuracy_by_part(splits, tokenizer, recipe.data.max_tokens, seed=recipe.data.seed)
     if teacher:
-        (known,) = identify([str(teacher)], splits, recipe.data.text_columns)
+        (known,) = identify([str(teacher)], splits, recipe.data)
         found["teacher"] = {"name": str(teacher), **review(all_answers(known, splits, device), splits)}
     if output is not None:
         reviewed = found.get("teacher")

@@ -113,7 +113,7 @@ def run_search(
             if stage == "student":
                 assert changed.student is not None
                 check_student(changed, made_of(changed.student, teachers), device)
-    known = identify(teachers, splits, recipe.data.text_columns)
+    known = identify(teachers, splits, recipe.data)
     if stage == "student":
         make, model, tokenizer = _students(recipe, teachers, known, splits, arguments.seed)
         origin = origin_of(splits, resolved, **fingerprints_of(known), **base_of(settings, tokenizer))

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,7 +32,7 @@ def refused(call):
 
 def read(path, texts=TEXTS):
     """Return the probabilities that a file gives to `texts`."""
-    found = read_answers(str(path), "text", LABELS)
+    found = read_answers(str(path), ["text"], LABELS)
     return softmax(found.logits[[found.row_of(text) for text in texts]], axis=1)
 
 
@@ -54,7 +55,7 @@ KINDS = {
     "logits": {"logits": np.log(P).tolist(), "label": ["negative"] * 3},
     "log-probabilities": {
         "top_logprobs": [
-            {"positive": np.log(0.9), "The": np.log(0.05)},  # the rest is the other class's
+            {"positive": np.log(0.45), "The": np.log(0.5)},  # 0.05 is left for the other class
             {" Negative": np.log(0.5), "negative": np.log(0.25)},
             {"negative": np.log(0.5), "positive": np.log(0.5)},
         ]
@@ -79,11 +80,58 @@ def test_every_kind_of_answers_is_read_from_every_format(tmp_path, kind, suffix)
 
 
 def test_votes_may_be_in_columns_and_be_absent(tmp_path):
-    votes = {"vote_1": ["positive", "negative", "1"], "vote_ann": ["1", "", "0"], "votes_3": ["1", "0", ""]}
-    path = write(tmp_path / "answers.csv", **{name: ["1", "0", "1"] for name in votes})
-    np.testing.assert_allclose(read(path), [[0, 1], [1, 0], [0, 1]], atol=1e-5)
+    path = write(tmp_path / "numbers.csv", vote_1=["1", "0", "1"], vote_ann=["1", "", "0"], votes_total=["2", "1", "2"])
+    np.testing.assert_allclose(read(path), [[0, 1], [1, 0], [0.5, 0.5]], atol=1e-5)
     path = write(tmp_path / "words.csv", vote_1=["positive", "negative", "positive"], vote_2=["", "positive", ""])
     np.testing.assert_allclose(read(path), [[0, 1], [0.5, 0.5], [0, 1]], atol=1e-5)
+
+
+def test_numbers_of_a_column_whose_type_names_the_classes_stand_for_those_names(tmp_path):
+    kind = datasets.ClassLabel(names=LABELS[::-1])
+    for name, values, feature in (("vote_1", [0, 1, 0], kind), ("votes", [[0], [1], [0]], datasets.List(kind))):
+        features = datasets.Features({"text": datasets.Value("string"), name: feature})
+        path = tmp_path / f"{name}.parquet"
+        datasets.Dataset.from_dict({"text": TEXTS, name: values}, features=features).to_parquet(path)
+        np.testing.assert_allclose(read(path), [[0, 1], [1, 0], [0, 1]], atol=1e-5)
+
+
+def test_a_list_without_names_needs_an_order_that_somebody_chose(tmp_path):
+    path = write(tmp_path / "answers.jsonl", probabilities=P.tolist())
+    with pytest.raises(DataError, match=r"data\.label_names must give their order"):
+        read_answers(str(path), ["text"], LABELS, is_ordered=False)
+    path = write(tmp_path / "named.jsonl", **KINDS["probabilities by name"])
+    assert read_answers(str(path), ["text"], LABELS, is_ordered=False).logits.shape == (3, 2)
+
+
+def test_classes_that_differ_only_in_case_keep_their_answers(tmp_path):
+    path = write(tmp_path / "answers.jsonl", top_logprobs=[{"US": np.log(0.9)}, {"us": np.log(0.75)}, {"US": 0.0}])
+    found = read_answers(str(path), ["text"], ["US", "us"])
+    np.testing.assert_allclose(softmax(found.logits, axis=1)[:2], [[0.9, 0.1], [0.25, 0.75]], atol=1e-5)
+
+
+def test_columns_of_texts_are_no_answers_even_if_they_are_named_so(tmp_path):
+    path = tmp_path / "answers.csv"
+    path.write_text("vote_text,negative,positive\na,1,0\n")
+    assert read_answers(str(path), ["vote_text"], LABELS).columns == ("negative", "positive")
+    path.write_text('text,label,score,logits\na,label,0.5,"{""label"": 1, ""other"": 0}"\n')
+    assert read_answers(str(path), ["text"], ["label", "other"]).columns == ("logits",)
+
+
+def test_a_column_that_comes_late_in_json_is_read_too(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    rows = [{"text": f"text {index}", "vote_1": "positive"} for index in range(1_500)]
+    rows[-1]["vote_2"] = "negative"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_answers(str(path), ["text"], LABELS)
+    assert found.columns == ("vote_1", "vote_2")
+    assert softmax(found.logits[-1]).tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_rows_without_a_text_are_left_out_and_said(tmp_path, caplog):
+    path = tmp_path / "answers.csv"
+    path.write_text("text,negative,positive\na,1,0\n  ,0.5,0.5\n")
+    assert len(read_answers(str(path), ["text"], LABELS).logits) == 1
+    assert "1 rows without a text are left out" in caplog.text
 
 
 @given(logits=st.lists(st.lists(st.floats(-80, 80, width=32), min_size=2, max_size=2), min_size=1, max_size=5))
@@ -92,15 +140,15 @@ def test_logits_keep_every_bit(tmp_path_factory, suffix, logits):
     path = tmp_path_factory.mktemp("bits") / f"answers{suffix}"
     texts = [f'text {index}, "quoted"\nand more' for index in range(len(logits))]
     wanted = np.array(logits, np.float32)
-    write_table(path, "text", LABELS, [(texts, wanted)])
-    found = read_answers(str(path), "text", LABELS)
+    write_table(path, ["text"], LABELS, [(texts, wanted)])
+    found = read_answers(str(path), ["text"], LABELS)
     np.testing.assert_array_equal(found.logits[[found.row_of(text) for text in texts]], wanted)
 
 
 def test_a_text_is_found_as_it_is_written_or_else_apart_from_case_and_white_space(tmp_path):
     path = tmp_path / "answers.csv"
     path.write_text("text,negative,positive\nFine film,1,0\nfine film,0,1\nDull  film,1,0\n")
-    found = read_answers(str(path), "text", LABELS)
+    found = read_answers(str(path), ["text"], LABELS)
     assert [found.row_of(text) for text in ("Fine film", "fine film", "dull film", "FINE FILM", "none")] == [
         0, 1, 2, None, None,
     ]  # fmt: skip
@@ -108,10 +156,10 @@ def test_a_text_is_found_as_it_is_written_or_else_apart_from_case_and_white_spac
 
 def test_a_file_may_call_the_classes_otherwise(tmp_path):
     path = write(tmp_path / "answers.csv", POS=P[:, 1], neg=P[:, 0])
-    found = read_answers(str(path), "text", LABELS, {"pos": "positive", "NEG": "negative"})
+    found = read_answers(str(path), ["text"], LABELS, {"pos": "positive", "NEG": "negative"})
     np.testing.assert_allclose(softmax(found.logits, axis=1), P, atol=1e-5)
     votes = write(tmp_path / "votes.csv", votes=["POS", "neg", "pos"])
-    found = read_answers(str(votes), "text", LABELS, {"pos": "positive", "NEG": "negative"})
+    found = read_answers(str(votes), ["text"], LABELS, {"pos": "positive", "NEG": "negative"})
     assert found.logits.argmax(axis=1).tolist() == [1, 0, 1]
 
 
@@ -124,8 +172,23 @@ REFUSED = {
     "three": ("logits\na,\"[1, 2, 3]\"", "line 2: logits for another number of classes: 3, not 2"),
     "no list": ("logits\na,0.3", "line 2: logits are not a list: '0.3'"),
     "twice": ("negative,positive\na,1,0\nb,0,1\na,0,1", "line 4: a text with two answers: the other is in line 2"),
+    "counts of votes": ("vote_negative,vote_positive\na,1,0", "votes of a class, but a column of votes holds"),
+    "an object with a name twice": (
+        "probabilities\na,\"{\"\"negative\"\": 0.9, \"\"negative\"\": 0.3}\"", "line 2: an object with a name twice"
+    ),
+    "two names for one class": (
+        "probabilities\na,\"{\"\"negative\"\": 0.1, \"\"NEGATIVE\"\": 0.3, \"\"positive\"\": 0.6}\"",
+        "line 2: probabilities with two names for one class: negative",
+    ),
+    "too large": ("logits\na,\"[1e39, 0]\"", "line 2: logits that are not finite in 32 bits"),
+    "far too large": (f"logits\na,\"[1{'0' * 400}, 0]\"", "line 2: logits that are not numbers"),
+    "never": ("top_logprobs\na,\"{\"\"negative\"\": -9999, \"\"positive\"\": -9999}\"", "top_logprobs without a class"),
+    "a list as token": (
+        "top_logprobs\na,\"[{\"\"token\"\": [1], \"\"logprob\"\": -0.1}]\"", "line 2: top_logprobs without a class"
+    ),
+    "deep": (f"logits\na,\"{'[' * 100_000}\"", "line 2: logits are not a list"),
     "half": ("negative\na,1", "has columns of some classes, but none of 'positive'"),
-    "nothing": ("label\na,positive", "has only text, label; a file of answers wants one column for each class"),
+    "nothing": ("label\na,positive", "has only label; a file of answers wants one column for each class"),
     "two kinds": ("logits,votes\na,\"[1, 2]\",positive", "has logits and votes; a file of answers wants one column"),
     "a class twice": ("negative,Negative,positive\na,1,0,0", "'negative' and 'Negative' are of one class"),
     "no vote": ("votes\na,\nb,positive", "line 2: votes are missing"),
@@ -135,7 +198,6 @@ REFUSED = {
     "other names": (
         "probabilities\na,\"{\"\"good\"\": 0.5, \"\"bad\"\": 0.5}\"", "line 2: probabilities of 'good': it is not one"
     ),
-    "empty text": ("negative,positive\n ,0.5,0.5", "line 2: the text is empty"),
     "no rows": ("negative,positive", "has no rows"),
 }  # fmt: skip
 
@@ -146,7 +208,7 @@ def test_a_wrong_file_is_refused_with_its_row(tmp_path, case):
     path = tmp_path / "answers.csv"
     path.write_text(f"text,{content}\n")
     with pytest.raises(DataError) as found:
-        read_answers(str(path), "text", LABELS)
+        read_answers(str(path), ["text"], LABELS)
     assert len(found.value.problems) == 1 and said in found.value.problems[0], found.value.problems
 
 
@@ -154,7 +216,7 @@ def test_each_kind_of_fault_gets_a_line(tmp_path):
     path = tmp_path / "answers.csv"
     path.write_text("text,negative,positive\na,1.5,-0.5\nb,0.5,\nc,0.1,0.1\nd,-1,2\n")
     with pytest.raises(DataError) as found:
-        read_answers(str(path), "text", LABELS)
+        read_answers(str(path), ["text"], LABELS)
     assert [problem.partition(": ")[2] for problem in found.value.problems] == [
         "line 2: a negative probability: -0.5 (2 such rows)",
         "line 3: probabilities are missing",
@@ -249,7 +311,8 @@ def test_what_a_file_cannot_give_is_refused(world, tmp_path):
     said = refused(lambda: distil(world, tmp_path / "a", tmp_path / "few.parquet"))
     assert "few.parquet: has no answer for" in said and "train/" in said and "leave them out of train" in said
     assert not (tmp_path / "a" / "model.safetensors").exists()
-    flipped = few.assign(logits=[row[::-1] for row in few["logits"]])
+    flipped = pd.read_parquet(file)
+    flipped["logits"] = [{"negative": row["positive"], "positive": row["negative"]} for row in flipped["logits"]]
     flipped.to_parquet(tmp_path / "flipped.parquet")
     assert "no better than always answering the commonest class" in refused(
         lambda: distil(world, tmp_path / "a", tmp_path / "flipped.parquet", "student.control=false")
@@ -273,10 +336,11 @@ def test_inspect_reviews_the_answers(world, tmp_path):
     assert found["splits"]["test"]["calibration_error"] == pytest.approx(teacher["test"]["ece"], abs=1e-6)
     assert found["splits"]["transfer"]["answered"] == 60 and "accuracy" not in found["splits"]["transfer"]
     wrong = pd.read_csv(json.loads((world / "recipe.yaml").read_text())["data"]["files"]["train"]).iloc[0]
-    answers.loc[answers["text"] == wrong["text"], "logits"] = pd.Series(
-        [[9.0, -9.0] if wrong["label"] == "positive" else [-9.0, 9.0]] * len(answers)
-    )
-    answers.assign(logits=[[0.0, 0.01]] * len(answers)).to_parquet(tmp_path / "even.parquet")
+    sure = {"negative": 9.0, "positive": -9.0} if wrong["label"] == "positive" else {"negative": -9.0, "positive": 9.0}
+    answers["logits"] = [
+        sure if text == wrong["text"] else row for text, row in zip(answers["text"], answers["logits"], strict=True)
+    ]
+    answers.assign(logits=[{"negative": 0.0, "positive": 0.01}] * len(answers)).to_parquet(tmp_path / "even.parquet")
     answers.to_parquet(tmp_path / "wrong.parquet")
     _, shown, _ = run("inspect", recipe, "--teacher", tmp_path / "wrong.parquet", "--output", tmp_path / "page")
     assert f"train/0: labelled {wrong['label']}, but the teacher says" in shown

@@ -82,6 +82,47 @@ def test_a_map_renames_labels_and_joins_classes(tmp_path):
     assert [splits.label_names[label] for label in splits.test["label"][:4]] == ["bad", "bad", "3 stars", "good"]
 
 
+def test_a_map_may_swap_names_whatever_their_type(tmp_path):
+    swap, names = {"neg": "pos", "pos": "neg"}, ("neg", "pos")
+    typed = datasets.Dataset.from_dict(
+        {"text": [f"text {index}" for index in range(40)], "label": [index % 2 for index in range(40)]},
+        features=datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}),
+    )
+    typed.to_parquet(tmp_path / "a.parquet")
+    files = [tmp_path / "a.parquet", write(tmp_path / "b.csv", rows_of(40, labels=names))]
+    for file in files:
+        splits = load_splits(data(file, other(file), label_names=names, label_map=swap))
+        assert [splits.label_names[label] for label in splits.test["label"][:2]] == ["pos", "neg"]
+
+
+def test_a_map_of_numbers_matches_them_however_they_are_written(tmp_path):
+    file = write(tmp_path / "a.csv", rows_of(40, labels=("0.0", "1.0")))
+    settings = {"label_names": ("bad", "good"), "label_map": {"0": "good", "1": "bad"}}
+    splits = load_splits(data(file, other(file), **settings))
+    assert [splits.label_names[label] for label in splits.test["label"][:2]] == ["good", "bad"]
+    splits = load_splits(data(file, other(file), label_map={"0": "good", "5": "bad"}))
+    assert any("no label of the files becomes 'bad'; is '5' what they have?" in note for note in splits.notes)
+
+
+def test_a_carved_test_split_shares_no_text_with_a_given_validation_file(tmp_path):
+    rows = rows_of(100)
+    train, validation = write(tmp_path / "a.csv", rows), write(tmp_path / "b.csv", rows[:40])
+    splits = load_splits(Data(files=Files(train=str(train), validation=str(validation)), test_fraction=0.2))
+    assert not set(splits.test["text"][:]) & set(splits.validation["text"][:])
+    with pytest.raises(DataError, match="does not make stratified train and test splits"):
+        load_splits(Data(files=Files(train=str(train)), test_fraction=0.99))
+    rare = write(tmp_path / "c.csv", [*rows_of(400, labels=("a",)), *rows_of(4, labels=("b",), word="rare")])
+    splits = load_splits(Data(files=Files(train=str(rare))))
+    assert any("test: has no text of b" in note for note in splits.notes)
+
+
+def test_a_sample_of_transfer_texts_is_drawn_from_those_that_are_not_in_train(tmp_path):
+    train = write(tmp_path / "a.csv", rows_of(40))
+    transfer = write(tmp_path / "b.csv", [*rows_of(40), *rows_of(5, word="new")])
+    files = Files(train=str(train), test=str(other(train)), transfer=str(transfer))
+    assert len(load_splits(Data(files=files, transfer_samples=5)).transfer) == 5
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
     rows = rows_of(40, word="test")

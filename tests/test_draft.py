@@ -79,7 +79,16 @@ def test_long_texts_rare_classes_and_numbers_shape_the_recipe(tmp_path):
     assert (recipe.data.max_tokens, recipe.data.truncation) == (512, "head_tail")
     assert recipe.teacher.class_weights == recipe.student.class_weights == "balanced"
     assert recipe.student.training["metric_for_best_model"] == "macro_f1"
-    assert 'label_map: {"0": NAME' in (tmp_path / "recipe.yaml").read_text()
+    assert 'label_map: {"0": NAME, ...} gives' in (tmp_path / "recipe.yaml").read_text()
+
+
+def test_a_name_with_a_comment_in_it_is_kept(tmp_path):
+    folder = tmp_path / "my  # data"
+    folder.mkdir()
+    assert init(folder, table())[0] == 0
+    assert load_recipe(folder / "recipe.yaml").data.files.train == str(folder / "mine.csv")
+    code, _, errors = init(tmp_path, table(), "--text-column", "nope")
+    assert code == 2 and "--text-column: no column 'nope', only id, written" in errors
 
 
 @pytest.mark.parametrize("names", [("yes", "no"), ("a: b", "#c"), ("null", "true"), ("über", "{x}")])

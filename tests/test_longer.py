@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import LABELS, run, write_reviews
+from conftest import LABELS, write_reviews
 
 from distill import commands
 from distill.errors import FolderError
@@ -58,19 +58,77 @@ def test_a_teacher_goes_on_and_is_there_until_it_has(world, tmp_path, caplog):
     rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry and entry["step"] > 16]
     assert rates and rates == sorted(rates, reverse=True) and rates[0] > 1e-3  # half of the longer schedule
     commands.teacher(epochs(world, "teacher", 4), folder, resume=True, device="cpu")  # nothing is left to do
-    assert steps(folder) == 32 and not (folder / "next").exists()
+    assert steps(folder) == 32 and not (folder / ".next").exists()
 
 
-def test_a_student_goes_on_with_its_control(world, tmp_path):
+def student(world, folder, *settings, **options):
+    """Distill a student that keeps its last checkpoint, so that a longer run has other weights."""
+    last = ["student.training.load_best_model_at_end=false", "student.training.metric_for_best_model=null"]
+    recipe = load_recipe(world / "recipe.yaml", [*last, *settings])
+    return commands.student(recipe, world / "teacher", folder, force=True, device="cpu", **options)
+
+
+def test_a_student_goes_on_with_its_control(world, tmp_path, caplog):
     folder, control = tmp_path / "student", tmp_path / "student-control"
-    commands.student(epochs(world, "student", 1), world / "teacher", folder, force=True, device="cpu")
+    student(world, folder, "student.training.num_train_epochs=1")
     assert (steps(folder), steps(control)) == (8, 8)
-    code, _, errors = run(
-        "student", world / "recipe.yaml", "--teacher", world / "teacher", "--output", folder, "--resume", "--force",
-        "--set", "student.training.num_train_epochs=3", "--device", "cpu",
-    )  # fmt: skip
-    assert code == 0 and "student: goes on from checkpoint-8" in errors and "control: goes on from" in errors
+    before = json.loads((folder / "manifest.json").read_text())["weights"]
+    student(world, folder, "student.training.num_train_epochs=3", resume=True)
     assert (steps(folder), steps(control)) == (24, 24)
+    weights = json.loads((folder / "manifest.json").read_text())["weights"]
+    assert weights != before
+    assert json.loads((control / "manifest.json").read_text())["parents"]["student_weights"] == weights
+    assert "student: goes on from checkpoint-8" in caplog.text and "control: goes on from checkpoint-8" in caplog.text
+    student(world, folder, "student.training.num_train_epochs=3", resume=True)  # nothing is left to do
+
+
+def test_what_stops_between_student_and_control_goes_on(world, tmp_path, monkeypatch):
+    folder, control = tmp_path / "student", tmp_path / "student-control"
+    student(world, folder, "student.training.num_train_epochs=1")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(commands, "train_control", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(commands, "go_on_longer", only_student(commands.go_on_longer))
+        student(world, folder, "student.training.num_train_epochs=2", resume=True)
+    assert (steps(folder), steps(control)) == (16, 8)
+    student(world, folder, "student.training.num_train_epochs=2", resume=True)
+    assert (steps(folder), steps(control)) == (16, 16)
+
+
+def only_student(go_on):
+    return lambda folder, recipe, role, *rest: go_on(folder, recipe, role, *rest) if role == "student" else None
+
+
+@pytest.mark.parametrize("change", ["teacher", "control without checkpoints", "no control"])
+def test_a_refused_or_partial_request_leaves_no_plan(world, tmp_path, change):
+    folder, control = tmp_path / "student", tmp_path / "student-control"
+    student(world, folder, "student.training.num_train_epochs=1")
+    recipe = load_recipe(
+        world / "recipe.yaml",
+        ["student.training.load_best_model_at_end=false", "student.training.metric_for_best_model=null",
+         "student.training.num_train_epochs=2", f"student.control={str(change != 'no control').lower()}"],
+    )  # fmt: skip
+    teacher = world / "teacher"
+    if change == "teacher":
+        teacher = commands.teacher(epochs(world, "teacher", 1), tmp_path / "other", device="cpu").path
+    if change == "control without checkpoints":
+        shutil.rmtree(control / "checkpoints")
+    if change == "no control":
+        commands.student(recipe, teacher, folder, resume=True, force=True, device="cpu")
+        assert (steps(folder), steps(control)) == (16, 8)
+    else:
+        with pytest.raises(FolderError, match=r"another teacher|no checkpoint left"):
+            commands.student(recipe, teacher, folder, resume=True, force=True, device="cpu")
+    assert not (folder / ".next").exists() and not (control / ".next").exists()
+
+
+def test_a_run_that_stopped_early_does_not_go_on(world, tmp_path):
+    stopping = ["teacher.early_stopping_patience=1", "teacher.training.learning_rate=0.0"]
+    short = load_recipe(world / "recipe.yaml", [*stopping, "teacher.training.num_train_epochs=6"])
+    commands.teacher(short, tmp_path / "teacher", device="cpu")
+    assert steps(tmp_path / "teacher") < 48
+    longer = load_recipe(world / "recipe.yaml", [*stopping, "teacher.training.num_train_epochs=9"])
+    with pytest.raises(FolderError, match="stopped early"):
+        commands.teacher(longer, tmp_path / "teacher", resume=True, device="cpu")
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_on_from(world, tmp_path):

@@ -220,6 +220,8 @@ def test_a_teacher_may_call_the_classes_otherwise():
     label_map = {"label_1": "good", "LABEL_0": "bad"}
     assert align_labels(["LABEL_0", "LABEL_1"], ["good", "bad"], label_map, teacher="t") == [1, 0]
     assert align_labels(["a", "A"], ["A", "a"], teacher="t") == [1, 0]
+    swapped = {"good": "bad", "bad": "good"}  # of labels in files; our own model has the new names
+    assert align_labels(["good", "bad"], ["good", "bad"], swapped, teacher="t") == [0, 1]
     for names, label_map in ((["POS", "NEG"], {"POS": "good"}), (["POS", "NEG"], {"POS": "good", "NEG": "good"})):
         with pytest.raises(ModelError, match="t: its classes"):
             align_labels(names, ["good", "bad"], label_map, teacher="t")

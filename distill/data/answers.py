@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +27,12 @@ from distill.data.sources import check_file
 from distill.data.splits import text_key
 from distill.data.tables import LINE, TableFile
 from distill.errors import DataError, printable
-from distill.recipe.labels import SAME_NAMES, are_indices, classes_of, label_key, renamed
+from distill.recipe.labels import SAME_NAMES, are_indices, classes_of, renamed
+
+log = logging.getLogger("distill")
 
 LISTS = ("logits", "probabilities", "top_logprobs")
-VOTES = "vote"  # how the names of columns of votes begin
+VOTES = re.compile(r"votes?|vote_.*")
 KINDS = "one column for each class, or a column logits, probabilities, top_logprobs or votes"
 LEAST = 1e-6  # the probability of a class that a file gives none, because a logit must be finite
 NEAR_ONE = 0.01  # how far from 1 probabilities may add up to, because many files are rounded
@@ -59,28 +63,40 @@ def read_answers(
     text_columns: Sequence[str],
     label_names: Sequence[str],
     label_map: Mapping[str, str] = SAME_NAMES,
+    *,
+    is_ordered: bool = True,
 ) -> Answers:
     """Return the answers in a table of texts, or of pairs (csv, tsv, json, jsonl, parquet or arrow).
 
-    The file may call classes otherwise, as `label_map` says. Raises `DataError` with a line for each kind of fault,
-    with the first row that has it: a value that is missing, negative or no number, probabilities that do not add up to
-    1, a label that is no class, a text with two answers.
+    The file may call classes otherwise, as `label_map` says. `is_ordered` says whether somebody chose the order of
+    `label_names`, so that a list without names may follow it. Rows without a text are left out. Raises `DataError` with
+    a line for each kind of fault, with the first row that has it: a value that is missing, negative or no number,
+    probabilities that do not add up to 1, a label that is no class, a text with two answers.
     """
     check_file(path, f"--teacher: {path}")
-    names = _Names(label_names, label_map)
-    columns, parse = _columns(TableFile(path, {}, path).names_there(), names, path)
+    names = _Names(label_names, label_map, is_ordered=is_ordered)
+    there = [name for name in TableFile(path, {}, path).names_there() if name not in text_columns]
+    columns, parse = _columns(there, names, path)
     wanted = dict.fromkeys(text_columns, "data.text_column") | dict.fromkeys(columns, "--teacher")
     table = TableFile(path, wanted, path, free=columns)
     found = _Found(path)
-    if columns[0].startswith(VOTES):
+    if parse is None:
         parse = _votes(table, columns, names)
     logits: list[np.ndarray] = []
+    blank = 0
     for place, texts, values in _rows(table, text_columns, columns):
         try:
-            if not all(isinstance(text, str) and text.strip() for text in texts):
-                raise _Fault("the text is empty")
+            if any(text is None or not str(text).strip() for text in texts):
+                blank += 1
+                continue
+            if not all(isinstance(text, str) for text in texts):
+                raise _Fault(f"texts that are not text: {_short(texts[0])}")
             text = joined_pair(*texts) if len(texts) == 2 else texts[0]
-            answer = parse(values)
+            answer = parse([_decoded(value) for value in values])
+            with np.errstate(over="ignore"):
+                answer = answer.astype(np.float32)
+            if not np.isfinite(answer).all():
+                raise _Fault("logits that are not finite in 32 bits")
         except _Fault as fault:
             found.fault(place, str(fault))
             continue
@@ -89,7 +105,9 @@ def read_answers(
     found.check()
     if not logits:
         raise DataError(f"{path}: has no rows")
-    return Answers(path, columns, np.stack(logits).astype(np.float32), found.rows, found.alike)
+    for note in [*table.notes, *([f"{path}: {blank} rows without a text are left out"] if blank else [])]:
+        log.warning("%s", note)
+    return Answers(path, columns, np.stack(logits), found.rows, found.alike)
 
 
 def answers_in_words(file: Mapping[str, Any]) -> str:
@@ -111,10 +129,9 @@ class _Fault(ValueError):
 class _Names:
     """The classes, and what a file may call them."""
 
-    def __init__(self, label_names: Sequence[str], label_map: Mapping[str, str]):
-        self.label_names, self.label_map = label_names, label_map
-        self.indices = {label_key(name): index for index, name in enumerate(label_names)}
-        self.seen: dict[Any, int | None] = {}  # a file writes the same few names in each row
+    def __init__(self, label_names: Sequence[str], label_map: Mapping[str, str], *, is_ordered: bool):
+        self.label_names, self.label_map, self.is_ordered = label_names, label_map, is_ordered
+        self.seen: dict[str, int | None] = {}  # a file writes the same few names in each row
 
     def __len__(self) -> int:
         return len(self.label_names)
@@ -123,8 +140,10 @@ class _Names:
         return ", ".join(self.label_names)
 
     def index_of(self, name: Any) -> int | None:
+        name = name if isinstance(name, str) else _short(name)
         if name not in self.seen:
-            self.seen[name] = self.indices.get(label_key(renamed(str(name), self.label_map)))
+            called = renamed(name, self.label_map)
+            self.seen[name] = classes_of([called], self.label_names, indices=False)[called]
         return self.seen[name]
 
 
@@ -163,29 +182,43 @@ class _Found:
 
 def _columns(
     there: Sequence[str], names: _Names, path: str
-) -> tuple[tuple[str, ...], Callable[[Sequence[Any]], np.ndarray]]:
-    """Return the columns with the answers, and what turns a row of their values into logits."""
+) -> tuple[tuple[str, ...], Callable[[Sequence[Any]], np.ndarray] | None]:
+    """Return the columns with the answers, and what turns a row of their values into logits; None for votes."""
     of_class: dict[int, list[str]] = {}
     for name in there:
         if (index := names.index_of(name)) is not None:
             of_class.setdefault(index, []).append(name)
-    if twice := next((found for found in of_class.values() if len(found) > 1), None):
-        raise DataError(f"{path}: columns {' and '.join(map(repr, twice))} are of one class; rename one of them")
+    of_classes = {name for found in of_class.values() for name in found}
     kinds: list[tuple[str, ...]] = [(name,) for name in LISTS if name in there]
-    kinds += [votes] if (votes := tuple(name for name in there if name.startswith(VOTES))) else []
-    if of_class:
-        if absent := [name for index, name in enumerate(names.label_names) if index not in of_class]:
-            raise DataError(f"{path}: has columns of some classes, but none of {', '.join(map(repr, absent))}")
+    if votes := tuple(name for name in there if VOTES.fullmatch(name) and name not in of_classes):
+        counts = [name for name in votes if names.index_of(name.partition("_")[2]) is not None]
+        if counts:
+            raise DataError(
+                f"{path}: {', '.join(counts)}: votes of a class, but a column of votes holds the label that an "
+                "annotator chose; give each class a column with its share of the votes"
+            )
+        kinds.append(votes)
+    if len(of_class) == len(names):
+        if twice := next((found for found in of_class.values() if len(found) > 1), None):
+            raise DataError(f"{path}: columns {' and '.join(map(repr, twice))} are of one class; rename one of them")
         kinds.append(tuple(of_class[index][0] for index in range(len(names))))
+    elif of_class and not kinds:
+        absent = [name for index, name in enumerate(names.label_names) if index not in of_class]
+        raise DataError(f"{path}: has columns of some classes, but none of {', '.join(map(repr, absent))}")
     if len(kinds) != 1:
-        problem = f"has {' and '.join(kind[0] for kind in kinds)}" if kinds else f"has only {', '.join(there)}"
-        raise DataError(f"{path}: {problem}; a file of answers wants {KINDS}")
+        has = " and ".join(kind[0] for kind in kinds) or f"only {', '.join(there) or 'texts'}"
+        raise DataError(f"{path}: has {has}; a file of answers wants {KINDS}")
+    (columns,) = kinds
+    if columns == votes:
+        return columns, None
     parsers: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {
         "logits": lambda values: _numbers(values[0], names, "logits"),
         "probabilities": lambda values: _log(_numbers(values[0], names, "probabilities")),
         "top_logprobs": lambda values: _log(_spread(values[0], names)),
     }
-    return kinds[0], parsers.get(kinds[0][0], lambda values: _log(_numbers(list(values), names, "probabilities")))
+    if len(columns) == 1:
+        return columns, parsers[columns[0]]
+    return columns, lambda values: _log(np.array([_number(value, "probabilities") for value in values]))
 
 
 def _rows(
@@ -194,7 +227,7 @@ def _rows(
     """Yield the place of each row ("line 3"), its text or texts, and the values of `columns`."""
     row = 0
     for batch in table.batches():
-        values = [map(_decoded, batch.column(name).to_pylist()) for name in columns]
+        values = [batch.column(name).to_pylist() for name in columns]
         lines = batch.column(LINE).to_pylist() if LINE in batch.schema.names else None
         texts = zip(*(batch.column(name).to_pylist() for name in text_columns), strict=True)
         texts = texts if text_columns else itertools.repeat((), batch.num_rows)
@@ -204,13 +237,24 @@ def _rows(
 
 
 def _decoded(value: Any) -> Any:
-    """Return a value of a text format as it was meant: a list or an object if it is written as JSON."""
+    """Return a value as it was meant: a list or an object if a text format has it as JSON, or Arrow as a map."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{", '"'):
         try:
-            return json.loads(value)
-        except ValueError:  # a label that begins with a bracket
-            return value
+            return json.loads(value, object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, _Fault):
+                raise
+            return value  # a label that begins with a bracket
+    if isinstance(value, list) and value and all(isinstance(one, tuple) and len(one) == 2 for one in value):
+        return _object(value)
     return value
+
+
+def _object(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Fault("an object with a name twice")
+    return found
 
 
 def _numbers(value: Any, names: _Names, what: str) -> np.ndarray:
@@ -220,10 +264,14 @@ def _numbers(value: Any, names: _Names, what: str) -> np.ndarray:
         for name, one in value.items():
             if (index := names.index_of(name)) is None:
                 raise _Fault(f"{what} of {_short(name)}: it is not one of {names}")
+            if found[index] is not None:
+                raise _Fault(f"{what} with two names for one class: {names.label_names[index]}")
             found[index] = one
-        value = found
+        return np.array([_number(one, what) for one in found])
     if not isinstance(value, list | tuple):
         raise _Fault(f"{what} are missing" if value in (None, "") else f"{what} are not a list: {_short(value)}")
+    if not names.is_ordered:
+        raise _Fault(f"{what} without names: data.label_names must give their order, or write objects with class names")
     if len(value) != len(names):
         raise _Fault(f"{what} for another number of classes: {len(value)}, not {len(names)}")
     return np.array([_number(one, what) for one in value])
@@ -236,7 +284,7 @@ def _number(value: Any, what: str) -> float:
         if isinstance(value, bool):
             raise ValueError
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _Fault(f"{what} that are not numbers: {_short(value)}") from None
     if not math.isfinite(number):
         raise _Fault(f"{what} that are not finite: {number}")
@@ -248,7 +296,7 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
     if (probabilities < 0).any():
         raise _Fault(f"a negative probability: {probabilities.min():g}")
     total = probabilities.sum()
-    if abs(total - 1) > NEAR_ONE:
+    if not abs(total - 1) <= NEAR_ONE:
         raise _Fault(f"probabilities that do not add up to 1: {total:g}")
     logs = np.log(np.maximum(probabilities / total, LEAST))
     return logs - logs.mean()
@@ -257,8 +305,8 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
 def _spread(value: Any, names: _Names) -> np.ndarray:
     """Return a probability for each class from the log-probabilities of some names.
 
-    Names that are no class (other tokens that a language model might have written) are left out. What the named classes
-    leave is spread evenly over the others.
+    What all names leave is spread evenly over the classes that are not named. Then the classes are scaled to 1, because
+    other names (what a language model might have written instead) are no class.
     """
     if isinstance(value, list) and all(isinstance(one, Mapping) and {"token", "logprob"} <= set(one) for one in value):
         pairs = [(one["token"], one["logprob"]) for one in value]  # as chat APIs return them
@@ -266,37 +314,40 @@ def _spread(value: Any, names: _Names) -> np.ndarray:
         pairs = [(name, one) for name, one in value.items() if one is not None]  # Parquet gives each row all names
     else:
         raise _Fault(f"top_logprobs are no object of names and numbers: {_short(value)}")
-    found, named = np.zeros(len(names)), np.zeros(len(names), bool)
+    found, named, others = np.zeros(len(names)), np.zeros(len(names), bool), 0.0
     for name, logprob in pairs:
         number = _number(logprob, "top_logprobs")
         if number > 1e-6:
             raise _Fault(f"a log-probability above 0: {number:g}")
-        if (index := names.index_of(name)) is not None:
+        if (index := names.index_of(name)) is None:
+            others += math.exp(number)
+        else:
             found[index] += math.exp(number)
             named[index] = True
-    if not named.any():
-        others = ", ".join(_short(name) for name, _ in pairs[:5])
-        raise _Fault(f"top_logprobs without a class: {others or 'no names'}")
-    rest = 1 - found.sum()
+    if not found.any():
+        said = ", ".join(_short(name) for name, _ in pairs[:5])
+        raise _Fault(f"top_logprobs without a class: {said or 'no names'}")
+    rest = 1 - found.sum() - others
     if rest < -NEAR_ONE:
-        raise _Fault(f"probabilities that do not add up to 1: {found.sum():g}")
-    if named.all():
-        return found / found.sum()
-    found[~named] = max(0.0, rest) / (~named).sum()
+        raise _Fault(f"probabilities that do not add up to 1: {found.sum() + others:g}")
+    if not named.all():
+        found[~named] = max(0.0, rest) / (~named).sum()
     return found / found.sum()
 
 
 def _votes(table: TableFile, columns: Sequence[str], names: _Names) -> Callable[[Sequence[Any]], np.ndarray]:
     """Return what turns the votes of a row into logits; whether they are numbers of classes is decided by all rows."""
-    every = (label for *_, values in _rows(table, (), columns) for label in _cast(values))
-    called = {label: renamed(label, names.label_map) for label in map(str, every)}
+    distinct = {
+        label for *_, values in _rows(table, (), columns) for label in _labels(map(_decoded, values), columns, table)
+    }
+    called = {label: renamed(label, names.label_map) for label in distinct}
     indices = are_indices(set(called.values()), names.label_names)
     classes = classes_of(called.values(), names.label_names, indices=indices)
 
     def parse(values: Sequence[Any]) -> np.ndarray:
         counts = np.zeros(len(names))
-        for label in _cast(values):
-            if (index := classes[called[str(label)]]) is None:
+        for label in _labels(values, columns, table):
+            if (index := classes[called[label]]) is None:
                 raise _Fault(f"a vote that is no class: {_short(label)} is not one of {names}")
             counts[index] += 1
         if not counts.any():
@@ -306,12 +357,19 @@ def _votes(table: TableFile, columns: Sequence[str], names: _Names) -> Callable[
     return parse
 
 
-def _cast(values: Sequence[Any]) -> Iterator[Any]:
-    """Yield the labels that a row's columns of votes name; annotators may leave some empty."""
-    for value in values:
+def _labels(values: Iterable[Any], columns: Sequence[str], table: TableFile) -> Iterator[str]:
+    """Yield the labels that a row's columns of votes name; annotators may leave some empty.
+
+    If the type of a column names its classes, a number stands for a name.
+    """
+    for column, value in zip(columns, values, strict=True):
+        known = table.names.get(column, ())
         for label in value if isinstance(value, list) else [value]:
-            if label is not None and str(label).strip():
-                yield int(label) if isinstance(label, float) and label.is_integer() else label
+            if label is None or label != label or not str(label).strip():
+                continue
+            if isinstance(label, float) and label.is_integer():
+                label = int(label)
+            yield known[label] if isinstance(label, int) and 0 <= label < len(known) else str(label)
 
 
 def _short(value: Any) -> str:

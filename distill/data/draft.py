@@ -19,7 +19,7 @@ from distill.data.inspection import RARE
 from distill.data.sources import check_file, not_texts
 from distill.data.splits import Splits, drawn, load_splits
 from distill.data.tables import TableFile
-from distill.errors import DataError
+from distill.errors import DataError, printable
 from distill.recipe.labels import WHOLE, joined
 from distill.recipe.schema import Data, Files
 
@@ -31,6 +31,7 @@ MEASURED = 2_000  # texts, for their lengths
 TOKENS_PER_WORD = 1.4  # of English with BERT's word pieces, if no tokenizer is at hand
 LONGEST = 512  # tokens of BERT
 STEP = 32  # to which max_tokens is rounded up
+MARK = "\x1f# "  # before a comment; JSON escapes this character in values
 MUCH = 0.05  # of the texts cut: then the end is read too, because it often holds the verdict
 
 
@@ -58,6 +59,9 @@ def draft(
     length is estimated from the number of words. Raises `DataError` if a column cannot be told, with their names.
     """
     columns = _columns(train)
+    for option, name in (("--text-column", text_column), ("--label-column", label_column)):
+        if name is not None and name not in columns:
+            raise DataError(f"{train}: {option}: no column {name!r}, only {', '.join(columns)}")
     text_column = text_column or _text_column(columns, train)
     label_column = label_column or _label_column(columns, text_column, train)
     data = Data(files=Files(train=train, test=test), text_column=text_column, label_column=label_column)
@@ -84,12 +88,12 @@ def draft(
     estimated = "" if tokenizer else " (estimated from words)"
     label_map = ""
     if all(WHOLE.fullmatch(name) for name in splits.label_names):
-        label_map = f"\n  # label_map: {{{_shown(splits.label_names[0])}: NAME, ...}}  # gives numbers a name"
+        label_map = f"\n{MARK}label_map: {{{_shown(splits.label_names[0])}: NAME, ...}} gives the numbers names"
     text = TEMPLATE.format(
-        name=Path(train).name,
+        name=printable(Path(train).name),
         train=_shown(train),
         test=f"\n    test: {_shown(test)}" if test else "",
-        fraction="" if test else "\n  test_fraction: 0.1  # of train, because there is no test file",
+        fraction="" if test else f"\n  test_fraction: 0.1{MARK}of train, because there is no test file",
         text_column=_shown(text_column),
         label_column=_shown(label_column),
         label_names="[" + ", ".join(map(_shown, splits.label_names)) + "]",
@@ -177,7 +181,7 @@ def _shown(value: str) -> str:
 
 
 RARE_LINE = """
-  class_weights: balanced  # some classes are rare; without it they may never be answered"""
+  class_weights: balanced\x1f# some classes are rare; without it they may never be answered"""
 TEMPLATE = """\
 # A recipe for {name}, drafted by `distill init`. `distill check` lists every key with its default.
 data:
@@ -185,25 +189,25 @@ data:
     train: {train}{test}{fraction}
   text_column: {text_column}
   label_column: {label_column}
-  label_names: {label_names}  # train texts: {counts}{label_map}
-  validation_fraction: 0.1  # of train; selects the checkpoint and proves the exports
-  max_tokens: {max_tokens}  # tokens of a text: {lengths}
-  truncation: {truncation}  # what is kept of longer texts: {cut}
-teacher:  # accurate and slow; the student learns from it
+  label_names: {label_names}\x1f# train texts: {counts}{label_map}
+  validation_fraction: 0.1\x1f# of train; selects the checkpoint and proves the exports
+  max_tokens: {max_tokens}\x1f# tokens of a text: {lengths}
+  truncation: {truncation}\x1f# what is kept of longer texts: {cut}
+teacher:\x1f# accurate and slow; the student learns from it
   model: {teacher}
   output: ./teacher{rare}
-  training:  # any field of transformers.TrainingArguments
+  training:\x1f# any field of transformers.TrainingArguments
     per_device_train_batch_size: 16
     num_train_epochs: 3
     learning_rate: 3.0e-5
-    warmup_steps: 0.1  # of all steps
+    warmup_steps: 0.1\x1f# of all steps
     eval_strategy: epoch
     save_strategy: epoch
     metric_for_best_model: {best}
-student:  # small and fast
-  model: {student}  # or layers: 6, of the teacher's; or ngrams: {{}}, thousands of texts a second
+student:\x1f# small and fast
+  model: {student}\x1f# or layers: 6, of the teacher's; or ngrams: {{}}, thousands of texts a second
   output: ./student
-  control: true  # also trains it without the teacher, to see whether distillation helped{rare}
+  control: true\x1f# also trains it without the teacher, to see whether distillation helped{rare}
   training:
     per_device_train_batch_size: 16
     num_train_epochs: 3
@@ -216,8 +220,8 @@ student:  # small and fast
 
 
 def _aligned(text: str) -> str:
-    """Return the recipe with its comments below each other."""
-    lines = [line.partition("  # ") for line in text.splitlines()]
+    """Return the recipe with its comments, which `MARK` begins, below each other."""
+    lines = [line.partition(MARK) for line in text.splitlines()]
     width = min(40, max(len(value) for value, mark, _ in lines if mark))
-    padded = ((value.ljust(width) if value and mark else value, mark + comment) for value, mark, comment in lines)
-    return "".join(f"{value}{comment}\n" for value, comment in padded)
+    padded = ((value.ljust(width) + "  " if value and mark else value, comment) for value, mark, comment in lines)
+    return "".join(f"{value}{'# ' + comment if comment else ''}\n" for value, comment in padded)

@@ -92,27 +92,43 @@ def load_splits(data: Data) -> Splits:
         if split in codes:
             rows = rows.add_column("label", codes[split], feature=ClassLabel(names=list(label_names)))
         splits[split] = rows.add_column("example_id", [f"{split}/{index}" for index in range(len(rows))])
+    _sample(splits, ("validation", "test"), data)
+    leaks = _drop_leaks(splits, ("validation", "test"))
     if "test" not in splits:
         _check_every_class_is_trained(splits["train"], label_names, tables["train"], codes["train"])
         splits |= _carve("test", splits["train"], label_names, data, tables["train"])
         notes.append(f"{tables['train'].source}: {len(splits['test'])} of its texts are the test split")
-    _sample(splits, ("validation", "test"), data)
-    leaks = _drop_leaks(splits, ("validation", "test"))
-    _sample(splits, ("train", "transfer"), data)
+        _note_absent(splits["test"], "test", label_names, data, notes)
+        _sample(splits, ("test",), data)
+        for split, dropped in _drop_leaks(splits, ("test",)).items():
+            leaks[split] += dropped
+    _sample(splits, ("train",), data)
     _check_every_class_is_trained(splits["train"], label_names, tables["train"], codes["train"])
     if "validation" not in splits:
         splits |= _carve("validation", splits["train"], label_names, data, tables["train"])
+        _note_absent(splits["validation"], "validation", label_names, data, notes)
         _sample(splits, ("validation",), data)
         for split, dropped in _drop_leaks(splits, ("validation",)).items():
             leaks[split] += dropped
     if "transfer" in splits:
         _drop_trained(splits, tables["transfer"], notes)
+        _sample(splits, ("transfer",), data)
+    notes += _unused_names(data, labels, label_names)
     read = {*data.text_columns, data.label_column}
     unread = dict.fromkeys(name for table in tables.values() for name in table.column_names if name not in read)
     return Splits(
         **splits, label_names=label_names, leaks=leaks, notes=tuple(notes), unread=tuple(unread),
         label_map=data.label_map or {},
     )  # fmt: skip
+
+
+def _unused_names(data: Data, labels: Mapping[str, pa.ChunkedArray], label_names: Sequence[str]) -> Iterator[str]:
+    """Yield a note for each name that `label_map` leads to and no label has, since its key may be misspelled."""
+    there = {label_key(label) for column in labels.values() for label in _distinct(column)}
+    there |= set(map(label_key, label_names)) if are_indices(there, label_names) else set()
+    for former, name in (data.label_map or {}).items():
+        if label_key(name) not in there:
+            yield f"data.label_map: no label of the files becomes {name!r}; is {former!r} what they have?"
 
 
 def text_fingerprint(rows: Dataset) -> str:
@@ -170,6 +186,7 @@ def _labels(table: Table, data: Data, train: Table) -> pa.ChunkedArray:
     without a name stays. If only train's column names them, the names also apply to the other splits' integers.
     """
     stored = _names_of_type(table, data) or _names_of_type(train, data)
+    is_renamed = False
     column = table.rows.data.column(data.label_column)
     kind = column.type
     if pa.types.is_integer(kind) and stored:
@@ -178,6 +195,7 @@ def _labels(table: Table, data: Data, train: Table) -> pa.ChunkedArray:
         known = pa.array(names if renames else stored, pa.string())
         there = pc.index_in(column.cast(pa.int64(), safe=False), pa.array(range(len(known)), pa.int64()))
         column = pc.coalesce(pc.take(known, there), column.cast(pa.string()))
+        is_renamed = True
     elif pa.types.is_floating(kind):
         column = pa.chunked_array([_float_texts(chunk) for chunk in column.chunks], pa.string())
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind) or is_string(kind) or pa.types.is_null(kind):
@@ -192,7 +210,7 @@ def _labels(table: Table, data: Data, train: Table) -> pa.ChunkedArray:
     if pc.any(missing).as_py():
         rows = np.flatnonzero(missing.to_numpy())
         raise DataError(f"{table.place(int(rows[0]))}: the label is empty ({_such(rows, table, 'label')}")
-    if data.label_map:
+    if data.label_map and not is_renamed:
         distinct = _distinct(column)
         names = pa.array([renamed(label, data.label_map) for label in distinct], pa.string())
         column = pc.take(names, pc.index_in(column, pa.array(distinct, pa.string())))
@@ -353,7 +371,7 @@ def _check_every_class_is_trained(
 
 
 def _carve(split: str, train: Dataset, label_names: tuple[str, ...], data: Data, table: Table) -> dict[str, Dataset]:
-    """Return train without the rows that become `split`, validation or test, and these; both have all classes."""
+    """Return train without the rows that become `split`, validation or test, and these, with the same class shares."""
     fraction = data.test_fraction if split == "test" else data.validation_fraction
     size = round(len(train) * fraction)
     codes = np.asarray(train["label"][:])
@@ -365,13 +383,23 @@ def _carve(split: str, train: Dataset, label_names: tuple[str, ...], data: Data,
             f"{table.place(row)}: the only text of class {label_names[label]!r}, and {split} needs one too; correct "
             f"the label, add texts of its class, or give data.files.{split}"
         )
-    if size < len(label_names):
+    if size < len(label_names) or len(train) - size < len(label_names):
         raise DataError(
-            f"data.{split}_fraction: {fraction} of {len(train)} train rows is too little for a stratified {split} "
-            f"split of {len(label_names)} classes; take more rows, or give data.files.{split}"
+            f"data.{split}_fraction: {fraction} of {len(train)} train rows does not make stratified train and {split} "
+            f"splits of {len(label_names)} classes; take more rows, or give data.files.{split}"
         )
     parts = train.train_test_split(test_size=size, seed=data.seed, stratify_by_column="label")
     return {"train": parts["train"], split: parts["test"]}
+
+
+def _note_absent(rows: Dataset, split: str, label_names: tuple[str, ...], data: Data, notes: list[str]) -> None:
+    """Note the classes that a split taken from train has no text of, because they are too rare."""
+    counts = np.bincount(rows["label"][:], minlength=len(label_names))
+    if absent := [name for name, count in zip(label_names, counts, strict=True) if not count]:
+        notes.append(
+            f"{split}: has no text of {', '.join(absent)}, because so few are in train; give a larger "
+            f"data.{split}_fraction, or data.files.{split}"
+        )
 
 
 def _digest(rows: Dataset, columns: list[str]) -> str:

@@ -74,8 +74,12 @@ class TableFile:
         yield from READERS[Path(self.path).suffix.lower()](self)
 
     def names_there(self) -> list[str]:
-        """Return the names of all columns, as the first rows show them; nothing has to be wanted."""
-        next(self.batches(), None)
+        """Return the names of all columns; nothing has to be wanted. In json, any row may bring another one."""
+        batches = self.batches()
+        next(batches, None)
+        if Path(self.path).suffix.lower() in (".json", ".jsonl"):
+            for _ in batches:
+                pass
         return list(self.column_names)
 
 
@@ -416,13 +420,20 @@ def _note_schema(schema: pa.Schema, table: TableFile) -> None:
     check_columns(table.wanted, schema.names, table.place)
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        labels = {name: features[name]["names"] for name in table.wanted if features[name]["_type"] == "ClassLabel"}
+        labels = {name: found for name in table.wanted if (found := _class_names(features[name]))}
     except (ValueError, LookupError, TypeError, RecursionError):  # not written by datasets, so there are no class names
         return
     table.names = {
         name: tuple(names) for name, names in labels.items()
         if isinstance(names, list) and all(isinstance(one, str) for one in names)
     }  # fmt: skip
+
+
+def _class_names(feature: Any) -> Any:
+    """Return the class names that a feature of datasets has, itself or in a list; None if it has none."""
+    if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+        return feature["names"]
+    return _class_names(feature["feature"]) if isinstance(feature, dict) and "feature" in feature else None
 
 
 def _checked(batches: Iterable[pa.RecordBatch], table: TableFile) -> Iterator[pa.RecordBatch]:
@@ -441,7 +452,7 @@ def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Cut a batch into parts of about `BYTES_AT_ONCE`, or one row, as they are with the dictionaries expanded."""
     sizes = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
-        if pa.types.is_dictionary(column.type) and len(column.dictionary):
+        if pa.types.is_dictionary(column.type) and len(column.dictionary) and _is_text(column.type.value_type):
             lengths = pc.binary_length(column.dictionary.cast(pa.large_binary())).to_numpy(zero_copy_only=False)
             if not len(lengths) or np.nanmax(lengths) * batch.num_rows <= BYTES_AT_ONCE // len(batch.columns):
                 continue
@@ -457,6 +468,10 @@ def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         total += size
     if start < batch.num_rows:
         yield batch.slice(start)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _plain(column: pa.Array) -> pa.Array:

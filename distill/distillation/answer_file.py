@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from distill.data.tables import READERS
 from distill.distillation.teacher_logits import COLUMN
 from distill.errors import DataError
 from distill.models.weights import teacher_digest
-from distill.recipe.labels import SAME_NAMES
+from distill.recipe.schema import Data
 
 
 def is_answer_file(name: str) -> bool:
@@ -44,16 +44,12 @@ class AnswerFile:
         return hashlib.sha256(json.dumps([self.weights, self.label_names, logits]).encode()).hexdigest()
 
     @classmethod
-    def read(
-        cls,
-        name: str,
-        text_columns: Sequence[str],
-        label_names: Sequence[str],
-        label_map: Mapping[str, str] = SAME_NAMES,
-    ) -> AnswerFile:
+    def read(cls, name: str, data: Data, label_names: Sequence[str]) -> AnswerFile:
         """Read the file; raises `DataError` if it is not one of answers for these classes (see `read_answers`)."""
         digest = teacher_digest(name)
-        answers = read_answers(name, text_columns, label_names, label_map)
+        answers = read_answers(
+            name, data.text_columns, label_names, data.label_map or {}, is_ordered=data.label_names is not None
+        )
         file = cls(name, digest, tuple(label_names), answers)
         file.check_unchanged()
         return file

@@ -85,6 +85,9 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
         settled = {} if any(name in settings.training for name in PRECISION) else {"bf16": False}
         training = {**settings.training, **settled}
         training_arguments(training, RunFolder(Path(settings.output)), resolved, stage="student")
+    if settings.ngrams and settings.ngrams.tokenizer:
+        with named_by("student.ngrams.tokenizer"):
+            load_tokenizer(settings.ngrams.tokenizer)
     config = load_config(teacher)
     if settings.model is None:
         config = with_attention_dropout(config, settings.attention_dropout)
@@ -148,7 +151,7 @@ def train_student(
     recipe, splits, arguments, clock = training.recipe, training.splits, training.arguments, training.clock
     settings = student_of(recipe)
     with clock("teacher_logits"):
-        known = identify(teachers, splits, recipe.data.text_columns)
+        known = identify(teachers, splits, recipe.data)
     files = [one.described(splits) for one in known if isinstance(one, AnswerFile)]
     for file in files:
         log.info("student: %s", answers_in_words(file))

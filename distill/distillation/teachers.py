@@ -30,7 +30,7 @@ from distill.inference.text_classifier import TextClassifier
 from distill.machine.devices import resolve_device
 from distill.measuring.metrics import commonest_share
 from distill.models.names import is_path
-from distill.recipe.schema import Student
+from distill.recipe.schema import Data, Student
 from distill.storage.run_folder import RunFolder
 from distill.training.tokens import tokenise_split
 
@@ -43,16 +43,16 @@ TEACHER_HINT = "distill teacher RECIPE --output DIR makes one"
 def check_teachers(names: Sequence[str]) -> None:
     """Raise `DataError` if a file of answers is not there, and `ModelError` if another path is not a folder."""
     for name in names:
-        if is_answer_file(name):
+        if is_answer_file(name) or Path(name).is_file():
             check_file(name, f"--teacher: {name}")
         elif is_path(name) and not Path(name).is_dir():
             raise ModelError(f"--teacher: {name}: no such folder", hint=TEACHER_HINT.replace("DIR", name))
 
 
-def identify(names: Sequence[str], splits: Splits, text_columns: Sequence[str]) -> list[Teacher]:
+def identify(names: Sequence[str], splits: Splits, data: Data) -> list[Teacher]:
     """Return what each teacher is; a file of answers is read, and of a model only its configuration and its files."""
     return [
-        AnswerFile.read(name, text_columns, splits.label_names, splits.label_map)
+        AnswerFile.read(name, data, splits.label_names)
         if is_answer_file(name)
         else identify_teacher(name, splits.label_names, splits.label_map)
         for name in names

@@ -104,7 +104,7 @@ def steps_of(models: Sequence[Path], splits: Splits, texts: Sequence[Text], *, d
     logits, seconds = [], []
     for model in models:
         classifier = load(model, device_of_step(model, device))
-        columns = align_labels(classifier.label_names, splits.label_names, splits.label_map, teacher=str(model))
+        columns = align_labels(classifier.label_names, splits.label_names, teacher=str(model))
         with progress_line(f"{model.name}: answers", len(texts), "text") as line:
             found, rate = timed_logits(classifier, texts, progress=line.update)
         check_finite(found, str(model))
@@ -178,7 +178,7 @@ def measure_cascade(
     tokenizing and are measured after a warm-up.
     """
     texts, gold_labels = texts_of(splits.test), np.asarray(splits.test["label"][:])
-    align = functools.partial(align_labels, label_names=splits.label_names, label_map=splits.label_map)
+    align = functools.partial(align_labels, label_names=splits.label_names)
     promise = read_cascade(folder).promise
     classifier = load(folder, device, threads=threads)
     assert isinstance(classifier, Cascade)

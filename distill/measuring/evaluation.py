@@ -12,6 +12,7 @@ from distill.data.pairs import texts_of
 from distill.data.splits import Splits
 from distill.errors import DataError
 from distill.inference.classifier import load
+from distill.inference.text_classifier import check_finite
 from distill.machine.progress import progress_line
 from distill.measuring.benchmark import timed_logits
 from distill.measuring.metrics import by_class, confusion, faults_of_answers, figures
@@ -33,6 +34,7 @@ def evaluate(model: Path | str, splits: Splits, split: str, device: str) -> dict
     columns = align_labels(classifier.label_names, splits.label_names, splits.label_map, teacher=str(model))
     with progress_line(f"{Path(model).name}: {split}", len(rows), "text") as line:
         logits, rate = timed_logits(classifier, texts_of(rows), progress=line.update)
+    check_finite(logits, str(model))
     logits, gold_labels = logits[:, columns], np.asarray(rows["label"][:])
     return {
         "model": str(model),

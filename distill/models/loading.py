@@ -401,21 +401,22 @@ def align_labels(
 ) -> list[int]:
     """Return for each of `label_names` the teacher's column of that name, which `label_map` may call otherwise.
 
-    Names match like labels: case and white space do not matter. A teacher without names of its own ("LABEL_0",
-    "LABEL_1", ...) is assumed to use the data's order, unless the map renames them. Raises `ModelError` if the names or
-    their number differ.
+    Names match like labels: case and white space do not matter. If they match without the map, it is not used: a model
+    that distill trained has the new names already. A teacher without names of its own ("LABEL_0", "LABEL_1", ...) is
+    assumed to use the data's order, if there is no map. Raises `ModelError` if the names or their number differ.
     """
-    named = [renamed(label, label_map) for label in teacher_labels]
-    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in named)
-    if unnamed and len(named) == len(label_names):
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in teacher_labels)
+    for named in (list(teacher_labels), [renamed(label, label_map) for label in teacher_labels]):
+        if len(set(named)) == len(named) == len(label_names):
+            classes = list(classes_of(named, label_names, indices=False).values())
+            if set(classes) == set(range(len(label_names))):
+                return [classes.index(index) for index in range(len(label_names))]
+    if unnamed and len(teacher_labels) == len(label_names) and not label_map:
         return list(range(len(label_names)))
-    classes = list(classes_of(named, label_names, indices=False).values()) if len(set(named)) == len(named) else []
-    if sorted(classes, key=str) != sorted(range(len(label_names)), key=str):
-        raise ModelError(
-            f"{teacher}: its classes ({', '.join(teacher_labels)}) are not the data's ({', '.join(label_names)})",
-            hint="--set data.label_map={THEIRS: OURS} says which is which",
-        )
-    return [classes.index(index) for index in range(len(label_names))]
+    raise ModelError(
+        f"{teacher}: its classes ({', '.join(teacher_labels)}) are not the data's ({', '.join(label_names)})",
+        hint="--set data.label_map={THEIRS: OURS} says which is which",
+    )
 
 
 def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names: Sequence[str]) -> PreTrainedModel:

@@ -51,10 +51,9 @@ def label_key(label: str) -> str:
 
 def renamed(label: str, label_map: Mapping[str, str]) -> str:
     """Return what a label is called instead in `label_map`, whose keys match like class names; else the label."""
-    if label in label_map:
-        return label_map[label]
-    by_key = {label_key(former): name for former, name in label_map.items()}
-    return by_key.get(label_key(label), label)
+    former = list(label_map)
+    found = classes_of([label], former, indices=False)[label] if former else None
+    return label if found is None else label_map[former[found]]
 
 
 def names_of(labels: Iterable[str]) -> tuple[str, ...]:

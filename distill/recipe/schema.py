@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_serializer, model_validator
 
-from distill.recipe.labels import label_key
+from distill.recipe.labels import classes_of, label_key
 from distill.recipe.search_space import Sweep
 from distill.recipe.section import NonEmptyStr, NotEmpty, Positive, Section
 
@@ -135,7 +135,14 @@ class Stage(Section):
     early_stopping_patience: Positive | None = None
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     calibrate: bool = False
-    class_weights: Literal["balanced"] | dict[NonEmptyStr, Annotated[float, Field(gt=0)]] | None = None
+    class_weights: Literal["balanced"] | dict[NonEmptyStr, Annotated[float, Field(gt=0, le=1e6)]] | None = None
+
+    @field_validator("class_weights")
+    @classmethod
+    def _one_weight_each(cls, weights: Any) -> Any:
+        if isinstance(weights, dict) and len(set(map(label_key, weights))) < len(weights):
+            raise ValueError(f"the same class twice, apart from case and white space: {', '.join(weights)}")
+        return weights
 
     @model_validator(mode="after")
     def _stopping_needs_evaluations(self) -> Stage:
@@ -391,6 +398,16 @@ class Recipe(Section):
     def _swept_stage_is_there(self) -> Recipe:
         if self.sweep and getattr(self, self.sweep.stage) is None:
             raise ValueError(f"sweep.keys: belong to the {self.sweep.stage}, but the recipe has no {self.sweep.stage}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_of_classes(self) -> Recipe:
+        names = self.data.label_names
+        for stage in ("teacher", "student"):
+            weights = getattr(getattr(self, stage), "class_weights", None)
+            for name in weights if names and isinstance(weights, dict) else ():
+                if classes_of([name], names, indices=False)[name] is None:
+                    raise ValueError(f"{stage}.class_weights: {name!r} is not one of data.label_names")
         return self
 
     @model_validator(mode="after")

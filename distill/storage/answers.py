@@ -16,6 +16,7 @@ from scipy.special import softmax
 from distill.errors import FolderError
 from distill.storage.files import atomic_path
 
+ADDED = ("label", "score", "logits")  # columns beside the texts
 Chunk = tuple[Sequence[str | tuple[str, str]], np.ndarray]  # texts or pairs and their logits, float32 (texts, classes)
 
 
@@ -32,12 +33,15 @@ def check_new_table(path: Path) -> None:
 def write_table(path: Path, text_columns: Sequence[str], label_names: Sequence[str], chunks: Iterable[Chunk]) -> int:
     """Write the columns of texts, label, score (the label's probability) and logits; return the number of rows.
 
-    Pairs have two columns of texts. Logits keep every bit: as float32 in Parquet, as the shortest decimal that gives
-    them back in text formats. The file gets its name once it is complete.
+    Pairs have two columns of texts. Logits are an object with the name of each class. They keep every bit: as float32
+    in Parquet, as the shortest decimal that gives them back in text formats. The file gets its name once it is
+    complete. Raises `FolderError` if a column of texts has the name of another.
     """
+    if taken := set(text_columns) & set(ADDED):
+        raise FolderError(f"--text-column: {taken.pop()!r} is the name of a column that the answers add; rename it")
     counted = _Counted(chunks)
     with atomic_path(path) as partial:
-        WRITERS[path.suffix.lower()](partial, _rows(counted, label_names), text_columns)
+        WRITERS[path.suffix.lower()](partial, _rows(counted, label_names), [*text_columns, *ADDED], label_names)
     return counted.texts
 
 
@@ -55,17 +59,18 @@ def _rows(chunks: Iterable[Chunk], label_names: Sequence[str]) -> Iterator[list[
     for texts, logits in chunks:
         best, scores = logits.argmax(axis=1), softmax(logits, axis=1).max(axis=1)
         # A float of Python's has the bits of the float32 that it came from, and more.
+        named = (dict(zip(label_names, row, strict=True)) for row in logits.astype(np.float32).tolist())
         yield [
             (*((text,) if isinstance(text, str) else text), label_names[label], score, row)
-            for text, label, score, row in zip(
-                texts, best.tolist(), scores.tolist(), logits.astype(np.float32).tolist(), strict=True
-            )
+            for text, label, score, row in zip(texts, best.tolist(), scores.tolist(), named, strict=True)
         ]
 
 
-def _write_parquet(path: Path, chunks: Iterable[Sequence[Any]], text_columns: Sequence[str]) -> None:
-    names = [*text_columns, "label", "score", "logits"]
-    kinds = [*[pa.string()] * (len(text_columns) + 1), pa.float32(), pa.list_(pa.float32())]
+def _write_parquet(
+    path: Path, chunks: Iterable[Sequence[Any]], names: Sequence[str], label_names: Sequence[str]
+) -> None:
+    logits = pa.struct([(name, pa.float32()) for name in label_names])
+    kinds = [*[pa.string()] * (len(names) - 2), pa.float32(), logits]
     schema = pa.schema(zip(names, kinds, strict=True))
     with pq.ParquetWriter(path, schema) as writer:
         for rows in chunks:
@@ -73,22 +78,21 @@ def _write_parquet(path: Path, chunks: Iterable[Sequence[Any]], text_columns: Se
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
-def _write_csv(path: Path, chunks: Iterable[Sequence[Any]], text_columns: Sequence[str]) -> None:
+def _write_csv(path: Path, chunks: Iterable[Sequence[Any]], names: Sequence[str], _: Sequence[str]) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*text_columns, "label", "score", "logits"])
+        writer.writerow(names)
         for rows in chunks:
-            writer.writerows([*plain, json.dumps(logits)] for *plain, logits in rows)
+            writer.writerows([*plain, json.dumps(logits, ensure_ascii=False)] for *plain, logits in rows)
 
 
-def _write_json_lines(path: Path, chunks: Iterable[Sequence[Any]], text_columns: Sequence[str]) -> None:
+def _write_json_lines(path: Path, chunks: Iterable[Sequence[Any]], names: Sequence[str], _: Sequence[str]) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for row in (row for rows in chunks for row in rows):
-            named = dict(zip([*text_columns, "label", "score", "logits"], row, strict=True))
-            file.write(json.dumps(named, ensure_ascii=False) + "\n")
+            file.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n")
 
 
-WRITERS: dict[str, Callable[[Path, Iterable[Sequence[Any]], Sequence[str]], None]] = {
+WRITERS: dict[str, Callable[[Path, Iterable[Sequence[Any]], Sequence[str], Sequence[str]], None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_json_lines,
     ".parquet": _write_parquet,

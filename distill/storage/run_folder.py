@@ -189,17 +189,23 @@ class RunFolder:
                 self.replacement._clear()
                 write_text(self.replacement.recipe, dump_recipe(recipe))
 
-    def plan_longer(self, recipe: Recipe) -> Path:
+    def checkpoint_to_go_on_from(self) -> Path:
+        """Return the checkpoint from which a finished run could go on; raises `FolderError` if none is left."""
+        checkpoint = self.last_checkpoint()
+        if checkpoint is None or not self.started.is_file():
+            lacks = "checkpoint" if checkpoint is None else self.started.name
+            raise FolderError(
+                f"{self.path}: has no {lacks} left to go on from", hint="--overwrite to train from the beginning"
+            )
+        return checkpoint
+
+    def plan_longer(self, recipe: Recipe, origin: Mapping[str, str]) -> Path:
         """Plan a longer run of `recipe`, which goes on where the finished one here ended; `resume` runs it.
 
-        Returns the checkpoint that it goes on from. The finished run stays until the longer one has finished. Raises
-        `FolderError` if no checkpoint is left.
+        Returns the checkpoint that it goes on from. The finished run stays until the longer one has finished. `origin`
+        replaces parts of what the run depends on. Raises `FolderError` if no checkpoint is left.
         """
-        checkpoint = self.last_checkpoint()
-        if checkpoint is None:
-            raise FolderError(
-                f"{self.path}: has no checkpoint left to go on from", hint="--overwrite to train from the beginning"
-            )
+        checkpoint = self.checkpoint_to_go_on_from()
         best = self.best_checkpoint(checkpoint)
         if rank():
             self._wait_until(lambda: self.is_being_replaced, "plan the longer run")
@@ -208,8 +214,9 @@ class RunFolder:
             self.replacement._clear()
             for path in {checkpoint, best or checkpoint}:  # their files are never changed, so links will do
                 shutil.copytree(path, self.replacement.checkpoints / path.name, copy_function=_link_or_copy)
-            for path in (self.started, self.metrics_log):
-                shutil.copy2(path, self.replacement.path / path.name)
+            shutil.copy2(self.metrics_log, self.replacement.metrics_log)
+            begun = self._begun()
+            write_json(self.replacement.started, {**begun, "origin": {**begun["origin"], **origin}})
             write_text(self.replacement.recipe, dump_recipe(recipe))  # last: it marks the run as planned
         return checkpoint
 

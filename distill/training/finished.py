@@ -42,31 +42,57 @@ def already_finished(
     return True
 
 
-def go_on_longer(folder: RunFolder, recipe: Recipe, role: Role) -> None:
-    """If the recipe differs from that of a finished run only in having more epochs or steps, let the run go on.
+def goes_on_longer(folder: RunFolder, recipe: Recipe, role: Role, teachers: Sequence[str] = ()) -> bool:
+    """Say whether the recipe makes a finished run only longer, with more epochs or steps; nothing is written.
 
-    The run is then one to resume. Raises `FolderError` if no checkpoint is left to go on from.
+    Raises `FolderError` if it does and the run cannot go on: it has other data or `teachers`, it stopped early, or no
+    checkpoint is left. A control goes on whichever student it was for, because its own may have gone on before.
     """
     folder.recover()
     if not folder.is_finished or folder.is_being_replaced or folder.read_manifest()["role"] != role:
-        return
-    found = load_recipe(folder.recipe)
-    stage = stage_of(role)
+        return False
+    found, stage = load_recipe(folder.recipe), stage_of(role)
     wanted = as_settled(with_absolute_paths(recipe), found)
-    if differences(wanted.data, found.data) or (old := getattr(found, stage)) is None:
-        return
-    new = getattr(wanted, stage)
-    steps = [section.training.get("max_steps", LENGTH["max_steps"]) for section in (old, new)]
-    key = "max_steps" if min(steps) > 0 else "num_train_epochs"
-    before, now = (section.training.get(key, LENGTH[key]) for section in (old, new))
-    if min(steps) <= 0 < max(steps) or now <= before or _what_matters(_as_long(old)) != _what_matters(_as_long(new)):
-        return
-    checkpoint = folder.plan_longer(wanted)
+    old, new = getattr(found, stage), getattr(wanted, stage)
+    if old is None or differences(wanted.data, found.data) or _length(old, new) is None:
+        return False
+    if _what_matters(_as_long(old)) != _what_matters(_as_long(new)):
+        return False
+    finished_with(
+        folder, wanted.model_copy(update={stage: old}), teachers, lambda: shared_splits(recipe).fingerprints,
+        of_any_student=True,
+    )  # fmt: skip
+    if folder.read_metrics()["training"].get("stopped_early"):
+        problem = f"{folder.path}: stopped early, so it would stop at once, and not go on"
+        raise FolderError(problem, hint="--overwrite with another early_stopping_patience")
+    folder.checkpoint_to_go_on_from()
+    return True
+
+
+def go_on_longer(folder: RunFolder, recipe: Recipe, role: Role, origin: Mapping[str, str] | None = None) -> None:
+    """Plan the longer run that `goes_on_longer` has allowed; it is then one to resume.
+
+    `origin` has what it depends on besides what the finished run did (see `RunFolder.check_origin`).
+    """
+    found, stage = load_recipe(folder.recipe), stage_of(role)
+    wanted = as_settled(with_absolute_paths(recipe), found)
+    length = _length(getattr(found, stage), getattr(wanted, stage))
+    assert length is not None
+    checkpoint = folder.plan_longer(wanted, origin or {})
+    key, before, now = length
     log.warning(
         "%s: goes on from %s of the finished run, with %s %g instead of %g; the learning rate follows the longer "
         "schedule from here, so this is not the same as a run of %g from the beginning",
         role, checkpoint.name, key, now, before, now,
     )  # fmt: skip
+
+
+def _length(old: Stage, new: Stage) -> tuple[str, float, float] | None:
+    """Return the key that makes a run longer, with both values; None if it is no longer than before."""
+    steps = [section.training.get("max_steps", LENGTH["max_steps"]) for section in (old, new)]
+    key = "max_steps" if min(steps) > 0 else "num_train_epochs"
+    before, now = (section.training.get(key, LENGTH[key]) for section in (old, new))
+    return None if min(steps) <= 0 < max(steps) or now <= before else (key, before, now)
 
 
 def _as_long(stage: Stage) -> Stage:
@@ -81,11 +107,12 @@ def finished_with(
     data: Callable[[], Mapping[str, str]],
     *,
     student: RunFolder | None = None,
+    of_any_student: bool = False,
 ) -> bool:
     """Return True if a finished run had the same data, settings and teachers, else raise `FolderError`.
 
     `data` returns the current fingerprints of the recipe's splits. `student` is the run that a control is compared
-    with, by default the one beside it.
+    with, by default the one beside it; that is not checked if a control `of_any_student` will do.
     """
     found, manifest = load_recipe(folder.recipe), folder.read_manifest()
     wanted = as_settled(with_absolute_paths(recipe), found)
@@ -120,7 +147,7 @@ def finished_with(
                 raise FolderError(problem, hint="--overwrite to redo it")
     if role == "student" and list(parents["teachers"].values()) != [teacher_digest(name) for name in teachers]:
         raise FolderError(f"{folder.path}: was distilled from another teacher", hint="--overwrite to redo it")
-    if role == "control":
+    if role == "control" and not of_any_student:
         student = student or RunFolder(folder.path.parent / "student")
         if parents["student_weights"] != student.read_manifest()["weights"]:
             raise FolderError(f"{folder.path}: is the control of another student", hint="--overwrite to redo it")
