@@ -130,7 +130,7 @@ CASES = {
     "a label that is no number": (
         rows(*rows_of(40, (0.0, float("nan"))), name="train.parquet"), {}, "row 1: the label is empty (20 such rows)",
     ),
-    "one column for both": (rows(*TRAIN), {"label_column": "text"}, "text_column and label_column are both 'text'"),
+    "one column for both": (rows(*TRAIN), {"label_column": "text"}, "label_column: one column twice: text, text"),
     "one class": (rows(*rows_of(40, (1,))), {}, "one class only ('1'); a classifier needs two"),
     "a label that is no name": (
         rows(*rows_of(40, ("x", "y"))), {"label_names": ["x", "z"]}, "line 4: label 'y' is not one of 2 classes: x, z",
@@ -149,7 +149,7 @@ CASES = {
         content("train.csv", csv_of((f"text {n}", f"c{n // 2}") for n in range(200_000))), {"test": "of its classes"},
         "is too little for a stratified validation split of 100000 classes",
     ),
-    "too few to carve validation from": (rows(*rows_of(8)), {}, "too little for a stratified validation split"),
+    "too few to carve validation from": (rows(*rows_of(8)), {}, "does not make stratified train and validation splits"),
     "texts that all stand in test": (rows(*((f"other {text}", n) for text, n in TRAIN)), {}, "every train text"),
     "no JSON": (content("train.jsonl", "{not json\n"), {}, "{train}: line 1: column 2: not JSON"),
     "JSON that is no table": (content("train.json", '{"a": 1}'), {}, "no column 'text', only a"),

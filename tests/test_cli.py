@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import distill
 from distill import commands
 from distill.storage.checksums import seal
-from distill.storage.contents import text_column_of
+from distill.storage.contents import text_columns_of
 
 
 @pytest.fixture(scope="module")
@@ -554,8 +554,8 @@ def test_predict_reads_the_column_that_the_model_was_trained_on(recipe_path, tmp
     (run_folder / "export" / "onnx-int8").mkdir(parents=True)
     (run_folder / "recipe.yaml").write_text(json.dumps(recipe))
     for folder in (run_folder, run_folder / "export", run_folder / "export" / "onnx-int8"):
-        assert text_column_of(folder) == "message"
-    assert text_column_of(tmp_path / "elsewhere") == "text"
+        assert text_columns_of(folder) == ("message",)
+    assert text_columns_of(tmp_path / "elsewhere") == ("text",)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import distill
 from distill.errors import DeviceError, ModelError
 from distill.inference.classifier import pack, pad
 from distill.inference.runtimes import import_openvino
-from distill.storage.contents import text_column_of
+from distill.storage.contents import text_columns_of
 
 TEXTS = [
     "good film", "the plot was bad and the cast was awful " * 5, "", "it is really very fine", "good " * 200, "superb",
@@ -187,7 +187,7 @@ def test_the_first_texts_of_openvino_may_come_on_many_threads_at_once():
 import faulthandler, os, sys, threading
 import numpy as np
 from distill.inference.runtimes import import_openvino
-from distill.storage.contents import text_column_of
+from distill.storage.contents import text_columns_of
 def infer():
     request = compiled.create_infer_request()
     together.wait()
@@ -275,12 +275,12 @@ def test_the_column_of_texts_is_told_by_the_run_that_a_model_lies_in_and_by_no_o
     (tmp_path / "recipe.yaml").write_text("a: [")
     model = tmp_path / "models" / "model"
     shutil.copytree(tiny_bert, model)
-    assert text_column_of(model) == "text"
+    assert text_columns_of(model) == ("text",)
     assert run("predict", model, "a good film")[0] == 0
     files = {"train": "train.csv", "test": "test.csv"}
     recipe = {"data": {"files": files, "text_column": "review"}, "teacher": {"model": str(model)}}
     (model / "recipe.yaml").write_text(json.dumps(recipe))
     export = model / "export" / "onnx-fp32"
     export.mkdir(parents=True)
-    assert [text_column_of(folder) for folder in (model, export.parent, export)] == ["review"] * 3
-    assert text_column_of(tmp_path / "models") == text_column_of(model / "other" / "onnx-fp32") == "text"
+    assert [text_columns_of(folder) for folder in (model, export.parent, export)] == [("review",)] * 3
+    assert text_columns_of(tmp_path / "models") == text_columns_of(model / "other" / "onnx-fp32") == ("text",)

@@ -26,7 +26,7 @@ TEXTS = st.lists(st.lists(st.sampled_from([*WORDS, "unseen", "[SEP]"]), max_size
 def test_beginning_and_end_are_cut_as_transformers_cuts_them(texts, max_tokens):
     tokenizer = make_tokenizer(WORDS)
     for part, side in (("head", "right"), ("tail", "left")):
-        ids, lengths = encode(tokenizer, texts, Truncation(max_tokens, part))
+        ids, lengths, _ = encode(tokenizer, texts, Truncation(max_tokens, part))
         tokenizer.truncation_side = side
         theirs = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"] if texts else []
         assert ids == theirs
@@ -38,15 +38,15 @@ def test_beginning_and_end_are_cut_as_transformers_cuts_them(texts, max_tokens):
 def test_what_is_kept_is_the_ends_of_the_text_between_its_special_tokens(texts, max_tokens, part):
     tokenizer = make_tokenizer(WORDS)
     truncation = Truncation(max_tokens, part)
-    whole, _ = encode(tokenizer, texts, Truncation(10_000))
-    ids, lengths = encode(tokenizer, texts, truncation)
+    whole = encode(tokenizer, texts, Truncation(10_000)).ids
+    ids, lengths, _ = encode(tokenizer, texts, truncation)
     head, tail = truncation.ends(max_tokens - 2)
     for full, kept, length, excerpt in zip(whole, ids, lengths, excerpts(tokenizer, texts, truncation), strict=True):
         assert length == len(full) and len(kept) == min(length, max_tokens)
         inner = full[1:-1]
         expected = inner if length <= max_tokens else inner[:head] + inner[len(inner) - tail :]
         assert kept == [full[0], *expected, full[-1]]
-        assert encode(tokenizer, [excerpt], Truncation(10_000))[0] == [kept]  # words are tokens here
+        assert encode(tokenizer, [excerpt], Truncation(10_000)).ids == [kept]  # words are tokens here
 
 
 def test_head_and_tail_are_shared_as_in_the_paper():

@@ -194,7 +194,7 @@ def made_of(settings: Student, teachers: Sequence[str]) -> str:
     """
     if settings.ngrams and settings.ngrams.tokenizer:
         return settings.ngrams.tokenizer
-    if teacher := model_among(teachers):
+    if (teacher := model_among(teachers)) is not None:
         return teacher
     file = Path(teachers[0]).name
     if settings.ngrams:

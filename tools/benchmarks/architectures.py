@@ -31,7 +31,10 @@ from distill.recipe.schema import FORMATS
 from distill.storage.exports import EXPORT_PROOFS
 from distill.storage.files import read_json
 
-STEPS = ("max_steps=60", "learning_rate=1e-3", "eval_strategy=no", "save_strategy=no", "logging_steps=20", "seed=1")
+STEPS = (
+    "max_steps=250", "learning_rate=2e-3", "warmup_steps=0.1", "eval_strategy=no", "save_strategy=no",
+    "logging_steps=20", "seed=1",
+)  # fmt: skip
 TEXTS = 50
 COMPARE = """
 import json, sys, torch
@@ -58,6 +61,8 @@ def main() -> None:
     arguments = parser.parse_args()
     texts = read_splits(load_recipe(arguments.recipe)).validation["text"][:TEXTS]
     found = {}
+    columns = ["model", "teacher", "by layers", "by config", "accuracy", *FORMATS, "one node", "older"]
+    print(" | ".join(columns), "|".join(["---"] * len(columns)), sep="\n")
     for model in sorted(arguments.models.iterdir()):
         if not arguments.only or model.name in arguments.only:
             shutil.rmtree(arguments.work / model.name, ignore_errors=True)
@@ -111,10 +116,22 @@ def same_in(python: str, folder: Path, texts: list[str]) -> str:
     done = subprocess.run(
         [python, "-c", COMPARE, str(folder)], input=json.dumps(texts), capture_output=True, text=True, timeout=300
     )
+    if "does not recognize this architecture" in done.stderr:
+        return "not known there"
     if done.returncode:
         return done.stderr.strip().splitlines()[-1]
     off = np.abs(distill.load(folder).logits(texts) - np.array(json.loads(done.stdout))).max()
     return "yes" if off < 1e-3 else f"logits differ by {off:.2g}"
+
+
+def accuracy_of(exports: dict[str, Any]) -> str:
+    """Return the student's validation accuracy; agreement means nothing if it has one answer for every text."""
+    proofs = [proof for proof in exports.values() if proof["passed"]]
+    if not proofs:
+        return "-"
+    recalls = [found["accuracy"] for found in proofs[0]["per_class"].values()]
+    shown = f"{proofs[0]['accuracy'] + proofs[0]['accuracy_drop']:.3f}"
+    return f"{shown}, one answer" if sorted(recalls) == [0.0, 1.0] else shown
 
 
 def row(name: str, found: dict[str, Any]) -> str:
@@ -123,6 +140,7 @@ def row(name: str, found: dict[str, Any]) -> str:
     exports = found.get("exports", {})
     if isinstance(exports, str):
         return " | ".join([*cells, exports])
+    cells.append(accuracy_of(exports))
     for format in FORMATS:
         proof = exports.get(format)
         cells.append("-" if proof is None else proof["reason"] or f"{proof['agreement']:.3f}")
