@@ -255,7 +255,9 @@ def init(
         str | None,
         typer.Argument(metavar="[TEST]", help="A second one to test on (default: a tenth of TRAIN).", parser=_name),
     ] = None,
-    text_column: Annotated[str | None, _option("--text-column", "NAME", "The column with the texts.", _name)] = None,
+    text_column: Annotated[
+        list[str] | None, _option("--text-column", "NAME", "The column with the texts. Twice for pairs.", _name)
+    ] = None,
     label_column: Annotated[str | None, _option("--label-column", "NAME", "The column with the labels.", _name)] = None,
     teacher: Annotated[
         str, _option("--teacher", "MODEL", "The model to fine-tune as teacher.", _name)
@@ -275,7 +277,7 @@ def init(
     refuse_ranks("init")
     output = output or Path("recipe.yaml")
     found = _commands().init(
-        train, test, output, text_column=text_column, label_column=label_column, teacher=teacher, student=student
+        train, test, output, text_columns=text_column or (), label_column=label_column, teacher=teacher, student=student
     )
     if json_:
         print(json.dumps(found))

@@ -322,7 +322,7 @@ def init(
     *,
     teacher: str = "google-bert/bert-base-uncased",
     student: str = "distilbert/distilbert-base-uncased",
-    text_column: str | None = None,
+    text_columns: Sequence[str] = (),
     label_column: str | None = None,
 ) -> dict[str, Any]:
     """Write a recipe for somebody's own tables to the new file `output` (see draft.draft); return it with concerns."""
@@ -330,7 +330,7 @@ def init(
         raise FolderError(f"{output}: is there already", hint="--output FILE names another")
     tokenizer = load_tokenizer(teacher) if is_here(teacher) else None
     found = draft(
-        train, test, teacher=teacher, student=student, text_column=text_column, label_column=label_column,
+        train, test, teacher=teacher, student=student, text_columns=text_columns, label_column=label_column,
         tokenizer=tokenizer,
     )  # fmt: skip
     with atomic_path(Path(output)) as partial:

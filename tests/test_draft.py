@@ -91,6 +91,17 @@ def test_a_name_with_a_comment_in_it_is_kept(tmp_path):
     assert code == 2 and "--text-column: no column 'nope', only id, written" in errors
 
 
+def test_pairs_are_told_by_their_names_or_named(tmp_path):
+    columns = table()
+    pairs = {"Premise": columns["review"], "hypothesis": columns["review"][::-1], "label": columns["category"]}
+    assert init(tmp_path, pairs)[0] == 0
+    assert load_recipe(tmp_path / "recipe.yaml").data.text_columns == ("Premise", "hypothesis")
+    (tmp_path / "recipe.yaml").unlink()
+    others = {"a": columns["review"], "b": columns["review"][::-1], "label": columns["category"]}
+    assert init(tmp_path, others, "--text-column", "b", "--text-column", "a")[0] == 0
+    assert load_recipe(tmp_path / "recipe.yaml").data.text_columns == ("b", "a")
+
+
 @pytest.mark.parametrize("names", [("yes", "no"), ("a: b", "#c"), ("null", "true"), ("über", "{x}")])
 def test_class_names_are_read_back_as_they_are(tmp_path, names):
     assert init(tmp_path, table(labels=names))[0] == 0

@@ -23,6 +23,10 @@ from distill.errors import DataError, printable
 from distill.recipe.labels import WHOLE, joined
 from distill.recipe.schema import Data, Files
 
+PAIR_NAMES = (
+    ("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text1", "text2"),
+    ("text_a", "text_b"), ("question", "sentence"), ("query", "document"), ("question", "passage"),
+)  # fmt: skip
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment", "message", "body", "tweet", "question")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "stars", "rating", "y")
 LOOKED_AT = 2_000  # rows, to choose columns
@@ -49,7 +53,7 @@ def draft(
     *,
     teacher: str,
     student: str,
-    text_column: str | None = None,
+    text_columns: Sequence[str] = (),
     label_column: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Draft:
@@ -59,11 +63,13 @@ def draft(
     length is estimated from the number of words. Raises `DataError` if a column cannot be told, with their names.
     """
     columns = _columns(train)
-    for option, name in (("--text-column", text_column), ("--label-column", label_column)):
-        if name is not None and name not in columns:
+    asked = [("--text-column", name) for name in text_columns]
+    for option, name in [*asked, *([("--label-column", label_column)] if label_column else [])]:
+        if name not in columns:
             raise DataError(f"{train}: {option}: no column {name!r}, only {', '.join(columns)}")
-    text_column = text_column or _text_column(columns, train)
-    label_column = label_column or _label_column(columns, text_column, train)
+    text_columns = tuple(text_columns) or _text_columns(columns, train)
+    label_column = label_column or _label_column(columns, text_columns, train)
+    text_column = text_columns[0] if len(text_columns) == 1 else text_columns
     data = Data(files=Files(train=train, test=test), text_column=text_column, label_column=label_column)
     splits = load_splits(data)
     if len(splits.label_names) > MOST_CLASSES:
@@ -94,13 +100,13 @@ def draft(
         train=_shown(train),
         test=f"\n    test: {_shown(test)}" if test else "",
         fraction="" if test else f"\n  test_fraction: 0.1{MARK}of train, because there is no test file",
-        text_column=_shown(text_column),
+        text_column=_shown(text_columns[0]) if len(text_columns) == 1 else f"[{', '.join(map(_shown, text_columns))}]",
         label_column=_shown(label_column),
         label_names="[" + ", ".join(map(_shown, splits.label_names)) + "]",
         counts=", ".join(f"{count}" for count in counts[:10]) + (", ..." if len(counts) > 10 else ""),
         max_tokens=max_tokens,
         lengths=f"median {np.median(lengths):.0f}, 99 % below {np.percentile(lengths, 99):.0f}{estimated}",
-        truncation="head_tail" if cut > MUCH else "head",
+        truncation="head_tail" if cut > MUCH and len(text_columns) == 1 else "head",
         cut=f"{cut:.0%} of the texts are longer",
         teacher=_shown(teacher),
         student=_shown(student),
@@ -124,18 +130,25 @@ def _columns(path: str) -> dict[str, list[Any]]:
     return rows
 
 
-def _text_column(columns: Mapping[str, Sequence[Any]], path: str) -> str:
-    """Return the column that holds the texts: one with a usual name, else the one with by far the longest texts."""
+def _text_columns(columns: Mapping[str, Sequence[Any]], path: str) -> tuple[str, ...]:
+    """Return the column that holds the texts: one with a usual name, else the one with by far the longest texts.
+
+    Two columns with the usual names of pairs are both read.
+    """
     lengths = {name: np.mean(list(map(len, texts))) for name, texts in _textual(columns)}
+    lowered = {name.strip().lower(): name for name in lengths}
+    for pair in PAIR_NAMES:
+        if set(pair) <= set(lowered):
+            return lowered[pair[0]], lowered[pair[1]]
     named = [name for usual in TEXT_NAMES for name in lengths if name.strip().lower() == usual]
     longest = sorted(lengths, key=lambda name: lengths[name], reverse=True)
     if not longest:
         raise DataError(f"{path}: no column holds texts, only {', '.join(columns)}")
     if named or len(longest) == 1 or lengths[longest[0]] > 2 * lengths[longest[1]]:
-        return named[0] if named else longest[0]
+        return (named[0] if named else longest[0],)
     raise DataError(
         f"{path}: {longest[0]!r} and {longest[1]!r} both hold texts, and neither name says which to read",
-        hint="--text-column NAME says which",
+        hint="--text-column NAME says which; give both for pairs of texts",
     )
 
 
@@ -147,9 +160,9 @@ def _textual(columns: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, list[s
             yield name, texts
 
 
-def _label_column(columns: Mapping[str, Sequence[Any]], text_column: str, path: str) -> str:
+def _label_column(columns: Mapping[str, Sequence[Any]], text_columns: Sequence[str], path: str) -> str:
     """Return the column that holds the labels: one with a usual name, else the only one with few values."""
-    others = {name: values for name, values in columns.items() if name != text_column}
+    others = {name: values for name, values in columns.items() if name not in text_columns}
     named = [name for usual in LABEL_NAMES for name in others if name.strip().lower() == usual]
     distinct = {name: len(set(map(str, values))) for name, values in others.items()}
     few = [name for name, count in distinct.items() if 2 <= count <= max(2, min(MOST_CLASSES, len(others[name]) / 10))]
