@@ -15,10 +15,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 import distill
 from distill import commands
 from distill.data.encoding import Truncation, encode
-from distill.data.pairs import joined_pair, texts_of
+from distill.data.pairs import joined_texts, texts_of
 from distill.data.splits import load_splits
 from distill.errors import ModelError
 from distill.recipe.file import load_recipe
+from distill.recipe.schema import Data, Files
 
 TOKENIZER = make_tokenizer(FILLER + GOOD + BAD)
 TRAINING = {
@@ -67,7 +68,7 @@ def world(tmp_path_factory):
 
 @given(pairs=st.lists(st.tuples(SENTENCE, SENTENCE), min_size=1, max_size=4), most=st.integers(6, 30))
 def test_pairs_are_cut_and_typed_as_transformers_does(pairs, most):
-    found = encode(TOKENIZER, [joined_pair(*pair) for pair in pairs], Truncation(most, "longest_first"))
+    found = encode(TOKENIZER, [joined_texts(*pair) for pair in pairs], Truncation(most, "longest_first"))
     for pair, ids, types, length in zip(pairs, found.ids, found.types, found.lengths, strict=True):
         wanted = TOKENIZER(*pair, truncation="longest_first", max_length=most, return_token_type_ids=True)
         assert (ids, types) == (wanted["input_ids"], wanted["token_type_ids"])
@@ -86,6 +87,16 @@ def test_a_pair_is_a_row_and_leaks_as_a_pair(world, tmp_path):
     pd.concat([table, swapped.iloc[10:20], upper]).to_csv(tmp_path / "train.csv", index=False)
     again = load_splits(load_recipe(world / "recipe.yaml", [f"data.files.train={tmp_path / 'train.csv'}"]).data)
     assert again.leaks["train"] == 7  # a swapped pair is another pair
+
+
+def test_a_single_text_may_hold_what_separates_the_texts_of_pairs(tmp_path, tiny_bert):
+    rows = [{"text": f"a film \x1e plot {index}", "label": LABELS[index % 2]} for index in range(40)]
+    for name, some in (("train", rows), ("test", [{**row, "text": "the " + row["text"]} for row in rows])):
+        pd.DataFrame(some).to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+    files = Files(train=str(tmp_path / "train.jsonl"), test=str(tmp_path / "test.jsonl"))
+    texts = texts_of(load_splits(Data(files=files)).test)
+    assert set(map(type, texts)) == {str} and len(distill.load(tiny_bert).logits(texts)) == 40
+    assert len(distill.load(tiny_bert)(["one \x1e two"])) == 1
 
 
 def test_pairs_are_learned_and_distilled(world):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.pairs import joined_pair
+from distill.data.pairs import joined_texts
 from distill.data.sources import check_file
 from distill.data.splits import text_key
 from distill.data.tables import LINE, TableFile
@@ -91,7 +91,7 @@ def read_answers(
                 continue
             if not all(isinstance(text, str) for text in texts):
                 raise _Fault(f"texts that are not text: {_short(texts[0])}")
-            text = joined_pair(*texts) if len(texts) == 2 else texts[0]
+            text = joined_texts(*texts) if len(texts) == 2 else texts[0]
             answer = parse([_decoded(value) for value in values])
             with np.errstate(over="ignore"):
                 answer = answer.astype(np.float32)

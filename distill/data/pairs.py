@@ -10,9 +10,9 @@ SEPARATOR = "\x1e"  # ASCII's record separator; texts of pairs that hold one get
 Text = str | tuple[str, str]
 
 
-def joined_pair(first: str, second: str) -> str:
-    """Return a pair as one string."""
-    return SEPARATOR.join(part.replace(SEPARATOR, " ") for part in (first, second))
+def joined_texts(*texts: str) -> str:
+    """Return a pair, or a single text, as one string."""
+    return SEPARATOR.join(text.replace(SEPARATOR, " ") for text in texts)
 
 
 def parts_of(text: str) -> tuple[str, ...]:

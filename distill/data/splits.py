@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
-from distill.data.pairs import SEPARATOR, joined_pair, parts_of
+from distill.data.pairs import SEPARATOR, joined_texts, parts_of
 from distill.data.sources import Table, is_string, load_tables, not_texts
 from distill.errors import DataError
 from distill.recipe.labels import (
@@ -157,9 +157,10 @@ def _texts(table: Table, data: Data) -> Dataset:
     texts = table.rows.select_columns(list(data.text_columns))
     if not data.has_pairs:
         (name,) = data.text_columns
-        return texts if name == "text" else texts.rename_column(name, "text")
+        if not pc.any(pc.match_substring(table.rows.data.column(name), SEPARATOR)).as_py():
+            return texts if name == "text" else texts.rename_column(name, "text")
     return texts.map(
-        lambda batch: {"text": list(map(joined_pair, *(batch[name] for name in data.text_columns)))},
+        lambda batch: {"text": list(map(joined_texts, *(batch[name] for name in data.text_columns)))},
         batched=True,
         remove_columns=list(data.text_columns),
         new_fingerprint=hashlib.sha256(f"{table.rows._fingerprint} {data.text_columns}".encode()).hexdigest()[:32],

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import softmax
 
-from distill.data.pairs import SEPARATOR, Text, joined_pair
+from distill.data.pairs import Text, joined_texts
 from distill.errors import ModelError
 from distill.machine.devices import Device
 
@@ -73,8 +73,8 @@ def plain(texts: Sequence[Text]) -> list[str]:
     if pairs and (pairs < len(texts) or any(len(text) != 2 for text in texts)):
         raise TypeError("wants texts, or pairs of two texts, and not both")
     if pairs:
-        return [joined_pair(*map(encodable, text)) for text in texts]
-    return [encodable(text).replace(SEPARATOR, " ") for text in texts]
+        return [joined_texts(*map(encodable, text)) for text in texts]
+    return [joined_texts(encodable(text)) for text in texts]
 
 
 def encodable(text: str) -> str:

@@ -82,9 +82,8 @@ def by_class(logits: np.ndarray, gold_labels: np.ndarray, label_names: Sequence[
     """
     classes = range(len(label_names))
     probabilities, answers = softmax(logits, axis=1), logits.argmax(axis=1)
-    precision, recall, f1, examples = precision_recall_fscore_support(
-        gold_labels, answers, labels=classes, zero_division=0
-    )
+    found: Any = precision_recall_fscore_support(gold_labels, answers, labels=classes, zero_division=0)
+    precision, recall, f1, examples = found
     return [
         {
             "class": label_names[index],
