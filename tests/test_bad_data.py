@@ -147,7 +147,7 @@ CASES = {
     ),
     "100,000 classes": (
         content("train.csv", csv_of((f"text {n}", f"c{n // 2}") for n in range(200_000))), {"test": "of its classes"},
-        "is too little for a stratified validation split of 100000 classes",
+        "does not make stratified train and validation splits of 100000",
     ),
     "too few to carve validation from": (rows(*rows_of(8)), {}, "does not make stratified train and validation splits"),
     "texts that all stand in test": (rows(*((f"other {text}", n) for text, n in TRAIN)), {}, "every train text"),
