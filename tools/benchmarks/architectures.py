@@ -32,7 +32,7 @@ from distill.storage.exports import EXPORT_PROOFS
 from distill.storage.files import read_json
 
 STEPS = (
-    "max_steps=250", "learning_rate=2e-3", "warmup_steps=0.1", "eval_strategy=no", "save_strategy=no",
+    "max_steps=120", "learning_rate=2e-3", "warmup_steps=0.1", "eval_strategy=no", "save_strategy=no",
     "logging_steps=20", "seed=1",
 )  # fmt: skip
 TEXTS = 50
