@@ -25,11 +25,12 @@ from distill.data.draft import draft
 from distill.data.encoding import MOST_LOST, truncation_of
 from distill.data.pairs import Text
 from distill.data.splits import read_splits
+from distill.distillation.answer_file import AnswerFile, is_answer_file
 from distill.distillation.control import train_control
 from distill.distillation.student import check_student, made_of, student_of, train_student
-from distill.distillation.teacher_logits import LogitCache, identify_teacher
+from distill.distillation.teacher_logits import LogitCache, identify_teacher, load_or_compute
 from distill.distillation.teacher_review import SUREST, concerns_of, review, review_rows
-from distill.distillation.teachers import all_answers, check_teachers, identify, logit_caches
+from distill.distillation.teachers import check_teachers, logit_caches
 from distill.doctor import examine, examine_recipe, finding_of
 from distill.errors import BudgetError, DataError, ExportError, FolderError, RecipeError
 from distill.export.formats import check_formats
@@ -378,8 +379,12 @@ def inspect(
     if found["splits"]["train"]["tokens"]["lost"] > MOST_LOST and not recipe.data.has_pairs:
         found["accuracy_by_part"] = accuracy_by_part(splits, tokenizer, recipe.data.max_tokens, seed=recipe.data.seed)
     if teacher:
-        (known,) = identify([str(teacher)], splits, recipe.data)
-        found["teacher"] = {"name": str(teacher), **review(all_answers(known, splits, device), splits)}
+        if is_answer_file(str(teacher)):
+            given = AnswerFile.read(str(teacher), recipe.data, splits.label_names).by_split(splits)
+        else:  # of a model all but test, from the cache that its student will use
+            caches = kept_logits(recipe, teacher, device=device)
+            given = {split: load_or_compute(cache) for split, cache in caches.items()}
+        found["teacher"] = {"name": str(teacher), **review(given, splits)}
     if output is not None:
         reviewed = found.get("teacher")
         shown = {

@@ -176,6 +176,9 @@ REFUSED = {
     "an object with a name twice": (
         "probabilities\na,\"{\"\"negative\"\": 0.9, \"\"negative\"\": 0.3}\"", "line 2: an object with a name twice"
     ),
+    "a vote that is an object with a name twice": (
+        "vote_1\na,\"{\"\"x\"\": 1, \"\"x\"\": 2}\"\nb,positive", "line 2: an object with a name twice"
+    ),
     "two names for one class": (
         "probabilities\na,\"{\"\"negative\"\": 0.1, \"\"NEGATIVE\"\": 0.3, \"\"positive\"\": 0.6}\"",
         "line 2: probabilities with two names for one class: negative",
@@ -317,6 +320,16 @@ def test_what_a_file_cannot_give_is_refused(world, tmp_path):
     assert "no better than always answering the commonest class" in refused(
         lambda: distil(world, tmp_path / "a", tmp_path / "flipped.parquet", "student.control=false")
     )
+
+
+def test_a_file_without_answers_to_validation_is_judged_on_train(world, tmp_path):
+    texts = pd.read_csv(world / "validation.csv")["text"]
+    answers = pd.read_parquet(world / "answers.parquet")
+    answers = answers[~answers["text"].isin(texts)]
+    answers["logits"] = [{"negative": row["positive"], "positive": row["negative"]} for row in answers["logits"]]
+    answers.to_parquet(tmp_path / "swapped.parquet")
+    said = refused(lambda: distil(world, tmp_path / "a", tmp_path / "swapped.parquet", "student.control=false"))
+    assert "train accuracy" in said and "no better than always answering the commonest class" in said
 
 
 def test_texts_of_the_file_alone_become_transfer_texts_if_the_recipe_names_it(world, tmp_path):

@@ -3,14 +3,14 @@
 A file has one of these kinds of columns:
 
 - one for each class, named like it, with its probability;
-- `probabilities`: a list in the order of the classes, or an object with a value for each class name;
-- `logits`: a list in the order of the classes;
+- `probabilities` or `logits`: an object with a value for each class name, or a list in the order of the classes;
 - `top_logprobs`: the log-probabilities of some class names, as a language model returns them;
-- `votes`, or several columns that begin with `vote`: the label or labels that annotators chose.
+- `vote` or `votes`, or several columns `vote_...`: the label or labels that annotators chose.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -46,11 +46,10 @@ class Answers:
     Probabilities p become log p, less its mean over the classes, so that the softmax of the logits is p again.
     """
 
-    source: str
     columns: tuple[str, ...]
     logits: np.ndarray
-    rows: Mapping[bytes, int | None] = field(repr=False)  # of a text as it is written; None if it has several answers
-    alike: Mapping[bytes, int | None] = field(repr=False)  # the same without case and white space
+    rows: Mapping[bytes, int] = field(repr=False)  # of a text as it is written
+    alike: Mapping[bytes, int | None] = field(repr=False)  # without case and white space; None if answers differ
 
     def row_of(self, text: str) -> int | None:
         """Return the row that answers a text: as it is written, else apart from case and white space; None if none."""
@@ -107,7 +106,7 @@ def read_answers(
         raise DataError(f"{path}: has no rows")
     for note in [*table.notes, *([f"{path}: {blank} rows without a text are left out"] if blank else [])]:
         log.warning("%s", note)
-    return Answers(path, columns, np.stack(logits), found.rows, found.alike)
+    return Answers(columns, np.stack(logits), found.rows, found.alike)
 
 
 def answers_in_words(file: Mapping[str, Any]) -> str:
@@ -152,7 +151,7 @@ class _Found:
 
     def __init__(self, path: str):
         self.path = path
-        self.rows: dict[bytes, int | None] = {}
+        self.rows: dict[bytes, int] = {}
         self.alike: dict[bytes, int | None] = {}
         self.places: list[str] = []
         self.faults: dict[str, tuple[str, int]] = {}
@@ -166,7 +165,7 @@ class _Found:
         """Note where a text is answered. A second answer must equal the first, or neither counts for texts alike."""
         self.places.append(place)
         known = self.rows.setdefault(text_key(text, exactly=True), row)
-        if known is not None and known != row and not np.array_equal(logits[known], answer):
+        if known != row and not np.array_equal(logits[known], answer):
             self.fault(place, f"a text with two answers: the other is in {self.places[known]}")
         alike = self.alike.setdefault(text_key(text), row)
         if alike is not None and alike != row and not np.array_equal(logits[alike], answer):
@@ -174,10 +173,9 @@ class _Found:
 
     def check(self) -> None:
         if self.faults:
-            more = "{shown} ({count} such rows)"
-            raise DataError(*(
-                more.format(shown=shown, count=count) if count > 1 else shown for shown, count in self.faults.values()
-            ))  # fmt: skip
+            raise DataError(
+                *(f"{shown} ({count} such rows)" if count > 1 else shown for shown, count in self.faults.values())
+            )
 
 
 def _columns(
@@ -337,9 +335,10 @@ def _spread(value: Any, names: _Names) -> np.ndarray:
 
 def _votes(table: TableFile, columns: Sequence[str], names: _Names) -> Callable[[Sequence[Any]], np.ndarray]:
     """Return what turns the votes of a row into logits; whether they are numbers of classes is decided by all rows."""
-    distinct = {
-        label for *_, values in _rows(table, (), columns) for label in _labels(map(_decoded, values), columns, table)
-    }
+    distinct: set[str] = set()
+    for *_, values in _rows(table, (), columns):
+        with contextlib.suppress(_Fault):  # which is reported with its place when the row is read for good
+            distinct.update(_labels([_decoded(value) for value in values], columns, table))
     called = {label: renamed(label, names.label_map) for label in distinct}
     indices = are_indices(set(called.values()), names.label_names)
     classes = classes_of(called.values(), names.label_names, indices=indices)

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from distill.data.answers import SHOWN, Answers, read_answers
 from distill.data.pairs import shown_text
-from distill.data.splits import Splits
+from distill.data.splits import SPLITS, Splits
 from distill.data.tables import READERS
 from distill.distillation.teacher_logits import COLUMN
 from distill.errors import DataError
@@ -80,6 +80,11 @@ class AnswerFile:
     def answered(self, rows: Dataset) -> Dataset:
         """Return the rows whose texts it answers."""
         return rows.select(np.flatnonzero(self._rows_of(rows) >= 0))
+
+    def by_split(self, splits: Splits) -> dict[str, Dataset]:
+        """Return the logits of the texts that it answers, by split (see `logits_of`)."""
+        parts = {split: self.answered(rows) for split in SPLITS if (rows := getattr(splits, split)) is not None}
+        return {split: self.logits_of(rows, split) for split, rows in parts.items()}
 
     def accuracy_on(self, rows: Dataset) -> dict[str, Any]:
         """Return how many of the labelled texts it answers, and how many of these right (None if it answers none)."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation
 from distill.data.sources import check_file
-from distill.data.splits import SPLITS, Splits
+from distill.data.splits import Splits
 from distill.distillation.answer_file import AnswerFile, is_answer_file
 from distill.distillation.teacher_logits import (
     COLUMN,
@@ -124,24 +124,15 @@ def logits_of(
     ]  # all of them, because a cache of other logits must be reported before a teacher computes
     for teacher, by_split, title in zip(teachers, sources, titles, strict=True):
         # All teachers are checked before the first one classifies the training texts, which may take hours.
-        rows = teacher.answered(splits.validation)
-        _check_teacher(teacher.name, by_split.pop("validation")(), rows, title, force=force)
+        found, rows, split = by_split.pop("validation")(), teacher.answered(splits.validation), "validation"
+        if not len(rows):  # a file need not answer these, but it answers the training texts
+            found, rows, split = by_split["train"](), splits.train, "train"
+        _check_teacher(teacher.name, found, rows, split, title, force=force)
     answers = []
     while sources:
         by_split = sources.pop(0)  # frees the classifier too
         answers.append({split: read() for split, read in by_split.items()})
     return answers
-
-
-def all_answers(teacher: Teacher, splits: Splits, device: str) -> dict[str, Dataset]:
-    """Return a teacher's logits by split: of a file those that it has; of a model on all but test, in its cache."""
-    if isinstance(teacher, AnswerFile):
-        parts = {split: teacher.answered(rows) for split in SPLITS if (rows := getattr(splits, split)) is not None}
-        return {split: teacher.logits_of(rows, split) for split, rows in parts.items()}
-    return {
-        split: load_or_compute(found)
-        for split, found in logit_caches(teacher, splits, None, device, bf16=False).items()
-    }
 
 
 def _sources(
@@ -157,25 +148,22 @@ def _sources(
     return {split: functools.partial(lambda logits: logits, logits) for split, logits in read.items()}
 
 
-def _check_teacher(name: str, answers: Dataset, rows: Dataset, title: str, *, force: bool) -> None:
-    """Raise `ModelError` if the teacher is no better on validation than always answering the commonest class.
+def _check_teacher(name: str, answers: Dataset, rows: Dataset, split: str, title: str, *, force: bool) -> None:
+    """Raise `ModelError` if the teacher is no better on a split than always answering the commonest class.
 
-    `answers` are its logits on the validation `rows`. With `force`, log a warning instead.
+    `answers` are its logits on the labelled `rows`. With `force`, log a warning instead.
     """
-    if not len(rows):
-        log.warning("%s: answers no validation text, so nothing is known of how good it is", title)
-        return
     gold_labels = np.asarray(rows["label"][:])
     accuracy = float((np.asarray(answers[COLUMN][:]).argmax(axis=1) == gold_labels).mean())
     majority = commonest_share(gold_labels)
     log.info(
-        "%s: validation accuracy %.4f (%d texts); the commonest class alone would give %.4f",
-        title, accuracy, len(rows), majority,
+        "%s: %s accuracy %.4f (%d texts); the commonest class alone would give %.4f",
+        title, split, accuracy, len(rows), majority,
     )  # fmt: skip
     if accuracy > majority:
         return
     problem = (
-        f"{name}: validation accuracy {accuracy:.4f} is no better than always answering the commonest class "
+        f"{name}: {split} accuracy {accuracy:.4f} is no better than always answering the commonest class "
         f"({majority:.4f}): it has nothing to teach"
     )
     if not force:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -178,11 +177,10 @@ def measure_cascade(
     tokenizing and are measured after a warm-up.
     """
     texts, gold_labels = texts_of(splits.test), np.asarray(splits.test["label"][:])
-    align = functools.partial(align_labels, label_names=splits.label_names)
     promise = read_cascade(folder).promise
     classifier = load(folder, device, threads=threads)
     assert isinstance(classifier, Cascade)
-    columns = align(classifier.label_names, teacher=str(folder))
+    columns = align_labels(classifier.label_names, splits.label_names, teacher=str(folder))
     with torch_threads(threads or cores()):
         classifier.warm_up()
         classifier.logits(texts[:WARMUP_TEXTS])
@@ -202,7 +200,7 @@ def measure_cascade(
     wanted = answers_of.get(Path(classifier.names[-1]))
     if wanted is None:
         last = classifier.classifiers[-1]
-        order = align(last.label_names, teacher=classifier.names[-1])
+        order = align_labels(last.label_names, splits.label_names, teacher=classifier.names[-1])
         with progress_line(f"{folder.name}: its last classifier", len(texts), "text") as line:
             wanted = last.logits(texts, progress=line.update)[:, order].argmax(axis=1)
     agreed, right = int((answers == wanted).sum()), int((answers == gold_labels).sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,12 @@ from distill.measuring.benchmark import timed_logits
 from distill.measuring.metrics import by_class, confusion, faults_of_answers, figures
 from distill.models.loading import align_labels
 
-log = logging.getLogger("distill")
-
 
 def evaluate(model: Path | str, splits: Splits, split: str, device: str) -> dict[str, Any]:
     """Return as JSON how well `model` (a run folder, an export, a cascade or any classifier) does on a split.
 
-    The figures are those of metrics.json. `texts_per_second` includes tokenizing. Raises
-    `DataError` if the recipe has no such labelled split, and `ModelError` if the model has other classes.
+    The figures are those of metrics.json. `texts_per_second` includes tokenizing. Raises `DataError` if the recipe has
+    no such labelled split, and `ModelError` if the model has other classes.
     """
     rows = getattr(splits, split)
     if rows is None or "label" not in rows.column_names:
