@@ -59,6 +59,11 @@ BAD = ["bad", "awful", "poor", "dull", "weak"]
 FILLER = ["the", "film", "plot", "and", "was", "a", "really", "very", "cast", "music", "it", "is", "of", "this"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LABELS = ["negative", "positive"]
+# A training that learns the words of GOOD and BAD in seconds and keeps no checkpoint.
+BRIEFLY = {
+    "num_train_epochs": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "save_strategy": "no",
+    "eval_strategy": "no", "load_best_model_at_end": False, "bf16": False,
+}  # fmt: skip
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
 CONFIGS = {

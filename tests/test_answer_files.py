@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import LABELS, make_classifier, run, write_reviews
+from conftest import BRIEFLY, LABELS, make_classifier, run, write_reviews
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -227,12 +227,6 @@ def test_each_kind_of_fault_gets_a_line(tmp_path):
     ]
 
 
-TRAINING = {
-    "num_train_epochs": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "save_strategy": "no",
-    "eval_strategy": "no", "load_best_model_at_end": False, "bf16": False,
-}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, data, tiny_bert):
     """A trained teacher, its recipe, and a file with its answers to all texts of the recipe."""
@@ -243,9 +237,9 @@ def world(tmp_path_factory, data, tiny_bert):
         files[name] = str(folder / f"{name}.csv")
     recipe = {
         "data": {"files": files, "label_names": LABELS, "max_tokens": 32},
-        "teacher": {"model": str(tiny_bert), "pretrained": False, "training": {**TRAINING, "num_train_epochs": 4}},
+        "teacher": {"model": str(tiny_bert), "pretrained": False, "training": {**BRIEFLY, "num_train_epochs": 4}},
         "student": {
-            "model": str(make_classifier(folder / "small", num_hidden_layers=1)), "control": True, "training": TRAINING,
+            "model": str(make_classifier(folder / "small", num_hidden_layers=1)), "control": True, "training": BRIEFLY,
         },
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import BAD, FILLER, GOOD, LABELS, make_classifier, make_tokenizer, write_reviews
+from conftest import BAD, BRIEFLY, FILLER, GOOD, LABELS, make_classifier, make_tokenizer, write_reviews
 from safetensors.torch import load_file
 from transformers import T5Config, T5ForSequenceClassification
 
@@ -24,11 +24,6 @@ from distill.storage.checksums import SEAL
 from distill.storage.predictions import read_predictions
 from distill.storage.run_folder import RunFolder
 
-TRAINING = {
-    "num_train_epochs": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "save_strategy": "no",
-    "eval_strategy": "no", "load_best_model_at_end": False, "bf16": False,
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, data, tiny_bert):
@@ -39,9 +34,9 @@ def world(tmp_path_factory, data, tiny_bert):
     recipe = {
         "data": {"files": files, "label_names": LABELS, "max_tokens": 32},
         "teacher": {
-            "model": str(tiny_bert), "pretrained": False, "training": {**TRAINING, "num_train_epochs": 4},
+            "model": str(tiny_bert), "pretrained": False, "training": {**BRIEFLY, "num_train_epochs": 4},
         },
-        "student": {"layers": 2, "training": TRAINING},
+        "student": {"layers": 2, "training": BRIEFLY},
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     commands.teacher(load_recipe(folder / "recipe.yaml"), folder / "teacher", device="cpu")
@@ -343,7 +338,7 @@ def test_a_teacher_replaced_while_it_answers_leaves_no_answers(world, tmp_path, 
 
 
 def test_teacher_and_student_train_in_one_precision_whatever_the_stopwatch_says(world, tmp_path, monkeypatch):
-    undecided = [f"{stage}.training={json.dumps({k: v for k, v in TRAINING.items() if k != 'bf16'})}"
+    undecided = [f"{stage}.training={json.dumps({k: v for k, v in BRIEFLY.items() if k != 'bf16'})}"
                  for stage in ("teacher", "student")]  # fmt: skip
     monkeypatch.setattr("distill.machine.devices.bf16_rate", lambda: 2.0)
     settings = [*undecided, "teacher.training.num_train_epochs=1", "student.control=true"]

@@ -7,7 +7,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
-from conftest import BAD, FILLER, GOOD, LABELS, make_classifier, make_tokenizer, run
+from conftest import BAD, BRIEFLY, FILLER, GOOD, LABELS, make_classifier, make_tokenizer, run
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -22,10 +22,7 @@ from distill.recipe.file import load_recipe
 from distill.recipe.schema import Data, Files
 
 TOKENIZER = make_tokenizer(FILLER + GOOD + BAD)
-TRAINING = {
-    "num_train_epochs": 6, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "save_strategy": "no",
-    "eval_strategy": "no", "load_best_model_at_end": False, "bf16": False,
-}  # fmt: skip
+TRAINING = {**BRIEFLY, "num_train_epochs": 6}
 SENTENCE = st.lists(st.sampled_from(FILLER), min_size=1, max_size=12).map(" ".join)
 
 
