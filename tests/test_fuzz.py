@@ -173,6 +173,17 @@ def test_a_parquet_file_with_changed_bytes(content, rows, tmp_path):
     read_data(tmp_path, "train.parquet", bytes(packed))
 
 
+def test_a_parquet_file_whose_schema_is_damaged(tmp_path):
+    """Where the metadata of a column no longer fits its schema, pyarrow ended the process."""
+    sink = io.BytesIO()
+    texts, labels = zip(*rows_of(4), strict=True)
+    pq.write_table(pa.table({"text": texts, "label": labels}), sink, store_schema=False)
+    packed = sink.getvalue()
+    footer = len(packed) - 8 - int.from_bytes(packed[-8:-4], "little")
+    for place, bit in itertools.product(range(footer, footer + 40), (0, 2, 6)):
+        read_data(tmp_path, "train.parquet", packed[:place] + bytes([packed[place] ^ 1 << bit]) + packed[place + 1 :])
+
+
 @pytest.mark.parametrize("content", [b'{"text": "a\\ud800"}\n', b"text\n\x00\n", b'"text"\n"\xf0\x9f'])
 def test_found_before(content, tmp_path):
     read_data(tmp_path, "train.jsonl" if content.startswith(b"{") else "train.csv", content)

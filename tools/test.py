@@ -23,5 +23,6 @@ if arguments[:1] == ["--tier"]:
 if tier not in TIERS:
     sys.exit(f"error: --tier {tier}: not one of {', '.join(TIERS)}")
 # One worker per core and one file per worker, so fixtures of a file are made once. Long files come first (conftest.py).
-shared = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
+# A worker that crashed is not replaced, since pytest-xdist then waits for ever at the end.
+shared = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder", "--max-worker-restart", "0")
 sys.exit(environment.run("-m", "pytest", *shared, "-m", TIERS[tier], *arguments))

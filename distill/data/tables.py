@@ -6,11 +6,12 @@ Nothing is guessed: a label is read literally, and a row that does not fit its h
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -360,6 +361,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_parquet(table: TableFile) -> Iterator[pa.RecordBatch]:
     with _reading(table, "parquet"):
         with pq.ParquetFile(table.path) as file:
+            _check_footer(file, table)
             chunks = _chunks(file, table.wanted)
         _check_unpacked(chunks, table)
         rows = FEW_ROWS if _prefixed(chunks) else ROWS_AT_ONCE
@@ -386,11 +388,40 @@ def _read_arrow(table: TableFile) -> Iterator[pa.RecordBatch]:
         yield from _checked(small, table)
 
 
-def _chunks(file: pq.ParquetFile, wanted: Iterable[str]) -> list[Any]:
+class _NoPages(io.FileIO):
+    """A Parquet file of which only the footer, from byte `pages` on, can be read; `Unread` is raised before."""
+
+    class Unread(OSError): ...
+
+    def __init__(self, path: str, pages: int) -> None:
+        super().__init__(path)
+        self.pages = pages
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() < self.pages:
+            raise self.Unread
+        return super().read(size)
+
+
+def _check_footer(file: pq.ParquetFile, table: TableFile) -> None:
+    """Raise `OSError` if the metadata on a wanted column is damaged.
+
+    `row_group.column` would end the process then: pyarrow catches what its C++ code raises there only while it reads.
+    So each column of each row group is read, up to its first page.
+    """
+    pages = Path(table.path).stat().st_size - file.metadata.serialized_size - 8
+    with _NoPages(table.path, pages) as source, pq.ParquetFile(source, metadata=file.metadata) as footer:
+        for group in range(file.num_row_groups):
+            for name in set(table.wanted) & set(file.schema_arrow.names):
+                with suppress(_NoPages.Unread):
+                    next(footer.iter_batches(1, row_groups=[group], columns=[name]), None)
+
+
+def _chunks(file: pq.ParquetFile, wanted: Collection[str]) -> list[Any]:
     """Return the file's metadata on each wanted column of each row group."""
-    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    return [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in set(wanted)]
+    names = [file.schema.column(index).path.partition(".")[0] for index in range(len(file.schema))]
+    groups = map(file.metadata.row_group, range(file.num_row_groups))
+    return [group.column(index) for group in groups for index, name in enumerate(names) if name in wanted]
 
 
 def _check_unpacked(chunks: Iterable[Any], table: TableFile) -> None:
