@@ -30,7 +30,7 @@ from distill.recipe.labels import (
     names_of,
     renamed,
 )
-from distill.recipe.schema import Data, Recipe
+from distill.recipe.schema import Data, Recipe, Task
 
 log = logging.getLogger("distill")
 
@@ -44,6 +44,7 @@ SPLITS = ("train", "validation", "test", "transfer")
 class Splits:
     """Train, validation and test with columns example_id ("train/17"), text and label; class names in label order.
 
+    If `task` is multi_label, a label is a list with 0 or 1 for each name, else a class index (see `gold_labels_of`).
     `transfer` has texts without labels, which the teacher labels. `leaks` counts the texts that were dropped from train
     and transfer because they are also in validation or test. `notes` say what was not taken exactly as it is written.
     `unread` are the columns that were not read. `label_map` says what the classes of a model may be called instead.
@@ -58,6 +59,7 @@ class Splits:
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     label_map: Mapping[str, str] = field(default_factory=dict)
+    task: Task = "single_label"
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -65,6 +67,20 @@ class Splits:
         labelled = {name: getattr(self, name) for name in ("train", "validation", "test")}
         prints = {name: _digest(rows, ["text", "label"]) for name, rows in labelled.items()}
         return prints | ({"transfer": _digest(self.transfer, ["text"])} if self.transfer is not None else {})
+
+
+def gold_labels_of(rows: Dataset) -> np.ndarray:
+    """Return the labels of a split: class indices (examples,), or if a text may have several, 0 and 1 of each label.
+
+    The first are int64, the second a uint8 matrix (examples, labels).
+    """
+    column = rows.data.column("label").combine_chunks()
+    if pa.types.is_fixed_size_list(column.type):
+        labels = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+    else:
+        labels = column.to_numpy().astype(np.int64)
+    # datasets would gather shuffled rows one by one.
+    return labels if rows._indices is None else labels[rows._indices.column(0).to_numpy()]
 
 
 def load_splits(data: Data) -> Splits:

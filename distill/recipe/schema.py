@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_serializer, model_validator
 
-from distill.recipe.labels import classes_of, label_key
+from distill.recipe.labels import classes_of, label_key, renamed
 from distill.recipe.search_space import Sweep
 from distill.recipe.section import NonEmptyStr, NotEmpty, Positive, Section
 
 Format = Literal["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-bf16", "openvino-int8"]
+Task = Literal["single_label", "multi_label"]
 PRECISION = ("bf16", "fp16")  # the fields of `training` that decide it
 FORMATS: tuple[Format, ...] = typing.get_args(Format)
 DEFAULT_FORMATS: tuple[Format, ...] = FORMATS[:4]  # not OpenVINO, which is an optional package
@@ -53,17 +54,21 @@ class HubSplits(Section):
 class Data(Section):
     """Where the labeled texts come from, and how they are split, sampled and tokenized.
 
+    If `task` is multi_label, a text has any number of labels, and none is fine. They are in one column, as a list or as
+    text that `label_separator` joins, or in a column of 0 and 1 for each label, whose name is the label's.
     `label_map` renames labels, in the files and in the models that are taught by or compared with: `{POSITIVE:
     positive}`. Several labels of a file may get one name; classes of a model may not. Two text columns make pairs of
     texts, such as a premise and a hypothesis.
     """
 
+    task: Task = "single_label"
     dataset: NonEmptyStr | None = None
     subset: NonEmptyStr | None = None
     splits: HubSplits = HubSplits()
     files: Files | None = None
     text_column: NonEmptyStr | tuple[NonEmptyStr, NonEmptyStr] = "text"
-    label_column: NonEmptyStr = "label"
+    label_column: NonEmptyStr | tuple[NonEmptyStr, ...] = "label"
+    label_separator: Annotated[str, Field(min_length=1)] | None = None
     label_names: tuple[NonEmptyStr, ...] | None = None
     label_map: dict[NonEmptyStr, NonEmptyStr] | None = None
     train_samples: Positive | None = None
@@ -105,12 +110,58 @@ class Data(Section):
     def _one_source(self) -> Data:
         if (self.dataset is None) == (self.files is None):
             raise ValueError("wants either dataset (a Hub name) or files (local files)")
-        names = (*self.text_columns, self.label_column)
+        names = (*self.text_columns, *self.label_columns)
         if len(set(names)) < len(names):
             raise ValueError(f"text_column and label_column: one column twice: {', '.join(names)}")
         if self.has_pairs and self.truncation != "head":
             raise ValueError(f"truncation: {self.truncation}, but of a pair the longer text is cut; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _several_labels(self) -> Data:
+        is_list = not isinstance(self.label_column, str)
+        if is_list and not self.has_several_labels:
+            raise ValueError("label_column: a list of columns, but a text has one label; set task: multi_label")
+        if is_list and len(self.label_columns) < 2:
+            raise ValueError(
+                f"label_column: a list wants two columns or more, got {list(self.label_columns)}; write one column of "
+                "lists or joined labels without brackets"
+            )
+        if self.label_separator is None:
+            return self
+        if not self.has_several_labels:
+            raise ValueError("label_separator: joins several labels, but a text has one; set task: multi_label")
+        if is_list:
+            raise ValueError("label_separator: joins labels in one column, but label_column has several; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_are_classes(self) -> Data:
+        """Check that label_names are what columns of 0 and 1 are called, apart from their order."""
+        if isinstance(self.label_column, str):
+            return self
+        keys = list(map(label_key, self.label_column))
+        if twice := next((name for name in self.label_column if keys.count(label_key(name)) > 1), None):
+            raise ValueError(f"label_column: {twice!r} is there twice, apart from case and white space")
+        classes = tuple(dict.fromkeys(renamed(name, self.label_map or {}) for name in self.label_column))
+        if len(set(map(label_key, classes))) < 2:
+            raise ValueError(f"label_map: makes all columns of label_column one label, {classes[0]!r}")
+        if self.label_names and set(map(label_key, self.label_names)) != set(map(label_key, classes)):
+            raise ValueError(
+                f"label_names: {', '.join(self.label_names)}, but the columns of label_column are called "
+                f"{', '.join(classes)}; give the same names in any order, or leave it out"
+            )
+        return self
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The column of the labels, or a column of 0 and 1 for each label."""
+        return (self.label_column,) if isinstance(self.label_column, str) else self.label_column
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether a text may have several labels, or none."""
+        return self.task == "multi_label"
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -415,6 +466,15 @@ class Recipe(Section):
         ngrams = self.student and self.student.ngrams
         if ngrams and not ngrams.max_tokens and self.data.padding == "max_length":
             raise ValueError("data.padding: max_length, but student.ngrams reads whole texts; give its max_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _target_is_one_class(self) -> Recipe:
+        if self.data.has_several_labels and self.student and self.student.loss.soft == "decoupled":
+            raise ValueError(
+                "student.loss.soft: decoupled, but it is for texts of one class, and data.task is multi_label; use "
+                "soft_targets or logit_mse"
+            )
         return self
 
     @model_validator(mode="after")
