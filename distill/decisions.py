@@ -7,10 +7,12 @@ matrix (examples, labels) of 0 and 1, and `thresholds` has the lowest probabilit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from scipy.special import expit, logit, softmax
 
+Task = Literal["single_label", "multi_label"]
 Thresholds = Sequence[float] | None
 NO_LABEL = "(no label)"  # how a text without any label is shown
 
@@ -65,3 +67,11 @@ def as_two_classes(logits: np.ndarray, gold_labels: np.ndarray) -> tuple[np.ndar
         return logits, gold_labels
     flat = logits.reshape(-1)
     return np.stack([np.zeros_like(flat), flat], axis=1), gold_labels.reshape(-1).astype(np.int64)
+
+
+def as_matrix(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return for each text and each of `count` labels whether it has the label: bool (examples, labels).
+
+    `labels` are gold labels or answers of either kind.
+    """
+    return labels[:, None] == np.arange(count) if labels.ndim == 1 else labels.astype(bool)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.measuring.metrics import compare_paired
+from distill.measuring.metrics import compare_predictions
 from distill.storage.predictions import read_predictions
 from distill.storage.run_folder import RunFolder
 
@@ -21,21 +21,19 @@ def compare_with_baseline(models: Sequence[Path], notes: list[str]) -> list[dict
     baseline = next((model for model, manifest in manifests.items() if manifest["role"] == "baseline"), None)
     if baseline is None:
         return []
-    ids, gold_labels, logits = read_predictions(RunFolder(baseline).predictions)
+    of_baseline = read_predictions(RunFolder(baseline).predictions)
     its_data, found = manifests[baseline]["data"], []
     for model, manifest in manifests.items():
         if manifest["role"] not in ("teacher", "student"):
             continue
-        other_ids, _, other_logits = read_predictions(RunFolder(model).predictions)
+        of_model = read_predictions(RunFolder(model).predictions)
         differing = [name for name in ("train", "test") if manifest["data"].get(name) != its_data.get(name)]
-        if differing or other_ids != ids:
+        if differing or of_model.example_ids != of_baseline.example_ids:
             others = " and ".join(differing or ["test"])
             notes.append(f"{model} has other {others} texts than the baseline ({baseline}), so they are not compared.")
             continue
-        correct = [answers.argmax(axis=1) == gold_labels for answers in (other_logits, logits)]
-        found.append(
-            {"model": str(model), "role": manifest["role"], "baseline": str(baseline), **compare_paired(*correct)}
-        )
+        compared = compare_predictions(of_model, of_baseline)
+        found.append({"model": str(model), "role": manifest["role"], "baseline": str(baseline), **compared})
     return found
 
 

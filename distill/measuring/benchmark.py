@@ -15,6 +15,7 @@ from scipy.special import softmax
 
 from distill.data.encoding import Cut, Kept
 from distill.data.pairs import Text
+from distill.decisions import answers_of, as_two_classes
 from distill.inference.classifier import Classifier, load, weights_bytes
 from distill.inference.linear import LinearClassifier
 from distill.inference.sessions import Session
@@ -22,10 +23,11 @@ from distill.inference.text_classifier import TextClassifier, check_finite
 from distill.machine.devices import Device, cores
 from distill.machine.progress import progress_line
 from distill.machine.timing import PAUSE_SECONDS, summarise, time_in_turn
+from distill.measuring.alignment import align
 from distill.measuring.escalation import cascade_curve
 from distill.measuring.metrics import agreement, by_class, chance_p_value, confusion, figures
 from distill.models.calibration import reliability
-from distill.models.loading import align_labels, load_config, token_limit, vocabulary_of
+from distill.models.loading import load_config, token_limit, vocabulary_of
 from distill.recipe.labels import SAME_NAMES
 from distill.storage.checksums import ANSWERING, check_whole
 
@@ -50,7 +52,10 @@ class Measurement:
 
     `max_tokens` and `truncation` say what it reads of a text, and are None if it reads all of it. `texts_cut` is the
     share of the test texts that are longer, and `tokens_cut` the share of all tokens that are cut off.
-    `classes_answered` is the number of classes that it gave as an answer: if it is 1, every text got the same answer.
+    `classes_answered` is the number of classes that it gave as an answer, or of sets of labels: if it is 1, every text
+    got the same answer. If a text may have several labels, `accuracy` is the share of texts with exactly the right
+    ones; if not, `micro_f1`, `mean_average_precision` and `thresholds` are None. `confusion` is None for several
+    labels, and for many classes.
     `chance_p_value` is the p-value for answers that are independent of the labels (see metrics.chance_p_value).
     """
 
@@ -67,7 +72,9 @@ class Measurement:
     accuracy_ci95: list[float]
     classes_answered: int
     chance_p_value: float
+    micro_f1: float | None
     macro_f1: float
+    mean_average_precision: float | None
     roc_auc: float | None
     ece: float
     brier: float
@@ -76,6 +83,7 @@ class Measurement:
     load_seconds: float
     latency_ms: dict[str, dict[str, Any]]
     texts_per_second: float
+    thresholds: tuple[float, ...] | None
     classes: list[dict[str, Any]]
     confusion: list[list[int]] | None
     reliability: list[dict[str, float]]
@@ -103,16 +111,19 @@ def measure(
     Latency is that of the model alone at each of `shapes` ("8x128"), in milliseconds, with the candidates in turn. A
     shape longer than a model's positions is left out for that model. `agreement` is with the same model's torch-fp32 on
     the same device, None if that is not among the candidates. Raises `ModelError` for a model whose classes are not
-    `label_names`, apart from `label_map`.
+    `label_names`, apart from `label_map`, or that is for another task than the gold labels.
     """
-    classifiers, load_seconds, columns = {}, {}, {}
+    task = "single_label" if gold_labels.ndim == 1 else "multi_label"
+    classifiers, load_seconds, columns, thresholds = {}, {}, {}, {}
     for candidate in candidates:
         check_whole(candidate.folder, ANSWERING)  # hashes the files once in a process, so not while loading is timed
         start = time.perf_counter()
         classifier = load(candidate.folder, candidate.device, dtype=candidate.dtype, threads=threads)
         load_seconds[candidate] = time.perf_counter() - start
         classifiers[candidate] = classifier
-        columns[candidate] = align_labels(classifier.label_names, label_names, label_map, teacher=str(candidate.folder))
+        columns[candidate], thresholds[candidate] = align(
+            classifier, label_names, label_map, task=task, name=str(candidate.folder)
+        )
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     logits, rates = {}, {}
     latency: dict[Candidate, dict[str, Any]] = {candidate: {} for candidate in candidates}
@@ -120,9 +131,9 @@ def measure(
         for candidate, classifier in classifiers.items():
             title = f"{candidate.role} {classifier.format} {candidate.device}"
             with progress_line(title, len(texts), "text") as line:
-                answers, rates[candidate] = timed_logits(classifier, texts, progress=line.update)
-                check_finite(answers, f"{candidate.folder} ({title})")
-                logits[candidate] = answers[:, columns[candidate]]
+                given, rates[candidate] = timed_logits(classifier, texts, progress=line.update)
+                check_finite(given, f"{candidate.folder} ({title})")
+                logits[candidate] = given[:, columns[candidate]]
         for shape in shapes:
             calls = {
                 candidate: call
@@ -143,8 +154,9 @@ def measure(
     }
     measurements = []
     for candidate, classifier in classifiers.items():
-        own = logits[candidate]
-        found, answers = figures(own, gold_labels), own.argmax(axis=1)
+        own, its = logits[candidate], thresholds[candidate]
+        found, answers = figures(own, gold_labels, its), answers_of(own, its)
+        two_logits, two_classes = as_two_classes(own, gold_labels)
         reference = references.get((candidate.model, candidate.device))
         measurements.append(
             Measurement(
@@ -158,16 +170,19 @@ def measure(
                 texts_cut=cuts[candidate.model].texts,
                 tokens_cut=cuts[candidate.model].tokens,
                 **{name: found[name] for name in ("accuracy", "accuracy_ci95", "macro_f1", "roc_auc", "ece", "brier")},
-                classes_answered=len(np.unique(answers)),
+                micro_f1=found.get("micro_f1"),
+                mean_average_precision=found.get("mean_average_precision"),
+                thresholds=its,
+                classes_answered=len(np.unique(answers, axis=0)),
                 chance_p_value=chance_p_value(answers, gold_labels),
-                agreement=None if reference is None else agreement(own, reference),
+                agreement=None if reference is None else agreement(own, reference, its),
                 size_bytes=weights_bytes(candidate.folder),
                 load_seconds=load_seconds[candidate],
                 latency_ms=latency[candidate],
                 texts_per_second=rates[candidate],
-                classes=by_class(own, gold_labels, label_names),
-                confusion=confusion(own, gold_labels) if len(label_names) <= MOST_CLASSES else None,
-                reliability=reliability(softmax(own, axis=1), gold_labels),
+                classes=by_class(own, gold_labels, label_names, its),
+                confusion=confusion(own, gold_labels) if its is None and len(label_names) <= MOST_CLASSES else None,
+                reliability=reliability(softmax(two_logits, axis=1), two_classes),
                 logits=own,
             )
         )
@@ -227,8 +242,11 @@ def torch_threads(threads: int) -> Iterator[None]:
 def cascade_of(measurements: Sequence[Measurement], gold_labels: np.ndarray, shape: str) -> dict[str, Any] | None:
     """Return the cascade of the fastest student and the fastest teacher, for texts that come one by one.
 
-    None if `shape` has another batch size than 1, or if student or teacher is missing.
+    None if `shape` has another batch size than 1, if student or teacher is missing, or if a text may have several
+    labels: no single probability says how sure a student is of them.
     """
+    if gold_labels.ndim == 2:
+        return None
     able = [item for item in measurements if shape.startswith("1x") and shape in item.latency_ms]
     fastest = {
         role: min(those, key=lambda item: item.latency_ms[shape]["p50"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -32,6 +32,7 @@ class _Flipped(TypedDict):
     format: str
     model_probabilities: dict[str, float]
     format_probabilities: dict[str, float]
+    changed: NotRequired[list[str]]  # if a text may have several labels
 
 
 def learning_curves(models: Sequence[Path]) -> Iterator[dict[str, Any]]:

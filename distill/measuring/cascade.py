@@ -12,17 +12,17 @@ import numpy as np
 from scipy.special import softmax
 
 from distill.data.pairs import Text, texts_of
-from distill.data.splits import Splits, read_splits, text_keys
-from distill.errors import FolderError, PromiseError
+from distill.data.splits import Splits, gold_labels_of, read_splits, text_keys
+from distill.errors import FolderError, ModelError, PromiseError
 from distill.inference.cascade import Cascade
 from distill.inference.classifier import device_of_step, fastest_export, load
 from distill.inference.text_classifier import check_finite
 from distill.machine.devices import cores
 from distill.machine.progress import progress_line
+from distill.measuring.alignment import align
 from distill.measuring.benchmark import WARMUP_TEXTS, timed_logits, torch_threads
 from distill.measuring.metrics import accuracy_interval
 from distill.measuring.promise import Promise, Steps, cheapest_cascade
-from distill.models.loading import align_labels
 from distill.recipe.file import load_recipe
 from distill.storage.cascades import MOST_STEPS, is_cascade, read_cascade, write_cascade
 from distill.storage.checksums import ANSWERING, fingerprint
@@ -44,7 +44,7 @@ def make_cascade(
     had better answer no text is left out. Raises `PromiseError` if the texts are too few to prove the promise, if no
     cascade is sure to keep it, or if that is not faster than the last classifier alone.
     """
-    texts, gold_labels = texts_of(splits.validation), np.asarray(splits.validation["label"][:])
+    texts, gold_labels = texts_of(splits.validation), gold_labels_of(splits.validation)
     needed = promise.texts_needed(len(models))
     if len(texts) < needed:
         raise PromiseError(
@@ -99,11 +99,16 @@ def make_cascade(
 
 
 def steps_of(models: Sequence[Path], splits: Splits, texts: Sequence[Text], *, device: str) -> Steps:
-    """Return what each of `models` answers to `texts`, with its classes in the order of `splits`, and how fast."""
+    """Return what each of `models` answers to `texts`, with its classes in the order of `splits`, and how fast.
+
+    Raises `ModelError` if a model may give a text several labels: no single probability says how sure it is of them.
+    """
     logits, seconds = [], []
     for model in models:
         classifier = load(model, device_of_step(model, device))
-        columns = align_labels(classifier.label_names, splits.label_names, teacher=str(model))
+        if classifier.thresholds is not None:
+            raise ModelError(f"{model}: a cascade needs models that give a text one label")
+        columns, _ = align(classifier, splits.label_names, task=splits.task, name=str(model))
         with progress_line(f"{model.name}: answers", len(texts), "text") as line:
             found, rate = timed_logits(classifier, texts, progress=line.update)
         check_finite(found, str(model))
@@ -176,11 +181,11 @@ def measure_cascade(
     `texts_per_second` is for all texts at once. `mean_ms` and `p95_ms` are for texts that come one by one. Both include
     tokenizing and are measured after a warm-up.
     """
-    texts, gold_labels = texts_of(splits.test), np.asarray(splits.test["label"][:])
+    texts, gold_labels = texts_of(splits.test), gold_labels_of(splits.test)
     promise = read_cascade(folder).promise
     classifier = load(folder, device, threads=threads)
     assert isinstance(classifier, Cascade)
-    columns = align_labels(classifier.label_names, splits.label_names, teacher=str(folder))
+    columns, _ = align(classifier, splits.label_names, task=splits.task, name=str(folder))
     with torch_threads(threads or cores()):
         classifier.warm_up()
         classifier.logits(texts[:WARMUP_TEXTS])
@@ -200,7 +205,7 @@ def measure_cascade(
     wanted = answers_of.get(Path(classifier.names[-1]))
     if wanted is None:
         last = classifier.classifiers[-1]
-        order = align_labels(last.label_names, splits.label_names, teacher=classifier.names[-1])
+        order, _ = align(last, splits.label_names, task=splits.task, name=classifier.names[-1])
         with progress_line(f"{folder.name}: its last classifier", len(texts), "text") as line:
             wanted = last.logits(texts, progress=line.update)[:, order].argmax(axis=1)
     agreed, right = int((answers == wanted).sum()), int((answers == gold_labels).sum())
@@ -209,7 +214,7 @@ def measure_cascade(
         "steps": [
             {"model": name, "format": step.format, "at_least": least, "answered": float((answered_by == index).mean())}
             for index, (name, step, least) in enumerate(
-                zip(classifier.names, classifier.classifiers, [*classifier.thresholds[:-1], None], strict=True)
+                zip(classifier.names, classifier.classifiers, [*classifier.sure_from[:-1], None], strict=True)
             )
         ],
         "promise": {name: promise[name] for name in ("agree", "accuracy_drop", "confidence", "texts")},

@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from distill.errors import FolderError
-from distill.measuring.metrics import compare_paired
+from distill.measuring.metrics import compare_predictions
 from distill.storage.predictions import read_predictions
 from distill.storage.records import checked
 from distill.storage.run_folder import RunFolder
@@ -35,12 +35,15 @@ def compare_with_controls(models: Sequence[Path], notes: list[str]) -> list[dict
             student = manifest["parents"]["student"]
             notes.append(f"{model} is the control of a student that is not among these models ({student}).")
             continue
-        ids, gold_labels, student_logits = read_predictions(RunFolder(students[0]).predictions)
-        control_ids, _, control_logits = read_predictions(RunFolder(model).predictions)
-        if ids != control_ids or manifests[students[0]]["data"]["test"] != manifest["data"]["test"]:
+        of_student = read_predictions(RunFolder(students[0]).predictions)
+        of_control = read_predictions(RunFolder(model).predictions)
+        if (
+            of_student.example_ids != of_control.example_ids
+            or manifests[students[0]]["data"]["test"] != manifest["data"]["test"]
+        ):
             raise FolderError(f"{model}: was tested on other texts than {students[0]}; train it again")
-        correct = [logits.argmax(axis=1) == gold_labels for logits in (student_logits, control_logits)]
-        found.append({"student": str(students[0]), "control": str(model), **compare_paired(*correct)})
+        compared = compare_predictions(of_student, of_control)
+        found.append({"student": str(students[0]), "control": str(model), **compared})
     return found
 
 

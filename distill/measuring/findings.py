@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distill.data.answers import answers_in_words
 from distill.data.encoding import Cut, Truncation, cut_in_words
 from distill.data.pairs import texts_of
-from distill.data.splits import read_splits
+from distill.data.splits import gold_labels_of, read_splits
+from distill.decisions import answers_of
 from distill.machine.devices import Device, describe_hardware
 from distill.machine.provenance import now, versions
 from distill.measuring.baselines import compare_with_baseline
@@ -52,7 +51,7 @@ def findings_of(
     comparisons = compare_with_controls(models, notes)
     baselines = compare_with_baseline(models, notes)
     trainings, flipped = list(learning_curves(models)), list(flipped_texts(models))
-    gold_labels = np.asarray(splits.test["label"][:])
+    gold_labels = gold_labels_of(splits.test)
     measurements = measure(
         candidates,
         splits.label_names,
@@ -72,14 +71,16 @@ def findings_of(
     ]
     device = "auto" if len(devices) > 1 else devices[0]
     # A cascade runs its classifiers in the type that they were saved in.
-    answers_of = {
-        Path(item.folder).resolve(): item.logits.argmax(axis=1) for item in measurements if item.format != "torch-bf16"
+    answers = {
+        Path(item.folder).resolve(): answers_of(item.logits, item.thresholds)
+        for item in measurements
+        if item.format != "torch-bf16"
     }
     measured = [
         measure_cascade(
             folder,
             splits,
-            answers_of,
+            answers,
             device=device,
             threads=benchmark.threads,
         )
@@ -87,7 +88,10 @@ def findings_of(
     ]
     commonest = commonest_share(gold_labels)
     if commonest == 1:
-        notes.append("All test texts are of one class, so the figures say nothing about the other classes.")
+        same, others = ("are of one class", "classes")
+        if splits.task == "multi_label":
+            same, others = ("have the same labels", "labels")
+        notes.append(f"All test texts {same}, so the figures say nothing about the other {others}.")
     return Findings(
         measurements=[item.as_json() for item in measurements],
         environment={
@@ -101,6 +105,7 @@ def findings_of(
             "data": splits.fingerprints,
         },
         shapes=benchmark.shapes,
+        task=splits.task,
         notes=notes,
         label_names=splits.label_names,
         comparisons=comparisons,

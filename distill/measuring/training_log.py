@@ -13,13 +13,16 @@ FEWEST = 6  # logged losses; with fewer there is no warning about them
 
 
 def training_curve(role: str, log: Sequence[Mapping[str, Any]], selected_step: int | None) -> dict[str, Any]:
-    """Return a run's learning curve from the entries of its metrics.jsonl: training losses and evaluation figures."""
+    """Return a run's learning curve from the entries of its metrics.jsonl: training losses and evaluation figures.
+
+    Only evaluations of a model that may give a text several labels have a `micro_f1`.
+    """
     steps = [
         {"step": entry["step"], "epoch": entry["epoch"], "loss": entry["loss"]} for entry in log if "loss" in entry
     ]
     evaluations = [
         {"step": entry["step"], "epoch": entry["epoch"]}
-        | {name: entry[f"eval_{name}"] for name in ("log_loss", "accuracy") if f"eval_{name}" in entry}
+        | {name: entry[f"eval_{name}"] for name in ("log_loss", "accuracy", "micro_f1") if f"eval_{name}" in entry}
         for entry in log
         if "eval_accuracy" in entry
     ]

@@ -1,0 +1,35 @@
+"""Match a classifier with data: its classes in the data's order, and its thresholds with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from distill.decisions import Task, Thresholds
+from distill.errors import ModelError
+from distill.inference.text_classifier import TextClassifier
+from distill.models.loading import align_labels
+from distill.recipe.labels import SAME_NAMES
+
+KINDS: dict[Task, str] = {"single_label": "one label", "multi_label": "any number of labels"}
+
+
+def align(
+    classifier: TextClassifier,
+    label_names: Sequence[str],
+    label_map: Mapping[str, str] = SAME_NAMES,
+    *,
+    task: Task,
+    name: str,
+) -> tuple[list[int], Thresholds]:
+    """Return for each of the data's `label_names` the classifier's column, and its threshold if labels have one.
+
+    Both are in the order of `label_names`. `task` is the data's, and `name` the model's, for messages. Raises
+    `ModelError` if the classifier is for the other task, or if its classes are not the data's (see align_labels).
+    """
+    its: Task = "single_label" if classifier.thresholds is None else "multi_label"
+    if its != task:
+        raise ModelError(f"{name}: gives a text {KINDS[its]}, but in the data a text has {KINDS[task]}")
+    columns = align_labels(classifier.label_names, label_names, label_map, teacher=name)
+    if classifier.thresholds is None:
+        return columns, None
+    return columns, tuple(classifier.thresholds[column] for column in columns)
