@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from huggingface_hub import ModelCardData
 
 from distill.data.encoding import Truncation
+from distill.decisions import Thresholds
 from distill.export.proofs import Proof
 from distill.models.ngram_config import MODEL_TYPE
 from distill.report.page import as_code, render
@@ -18,6 +19,7 @@ def export_card(
     *,
     architecture: str,
     label_names: Sequence[str],
+    thresholds: Thresholds,
     calibrated: bool,
     truncation: Truncation,
     room: int,
@@ -37,8 +39,8 @@ def export_card(
         format=proof.format,
         proof=proof,
         is_ours=architecture == MODEL_TYPE,
-        examples=sum(int(found["examples"] or 0) for found in proof.per_class.values()),
         label_names=[as_code(name) for name in label_names],
+        thresholds=thresholds,
         calibrated=calibrated,
         truncation=truncation,
         ends=truncation.ends(room),

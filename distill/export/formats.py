@@ -20,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from distill.data.encoding import Truncation, encode
 from distill.data.pairs import Text
+from distill.decisions import Thresholds
 from distill.errors import FolderError, Interrupted, ModelError, UserError, one_line
 from distill.export import fusion
 from distill.export.attention import ONE_NODE
@@ -111,6 +112,7 @@ def export_formats(
     folder: Path,
     formats: Sequence[str],
     *,
+    thresholds: Thresholds = None,
     truncation: Truncation,
     bounds: Bounds,
     device: Device,
@@ -119,11 +121,12 @@ def export_formats(
 ) -> Generator[Proof, None, None]:
     """Export the fp32 `model` to each of `formats`, in its own folder in `folder`; yield its proof on `texts`.
 
-    The proof compares with `model` itself. A format fails if it breaks a bound on accuracy or agreement, if its logits
-    are not finite, or if nodes are not fused although the architecture allows it (see attention.ONE_NODE); onnx-int8
-    then tries its next settings. A format that fails gets no folder, and the folder of an earlier export is removed.
-    Until then the earlier export stays usable. A format's folder holds the model, its card, its proof and the texts
-    whose label changed. If the format failed, those texts are in flipped-FORMAT.jsonl beside it.
+    `thresholds` are the model's if it may give a text several labels. The proof compares with `model` itself. A format
+    fails if it breaks a bound on accuracy or agreement, if its logits are not finite, or if nodes are not fused
+    although the architecture allows it (see attention.ONE_NODE); onnx-int8 then tries its next settings. A format that
+    fails gets no folder, and the folder of an earlier export is removed. Until then the earlier export stays usable. A
+    format's folder holds the model, its card, its proof and the texts whose label changed. If the format failed, those
+    texts are in flipped-FORMAT.jsonl beside it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +161,7 @@ def export_formats(
             unfused = "; ".join(filter(None, (unfused, "no product or table is in int8")))
         logits, rate = _answers(name, made, model, device, classify, reference)
         return prove(
-            name, logits, reference, gold_labels, label_names, bounds,
+            name, logits, reference, gold_labels, label_names, bounds, thresholds=thresholds,
             size_bytes=weights_bytes(made), device=_device(name, device), texts_per_second=rate,
             fusion=fused, unfused=unfused, note=note, settings=asdict(settings) if settings else {},
         ), logits  # fmt: skip
@@ -182,7 +185,7 @@ def export_formats(
                 tried.append({"settings": proof.settings, "reason": proof.reason, "agreement": proof.agreement})
                 proof, logits = attempt(name, settings)
             proof = replace(proof, tried=tried)
-            changed = flips(texts, logits, reference, gold_labels, label_names)
+            changed = flips(texts, logits, reference, gold_labels, label_names, thresholds)
             beside = folder / f"flipped-{name}.jsonl"
             if proof.passed:
                 made = source.work / name

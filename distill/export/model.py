@@ -7,10 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from distill.data.pairs import texts_of
-from distill.data.splits import Splits
+from distill.data.splits import Splits, gold_labels_of
 from distill.errors import FolderError
 from distill.export.card import export_card
 from distill.export.formats import export_formats, keep_proofs
@@ -19,8 +17,9 @@ from distill.inference.classifier import Classifier, load
 from distill.inference.runtimes import onnx_runs_on_cuda
 from distill.inference.sessions import TorchSession
 from distill.machine.devices import Device
+from distill.measuring.alignment import align
 from distill.models.calibration import temperature_of
-from distill.models.loading import align_labels, reorder_classes
+from distill.models.loading import reorder_classes
 
 log = logging.getLogger("distill")
 
@@ -31,12 +30,12 @@ def export_model(
     """Export the classifier `model` to `formats` in `folder`; return a proof of each, also of those that failed.
 
     The formats have the class order of `splits` and are proved on its validation texts. Raises `FolderError` if the
-    model is itself an export.
+    model is itself an export, and `ModelError` if it has other classes than the data or is for another task.
     """
     classifier = load(model, "cpu")
     if not isinstance(classifier, Classifier) or not isinstance(classifier.session, TorchSession):
         raise FolderError(f"{model}: is itself an export; name the model that it came from")
-    columns = align_labels(classifier.label_names, splits.label_names, splits.label_map, teacher=str(model))
+    columns, thresholds = align(classifier, splits.label_names, splits.label_map, task=splits.task, name=str(model))
     if device == "cuda" and not onnx_runs_on_cuda():
         log.info("export: this onnxruntime has no CUDA provider; ONNX formats are proved on the CPU")
     proofs = export_formats(
@@ -44,9 +43,10 @@ def export_model(
         classifier.tokenizer,
         splits.label_names,
         texts_of(splits.validation),
-        np.asarray(splits.validation["label"][:]),
+        gold_labels_of(splits.validation),
         folder,
         formats,
+        thresholds=thresholds,
         truncation=classifier.truncation,
         bounds=bounds,
         device=device,
@@ -55,6 +55,7 @@ def export_model(
             Path(model).absolute().name,
             architecture=classifier.session.model.config.model_type,
             label_names=splits.label_names,
+            thresholds=thresholds,
             truncation=classifier.truncation,
             room=classifier.truncation.max_tokens - classifier.tokenizer.num_special_tokens_to_add(),
             calibrated=temperature_of(classifier.session.model.config) != 1,

@@ -10,6 +10,15 @@ import numpy as np
 from scipy.special import softmax
 
 from distill.data.pairs import Text
+from distill.decisions import (
+    Thresholds,
+    answers_of,
+    are_equal,
+    as_matrix,
+    as_two_classes,
+    in_words,
+    probabilities_of,
+)
 from distill.machine.devices import Device
 from distill.measuring.metrics import agreement
 from distill.models.calibration import expected_calibration_error
@@ -27,10 +36,11 @@ class Bounds:
 class Proof:
     """A format's figures on the validation texts; they are None if its logits were not finite.
 
-    `per_class` has the number of texts of each class, and accuracy and agreement on them. `settings` are those of the
-    format, and `tried` holds earlier settings that failed, with the reason. `flipped` counts the texts whose label
-    changed. `texts_per_second` is the speed on `device`, or None if the format is not meant for that device. `note`
-    says which parts of the graph are slower than those of other architectures.
+    `texts` is their number, and `flipped` counts those whose label, or any of whose labels, changed. `per_class` has
+    the number of texts of each class, and accuracy and agreement on them; of a label, whether a text has it. `settings`
+    are those of the format, and `tried` holds earlier settings that failed, with the reason. `texts_per_second` is the
+    speed on `device`, or None if the format is not meant for that device. `note` says which parts of the graph are
+    slower than those of other architectures.
     """
 
     format: str
@@ -39,6 +49,7 @@ class Proof:
     size_bytes: int
     device: Device
     texts_per_second: float | None = None
+    texts: int | None = None
     accuracy: float | None = None
     accuracy_drop: float | None = None
     agreement: float | None = None
@@ -65,6 +76,7 @@ def prove(
     label_names: Sequence[str],
     bounds: Bounds,
     *,
+    thresholds: Thresholds = None,
     size_bytes: int,
     device: Device,
     texts_per_second: float | None = None,
@@ -75,6 +87,7 @@ def prove(
 ) -> Proof:
     """Return the proof of a format that gave `logits`; the model gave `reference`; both are (texts, classes).
 
+    If a text may have several labels, its `thresholds` are given, and an answer is right or agrees if all labels do.
     `fusion` counts the fused nodes of its graph (see fusion.count_fused_nodes). `unfused` says which are missing, and
     fails the proof; `note` says it where that is as expected.
     """
@@ -86,18 +99,17 @@ def prove(
     if broken.any():
         reason = f"logits of {broken.sum()} of {len(logits)} texts are not finite"
         return Proof(passed=False, reason=reason, **shared)
-    labels, wanted = logits.argmax(axis=1), reference.argmax(axis=1)
-    accuracy = float((labels == gold_labels).mean())
-    drop = float((wanted == gold_labels).mean()) - accuracy
-    agreed, found = agreement(logits, reference), np.unique(labels)
+    labels, wanted = answers_of(logits, thresholds), answers_of(reference, thresholds)
+    accuracy = float(are_equal(labels, gold_labels).mean())
+    drop = float(are_equal(wanted, gold_labels).mean()) - accuracy
+    agreed = agreement(logits, reference, thresholds)
     reasons = [unfused] if unfused else []
-    is_constant = len(found) == 1 and len(np.unique(wanted)) > 1
+    is_constant = bool((labels == labels[0]).all()) and not (wanted == wanted[0]).all()
     if is_constant:
-        reasons.append(f"answers {label_names[found[0]]} for every one of {len(labels)} texts")
+        reasons.append(f"answers {in_words(labels[0], label_names)} for every one of {len(labels)} texts")
     if drop > bounds.max_accuracy_drop + 1e-9:  # the bound itself is allowed, however the subtraction rounds
-        reasons.append(
-            f"validation accuracy falls by {drop:.4f}, more than export.max_accuracy_drop {bounds.max_accuracy_drop}"
-        )
+        figure = "validation accuracy" if thresholds is None else "exact match on validation"
+        reasons.append(f"{figure} falls by {drop:.4f}, more than export.max_accuracy_drop {bounds.max_accuracy_drop}")
     if agreed < bounds.min_agreement - 1e-9:
         reasons.append(
             f"agrees with the model on {agreed:.4f} of the validation texts, less than export.min_agreement "
@@ -105,16 +117,18 @@ def prove(
         )
     if not is_constant:  # else every other class would be reported too
         reasons.extend(_lost_classes(labels, wanted, gold_labels, label_names))
+    two_logits, two_classes = as_two_classes(logits, gold_labels)
     return Proof(
         passed=not reasons,
         reason="; ".join(reasons) or None,
+        texts=len(logits),
         accuracy=accuracy,
         accuracy_drop=drop,
         agreement=agreed,
-        flipped=int((labels != wanted).sum()),
+        flipped=int((~are_equal(labels, wanted)).sum()),
         max_logit_diff=float(np.abs(logits - reference).max()),
         mean_logit_diff=float(np.abs(logits - reference).mean()),
-        ece=expected_calibration_error(softmax(logits, axis=1), gold_labels),
+        ece=expected_calibration_error(softmax(two_logits, axis=1), two_classes),
         per_class=dict(_per_class(labels, wanted, gold_labels, label_names)),
         **shared,
     )
@@ -126,23 +140,30 @@ def flips(
     reference: np.ndarray,
     gold_labels: np.ndarray,
     label_names: Sequence[str],
+    thresholds: Thresholds = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield each text whose label changed, with all its labels and probabilities; the largest change comes first.
 
-    Texts whose logits are not finite have no label and are left out.
+    If a text may have several labels, `changed` names those that were added or lost. Texts whose logits are not finite
+    have no label and are left out.
     """
     finite = np.isfinite(logits).all(axis=1, keepdims=True)
-    before, after = softmax(reference, axis=1), softmax(np.where(finite, logits, reference), axis=1)
-    changed = np.flatnonzero(before.argmax(axis=1) != after.argmax(axis=1))
+    logits = np.where(finite, logits, reference)
+    before, after = probabilities_of(reference, thresholds), probabilities_of(logits, thresholds)
+    wanted, labels = answers_of(reference, thresholds), answers_of(logits, thresholds)
+    changed = np.flatnonzero(~are_equal(wanted, labels))
     for row in sorted(changed, key=lambda row: -np.abs(after[row] - before[row]).max()):
-        yield {
+        found = {
             "text": text if isinstance(text := texts[row], str) else " | ".join(text),
-            "gold": label_names[gold_labels[row]],
-            "model": label_names[before[row].argmax()],
-            "format": label_names[after[row].argmax()],
+            "gold": in_words(gold_labels[row], label_names),
+            "model": in_words(wanted[row], label_names),
+            "format": in_words(labels[row], label_names),
             "model_probabilities": _named(before[row], label_names),
             "format_probabilities": _named(after[row], label_names),
         }
+        if thresholds is not None:
+            found["changed"] = [label_names[index] for index in np.flatnonzero(wanted[row] != labels[row])]
+        yield found
 
 
 def _lost_classes(
@@ -152,24 +173,31 @@ def _lost_classes(
 
     A format can lose a rare class completely while accuracy and agreement stay within their bounds.
     """
+    answered, had, has_label = (as_matrix(found, len(label_names)) for found in (labels, wanted, gold_labels))
     for index, name in enumerate(label_names):
-        rows = gold_labels == index
-        had = int((wanted[rows] == index).sum())
-        if had and not (labels[rows] == index).any():
-            yield f"gets 0 of {rows.sum()} texts of class {name} right, the model {had}"
+        rows = has_label[:, index]
+        of_model = int(had[rows, index].sum())
+        if not of_model or answered[rows, index].any():
+            continue
+        if gold_labels.ndim == 1:
+            yield f"gets 0 of {rows.sum()} texts of class {name} right, the model {of_model}"
+        else:
+            yield f"finds the label {name} on 0 of the {rows.sum()} texts that have it, the model on {of_model}"
 
 
 def _per_class(
     labels: np.ndarray, wanted: np.ndarray, gold_labels: np.ndarray, label_names: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, float | int | None]]]:
+    answered, has_label = as_matrix(labels, len(label_names)), as_matrix(gold_labels, len(label_names))
     for index, name in enumerate(label_names):
-        rows = gold_labels == index
+        rows = has_label[:, index]
+        same = labels == wanted if labels.ndim == 1 else labels[:, index] == wanted[:, index]
         yield (
             name,
             {
                 "examples": int(rows.sum()),
-                "accuracy": float((labels[rows] == index).mean()) if rows.any() else None,
-                "agreement": float((labels[rows] == wanted[rows]).mean()) if rows.any() else None,
+                "accuracy": float(answered[rows, index].mean()) if rows.any() else None,
+                "agreement": float(same[rows].mean()) if rows.any() else None,
             },
         )
 

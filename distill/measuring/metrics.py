@@ -277,6 +277,12 @@ def commonest_share(gold_labels: np.ndarray) -> float:
     return _commonest(gold_labels)[1]
 
 
+def constant_score(gold_labels: np.ndarray) -> float:
+    """Return the mean score (see decisions.scores_of) of always answering the commonest class, or set of labels."""
+    commonest, _ = _commonest(gold_labels)
+    return float(scores_of(np.broadcast_to(commonest, gold_labels.shape), gold_labels).mean())
+
+
 def _commonest(gold_labels: np.ndarray) -> tuple[np.ndarray | int, float]:
     """Return the commonest gold label, a class index or a row of 0 and 1, and its share of the texts."""
     found, counts = np.unique(gold_labels, axis=0, return_counts=True)

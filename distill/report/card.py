@@ -41,6 +41,7 @@ def card(
     is_base = base and not Path(base).exists() and (role != "teacher" or recipe.teacher.pretrained)
     text = dump_recipe(public)
     cut = metrics["training"]["truncation"]
+    several = "micro_f1" in metrics["test"]  # labels a text
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
@@ -53,7 +54,7 @@ def card(
                 task_type="text-classification", dataset_type="text", dataset_name=data, metric_type=metric,
                 metric_value=metrics["test"][metric],
             )
-            for metric in ("accuracy", "macro_f1")
+            for metric in ("accuracy", "micro_f1" if several else "macro_f1")
         ],
     )  # fmt: skip
     return render(
@@ -69,6 +70,7 @@ def card(
             for teacher in parents.get("teachers", ())
         ],
         answers=[as_code(answers_in_words(file)) for file in parents.get("answer_files", ())],
+        several=several,
         test=metrics["test"],
         classes=class_table(metrics["classes"]),
         calibrated=metrics.get("calibration", {}).get("temperature", 1.0) != 1,
