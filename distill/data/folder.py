@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel
+from datasets import ClassLabel, LargeList, List
 from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern, sanitize_patterns
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
@@ -71,8 +71,15 @@ def read_folder(folder: Path, subset: str | None) -> DataFolder:
     files = _files(folder, _patterns(folder, config))
     info = infos.get(name or "default") or (next(iter(infos.values())) if len(infos) == 1 else None)
     features = (info.features if info else None) or {}
-    names = {key: tuple(feature.names) for key, feature in features.items() if isinstance(feature, ClassLabel)}
+    names = {key: named for key, feature in features.items() if (named := class_names_of(feature))}
     return DataFolder(files, names)
+
+
+def class_names_of(feature: Any) -> tuple[str, ...] | None:
+    """Return the class names that a feature of datasets has, itself or in a list; None if it has none."""
+    if isinstance(feature, List | LargeList):
+        return class_names_of(feature.feature)
+    return tuple(feature.names) if isinstance(feature, ClassLabel) else None
 
 
 def _card(folder: Path) -> Any:

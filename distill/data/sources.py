@@ -8,18 +8,18 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 
-from distill.data.folder import read_folder
+from distill.data.folder import class_names_of, read_folder
 from distill.data.pairs import Text
 from distill.data.tables import LINE, READERS, TableFile, check_columns, packed_with, text_lines
 from distill.errors import DataError, one_line
@@ -31,6 +31,7 @@ log = logging.getLogger("distill")
 
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else it tells a server of each file that is read, even a local one
 FORMAT = 1  # version of the cached tables; raise it if a reader reads a file differently
+NO_AND_YES = (("0", "1"), ("false", "true"), ("no", "yes"))  # classes that 0 and 1 mean in a column of 0 and 1
 # Matches a number, a date, a percentage, an amount or nothing; a column of only these does not hold texts.
 WORDLESS = r"^[\d\s.,:/+%$€£()-]*(\de[+-]?\d+)?$|^\s*(nan|inf|none|null|n/a|na|true|false)\s*$"
 
@@ -60,9 +61,7 @@ def load_tables(data: Data) -> dict[str, Table]:
     if data.files is None:
         return _load_dataset(data)
     files = data.files.model_dump(exclude_none=True)
-    return {
-        split: _load_file(path, f"data.files.{split}: {path}", _wanted(data, split)) for split, path in files.items()
-    }
+    return {split: _load_file(path, f"data.files.{split}: {path}", data, split) for split, path in files.items()}
 
 
 def read_texts(path: str, *columns: str) -> Iterator[Text]:
@@ -131,16 +130,35 @@ def is_string(kind: pa.DataType) -> bool:
 
 
 def _wanted(data: Data, split: str) -> dict[str, str]:
-    labels = {} if split == "transfer" else {data.label_column: "data.label_column"}
-    return dict.fromkeys(data.text_columns, "data.text_column") | labels
+    labels = () if split == "transfer" else data.label_columns
+    return dict.fromkeys(data.text_columns, "data.text_column") | dict.fromkeys(labels, "data.label_column")
 
 
-def _load_file(path: str, place: str, wanted: dict[str, str]) -> Table:
+def _class_names(named: Mapping[str, Sequence[str]], wanted: Mapping[str, str], source: str) -> tuple[str, ...] | None:
+    """Return the class names that belong to the label column, out of those of all columns whose type names classes.
+
+    A column of 0 and 1 needs none. Raises `DataError` if its type gives 0 and 1 another meaning.
+    """
+    columns = [name for name, key in wanted.items() if key == "data.label_column"]
+    if len(columns) == 1:
+        return tuple(named[columns[0]]) if columns[0] in named else None
+    for name in columns:
+        if name in named and tuple(one.strip().lower() for one in named[name]) not in NO_AND_YES:
+            raise DataError(
+                f"{source}: data.label_column: the type of {name!r} calls its values {', '.join(named[name])}, not 0 "
+                "and 1; save it as numbers, with 1 if a text has the label"
+            )
+    return None
+
+
+def _load_file(path: str, place: str, data: Data, split: str) -> Table:
     """Return the table in a file from a cache keyed by the file's content, since a name or a date can mislead."""
     check_file(path, place)
-    file = TableFile(path, wanted, path)
+    wanted = _wanted(data, split)
+    lists = data.label_columns if data.has_several_labels and isinstance(data.label_column, str) else ()
+    file = TableFile(path, wanted, path, free=lists)
     digest = _digest(path)
-    depends = [FORMAT, path, digest, list(wanted)]  # the path, since the cached notes name it
+    depends = [FORMAT, path, digest, list(wanted), *lists]  # the path, since the cached notes name it
     key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
     kept = Path(datasets.config.HF_DATASETS_CACHE) / "distill" / key
     if not kept.is_dir():
@@ -158,7 +176,7 @@ def _load_file(path: str, place: str, wanted: dict[str, str]) -> Table:
     found = read_json(kept / "table.json")
     rows = Dataset.from_file(str(kept / "rows.arrow"))
     rows._fingerprint = key  # datasets keys its caches of derived rows by this
-    names = next((tuple(found["names"][name]) for name in wanted if name in found["names"]), None)
+    names = _class_names(found["names"], wanted, path)
     return Table(path, rows, tuple(found["column_names"]), names, tuple(found["notes"]))
 
 
@@ -207,16 +225,13 @@ def _load_folder(folder: Path, data: Data) -> dict[str, Table]:
     found = read_folder(folder, data.subset)
     tables = {}
     for split, name in _split_names(data, found.files).items():
-        wanted = _wanted(data, split)
-        parts = [_load_file(str(path), f"data.dataset: {path}", wanted) for path in found.files[name]]
+        parts = [_load_file(str(path), f"data.dataset: {path}", data, split) for path in found.files[name]]
         if len({part.class_names for part in parts}) > 1:
             raise DataError(
                 f"data.dataset: {folder}: the files of {name} name their classes differently, so their labels mean "
                 "different things; give data.files"
             )
-        names = parts[0].class_names or next(
-            (found.class_names[one] for one in wanted if one in found.class_names), None
-        )
+        names = parts[0].class_names or _class_names(found.class_names, _wanted(data, split), str(folder))
         tables[split] = replace(parts[0], class_names=names) if len(parts) == 1 else _joined(parts, folder, name, names)
     return tables
 
@@ -265,6 +280,6 @@ def _split_names(data: Data, there: Collection[str]) -> dict[str, str]:
 
 def _table_of(rows: Dataset, source: str, wanted: dict[str, str]) -> Table:
     check_columns(wanted, rows.column_names, source)
-    features = [rows.features[name] for name in wanted]
-    names = next((tuple(feature.names) for feature in features if isinstance(feature, ClassLabel)), None)
+    named = {name: names for name in wanted if (names := class_names_of(rows.features[name]))}
+    names = _class_names(named, wanted, source)
     return Table(source, rows.select_columns(list(wanted)), tuple(rows.column_names), names)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, List, Value
 
+from distill.data.label_sets import Written, read_label_sets
 from distill.data.pairs import SEPARATOR, joined_texts, parts_of
 from distill.data.sources import Table, is_string, load_tables, not_texts
+from distill.data.tables import LISTS_ARE_LABELS, is_list
 from distill.errors import DataError
 from distill.recipe.labels import (
     WHOLE,
@@ -37,6 +38,7 @@ log = logging.getLogger("distill")
 MOST = 2.0**53  # up to this, floating-point numbers hold every whole number exactly
 MOST_CLASSES_OF_ONE_TEXT = 100
 FEW = 5  # rows without a text or label that can be left out; more mean that something else is wrong
+SEVERAL = "data.task: multi_label reads several, data.label_separator says what joins them"
 SPLITS = ("train", "validation", "test", "transfer")
 
 
@@ -83,6 +85,12 @@ def gold_labels_of(rows: Dataset) -> np.ndarray:
     return labels if rows._indices is None else labels[rows._indices.column(0).to_numpy()]
 
 
+def label_counts(rows: Dataset, labels: int) -> np.ndarray:
+    """Return the number of texts that have each label, (labels,)."""
+    gold_labels = gold_labels_of(rows)
+    return np.bincount(gold_labels, minlength=labels) if gold_labels.ndim == 1 else gold_labels.sum(0, dtype=np.int64)
+
+
 def load_splits(data: Data) -> Splits:
     """Return the splits that `data` describes: loaded, checked and sampled.
 
@@ -94,18 +102,25 @@ def load_splits(data: Data) -> Splits:
     """
     tables = load_tables(data)
     texts = {split: _texts(table, data) for split, table in tables.items()}
-    labels = {split: _labels(table, data, tables["train"]) for split, table in tables.items() if split != "transfer"}
+    notes = [note for table in tables.values() for note in table.notes]
+    written = {split: _written(table, data, notes) for split, table in tables.items() if split != "transfer"}
+    labels = {split: _labels(found, tables[split], data, tables["train"]) for split, found in written.items()}
     label_names = _label_names(labels["train"], tables["train"], data)
     if len(label_names) < 2:
         raise DataError(
             f"{tables['train'].source}: one class only ({', '.join(map(repr, label_names))}); a classifier needs two"
         )
-    indices = are_indices(_distinct(labels["train"]), label_names)
-    notes = [note for table in tables.values() for note in table.notes]
+    if data.label_separator is not None:
+        _check_separator(data.label_separator, labels["train"], tables["train"], label_names, notes)
+    indices = are_indices(_distinct(labels["train"].values), label_names)
+    codes = {split: _encode(found, tables[split], label_names, indices, notes) for split, found in labels.items()}
     splits: dict[str, Dataset] = {}
-    codes = {split: _encode(column, tables[split], label_names, indices, notes) for split, column in labels.items()}
     for split, rows in texts.items():
-        if split in codes:
+        if split in codes and data.has_several_labels:
+            codes[split] = _matrix(codes[split], labels[split].rows, len(rows), len(label_names))
+            column = pa.FixedSizeListArray.from_arrays(pa.array(codes[split].reshape(-1)), len(label_names))
+            rows = rows.add_column("label", column, feature=List(Value("uint8"), length=len(label_names)))
+        elif split in codes:
             rows = rows.add_column("label", codes[split], feature=ClassLabel(names=list(label_names)))
         splits[split] = rows.add_column("example_id", [f"{split}/{index}" for index in range(len(rows))])
     _sample(splits, ("validation", "test"), data)
@@ -126,25 +141,37 @@ def load_splits(data: Data) -> Splits:
         _sample(splits, ("validation",), data)
         for split, dropped in _drop_leaks(splits, ("validation",)).items():
             leaks[split] += dropped
+        _check_every_class_is_trained(splits["train"], label_names, tables["train"], codes["train"])
     if "transfer" in splits:
         _drop_trained(splits, tables["transfer"], notes)
         _sample(splits, ("transfer",), data)
     notes += _unused_names(data, labels, label_names)
-    read = {*data.text_columns, data.label_column}
+    if data.has_several_labels:
+        notes += _constant_labels(splits["train"], label_names, tables["train"])
+    read = {*data.text_columns, *data.label_columns}
     unread = dict.fromkeys(name for table in tables.values() for name in table.column_names if name not in read)
     return Splits(
         **splits, label_names=label_names, leaks=leaks, notes=tuple(notes), unread=tuple(unread),
-        label_map=data.label_map or {},
+        label_map=data.label_map or {}, task=data.task,
     )  # fmt: skip
 
 
-def _unused_names(data: Data, labels: Mapping[str, pa.ChunkedArray], label_names: Sequence[str]) -> Iterator[str]:
+def _unused_names(data: Data, labels: Mapping[str, Written], label_names: Sequence[str]) -> Iterator[str]:
     """Yield a note for each name that `label_map` leads to and no label has, since its key may be misspelled."""
-    there = {label_key(label) for column in labels.values() for label in _distinct(column)}
+    there = {label_key(label) for written in labels.values() for label in _distinct(written.values)}
     there |= set(map(label_key, label_names)) if are_indices(there, label_names) else set()
     for former, name in (data.label_map or {}).items():
         if label_key(name) not in there:
             yield f"data.label_map: no label of the files becomes {name!r}; is {former!r} what they have?"
+
+
+def _constant_labels(train: Dataset, label_names: Sequence[str], table: Table) -> Iterator[str]:
+    """Yield a note if every train text has a label; raise `DataError` if it has all of them."""
+    constant = [label_names[index] for index in np.flatnonzero(label_counts(train, len(label_names)) == len(train))]
+    if len(constant) == len(label_names):
+        raise DataError(f"{table.source}: every training text has all {len(constant)} labels; nothing is left to learn")
+    if constant:
+        yield f"{table.source}: every training text has the label {', '.join(constant)}, so nothing tells it apart"
 
 
 def text_fingerprint(rows: Dataset) -> str:
@@ -196,15 +223,47 @@ def _such(rows: Sequence[int] | np.ndarray, table: Table, name: str) -> str:
     return f"{count}; fill in what is missing, or leave {'that row' if len(rows) == 1 else 'those rows'} out"
 
 
-def _labels(table: Table, data: Data, train: Table) -> pa.ChunkedArray:
-    """Return the label column as text, after checks that no label is missing and that its type can hold labels.
+def _written(table: Table, data: Data, notes: list[str]) -> Written:
+    """Return the labels as they are written: one for each row, or if a text may have several, see label_sets.py."""
+    if not data.has_several_labels:
+        (name,) = data.label_columns
+        return Written(table.rows.data.column(name), np.arange(len(table.rows)))
+    written = read_label_sets(table, data.label_columns, data.label_separator, notes)
+    if not len(written.values):
+        raise DataError(f"{table.source}: no text has a label; check that data.label_column names the right column")
+    return written
+
+
+def _check_separator(
+    separator: str, train: Written, table: Table, label_names: Sequence[str], notes: list[str]
+) -> None:
+    """Raise `DataError` if the separator joins no labels of train, but something else seems to; else add a note."""
+    if len(np.unique(train.rows)) < len(train.rows):
+        return
+    if looks := joined(label_names):
+        raise DataError(
+            f"{table.source}: data.label_separator: {separator!r} is in no label, but {looks[0]!r} looks like several "
+            "labels; set it to what joins them"
+        )
+    notes.append(f"{table.source}: data.label_separator {separator!r} joins no labels there: no text has two")
+
+
+def _matrix(codes: np.ndarray, rows: np.ndarray, texts: int, labels: int) -> np.ndarray:
+    """Return 0 or 1 for each text and label, uint8 (texts, labels), from the class index and row of each label."""
+    matrix = np.zeros((texts, labels), np.uint8)
+    matrix[rows, codes] = 1
+    return matrix
+
+
+def _labels(written: Written, table: Table, data: Data, train: Table) -> Written:
+    """Return the labels as text, after checks that none is missing and that their type can hold labels.
 
     If the type of an integer column names its classes, each integer becomes the name that it stands for; an integer
     without a name stays. If only train's column names them, the names also apply to the other splits' integers.
     """
     stored = _names_of_type(table, data) or _names_of_type(train, data)
     is_renamed = False
-    column = table.rows.data.column(data.label_column)
+    column = written.values
     kind = column.type
     if pa.types.is_integer(kind) and stored:
         names = data.label_names or stored
@@ -218,20 +277,21 @@ def _labels(table: Table, data: Data, train: Table) -> pa.ChunkedArray:
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind) or is_string(kind) or pa.types.is_null(kind):
         column = column.cast(pa.string())
     else:
+        lists = f"; {LISTS_ARE_LABELS}" if is_list(kind) else ""
         raise DataError(
-            f"{table.source}: data.label_column: {data.label_column!r} holds {kind}, not numbers or names",
+            f"{table.source}: data.label_column: {data.label_column!r} holds {kind}, not numbers or names{lists}",
             hint="--set data.label_column=NAME names another",
         )
     nothing = [label for label in pc.unique(column).to_pylist() if label is None or not label_key(label)]
     missing = pc.is_in(column, pa.array(nothing, pa.string()))
     if pc.any(missing).as_py():
         rows = np.flatnonzero(missing.to_numpy())
-        raise DataError(f"{table.place(int(rows[0]))}: the label is empty ({_such(rows, table, 'label')}")
+        raise DataError(f"{table.place(int(written.rows[rows[0]]))}: the label is empty ({_such(rows, table, 'label')}")
     if data.label_map and not is_renamed:
         distinct = _distinct(column)
         names = pa.array([renamed(label, data.label_map) for label in distinct], pa.string())
         column = pc.take(names, pc.index_in(column, pa.array(distinct, pa.string())))
-    return column
+    return Written(column, written.rows)
 
 
 def _names_of_type(table: Table, data: Data) -> tuple[str, ...] | None:
@@ -249,14 +309,19 @@ def _float_texts(values: pa.Array) -> pa.Array:
     return pc.coalesce(texts, values.cast(pa.string()))
 
 
-def _label_names(labels: pa.ChunkedArray, table: Table, data: Data) -> tuple[str, ...]:
-    """Return the class names: the recipe's, else the dataset's own, else the distinct train labels in order."""
+def _label_names(labels: Written, table: Table, data: Data) -> tuple[str, ...]:
+    """Return the class names: the recipe's, else the dataset's own, else the distinct train labels in order.
+
+    Columns of 0 and 1 are classes in the order in which the recipe names them.
+    """
     if named := data.label_names or _names_of_type(table, data):
         return tuple(dict.fromkeys(named))
+    if len(data.label_columns) > 1:
+        return tuple(dict.fromkeys(renamed(name, data.label_map or {}) for name in data.label_columns))
     try:
-        return names_of(_distinct(labels))
+        return names_of(_distinct(labels.values))
     except LabelError as error:
-        row = pc.index(labels, pa.scalar(error.label)).as_py()
+        row = int(labels.rows[pc.index(labels.values, pa.scalar(error.label)).as_py()])
         hint = "--set data.label_names=[NAME, NAME] says which classes there are"
         raise DataError(f"{table.place(row)}: {error}", hint=hint) from None
 
@@ -265,29 +330,26 @@ def _distinct(labels: pa.ChunkedArray) -> list[str]:
     return pc.unique(labels).to_pylist()
 
 
-def _encode(
-    labels: pa.ChunkedArray, table: Table, label_names: Sequence[str], indices: bool, notes: list[str]
-) -> np.ndarray:
+def _encode(labels: Written, table: Table, label_names: Sequence[str], indices: bool, notes: list[str]) -> np.ndarray:
     """Return the class index of each label; `indices` says whether labels are numbers of classes, as in train.
 
     Raises `DataError` if a label names no class. If a label is not spelled as its class, adds a note.
     """
-    distinct = _distinct(labels)
+    distinct = _distinct(labels.values)
     found = classes_of(distinct, label_names, indices=indices)
     classes = np.array([-1 if found[label] is None else found[label] for label in distinct])
-    positions = pc.index_in(labels, pa.array(distinct, pa.string())).to_numpy()
+    positions = pc.index_in(labels.values, pa.array(distinct, pa.string())).to_numpy()
     codes = classes[positions].astype(np.int64)
     if (codes < 0).any():
         # Blame a word rather than a number: without the words, the numbers would be indices.
         words = np.array([found[label] is None and not WHOLE.fullmatch(cleaned(label)) for label in distinct])
         blamed = words[positions] if words.any() else codes < 0
-        row = int(np.flatnonzero(blamed)[0])
-        label = labels[row].as_py()
+        first = int(np.flatnonzero(blamed)[0])
+        label = labels.values[first].as_py()
         more = ", ..." if len(label_names) > 10 else ""
-        is_joined = label in joined([*label_names, label])
-        looks = "; it looks like several labels in one, and a text has one" if is_joined else ""
+        looks = f"; it looks like several labels in one ({SEVERAL})" if label in joined([*label_names, label]) else ""
         raise DataError(
-            f"{table.place(row)}: label {label!r} is not one of {len(label_names)} classes: "
+            f"{table.place(int(labels.rows[first]))}: label {label!r} is not one of {len(label_names)} classes: "
             f"{', '.join(label_names[:10])}{more}{looks}",
             hint="data.label_names: the names in your files, or null to take them from there",
         )
@@ -364,18 +426,19 @@ def _check_every_class_is_trained(
     train: Dataset, label_names: tuple[str, ...], table: Table, codes: np.ndarray
 ) -> None:
     """Raise `DataError` if a class has no text in `train`; `codes` are the classes of all train rows that were read."""
-    counts, source = Counter(train["label"][:]), table.source
+    counts, source = label_counts(train, len(label_names)), table.source
     if len(label_names) == len(train) > MOST_CLASSES_OF_ONE_TEXT:
         raise DataError(
             f"{source}: {len(label_names)} classes of one text each: data.label_column probably names the wrong column",
             hint="--set data.label_column=NAME names another",
         )
-    if len(counts) == 1:
-        raise DataError(f"{source}: one class only ({label_names[next(iter(counts))]!r}); a classifier needs two")
+    if codes.ndim == 1 and (counts > 0).sum() == 1:
+        raise DataError(f"{source}: one class only ({label_names[counts.argmax()]!r}); a classifier needs two")
     absent = [name for index, name in enumerate(label_names) if not counts[index]]
     if not absent:
         return
-    read = np.flatnonzero(codes == label_names.index(absent[0]))
+    which = label_names.index(absent[0])
+    read = np.flatnonzero(codes == which if codes.ndim == 1 else codes[:, which])
     if len(read):
         raise DataError(
             f"{table.place(int(read[0]))}: no training text of class {absent[0]!r} is left: its texts are also in "
@@ -391,27 +454,50 @@ def _carve(split: str, train: Dataset, label_names: tuple[str, ...], data: Data,
     """Return train without the rows that become `split`, validation or test, and these, with the same class shares."""
     fraction = data.test_fraction if split == "test" else data.validation_fraction
     size = round(len(train) * fraction)
-    codes = np.asarray(train["label"][:])
-    counts = np.bincount(codes, minlength=len(label_names))
+    gold_labels, counts = gold_labels_of(train), label_counts(train, len(label_names))
     if counts.min() < 2:
         label = int(counts.argmin())
-        row = int(train[int(np.flatnonzero(codes == label)[0])]["example_id"].partition("/")[2])
+        has_label = gold_labels == label if gold_labels.ndim == 1 else gold_labels[:, label]
+        row = int(train[int(np.flatnonzero(has_label)[0])]["example_id"].partition("/")[2])
         raise DataError(
             f"{table.place(row)}: the only text of class {label_names[label]!r}, and {split} needs one too; correct "
             f"the label, add texts of its class, or give data.files.{split}"
         )
-    if size < len(label_names) or len(train) - size < len(label_names):
+    least = 1 if gold_labels.ndim == 2 else len(label_names)
+    if size < least or len(train) - size < least:
         raise DataError(
             f"data.{split}_fraction: {fraction} of {len(train)} train rows does not make stratified train and {split} "
             f"splits of {len(label_names)} classes; take more rows, or give data.files.{split}"
         )
+    if gold_labels.ndim == 2:
+        kept, taken = _stratified(gold_labels, size, data.seed)
+        return {"train": train.select(kept), split: train.select(taken)}
     parts = train.train_test_split(test_size=size, seed=data.seed, stratify_by_column="label")
     return {"train": parts["train"], split: parts["test"]}
 
 
+def _stratified(gold_labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that stay in train, and `size` rows or a few less that leave it, both rising.
+
+    `gold_labels` is (examples, labels). The strata are the rarest label of each text, because a common one is spread
+    well anyway, and the texts without labels. Rows are taken at equal distances from the shuffled strata, one below the
+    other. Each label stays in train.
+    """
+    counts = gold_labels.sum(0, dtype=np.int64)
+    rarest = np.where(gold_labels, counts, len(gold_labels) + 1).argmin(axis=1)
+    strata = np.where(gold_labels.any(axis=1), rarest, len(counts))
+    shuffled = np.random.default_rng(seed).permutation(len(strata))
+    below = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    is_taken = np.zeros(len(strata), bool)
+    is_taken[below[((np.arange(size) + 0.5) * len(below) / size).astype(np.int64)]] = True
+    for label in np.flatnonzero(gold_labels[is_taken].sum(0, dtype=np.int64) == counts):
+        is_taken[np.argmax(gold_labels[:, label])] = False
+    return np.flatnonzero(~is_taken), np.flatnonzero(is_taken)
+
+
 def _note_absent(rows: Dataset, split: str, label_names: tuple[str, ...], data: Data, notes: list[str]) -> None:
     """Note the classes that a split taken from train has no text of, because they are too rare."""
-    counts = np.bincount(rows["label"][:], minlength=len(label_names))
+    counts = label_counts(rows, len(label_names))
     if absent := [name for name, count in zip(label_names, counts, strict=True) if not count]:
         notes.append(
             f"{split}: has no text of {', '.join(absent)}, because so few are in train; give a larger "

@@ -42,6 +42,7 @@ PACKED = {
     b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4",
 }  # fmt: skip
 TEXT_KEYS = ("data.text_column", "--text-column")  # settings that name a column of texts
+LISTS_ARE_LABELS = "data.task: multi_label reads a list as the labels of a text"
 LINE = "distill.line"  # column with the line on which each row begins; only for files that consist of lines
 
 Row = tuple[int, Sequence[Any]]  # the line on which it begins, and the value of each wanted column
@@ -313,15 +314,17 @@ def _object_rows(objects: Iterable[tuple[int, Any]], table: TableFile) -> Iterat
                 value = one.get(name)
                 if name in table.free and isinstance(value, dict | list):
                     value = json.dumps(value)
-                row.append(_as_text(value, is_text=name in texts and name not in table.free))
+                row.append(value_text(value, is_text=name in texts and name not in table.free))
             except ValueError as error:
-                raise DataError(f"{place}: {name!r} {error}") from None
+                is_label = isinstance(value, list) and table.wanted[name] == "data.label_column"
+                cure = f"; {LISTS_ARE_LABELS}" if is_label else ""
+                raise DataError(f"{place}: {name!r} {error}{cure}") from None
         yield number, row
     check_columns(table.wanted, list(table.column_names), table.place)
 
 
-def _as_text(value: Any, *, is_text: bool) -> str | None:
-    """Return a JSON value as text; only a label may be a number or a truth value."""
+def value_text(value: Any, *, is_text: bool) -> str | None:
+    """Return a JSON value as text; only a label may be a number or a truth value. Raises `ValueError`."""
     if value is None or isinstance(value, str):
         return value
     if is_text or not isinstance(value, bool | int | float):
@@ -508,7 +511,14 @@ def _is_text(kind: pa.DataType) -> bool:
 def _plain(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if is_list(column.type) and pa.types.is_dictionary(column.type.value_type):
+        column = column.cast(pa.list_(column.type.value_type.value_type))
     return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Say whether a column of this type holds lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 @contextmanager
