@@ -61,7 +61,10 @@ def load_tables(data: Data) -> dict[str, Table]:
     if data.files is None:
         return _load_dataset(data)
     files = data.files.model_dump(exclude_none=True)
-    return {split: _load_file(path, f"data.files.{split}: {path}", data, split) for split, path in files.items()}
+    return {
+        split: _load_file(path, f"data.files.{split}: {path}", _wanted(data, split), _lists(data))
+        for split, path in files.items()
+    }
 
 
 def read_texts(path: str, *columns: str) -> Iterator[Text]:
@@ -134,6 +137,11 @@ def _wanted(data: Data, split: str) -> dict[str, str]:
     return dict.fromkeys(data.text_columns, "data.text_column") | dict.fromkeys(labels, "data.label_column")
 
 
+def _lists(data: Data) -> tuple[str, ...]:
+    """Return the column that may hold lists of labels, if there is one."""
+    return data.label_columns if data.has_several_labels and len(data.label_columns) == 1 else ()
+
+
 def _class_names(named: Mapping[str, Sequence[str]], wanted: Mapping[str, str], source: str) -> tuple[str, ...] | None:
     """Return the class names that belong to the label column, out of those of all columns whose type names classes.
 
@@ -151,11 +159,12 @@ def _class_names(named: Mapping[str, Sequence[str]], wanted: Mapping[str, str], 
     return None
 
 
-def _load_file(path: str, place: str, data: Data, split: str) -> Table:
-    """Return the table in a file from a cache keyed by the file's content, since a name or a date can mislead."""
+def _load_file(path: str, place: str, wanted: dict[str, str], lists: Collection[str] = ()) -> Table:
+    """Return the table in a file from a cache keyed by the file's content, since a name or a date can mislead.
+
+    The columns in `lists` may hold lists.
+    """
     check_file(path, place)
-    wanted = _wanted(data, split)
-    lists = data.label_columns if data.has_several_labels and isinstance(data.label_column, str) else ()
     file = TableFile(path, wanted, path, free=lists)
     digest = _digest(path)
     depends = [FORMAT, path, digest, list(wanted), *lists]  # the path, since the cached notes name it
@@ -225,13 +234,14 @@ def _load_folder(folder: Path, data: Data) -> dict[str, Table]:
     found = read_folder(folder, data.subset)
     tables = {}
     for split, name in _split_names(data, found.files).items():
-        parts = [_load_file(str(path), f"data.dataset: {path}", data, split) for path in found.files[name]]
+        wanted = _wanted(data, split)
+        parts = [_load_file(str(path), f"data.dataset: {path}", wanted, _lists(data)) for path in found.files[name]]
         if len({part.class_names for part in parts}) > 1:
             raise DataError(
                 f"data.dataset: {folder}: the files of {name} name their classes differently, so their labels mean "
                 "different things; give data.files"
             )
-        names = parts[0].class_names or _class_names(found.class_names, _wanted(data, split), str(folder))
+        names = parts[0].class_names or _class_names(found.class_names, wanted, str(folder))
         tables[split] = replace(parts[0], class_names=names) if len(parts) == 1 else _joined(parts, folder, name, names)
     return tables
 
