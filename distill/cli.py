@@ -732,7 +732,7 @@ def predict(
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Classify texts: print label, probability and text, tab-separated.
+    """Classify texts: print label, probability and text, tab-separated; all labels, if a text may have several.
 
     With --escalate and --below, MODEL answers the texts that it is sure of, and a second classifier, such as its
     teacher, answers the others. With --output, the answers go to a file instead.
@@ -746,6 +746,7 @@ def predict(
         raise UserError("predict: wants texts on the command line or --file, one of the two")
     commands = _commands()
     from distill.data.sources import read_texts
+    from distill.decisions import NO_LABEL
     from distill.storage.contents import text_columns_of
 
     columns = text_column or text_columns_of(model)
@@ -764,15 +765,19 @@ def predict(
         print(json.dumps({"output": str(output), "texts": rows}) if json_ else f"{output}\t{rows} texts")
         return
     written = False  # JSON goes out row by row, because the texts may be too many for memory
-    for text, probabilities in commands.predict(model, source, escalate=escalate, below=below or 0.0, device=device):
-        label = max(probabilities, key=lambda name: probabilities[name])
+    for text, answer, probabilities in commands.predict(
+        model, source, escalate=escalate, below=below or 0.0, device=device
+    ):
         if json_:
-            row = {"label": label, "score": probabilities[label], "probabilities": probabilities}
+            row = {**answer, "probabilities": probabilities}
             print(", " if written else "[", json.dumps(row, ensure_ascii=False), sep="", end="")
             written = True
         else:
+            labels = answer.get("labels", [answer.get("label")]) or [NO_LABEL]
+            scores = answer.get("scores", [answer.get("score")]) or [max(probabilities.values())]
             shown = text if isinstance(text, str) else " | ".join(text)
-            print(f"{printable(label)}\t{probabilities[label]:.4f}\t{printable(' '.join(shown.split()))}")
+            names, numbers = printable(", ".join(labels)), ", ".join(f"{score:.4f}" for score in scores)
+            print(f"{names}\t{numbers}\t{printable(' '.join(shown.split()))}")
     if json_:
         print("]" if written else "[]")
 

@@ -36,7 +36,7 @@ from distill.errors import BudgetError, DataError, ExportError, FolderError, Rec
 from distill.export.formats import check_formats
 from distill.export.model import export_model
 from distill.export.proofs import Bounds
-from distill.inference.prediction import answers, predictions
+from distill.inference.prediction import Prediction, answers, predictions
 from distill.machine.devices import Device, resolve_device
 from distill.machine.packages import Finding
 from distill.machine.ranks import leave, rank
@@ -82,7 +82,9 @@ def check_models(recipe: Recipe, device: str = "auto") -> None:
     if recipe.teacher is None:
         return
     with named_by("teacher.model"):
-        check_base(recipe.teacher.model, recipe.data.label_names, pretrained=recipe.teacher.pretrained)
+        check_base(
+            recipe.teacher.model, recipe.data.label_names, recipe.data.task, pretrained=recipe.teacher.pretrained
+        )
         if recipe.student:
             check_student(recipe, made_of(recipe.student, [recipe.teacher.model]), device)
 
@@ -541,8 +543,8 @@ def predict(
     escalate: Path | str | None = None,
     below: float = 0.8,
     device: str = "auto",
-) -> Iterator[tuple[Text, dict[str, float]]]:
-    """Yield each text and its probability per label, in order, with only a few thousand texts in memory at a time.
+) -> Iterator[Prediction]:
+    """Yield what the classifier says of each text, in order, with only a few thousand texts in memory at a time.
 
     If the likeliest label of a text has a probability below `below`, the classifier `escalate` answers it instead.
     """
@@ -569,7 +571,7 @@ def write_answers(
     if first is None:
         raise DataError("predict: there are no texts")
     chunks = ((one.texts, one.logits) for one in itertools.chain([first], found))
-    return write_table(Path(output), text_columns, first.label_names, chunks)
+    return write_table(Path(output), text_columns, first.label_names, chunks, first.thresholds)
 
 
 def convert(model: Path | str, output: Path | str) -> Path:

@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
 
 from distill.data.pairs import joined_texts
 from distill.data.sources import check_file
 from distill.data.splits import text_key
 from distill.data.tables import LINE, TableFile
+from distill.decisions import Task
 from distill.errors import DataError, printable
 from distill.recipe.labels import SAME_NAMES, are_indices, classes_of, renamed
 
@@ -43,7 +45,8 @@ SHOWN = 40  # characters of a text in an error
 class Answers:
     """What a file says: logits, float32 (rows, classes), in the order of the class names, and the columns read.
 
-    Probabilities p become log p, less its mean over the classes, so that the softmax of the logits is p again.
+    Probabilities p become log p, less its mean over the classes, so that the softmax of the logits is p again. If a
+    text may have several labels, they become log p - log(1 - p), whose sigmoid is p again.
     """
 
     columns: tuple[str, ...]
@@ -64,18 +67,20 @@ def read_answers(
     label_map: Mapping[str, str] = SAME_NAMES,
     *,
     is_ordered: bool = True,
+    task: Task = "single_label",
 ) -> Answers:
     """Return the answers in a table of texts, or of pairs (csv, tsv, json, jsonl, parquet or arrow).
 
     The file may call classes otherwise, as `label_map` says. `is_ordered` says whether somebody chose the order of
     `label_names`, so that a list without names may follow it. Rows without a text are left out. Raises `DataError` with
     a line for each kind of fault, with the first row that has it: a value that is missing, negative or no number,
-    probabilities that do not add up to 1, a label that is no class, a text with two answers.
+    probabilities that do not add up to 1, a label that is no class, a text with two answers. If a text may have several
+    labels, each probability is that of a label, and they need not add up to 1.
     """
     check_file(path, f"--teacher: {path}")
     names = _Names(label_names, label_map, is_ordered=is_ordered)
     there = [name for name in TableFile(path, {}, path).names_there() if name not in text_columns]
-    columns, parse = _columns(there, names, path)
+    columns, parse = _columns(there, names, path, task)
     wanted = dict.fromkeys(text_columns, "data.text_column") | dict.fromkeys(columns, "--teacher")
     table = TableFile(path, wanted, path, free=columns)
     found = _Found(path)
@@ -179,7 +184,7 @@ class _Found:
 
 
 def _columns(
-    there: Sequence[str], names: _Names, path: str
+    there: Sequence[str], names: _Names, path: str, task: Task
 ) -> tuple[tuple[str, ...], Callable[[Sequence[Any]], np.ndarray] | None]:
     """Return the columns with the answers, and what turns a row of their values into logits; None for votes."""
     of_class: dict[int, list[str]] = {}
@@ -207,16 +212,22 @@ def _columns(
         has = " and ".join(kind[0] for kind in kinds) or f"only {', '.join(there) or 'texts'}"
         raise DataError(f"{path}: has {has}; a file of answers wants {KINDS}")
     (columns,) = kinds
+    if task == "multi_label" and columns in (votes, ("top_logprobs",)):
+        raise DataError(
+            f"{path}: {', '.join(columns)}: of one label a text, but data.task is multi_label; give each label a "
+            "column with its probability, such as its share of the votes"
+        )
+    as_logits = _log if task == "single_label" else _log_odds
     if columns == votes:
         return columns, None
     parsers: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {
         "logits": lambda values: _numbers(values[0], names, "logits"),
-        "probabilities": lambda values: _log(_numbers(values[0], names, "probabilities")),
+        "probabilities": lambda values: as_logits(_numbers(values[0], names, "probabilities")),
         "top_logprobs": lambda values: _log(_spread(values[0], names)),
     }
     if len(columns) == 1:
         return columns, parsers[columns[0]]
-    return columns, lambda values: _log(np.array([_number(value, "probabilities") for value in values]))
+    return columns, lambda values: as_logits(np.array([_number(value, "probabilities") for value in values]))
 
 
 def _rows(
@@ -298,6 +309,13 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
         raise _Fault(f"probabilities that do not add up to 1: {total:g}")
     logs = np.log(np.maximum(probabilities / total, LEAST))
     return logs - logs.mean()
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """Return the logits of labels of which a text may have several, from the probability of each."""
+    for wrong in probabilities[(probabilities < 0) | (probabilities > 1)]:
+        raise _Fault(f"a probability that is not between 0 and 1: {wrong:g}")
+    return logit(probabilities.clip(LEAST, 1 - LEAST))
 
 
 def _spread(value: Any, names: _Names) -> np.ndarray:

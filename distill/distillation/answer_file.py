@@ -15,10 +15,12 @@ from datasets import Dataset
 
 from distill.data.answers import SHOWN, Answers, read_answers
 from distill.data.pairs import shown_text
-from distill.data.splits import SPLITS, Splits
+from distill.data.splits import SPLITS, Splits, gold_labels_of
 from distill.data.tables import READERS
+from distill.decisions import Thresholds, answers_of, are_equal
 from distill.distillation.teacher_logits import COLUMN
 from distill.errors import DataError
+from distill.models.thresholds import DEFAULT
 from distill.models.weights import teacher_digest
 from distill.recipe.schema import Data
 
@@ -36,6 +38,7 @@ class AnswerFile:
     weights: str
     label_names: tuple[str, ...]
     answers: Answers
+    thresholds: Thresholds = None  # None if a text has one label
 
     @property
     def fingerprint(self) -> str:
@@ -48,9 +51,11 @@ class AnswerFile:
         """Read the file; raises `DataError` if it is not one of answers for these classes (see `read_answers`)."""
         digest = teacher_digest(name)
         answers = read_answers(
-            name, data.text_columns, label_names, data.label_map or {}, is_ordered=data.label_names is not None
-        )
-        file = cls(name, digest, tuple(label_names), answers)
+            name, data.text_columns, label_names, data.label_map or {}, is_ordered=data.label_names is not None,
+            task=data.task,
+        )  # fmt: skip
+        thresholds = None if data.task == "single_label" else (DEFAULT,) * len(label_names)
+        file = cls(name, digest, tuple(label_names), answers, thresholds)
         file.check_unchanged()
         return file
 
@@ -89,7 +94,8 @@ class AnswerFile:
     def accuracy_on(self, rows: Dataset) -> dict[str, Any]:
         """Return how many of the labelled texts it answers, and how many of these right (None if it answers none)."""
         rows = self.answered(rows)
-        right = self.answers.logits[self._rows_of(rows)].argmax(axis=1) == np.asarray(rows["label"][:])
+        answers = answers_of(self.answers.logits[self._rows_of(rows)], self.thresholds)
+        right = are_equal(answers, gold_labels_of(rows))
         return {"examples": len(right), "accuracy": float(right.mean()) if len(right) else None}
 
     def described(self, splits: Splits) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from distill.training.losses import gold_loss
+
 
 def soft_target_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return T^2 * KL(teacher_T || student_T) per example, shape (batch,), in nats; zero if both agree.
@@ -22,6 +24,28 @@ def soft_target_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor,
         student_log_probabilities, teacher_log_probabilities, reduction="none", log_target=True
     )
     return divergence.sum(dim=-1) * temperature**2
+
+
+def label_target_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return T^2 * KL(teacher_T || student_T) of each label, their mean per example, shape (batch,), in nats.
+
+    It is for texts with several labels: both arguments are (batch, labels), and the probability of a label is the
+    sigmoid of its logit / T, so that each label is a `soft_target_loss` between "yes" and "no". Computed in fp32.
+    """
+    student, teacher = (
+        torch.stack([torch.zeros_like(logits), logits], dim=-1).flatten(end_dim=-2)
+        for logits in (student_logits.float(), teacher_logits.float())
+    )
+    return soft_target_loss(student, teacher, temperature).view_as(student_logits).mean(dim=-1)
+
+
+def label_mse_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    """Return half the mean squared distance of the labels' logits per example, shape (batch,), in squared logits.
+
+    It is `logit_mse_loss` for texts with several labels. Each logit has a meaning of its own, so none is centered, and
+    the loss does not grow with the number of labels. Both arguments are (batch, labels). Computed in fp32.
+    """
+    return (student_logits.float() - teacher_logits.float()).square().mean(dim=-1) / 2
 
 
 def logit_mse_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
@@ -143,24 +167,27 @@ def _mean_over_tokens(values: torch.Tensor, attention_mask: torch.Tensor) -> tor
     return values.masked_fill(~real, 0.0).sum(dim=-1) / real.sum(dim=-1).clamp(min=1)
 
 
-def mean_of_teachers(teacher_logits: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+def mean_of_teachers(teacher_logits: torch.Tensor, weights: Sequence[float], *, several: bool = False) -> torch.Tensor:
     """Return logits, (batch, classes), whose softmax is the weighted mean of the teachers' probabilities.
 
-    `teacher_logits` is (batch, teachers, classes). `weights` has one positive number per teacher, with any sum. This is
-    the arithmetic mean of Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", section 1. A
-    temperature that is applied later softens the mean, not each teacher. The logits of a single teacher come back
-    unchanged; for several teachers the result is log-probabilities in fp32. Raises ValueError if the weights do not
-    fit.
+    If a text may have `several` labels, it is their sigmoid. `teacher_logits` is (batch, teachers, classes). `weights`
+    has one positive number per teacher, with any sum. This is the arithmetic mean of Hinton, Vinyals and Dean 2015,
+    "Distilling the Knowledge in a Neural Network", section 1. A temperature that is applied later softens the mean, not
+    each teacher. The logits of a single teacher come back unchanged; for several teachers the result is in fp32. Raises
+    ValueError if the weights do not fit.
     """
     teachers = teacher_logits.shape[1]
     if len(weights) != teachers or min(weights) <= 0:
         raise ValueError(f"weights {list(weights)} are not {teachers} positive numbers, one per teacher")
     if teachers == 1:
         return teacher_logits[:, 0]
-    log_probabilities = functional.log_softmax(teacher_logits.float(), dim=-1)
     shares = torch.tensor(weights, dtype=torch.float32, device=teacher_logits.device)
-    log_weights = (shares / shares.sum()).log()
-    return (log_probabilities + log_weights.unsqueeze(-1)).logsumexp(dim=1)
+    log_weights = (shares / shares.sum()).log().unsqueeze(-1)
+    logits = teacher_logits.float()
+    if several:
+        yes, no = ((functional.logsigmoid(one) + log_weights).logsumexp(dim=1) for one in (logits, -logits))
+        return yes - no
+    return (functional.log_softmax(logits, dim=-1) + log_weights).logsumexp(dim=1)
 
 
 def distillation_loss(
@@ -171,20 +198,16 @@ def distillation_loss(
     *,
     soft_weight: float,
     label_smoothing: float = 0.0,
-    weights: torch.Tensor | None = None,
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return soft_weight * soft_loss + (1 - soft_weight) * cross-entropy per example, shape (batch,).
 
-    Logits are (batch, classes), `soft_loss` (batch,) is one of the losses above, and `gold_labels` (batch,) holds class
-    indices. If `labelled` (batch,) is False for an example, its loss is soft_weight * soft_loss only. `weights`
-    (batch,) multiplies the cross-entropy. Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural
-    Network", section 2. Computed in fp32.
+    Logits are (batch, classes), and `soft_loss` (batch,) is one of the losses above. `gold_labels`, `label_smoothing`
+    and `class_weights` are those of `gold_loss`. If `labelled` (batch,) is False for an example, its loss is
+    soft_weight * soft_loss only. Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network",
+    section 2. Computed in fp32.
     """
-    hard = functional.cross_entropy(
-        student_logits.float(), gold_labels, reduction="none", label_smoothing=label_smoothing
-    )
-    if weights is not None:
-        hard = hard * weights
+    hard = gold_loss(student_logits, gold_labels, label_smoothing=label_smoothing, class_weights=class_weights)
     if labelled is not None:
         hard = hard.where(labelled, 0)
     return soft_weight * soft_loss + (1 - soft_weight) * hard

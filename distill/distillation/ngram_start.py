@@ -12,6 +12,7 @@ from distill.distillation.losses import mean_of_teachers
 from distill.inference.classifier import pad
 from distill.machine.progress import progress_line
 from distill.models.ngrams import NgramForSequenceClassification
+from distill.models.thresholds import thresholds_of
 from distill.training.tokens import UNLABELLED
 
 AT_ONCE = 256  # texts
@@ -26,12 +27,13 @@ def start_from_counts(
     """Set the table of `model` to the log-count ratios of the tokenized `rows`, and its head to their sum.
 
     The ratios are those of NB-SVM (Wang and Manning 2012, section 2.1): presence in a text counts, not frequency. With
-    more than two classes, a ratio is against the geometric mean of all. A text without a label counts for each class
-    with the probability that the teachers give it. A row that no n-gram uses becomes zero. The table must be at least
-    as wide as there are classes.
+    more than two classes, a ratio is against the geometric mean of all; if a text may have several labels, against the
+    texts without the label. A text whose labels are unknown counts for each class with the probability that the
+    teachers give it. A row that no n-gram uses becomes zero. The table must be at least as wide as there are classes.
     """
-    weight, classes = model.ngrams.embeddings.weight, model.config.num_labels
-    counts = torch.full((len(weight), classes), SMOOTHING)
+    weight, classes = model.ngrams.embeddings.weight, len(model.config.id2label)
+    several = thresholds_of(model.config) is not None
+    counts = torch.full((len(weight), 2 * classes if several else classes), SMOOTHING)  # several: with, then without
     teachers = range(sum(name.startswith("teacher_logits_") for name in rows.column_names))
     with progress_line("counting n-grams", len(rows), "text") as bar:
         for batch in rows.iter(batch_size=AT_ONCE):
@@ -40,16 +42,23 @@ def start_from_counts(
             texts = torch.arange(len(ids)).unsqueeze(1).expand_as(found)
             pairs = torch.unique((texts * len(weight) + found)[present.bool()])
             labels = torch.tensor(batch["labels"])
-            shares = functional.one_hot(labels.clamp(min=0), classes).float()
+            known = labels.clamp(min=0)
+            shares = known.float() if several else functional.one_hot(known, classes).float()
             if teachers:
                 logits = torch.tensor([batch[f"teacher_logits_{teacher}"] for teacher in teachers]).transpose(0, 1)
-                guessed = mean_of_teachers(logits, teacher_weights).float().softmax(dim=-1)
-                shares = torch.where((labels == UNLABELLED).unsqueeze(1), guessed, shares)
+                guess = mean_of_teachers(logits, teacher_weights, several=several).float()
+                guessed = guess.sigmoid() if several else guess.softmax(dim=-1)
+                shares = torch.where((labels == UNLABELLED).view(len(ids), -1), guessed, shares)
+            if several:
+                shares = torch.cat([shares, 1 - shares], dim=1)
             counts.index_add_(0, pairs % len(weight), shares[pairs // len(weight)])
             bar.update(len(ids))
     seen = (counts > SMOOTHING).any(dim=1, keepdim=True)
     logs = (counts / counts.sum(dim=0)).log()
     weight.zero_()
-    weight[:, :classes] = torch.where(seen, logs - logs.mean(dim=1, keepdim=True), 0.0)
+    if several:  # each label and its absence are two classes
+        logs = logs.view(len(weight), 2, classes)
+    ratios = logs - logs.mean(dim=1, keepdim=True)
+    weight[:, :classes] = torch.where(seen, ratios[:, 0] if several else ratios, 0.0)
     model.classifier.weight[:, :classes] = SCALE * torch.eye(classes)
     model.classifier.bias.zero_()

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from distill.data.answers import answers_in_words
 from distill.data.encoding import Truncation, truncation_of
 from distill.data.splits import Splits
+from distill.decisions import Task
 from distill.distillation.answer_file import AnswerFile
 from distill.distillation.ngram_start import start_from_counts
 from distill.distillation.online_teacher import OnlineTeacher, map_layers, relation_heads
@@ -37,7 +38,7 @@ from distill.models.loading import (
     align_labels,
     check_base,
     check_fit,
-    check_single_label,
+    check_task,
     class_names,
     layer_count,
     load_classifier,
@@ -101,7 +102,7 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
     else:
         assert settings.model is not None
         with named_by("student.model"):
-            check_base(settings.model, recipe.data.label_names)
+            check_base(settings.model, recipe.data.label_names, recipe.data.task)
             student_config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
         with_attention_dropout(student_config, settings.attention_dropout)
         check_fit(
@@ -233,21 +234,21 @@ def new_student(
 
     If the recipe says so, both have only the tokens that the texts of `splits` use.
     """
-    model, tokenizer = _whole_student(settings, recipe, teacher, splits.label_names, seed=seed)
+    model, tokenizer = _whole_student(settings, recipe, teacher, splits.label_names, splits.task, seed=seed)
     if settings.vocabulary is None:
         return model, tokenizer
     return model, trim_to_texts(model, tokenizer, splits, truncation_of(recipe, "student"), settings.vocabulary)
 
 
 def _whole_student(
-    settings: Student, recipe: Recipe, teacher: str, label_names: Sequence[str], *, seed: int
+    settings: Student, recipe: Recipe, teacher: str, label_names: Sequence[str], task: Task, *, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     max_tokens = recipe.data.max_tokens
     if settings.model is not None:
         with named_by("student.model"):
             tokenizer = load_tokenizer(settings.model)
             model = load_classifier(
-                settings.model, label_names, seed=seed, max_tokens=max_tokens,
+                settings.model, label_names, task=task, seed=seed, max_tokens=max_tokens,
                 vocabulary=vocabulary_of(tokenizer, added=False), attention_dropout=settings.attention_dropout,
             )  # fmt: skip
         share_padding(model.config, tokenizer)
@@ -256,14 +257,14 @@ def _whole_student(
     if settings.ngrams is not None:
         set_seed(seed)
         model = NgramForSequenceClassification(ngram_config(settings.ngrams, tokenizer, label_names))
-        name_classes(model.config, label_names)
+        name_classes(model.config, label_names, task)
         return model, tokenizer
-    check_single_label(config, teacher)
+    check_task(config, teacher, task)
     check_fit(config, teacher, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer, added=False))
     share_padding(config, tokenizer)
     config = with_attention_dropout(config, settings.attention_dropout)
     if settings.config is not None:
-        name_classes(config, label_names)
+        name_classes(config, label_names, task)
         model = build_from_config(config, settings.config, seed=seed)
         check_fit(
             model.config, "student.config", max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer, added=False)

@@ -22,11 +22,13 @@ from huggingface_hub.constants import HF_HOME
 from distill.data.encoding import Truncation
 from distill.data.pairs import texts_of
 from distill.data.splits import text_fingerprint
+from distill.decisions import Task, Thresholds
 from distill.errors import FolderError, ModelError
 from distill.inference.classifier import identify
 from distill.inference.text_classifier import TextClassifier
 from distill.machine.progress import progress_line
-from distill.models.loading import align_labels, class_names, config_fingerprint
+from distill.models.loading import align_labels, check_task, class_names, config_fingerprint
+from distill.models.thresholds import thresholds_of
 from distill.models.weights import weights_fingerprint
 from distill.recipe.labels import SAME_NAMES
 from distill.storage.files import atomic_path, read_json, write_json
@@ -44,7 +46,7 @@ class TeacherIdentity:
     """The name of a classifier, and the fingerprints of all that its logits depend on besides the texts.
 
     `columns` puts its classes in the order of `label_names`, which `label_map` may rename. `truncation` is
-    what it reads of a text.
+    what it reads of a text. `thresholds` are in the order of `label_names`, and None if a text has one label.
     """
 
     name: str
@@ -55,6 +57,7 @@ class TeacherIdentity:
     label_names: tuple[str, ...]
     columns: tuple[int, ...]
     label_map: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Thresholds = None
 
     @property
     def cache(self) -> Path:
@@ -74,7 +77,8 @@ class TeacherIdentity:
 
     def check_unchanged(self) -> None:
         """Raise `ModelError` if the classifier's files have changed since it was identified."""
-        if identify_teacher(self.name, self.label_names, self.label_map) != self:
+        task: Task = "single_label" if self.thresholds is None else "multi_label"
+        if identify_teacher(self.name, self.label_names, self.label_map, task) != self:
             raise ModelError(
                 f"{self.name}: has changed while it was read; nothing of it was kept",
                 hint="run the same command again once nothing else writes there",
@@ -82,13 +86,19 @@ class TeacherIdentity:
 
 
 def identify_teacher(
-    name: str, label_names: Sequence[str], label_map: Mapping[str, str] = SAME_NAMES
+    name: str,
+    label_names: Sequence[str],
+    label_map: Mapping[str, str] = SAME_NAMES,
+    task: Task = "single_label",
 ) -> TeacherIdentity:
     """Return the classifier in a folder or on the Hub as a `TeacherIdentity`, without loading its weights.
 
-    Raises `ModelError` if it is not a classifier, has no weights, or has other classes.
+    Raises `ModelError` if it is not a classifier, has no weights, has other classes, or is for another task.
     """
     config, tokenizer, truncation = identify(name)
+    check_task(config, name, task)
+    columns = tuple(align_labels(class_names(config, name), label_names, label_map, teacher=name))
+    thresholds = thresholds_of(config)
     return TeacherIdentity(
         name=name,
         weights=weights_fingerprint(name),
@@ -96,8 +106,9 @@ def identify_teacher(
         tokenizer=tokenizer_fingerprint(tokenizer),
         truncation=truncation,
         label_names=tuple(label_names),
-        columns=tuple(align_labels(class_names(config, name), label_names, label_map, teacher=name)),
+        columns=columns,
         label_map=label_map,
+        thresholds=None if thresholds is None else tuple(thresholds[column] for column in columns),
     )
 
 

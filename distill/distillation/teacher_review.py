@@ -12,9 +12,11 @@ from tabulate import tabulate
 
 from distill.data.inspection import excerpt
 from distill.data.pairs import shown_text
-from distill.data.splits import Splits
+from distill.data.splits import Splits, gold_labels_of
+from distill.decisions import Thresholds, answers_of, are_equal, as_two_classes, in_words, probabilities_of
 from distill.distillation.teacher_logits import COLUMN
 from distill.models.calibration import expected_calibration_error
+from distill.models.thresholds import DEFAULT
 
 NEARLY_EVEN = 0.1  # between the two likeliest classes
 SUREST = "surest of the teacher's answers that contradict a label; one of the two is wrong"
@@ -28,16 +30,20 @@ def review(answers: Mapping[str, Dataset], splits: Splits) -> dict[str, Any]:
     A split may lack answers to some of its texts. Of labelled splits there are accuracy and calibration error (15
     bins), and of train and validation the texts on which the teacher is surest and contradicts the label: one of the
     two is wrong. `nearly_even` is the share of answers whose two likeliest classes differ by less than `NEARLY_EVEN`.
+
+    If a text may have several labels, it is the share of labels whose "yes" and "no" differ by less, the calibration
+    error is that of each label, and the teacher answers each label that is likelier than not.
     """
+    thresholds = None if splits.task == "single_label" else (DEFAULT,) * len(splits.label_names)
     surest: list[dict[str, Any]] = []
     by_split = {}
     for split, found in answers.items():
         rows = getattr(splits, split)
         rows = rows.select(_positions(rows, found["example_id"][:]))
         logits = np.asarray(found[COLUMN][:], np.float32).reshape(len(rows), len(splits.label_names))
-        by_split[split] = _figures(rows, logits, splits.label_names)
+        by_split[split] = _figures(rows, logits, splits.label_names, thresholds)
         if split in ("train", "validation"):
-            surest += _contradictions(rows, logits, splits.label_names)
+            surest += _contradictions(rows, logits, splits.label_names, thresholds)
     surest.sort(key=lambda one: -one["probability"])
     return {"splits": by_split, "contradictions": surest[:SHOWN]}
 
@@ -50,8 +56,8 @@ def concerns_of(found: Mapping[str, Any]) -> list[str]:
             said.append(f"the teacher answers no {split} text")
         if one["answered"] and one["nearly_even"] > 0.25:
             said.append(
-                f"{one['nearly_even']:.0%} of the teacher's answers to {split} are nearly even: its two likeliest "
-                f"classes differ by less than {NEARLY_EVEN:g}"
+                f"{one['nearly_even']:.0%} of the teacher's answers to {split} are nearly even: the probabilities of "
+                f"the likeliest and the next differ by less than {NEARLY_EVEN:g}"
             )
         if one.get("calibration_error", 0) > 0.1:
             said.append(
@@ -94,36 +100,51 @@ def _positions(rows: Dataset, ids: Sequence[str]) -> list[int]:
     return [place[one] for one in ids]
 
 
-def _figures(rows: Dataset, logits: np.ndarray, label_names: Sequence[str]) -> dict[str, Any]:
+def _figures(rows: Dataset, logits: np.ndarray, label_names: Sequence[str], thresholds: Thresholds) -> dict[str, Any]:
     if not len(rows):
         return {"answered": 0}
-    probabilities = softmax(logits, axis=1)
-    second, first = np.sort(probabilities, axis=1)[:, -2:].T
-    answered = np.bincount(logits.argmax(axis=1), minlength=len(label_names))
+    answers = answers_of(logits, thresholds)
+    if thresholds is None:
+        answered = np.bincount(answers, minlength=len(label_names))
+        second, first = np.sort(softmax(logits, axis=1), axis=1)[:, -2:].T
+        gaps = first - second
+    else:
+        answered = answers.sum(axis=0, dtype=np.int64)
+        gaps = np.abs(2 * probabilities_of(logits, thresholds) - 1)
     found = {
         "answered": len(rows),
-        "nearly_even": float((first - second < NEARLY_EVEN).mean()),
+        "nearly_even": float((gaps < NEARLY_EVEN).mean()),
         "classes": dict(zip(label_names, answered.tolist(), strict=True)),
     }
     if "label" in rows.column_names:
-        gold_labels = np.asarray(rows["label"][:])
-        found["accuracy"] = float((logits.argmax(axis=1) == gold_labels).mean())
-        found["calibration_error"] = expected_calibration_error(probabilities, gold_labels)
+        gold_labels = gold_labels_of(rows)
+        found["accuracy"] = float(are_equal(answers, gold_labels).mean())
+        as_classes, gold = as_two_classes(logits, gold_labels)
+        found["calibration_error"] = expected_calibration_error(softmax(as_classes, axis=1), gold)
     return found
 
 
-def _contradictions(rows: Dataset, logits: np.ndarray, label_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows that the teacher is surest of, and answers otherwise than they are labelled."""
+def _contradictions(
+    rows: Dataset, logits: np.ndarray, label_names: Sequence[str], thresholds: Thresholds
+) -> list[dict[str, Any]]:
+    """Return the rows that the teacher is surest of, and answers otherwise than they are labelled.
+
+    If a text may have several labels, the teacher is as sure of a text as of the surest label that contradicts.
+    """
     if not len(rows):
         return []
-    probabilities, gold_labels = softmax(logits, axis=1), np.asarray(rows["label"][:])
-    answers, sureness = logits.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(answers != gold_labels)
+    probabilities, gold_labels = probabilities_of(logits, thresholds), gold_labels_of(rows)
+    answers = answers_of(logits, thresholds)
+    if thresholds is None:
+        sureness = probabilities.max(axis=1)
+    else:
+        sureness = np.where(answers != gold_labels, np.maximum(probabilities, 1 - probabilities), 0).max(axis=1)
+    wrong = np.flatnonzero(~are_equal(answers, gold_labels))
     return [
         {
             "example_id": rows[int(index)]["example_id"],
-            "label": label_names[gold_labels[index]],
-            "teacher": label_names[answers[index]],
+            "label": in_words(gold_labels[index], label_names),
+            "teacher": in_words(answers[index], label_names),
             "probability": float(sureness[index]),
             "text": shown_text(rows[int(index)]["text"]),
         }

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation
 from distill.data.sources import check_file
-from distill.data.splits import Splits
+from distill.data.splits import Splits, gold_labels_of
+from distill.decisions import answers_of, scores_of
 from distill.distillation.answer_file import AnswerFile, is_answer_file
 from distill.distillation.teacher_logits import (
     COLUMN,
@@ -28,11 +29,11 @@ from distill.errors import FolderError, ModelError, RecipeError
 from distill.inference.classifier import load
 from distill.inference.text_classifier import TextClassifier
 from distill.machine.devices import resolve_device
-from distill.measuring.metrics import commonest_share
+from distill.measuring.metrics import constant_score
 from distill.models.names import is_path
 from distill.recipe.schema import Data, Student
 from distill.storage.run_folder import RunFolder
-from distill.training.tokens import tokenise_split
+from distill.training.tokens import tokenise_split, unlabelled_of
 
 log = logging.getLogger("distill")
 
@@ -54,7 +55,7 @@ def identify(names: Sequence[str], splits: Splits, data: Data) -> list[Teacher]:
     return [
         AnswerFile.read(name, data, splits.label_names)
         if is_answer_file(name)
-        else identify_teacher(name, splits.label_names, splits.label_map)
+        else identify_teacher(name, splits.label_names, splits.label_map, splits.task)
         for name in names
     ]
 
@@ -127,7 +128,7 @@ def logits_of(
         found, rows, split = by_split.pop("validation")(), teacher.answered(splits.validation), "validation"
         if not len(rows):  # a file need not answer these, but it answers the training texts
             found, rows, split = by_split["train"](), splits.train, "train"
-        _check_teacher(teacher.name, found, rows, split, title, force=force)
+        _check_teacher(teacher, found, rows, split, title, force=force)
     answers = []
     while sources:
         by_split = sources.pop(0)  # frees the classifier too
@@ -148,22 +149,25 @@ def _sources(
     return {split: functools.partial(lambda logits: logits, logits) for split, logits in read.items()}
 
 
-def _check_teacher(name: str, answers: Dataset, rows: Dataset, split: str, title: str, *, force: bool) -> None:
+def _check_teacher(teacher: Teacher, answers: Dataset, rows: Dataset, split: str, title: str, *, force: bool) -> None:
     """Raise `ModelError` if the teacher is no better on a split than always answering the commonest class.
 
-    `answers` are its logits on the labelled `rows`. With `force`, log a warning instead.
+    `answers` are its logits on the labelled `rows`. If a text may have several labels, their F1 on each text is
+    compared with that of the commonest labels. With `force`, log a warning instead.
     """
-    gold_labels = np.asarray(rows["label"][:])
-    accuracy = float((np.asarray(answers[COLUMN][:]).argmax(axis=1) == gold_labels).mean())
-    majority = commonest_share(gold_labels)
+    gold_labels = gold_labels_of(rows)
+    found = answers_of(np.asarray(answers[COLUMN][:], np.float32), teacher.thresholds)
+    score, majority = float(scores_of(found, gold_labels).mean()), constant_score(gold_labels)
+    measure = "accuracy" if teacher.thresholds is None else "F1 per text"
+    commonest = "the commonest class" if teacher.thresholds is None else "the commonest labels"
     log.info(
-        "%s: %s accuracy %.4f (%d texts); the commonest class alone would give %.4f",
-        title, split, accuracy, len(rows), majority,
+        "%s: %s %s %.4f (%d texts); %s alone would give %.4f",
+        title, split, measure, score, len(rows), commonest, majority,
     )  # fmt: skip
-    if accuracy > majority:
+    if score > majority:
         return
     problem = (
-        f"{name}: {split} accuracy {accuracy:.4f} is no better than always answering the commonest class "
+        f"{teacher.name}: {split} {measure} {score:.4f} is no better than always answering {commonest} "
         f"({majority:.4f}): it has nothing to teach"
     )
     if not force:
@@ -175,8 +179,8 @@ def rows_with_logits(
     answers: Sequence[Mapping[str, Dataset]], splits: Splits, tokenizer: PreTrainedTokenizerBase, truncation: Truncation
 ) -> Dataset:
     """Return the tokenized texts of all splits in `answers`, with a column of logits for each teacher."""
-    rows = []
+    rows, unlabelled = [], unlabelled_of(splits.label_names, splits.task)
     for split in answers[0]:
-        part = tokenise_split(split, getattr(splits, split), tokenizer, truncation)
+        part = tokenise_split(split, getattr(splits, split), tokenizer, truncation, unlabelled=unlabelled)
         rows.append(with_teacher_logits(part, [answer[split] for answer in answers]))
     return concatenate_datasets(rows)

@@ -10,6 +10,8 @@ import torch
 from distill.distillation.losses import (
     decoupled_loss,
     distillation_loss,
+    label_mse_loss,
+    label_target_loss,
     logit_mse_loss,
     mean_of_teachers,
     soft_target_loss,
@@ -72,26 +74,27 @@ class DistillationTrainer(ClassificationTrainer):
         self, student_logits: torch.Tensor, inputs: Mapping[str, torch.Tensor], progress: float
     ) -> torch.Tensor:
         """Return the weighted sum of soft loss and cross-entropy, shape (batch,), at `progress` (0 to 1)."""
-        teacher_logits = mean_of_teachers(inputs["teacher_logits"], self.teacher_weights)
+        several = inputs["labels"].ndim == 2
+        teacher_logits = mean_of_teachers(inputs["teacher_logits"], self.teacher_weights, several=several)
         labelled, temperature = inputs["labels"] != UNLABELLED, self.loss.temperature.at(progress)
         # Only the teacher has a class for an unlabelled text.
-        gold_labels = torch.where(labelled, inputs["labels"], teacher_logits.argmax(dim=-1))
+        gold_labels = torch.where(labelled, inputs["labels"], 0 if several else teacher_logits.argmax(dim=-1))
         match self.loss.soft:  # for a name without a case, pyright says that `soft` may be unbound
             case "soft_targets":
-                soft = soft_target_loss(student_logits, teacher_logits, temperature)
+                divergence = label_target_loss if several else soft_target_loss
+                soft = divergence(student_logits, teacher_logits, temperature)
             case "logit_mse":
-                soft = logit_mse_loss(student_logits, teacher_logits)
-            case "decoupled":
+                soft = (label_mse_loss if several else logit_mse_loss)(student_logits, teacher_logits)
+            case "decoupled":  # a recipe with several labels cannot have it: no class is the target
                 weights = self.loss.decoupled.model_dump()
                 soft = decoupled_loss(student_logits, teacher_logits, gold_labels, temperature, **weights)
         return distillation_loss(
             student_logits,
             soft,
             gold_labels,
-            labelled,
+            labelled.all(dim=-1) if several else labelled,
             soft_weight=self.loss.soft_weight.at(progress),
-            label_smoothing=self.args.label_smoothing_factor,
-            weights=self.weights_of(gold_labels),
+            **self.gold_settings(student_logits.device),
         )
 
     def finish(self) -> dict[str, Any]:

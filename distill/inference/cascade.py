@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import softmax
 
 from distill.data.pairs import Text
+from distill.errors import ModelError
 from distill.inference.text_classifier import TextClassifier, check_finite
 from distill.models.loading import align_labels
 
@@ -16,7 +17,8 @@ class Cascade(TextClassifier):
     """Classifiers, cheapest first, and for each but the last the probability from which on its answer counts.
 
     The classes are `label_names`, and each classifier may have them in another order. `names` are those of the
-    classifiers, for messages. Several threads may share a cascade.
+    classifiers, for messages. Several threads may share a cascade. Raises `ModelError` if one of them gives a text
+    several labels: no single probability says how sure it is.
     """
 
     format = "cascade"
@@ -25,11 +27,14 @@ class Cascade(TextClassifier):
     def __init__(
         self,
         classifiers: Sequence[TextClassifier],
-        thresholds: Sequence[float],
+        sure_from: Sequence[float],
         names: Sequence[str],
         label_names: Sequence[str],
     ):
-        self.classifiers, self.thresholds, self.names = list(classifiers), [*thresholds, 0.0], list(names)
+        for one, name in zip(classifiers, names, strict=True):
+            if one.thresholds is not None:
+                raise ModelError(f"{name}: gives a text any number of labels, and a cascade needs one label a text")
+        self.classifiers, self.sure_from, self.names = list(classifiers), [*sure_from, 0.0], list(names)
         self.device = self.classifiers[-1].device
         self.label_names = tuple(label_names)
         self._columns = [
@@ -55,12 +60,12 @@ class Cascade(TextClassifier):
         logits = np.zeros((len(texts), len(self.label_names)), np.float32)
         answered_by = np.zeros(len(texts), np.int64)
         left = np.arange(len(texts))
-        for step, (classifier, threshold) in enumerate(zip(self.classifiers, self.thresholds, strict=True)):
+        for step, (classifier, sure_from) in enumerate(zip(self.classifiers, self.sure_from, strict=True)):
             if not len(left):
                 break
             found = classifier.logits([texts[index] for index in left])[:, self._columns[step]]
             check_finite(found, self.names[step])  # else it would pass on all texts, and nobody would know
-            sure = softmax(found, axis=1).max(axis=1) >= threshold
+            sure = softmax(found, axis=1).max(axis=1) >= sure_from
             if step == len(self.classifiers) - 1:
                 sure[:] = True
             logits[left[sure]], answered_by[left[sure]] = found[sure], step

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from distill.data.encoding import Cut, Encoded, Truncation, cut_of, encode
 from distill.data.pairs import Text, is_pair
+from distill.decisions import Thresholds
 from distill.errors import DeviceError, ModelError
 from distill.inference.cascade import Cascade
 from distill.inference.linear import LinearClassifier
@@ -24,17 +25,18 @@ from distill.models.calibration import temperature_of
 from distill.models.loading import (
     check_fit,
     check_outputs,
-    check_single_label,
     class_names,
     embeddings_of,
     is_classifier,
     load_config,
     load_tokenizer,
     share_padding,
+    task_of,
     token_limit,
     vocabulary_of,
 )
 from distill.models.names import is_baseline
+from distill.models.thresholds import thresholds_of
 from distill.models.truncation import Reads, kept_part, reads_of
 from distill.models.weights import OPENVINO_WEIGHTS, weight_files
 from distill.storage.cascades import is_cascade, read_cascade
@@ -58,11 +60,14 @@ class Classifier(TextClassifier):
         *,
         embeddings: float = math.inf,
         reads: Reads | None = None,
+        thresholds: Thresholds = None,
     ):
         """`embeddings` is the number of tokens that the model embeds; a text with another one raises `ModelError`.
 
-        So do pairs of texts if the model `reads` single texts, and the other way round; None takes both.
+        So do pairs of texts if the model `reads` single texts, and the other way round; None takes both. `thresholds`
+        has the lowest probability at which each label is answered, and is None if a text has one label.
         """
+        self.thresholds = thresholds
         self._reads = reads
         self.session, self.format, self.device = session, session.format, session.device
         self.tokenizer = tokenizer
@@ -189,7 +194,7 @@ def load(
     session = open_session(name, config, device, dtype=dtype, threads=threads)
     return Classifier(
         session, tokenizer, class_names(config, name), truncation, embeddings=embeddings_of(config),
-        reads=reads_of(config),
+        reads=reads_of(config), thresholds=thresholds_of(config),
     )  # fmt: skip
 
 
@@ -225,15 +230,16 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Trun
     It reads as many tokens as the tokenizer's model_max_length says. Which of them, its configuration says if it was
     trained by distill; else the tokenizer does, whose truncation side may be the left one.
 
-    Raises `ModelError` if the model is no classifier, gives a text several labels or a number, has no tokenizer or
-    another model's, has a class without a name, or has an invalid calibration temperature or truncation.
+    Raises `ModelError` if the model is no classifier, gives a text a number, has no tokenizer or another model's, has a
+    class without a name, or has an invalid calibration temperature, threshold or truncation.
     """
     config = load_config(name)
     if not is_classifier(config):
         raise ModelError(f"{name}: not a text classifier, but {', '.join(config.architectures or ['unknown'])}")
-    check_single_label(config, name)
-    class_names(config, name)  # raises an error before the weights are read, as temperature_of does
+    task_of(config, name)
+    class_names(config, name)  # raises an error before the weights are read, as the next two do
     temperature_of(config)
+    thresholds_of(config)
     tokenizer = load_tokenizer(name)
     share_padding(config, tokenizer)
     max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)

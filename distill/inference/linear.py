@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NotRequired, Self
 
 import numpy as np
 from safetensors import SafetensorError
@@ -21,6 +21,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from typing_extensions import TypedDict
 
 from distill.data.pairs import Text, is_pair, parts_of
+from distill.decisions import Thresholds
 from distill.errors import ModelError, one_line
 from distill.inference.text_classifier import TextClassifier, encodable, plain
 from distill.machine.devices import Device
@@ -41,6 +42,7 @@ class _Settings(TypedDict):
     label_names: list[str]
     longest: int
     buckets: int
+    thresholds: NotRequired[list[float]]
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,15 @@ class LinearClassifier(TextClassifier):
     device: Device = "cpu"
     max_tokens = None
 
-    def __init__(self, ngrams: WordNgrams, weights: np.ndarray, bias: np.ndarray, label_names: Sequence[str]):
-        self.ngrams, self.weights, self.bias = ngrams, weights, bias
+    def __init__(
+        self,
+        ngrams: WordNgrams,
+        weights: np.ndarray,
+        bias: np.ndarray,
+        label_names: Sequence[str],
+        thresholds: Thresholds = None,
+    ):
+        self.ngrams, self.weights, self.bias, self.thresholds = ngrams, weights, bias, thresholds
         self.label_names = tuple(label_names)
         self._columns = np.ascontiguousarray(weights.T)  # (features, classes), as sparse products read it
 
@@ -137,6 +146,8 @@ class LinearClassifier(TextClassifier):
         }
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / LINEAR_WEIGHTS)
         settings: dict[str, Any] = {"label_names": list(self.label_names), "longest": LONGEST, "buckets": BUCKETS}
+        if self.thresholds is not None:
+            settings["thresholds"] = list(self.thresholds)
         write_json(folder / LINEAR_SETTINGS, settings)
 
     @classmethod
@@ -161,4 +172,7 @@ class LinearClassifier(TextClassifier):
                 raise ModelError(f"{folder / LINEAR_WEIGHTS}: {name}: wants {shape} of {np.dtype(kind)}")
         if not len(columns) or columns[0] < 0 or columns[-1] >= BUCKETS or (np.diff(columns) <= 0).any():
             raise ModelError(f"{folder / LINEAR_WEIGHTS}: columns: wants rising numbers from 0 to below {BUCKETS}")
-        return cls(WordNgrams(columns, idf), weights, bias, settings["label_names"])
+        thresholds = settings.get("thresholds")
+        if thresholds is not None and (len(thresholds) != classes or not all(0 < one < 1 for one in thresholds)):
+            raise ModelError(f"{place}: thresholds: wants {classes} numbers between 0 and 1")
+        return cls(WordNgrams(columns, idf), weights, bias, settings["label_names"], thresholds)

@@ -6,15 +6,15 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import softmax
 
 from distill.data.pairs import Text
+from distill.decisions import Thresholds, answers_of, probabilities_of
 from distill.inference.cascade import Cascade
 from distill.inference.classifier import device_of_step, load
-from distill.inference.text_classifier import check_finite
+from distill.inference.text_classifier import check_finite, named_answer
 from distill.machine.progress import progress_line
 from distill.storage.exports import EXPORT_PROOFS
 from distill.storage.run_folder import RunFolder
@@ -32,14 +32,25 @@ def predictions(
     escalate: Path | str | None = None,
     below: float = 0.8,
     device: str = "auto",
-) -> Iterator[tuple[Text, dict[str, float]]]:
-    """Yield each text and its probability per label, in order; only a few thousand texts are in memory at a time.
+) -> Iterator[Prediction]:
+    """Yield what the classifier says of each text, in order; only a few thousand texts are in memory at a time.
 
     If the likeliest label of a text has a probability below `below`, the classifier `escalate` answers it instead.
     """
     for answered in answers(model, texts, escalate=escalate, below=below, device=device):
-        for text, row in zip(answered.texts, softmax(answered.logits, axis=1).tolist(), strict=True):
-            yield text, dict(zip(answered.label_names, row, strict=True))
+        names = answered.label_names
+        probabilities = probabilities_of(answered.logits, answered.thresholds)
+        found = answers_of(answered.logits, answered.thresholds)
+        for text, answer, row in zip(answered.texts, found, probabilities, strict=True):
+            yield Prediction(text, named_answer(answer, row, names), dict(zip(names, row.tolist(), strict=True)))
+
+
+class Prediction(NamedTuple):
+    """A text, its answer as `TextClassifier` gives it, and the probability of each label."""
+
+    text: Text
+    answer: dict[str, Any]
+    probabilities: dict[str, float]
 
 
 class Answered(NamedTuple):
@@ -48,6 +59,7 @@ class Answered(NamedTuple):
     texts: Sequence[Text]
     logits: np.ndarray
     label_names: Sequence[str]
+    thresholds: Thresholds
 
 
 def answers(
@@ -75,7 +87,7 @@ def answers(
             else:
                 logits = classifier.logits(chunk)
                 check_finite(logits, f"{classifier.format} on {classifier.device}")
-            yield Answered(chunk, logits, classifier.label_names)
+            yield Answered(chunk, logits, classifier.label_names, classifier.thresholds)
             bar.update(len(chunk))
     if isinstance(classifier, Cascade):
         for step, name in enumerate(classifier.names):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from distill.data.pairs import Text, joined_texts
+from distill.decisions import Thresholds, answers_of, probabilities_of
 from distill.errors import ModelError
 from distill.machine.devices import Device
 
@@ -16,28 +17,37 @@ from distill.machine.devices import Device
 class TextClassifier(abc.ABC):
     """Class names and logits: `classifier(texts)` gives labels, in the texts' order.
 
-    `format` and `device` name what computes the logits. Several threads may share a classifier.
+    `format` and `device` name what computes the logits. `thresholds` has the lowest probability at which each label is
+    answered, if a text may have several; else it is None. Several threads may share a classifier.
     """
 
     label_names: tuple[str, ...]
+    thresholds: Thresholds = None
     format: str
     device: Device
     max_tokens: int | None  # what it reads of a text; None if it reads all of it
 
-    def __call__(self, texts: Sequence[Text]) -> list[dict[str, str | float]]:
-        """Return the likeliest label of each text and its probability, as {"label", "score"}."""
-        probabilities = self.probabilities(texts)
-        best = probabilities.argmax(axis=1)
-        return [
-            {"label": self.label_names[label], "score": float(row[label])}
-            for label, row in zip(best, probabilities, strict=True)
-        ]
+    def __call__(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
+        """Return the likeliest label of each text and its probability, as {"label", "score"}.
+
+        If a text may have several labels, return those that reach their thresholds, as {"labels", "scores"}, both
+        lists, the likeliest first.
+        """
+        logits = self._finite_logits(texts)
+        probabilities, answers = probabilities_of(logits, self.thresholds), answers_of(logits, self.thresholds)
+        return [named_answer(*row, self.label_names) for row in zip(answers, probabilities, strict=True)]
 
     def probabilities(self, texts: Sequence[Text]) -> np.ndarray:
-        """Return class probabilities, float32, shape (texts, classes); raises `ModelError` if logits are not finite."""
+        """Return probabilities, float32, shape (texts, classes); raises `ModelError` if logits are not finite.
+
+        Those of a text sum to 1, unless it may have several labels.
+        """
+        return probabilities_of(self._finite_logits(texts), self.thresholds)
+
+    def _finite_logits(self, texts: Sequence[Text]) -> np.ndarray:
         logits = self.logits(texts)
         check_finite(logits, f"{self.format} on {self.device}")
-        return softmax(logits, axis=1)
+        return logits
 
     @abc.abstractmethod
     def logits(self, texts: Sequence[Text], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
@@ -49,6 +59,17 @@ class TextClassifier(abc.ABC):
     @abc.abstractmethod
     def warm_up(self) -> None:
         """Do what the runtime does only at its first calls."""
+
+
+def named_answer(answer: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str]) -> dict[str, Any]:
+    """Return the answer to one text with names: a class index, or 0 and 1 for each label (see TextClassifier)."""
+    if answer.ndim == 0:
+        return {"label": label_names[answer], "score": float(probabilities[answer])}
+    found = sorted(np.flatnonzero(answer), key=lambda label: -probabilities[label])
+    return {
+        "labels": [label_names[label] for label in found],
+        "scores": [float(probabilities[label]) for label in found],
+    }
 
 
 def check_finite(logits: np.ndarray, name: str) -> None:

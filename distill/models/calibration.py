@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from transformers import PretrainedConfig
 
+from distill.decisions import as_two_classes
 from distill.errors import ModelError
 
 CONFIG_KEY = "calibration_temperature"  # in the model's config.json: divide the logits by it
@@ -62,21 +63,22 @@ class Calibration:
 def calibrate(logits: np.ndarray, gold_labels: np.ndarray) -> Calibration:
     """Return the temperature that `fit_temperature` gives, or 1 if that does not make the probabilities better.
 
-    `logits` is (examples, classes) and `gold_labels` (examples,), both of texts that the model was not trained on. A
-    temperature always looks good on the texts that it was fitted on. So cross-fitting judges it: each fifth of the
-    texts is divided by the temperature of the other four fifths. The temperature is refused if it makes ECE or log loss
-    worse there, or if there are fewer than 50 texts.
+    `logits` is (examples, classes) and `gold_labels` (examples,), both of texts that the model was not trained on. If a
+    text may have several labels, `gold_labels` is (examples, classes), and the figures are of the "yes" or "no" of each
+    label (see decisions.as_two_classes). A temperature always looks good on the texts that it was fitted on. So
+    cross-fitting judges it: each fifth of the texts is divided by the temperature of the other four fifths. The
+    temperature is refused if it makes ECE or log loss worse there, or if there are fewer than 50 texts.
     """
-    fitted, examples = fit_temperature(logits, gold_labels), len(gold_labels)
+    fitted, examples = fit_temperature(*as_two_classes(logits, gold_labels)), len(gold_labels)
     if examples < FEWEST:
         return Calibration(1.0, fitted, f"{examples} validation texts are too few to judge it (at least {FEWEST})")
     divisors = np.empty(examples)
     for fold in np.array_split(np.random.default_rng(0).permutation(examples), FOLDS):
         others = np.setdiff1d(np.arange(examples), fold)
-        divisors[fold] = fit_temperature(logits[others], gold_labels[others])
-    scaled = [logits.astype(np.float64), logits / divisors[:, None]]
-    errors = [expected_calibration_error(softmax(one, axis=1), gold_labels) for one in scaled]
-    losses = [_log_loss(one, gold_labels) for one in scaled]
+        divisors[fold] = fit_temperature(*as_two_classes(logits[others], gold_labels[others]))
+    scaled = [as_two_classes(one, gold_labels) for one in (logits.astype(np.float64), logits / divisors[:, None])]
+    errors = [expected_calibration_error(softmax(one, axis=1), gold) for one, gold in scaled]
+    losses = [_log_loss(one, gold) for one, gold in scaled]
     worse = [
         f"{name} from {before:.4f} to {after:.4f}"
         for name, (before, after) in (("calibration error", errors), ("log loss", losses))

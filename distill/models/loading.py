@@ -28,9 +28,12 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from distill.data.encoding import NO_LIMIT
+from distill.decisions import Task
 from distill.errors import ModelError, one_line
 from distill.models.calibration import CONFIG_KEY
 from distill.models.names import AwayError, require_reachable
+from distill.models.thresholds import CONFIG_KEY as THRESHOLDS
+from distill.models.thresholds import SEVERAL, thresholds_of
 from distill.models.untrusted import (
     check_settings,
     check_tokenizer_settings,
@@ -64,6 +67,8 @@ HEADS = (
 )  # what architectures call their classification head
 INPUTS = ("input_ids", "attention_mask")  # of every model; without token_type_ids, models take all token types as 0
 TOKEN_TYPES = "token_type_ids"  # which text of a pair a token is of
+# What transformers calls the tasks; its pipeline uses a softmax for one, and a sigmoid for the other.
+PROBLEM_TYPES: dict[Task, str] = {"single_label": "single_label_classification", "multi_label": SEVERAL}
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -167,6 +172,7 @@ def load_classifier(
     name: str,
     label_names: Sequence[str],
     *,
+    task: Task,
     seed: int,
     max_tokens: int,
     vocabulary: int,
@@ -181,9 +187,10 @@ def load_classifier(
     another number of classes, embeds fewer than `vocabulary` tokens, or takes fewer than `max_tokens`.
     """
     config = load_config(name)
-    had = _classes_of_base(config, name, label_names, pretrained=pretrained)
-    name_classes(config, label_names)
-    vars(config).pop(CONFIG_KEY, None)  # it calibrates the logits before this training
+    had = _classes_of_base(config, name, label_names, task, pretrained=pretrained)
+    name_classes(config, label_names, task)
+    for key in (CONFIG_KEY, THRESHOLDS):  # they are for the logits before this training
+        vars(config).pop(key, None)
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary)
     config = with_attention_dropout(config, attention_dropout)
     set_seed(seed)
@@ -202,18 +209,18 @@ def load_classifier(
     return model
 
 
-def check_base(name: str, label_names: Sequence[str] | None, *, pretrained: bool = True) -> None:
+def check_base(name: str, label_names: Sequence[str] | None, task: Task, *, pretrained: bool = True) -> None:
     """Raise what `load_classifier` would for the model `name`, if its configuration and file names show it.
 
     `label_names` are the recipe's; None if the data names its classes. No weights are fetched.
     """
-    _classes_of_base(load_config(name), name, label_names, pretrained=pretrained)
+    _classes_of_base(load_config(name), name, label_names, task, pretrained=pretrained)
     if pretrained and Path(name).is_dir():
         _safetensors_of(name)
 
 
 def _classes_of_base(
-    config: PretrainedConfig, name: str, label_names: Sequence[str] | None, *, pretrained: bool
+    config: PretrainedConfig, name: str, label_names: Sequence[str] | None, task: Task, *, pretrained: bool
 ) -> tuple[str, ...]:
     """Return the class names of a model that is to be trained, none if it is no classifier.
 
@@ -222,7 +229,7 @@ def _classes_of_base(
     if not is_classifier(config):
         return ()
     if pretrained:
-        check_single_label(config, name)
+        check_task(config, name, task)
     had = class_names(config, name)
     if label_names and len(had) != len(label_names):
         raise ModelError(
@@ -341,15 +348,27 @@ def is_classifier(config: PretrainedConfig) -> bool:
     return any("ForSequenceClassification" in name for name in config.architectures or ())
 
 
-def check_single_label(config: PretrainedConfig, name: str) -> None:
-    """Raise `ModelError` if the configuration is for several labels per text, or for a number (regression)."""
-    if config.problem_type == "multi_label_classification":
-        kind = "gives a text any number of labels (problem_type: multi_label_classification)"
-    elif config.problem_type == "regression" or config.num_labels == 1:
-        kind = "gives a text a number (regression: problem_type, or a single output)"
-    else:
-        return
-    raise ModelError(f"{name}: config.json: {kind}; distill supports only exactly one class per text")
+def task_of(config: PretrainedConfig, name: str) -> Task:
+    """Return whether the classifier of this configuration gives a text one label or several.
+
+    Raises `ModelError` if it gives a number (regression).
+    """
+    if config.problem_type == "regression" or config.num_labels == 1:
+        raise ModelError(
+            f"{name}: config.json: gives a text a number (regression: problem_type, or a single output); distill "
+            "supports only classes"
+        )
+    return "multi_label" if config.problem_type == PROBLEM_TYPES["multi_label"] else "single_label"
+
+
+def check_task(config: PretrainedConfig, name: str, task: Task) -> None:
+    """Raise `ModelError` if the classifier of this configuration is for another task than the data's."""
+    if (its := task_of(config, name)) != task:
+        kinds = {"single_label": "one label", "multi_label": "any number of labels"}
+        raise ModelError(
+            f"{name}: config.json: gives a text {kinds[its]} (problem_type: {config.problem_type}), but data.task is "
+            f"{task}"
+        )
 
 
 def class_names(config: PretrainedConfig, name: str) -> tuple[str, ...]:
@@ -374,11 +393,11 @@ def class_names(config: PretrainedConfig, name: str) -> tuple[str, ...]:
     return names
 
 
-def name_classes(config: PretrainedConfig, label_names: Sequence[str]) -> None:
-    """Set up the configuration for one of these classes per text."""
+def name_classes(config: PretrainedConfig, label_names: Sequence[str], task: Task) -> None:
+    """Set up the configuration for these classes, of which a text has one or, with "multi_label", any number."""
     config.id2label = dict(enumerate(label_names))
     config.label2id = {label: index for index, label in enumerate(label_names)}
-    config.problem_type = "single_label_classification"  # tells transformers' pipeline to use a softmax
+    config.problem_type = PROBLEM_TYPES[task]
 
 
 def check_outputs(outputs: int, classes: int, name: str) -> None:
@@ -426,7 +445,9 @@ def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names:
         head.weight.copy_(head.weight[list(columns)])
         if head.bias is not None:
             head.bias.copy_(head.bias[list(columns)])
-    name_classes(model.config, label_names)
+    if (thresholds := thresholds_of(model.config)) is not None:
+        setattr(model.config, THRESHOLDS, [thresholds[column] for column in columns])
+    name_classes(model.config, label_names, task_of(model.config, model.config.name_or_path))
     return model
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from distill.errors import ModelError, one_line
 from distill.models.calibration import CONFIG_KEY
 from distill.models.loading import BERT_LIKE, layer_count, layer_list, normalized_config
+from distill.models.thresholds import CONFIG_KEY as THRESHOLDS
 from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 
 # Keys of a configuration that set a model's classes, vocabulary, architecture or form of output.
@@ -23,7 +24,7 @@ NOT_SIZES = {
     "vocab_size", "num_labels", "id2label", "label2id", "problem_type", "model_type", "architectures", "auto_map",
     "is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_word_embeddings", "dtype", "torch_dtype",
     "return_dict", "output_attentions", "output_hidden_states", "transformers_version", "_name_or_path",
-    CONFIG_KEY, TRUNCATION_KEY,
+    CONFIG_KEY, TRUNCATION_KEY, THRESHOLDS,
 }  # fmt: skip
 # The errors that configurations and models raise for sizes that do not fit together or have the wrong type.
 SIZE_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError)
@@ -74,7 +75,8 @@ def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> 
     setattr(config, normalized_config(config).NUM_LAYERS, len(layers))
     if getattr(config, "layer_types", None):  # one name per layer (ModernBERT)
         config.layer_types = [config.layer_types[layer] for layer in layers]
-    vars(config).pop(CONFIG_KEY, None)
+    for key in (CONFIG_KEY, THRESHOLDS):
+        vars(config).pop(key, None)
     kept = teacher.state_dict()
     if config.model_type in BERT_LIKE:
         embeddings = f"{teacher.base_model_prefix}.embeddings"
@@ -120,7 +122,8 @@ def build_from_config(teacher_config: PretrainedConfig, sizes: Mapping[str, Any]
     also raised if the model cannot be built or run with these sizes together.
     """
     config = copy.deepcopy(teacher_config)
-    vars(config).pop(CONFIG_KEY, None)
+    for key in (CONFIG_KEY, THRESHOLDS):
+        vars(config).pop(key, None)
     problems = [problem for key, value in sizes.items() if (problem := _set_size(config, key, value))]
     if problems:
         raise ModelError(*problems)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.special import softmax
 
+from distill.decisions import Thresholds, answers_of, in_words, probabilities_of
 from distill.errors import FolderError
 from distill.storage.files import atomic_path
 
@@ -30,9 +30,17 @@ def check_new_table(path: Path) -> None:
         raise FolderError(f"--output: {path}: no such folder {path.absolute().parent}")
 
 
-def write_table(path: Path, text_columns: Sequence[str], label_names: Sequence[str], chunks: Iterable[Chunk]) -> int:
+def write_table(
+    path: Path,
+    text_columns: Sequence[str],
+    label_names: Sequence[str],
+    chunks: Iterable[Chunk],
+    thresholds: Thresholds = None,
+) -> int:
     """Write the columns of texts, label, score (the label's probability) and logits; return the number of rows.
 
+    If a text may have several labels, which its `thresholds` say, `label` has all names, with a comma between them, and
+    `score` is the probability of the likeliest label.
     Pairs have two columns of texts. Logits are an object with the name of each class. They keep every bit: as float32
     in Parquet, as the shortest decimal that gives them back in text formats. The file gets its name once it is
     complete. Raises `FolderError` if a column of texts has the name of another.
@@ -41,7 +49,8 @@ def write_table(path: Path, text_columns: Sequence[str], label_names: Sequence[s
         raise FolderError(f"--text-column: {taken.pop()!r} is the name of a column that the answers add; rename it")
     counted = _Counted(chunks)
     with atomic_path(path) as partial:
-        WRITERS[path.suffix.lower()](partial, _rows(counted, label_names), [*text_columns, *ADDED], label_names)
+        rows = _rows(counted, label_names, thresholds)
+        WRITERS[path.suffix.lower()](partial, rows, [*text_columns, *ADDED], label_names)
     return counted.texts
 
 
@@ -55,14 +64,17 @@ class _Counted:
             yield texts, logits
 
 
-def _rows(chunks: Iterable[Chunk], label_names: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:
+def _rows(
+    chunks: Iterable[Chunk], label_names: Sequence[str], thresholds: Thresholds
+) -> Iterator[list[tuple[Any, ...]]]:
     for texts, logits in chunks:
-        best, scores = logits.argmax(axis=1), softmax(logits, axis=1).max(axis=1)
+        labels = [in_words(answer, label_names) for answer in answers_of(logits, thresholds)]
+        scores = probabilities_of(logits, thresholds).max(axis=1)
         # A float of Python's has the bits of the float32 that it came from, and more.
         named = (dict(zip(label_names, row, strict=True)) for row in logits.astype(np.float32).tolist())
         yield [
-            (*((text,) if isinstance(text, str) else text), label_names[label], score, row)
-            for text, label, score, row in zip(texts, best.tolist(), scores.tolist(), named, strict=True)
+            (*((text,) if isinstance(text, str) else text), label, score, row)
+            for text, label, score, row in zip(texts, labels, scores.tolist(), named, strict=True)
         ]
 
 

@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import sklearn
 from scipy.sparse import csr_matrix, vstack
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from distill.data.pairs import texts_of
-from distill.data.splits import Splits, drawn, read_splits
+from distill.data.splits import Splits, drawn, gold_labels_of, read_splits
+from distill.decisions import answers_of, scores_of
 from distill.inference.linear import AT_ONCE, BUCKETS, LinearClassifier, WordNgrams, counts
 from distill.machine.devices import describe_hardware
 from distill.machine.progress import progress_line
 from distill.machine.provenance import now, versions
 from distill.machine.timing import Clock
-from distill.measuring.metrics import by_class, faults_of_answers, figures
+from distill.measuring.metrics import by_class, faults_of_answers, figures, in_a_line
+from distill.models.thresholds import choose_thresholds
 from distill.models.weights import weights_fingerprint
 from distill.recipe.schema import Recipe, with_absolute_paths
 from distill.report.classes import tell_classes
@@ -52,12 +55,13 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
         folder.start(recipe, origin, resume=resume, overwrite=overwrite)
         classifier, training = _fitted(splits, recipe.data.seed, clock)
         classifier.save(folder.path)
-        gold_labels = np.asarray(splits.test["label"][:])
+        gold_labels, thresholds = gold_labels_of(splits.test), classifier.thresholds
         with clock("test"):
             logits = classifier.logits(texts_of(splits.test))
-        write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, logits)
-        test, faults = figures(logits, gold_labels), faults_of_answers(logits, gold_labels, splits.label_names)
-        classes = by_class(logits, gold_labels, splits.label_names)
+        write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, logits, thresholds)
+        test = figures(logits, gold_labels, thresholds)
+        faults = faults_of_answers(logits, gold_labels, splits.label_names, thresholds)
+        classes = by_class(logits, gold_labels, splits.label_names, thresholds)
         found = {"test": test, "classes": classes, "warnings": faults, "training": training | clock.as_figures()}
         write_json(folder.metrics, found)
         folder.finish(
@@ -69,16 +73,14 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
                 "device": "cpu",
                 "repeatable": repeatable("cpu", folder.processors),
                 "labels": list(splits.label_names),
+                "task": splits.task,
                 "data": splits.fingerprints,
                 "leaks_dropped": dict(splits.leaks),
                 "weights": weights_fingerprint(str(folder.path)),
                 "parents": {},
             }
         )
-        log.info(
-            "baseline: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
-            test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], final.path,
-        )  # fmt: skip
+        log.info("baseline: test %s; saved in %s", in_a_line(test), final.path)
         tell_classes("baseline", classes)
         for fault in faults:
             log.warning("baseline: %s", fault)
@@ -89,28 +91,54 @@ def _fitted(splits: Splits, seed: int, clock: Clock) -> tuple[LinearClassifier, 
     """The classifier that is best on validation, and what metrics.json says of its training."""
     with clock("reading"), progress_line("baseline: reading", min(len(splits.train), MOST_TEXTS), "text") as line:
         rows = splits.train if len(splits.train) <= MOST_TEXTS else drawn(splits.train, MOST_TEXTS, seed)
-        labels = np.asarray(rows["label"][:])
+        labels = gold_labels_of(rows)
         ngrams, features = fit_word_ngrams(rows["text"][:], progress=line.update)
         held_out = ngrams.features(splits.validation["text"][:])
     log.info("baseline: %d words and word pairs of %d train texts", len(ngrams.columns), len(labels))
-    gold_labels = np.asarray(splits.validation["label"][:])
+    gold_labels, names = gold_labels_of(splits.validation), splits.label_names
+    found: dict[float, LinearClassifier] = {}
+    accuracies: dict[float, float] = {}
     with clock("training"), progress_line("baseline", len(STRENGTHS), "fit") as line:
-        fits = {}
         for strength in STRENGTHS:
-            fits[strength] = LogisticRegression(C=strength, max_iter=MOST_ITERATIONS).fit(features, labels)
+            weights, bias = fit_linear(features, labels, len(names), strength)
+            logits, thresholds = held_out @ weights.T + bias, None
+            if splits.task == "multi_label":
+                thresholds = choose_thresholds(expit(logits), gold_labels)
+            found[strength] = LinearClassifier(ngrams, weights, bias, names, thresholds)
+            accuracies[strength] = float(scores_of(answers_of(logits, thresholds), gold_labels).mean())
             line.update(1)
-    accuracies = {strength: float((fit.predict(held_out) == gold_labels).mean()) for strength, fit in fits.items()}
-    best = fits[max(accuracies, key=lambda strength: accuracies[strength])]  # of equals the most regularized
-    log.info("baseline: validation accuracy %s", ", ".join(f"{a:.4f} with C {c:g}" for c, a in accuracies.items()))
-    found_weights, found_bias = best.coef_, best.intercept_
+    selected_by = "accuracy" if splits.task == "single_label" else "f1 per text"
+    shown = ", ".join(f"{accuracy:.4f} with C {strength:g}" for strength, accuracy in accuracies.items())
+    log.info("baseline: validation %s %s", selected_by, shown)
+    best = max(accuracies, key=lambda strength: accuracies[strength])  # of equals the most regularized
+    tried = [{"C": strength, "validation_accuracy": accuracy} for strength, accuracy in accuracies.items()]
+    training = {"texts": len(labels), "features": len(ngrams.columns), "selected_by": selected_by, "tried": tried}
+    return found[best], training
+
+
+def fit_linear(
+    features: csr_matrix, labels: np.ndarray, classes: int, strength: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights (classes, features) and biases (classes,) of a logistic regression, both float32.
+
+    `labels` are class indices (texts,), or 0 and 1 (texts, classes) if a text may have several labels; each label then
+    has a regression of its own. A class that no text has is never answered, and a label that all have always.
+    """
+    weights, bias = np.zeros((classes, features.shape[1]), np.float32), np.full(classes, NEVER, np.float32)
+    if labels.ndim == 2:
+        for label, has_label in enumerate(labels.T):
+            if has_label.all():
+                bias[label] = -NEVER
+            elif has_label.any():
+                one = LogisticRegression(C=strength, max_iter=MOST_ITERATIONS).fit(features, has_label)
+                weights[label], bias[label] = one.coef_[0], one.intercept_[0]
+        return weights, bias
+    fit = LogisticRegression(C=strength, max_iter=MOST_ITERATIONS).fit(features, labels)
+    found_weights, found_bias = fit.coef_, fit.intercept_
     if len(found_weights) == 1:  # scikit-learn keeps only the second of two classes
         found_weights, found_bias = (np.concatenate([-one, one]) / 2 for one in (found_weights, found_bias))
-    weights = np.zeros((len(splits.label_names), len(ngrams.columns)), np.float32)
-    bias = np.full(len(splits.label_names), NEVER, np.float32)
-    weights[best.classes_], bias[best.classes_] = found_weights, found_bias
-    tried = [{"C": strength, "validation_accuracy": accuracy} for strength, accuracy in accuracies.items()]
-    training = {"texts": len(labels), "features": len(ngrams.columns), "selected_by": "accuracy", "tried": tried}
-    return LinearClassifier(ngrams, weights, bias, splits.label_names), training
+    weights[fit.classes_], bias[fit.classes_] = found_weights, found_bias
+    return weights, bias
 
 
 def fit_word_ngrams(

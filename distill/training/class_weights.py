@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from distill.data.splits import Splits
+from distill.data.splits import Splits, gold_labels_of
+from distill.decisions import as_matrix
 from distill.errors import RecipeError
 from distill.recipe.labels import classes_of
 
@@ -16,14 +17,17 @@ def class_weights_of(wanted: str | Mapping[str, float] | None, splits: Splits, s
 
     So the loss keeps its scale, and its share beside soft targets. "balanced" gives each class the same total (King and
     Zeng 2001, as scikit-learn does). A map gives weights by name, in proportion; classes that it leaves out have 1.
-    Raises `RecipeError` if it names no class.
+
+    If a text may have several labels, a weight is that of the texts with the label against those without it, and keeps
+    its scale; "balanced" gives both the same total. Raises `RecipeError` if a map names no class.
     """
     if wanted is None:
         return None
-    counts = np.bincount(splits.train["label"][:], minlength=len(splits.label_names))
+    gold_labels, several = gold_labels_of(splits.train), splits.task == "multi_label"
+    counts = as_matrix(gold_labels, len(splits.label_names)).sum(axis=0)
     weights = np.ones(len(splits.label_names))
     if isinstance(wanted, str):
-        weights = 1 / counts
+        weights = (len(gold_labels) - counts) / counts if several else 1 / counts
     else:
         for name, index in classes_of(wanted, splits.label_names, indices=False).items():
             if index is None:
@@ -31,4 +35,4 @@ def class_weights_of(wanted: str | Mapping[str, float] | None, splits: Splits, s
                     f"{stage}.class_weights: {name!r} is not one of the classes: {', '.join(splits.label_names)}"
                 )
             weights[index] = wanted[name]
-    return tuple((weights * counts.sum() / (weights * counts).sum()).tolist())
+    return tuple((weights if several else weights * counts.sum() / (weights * counts).sum()).tolist())

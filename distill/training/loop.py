@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from distill.errors import FolderError, Interrupted, TrainingError, one_line
 from distill.machine.devices import Device, GpuWatch, peak_memory_bytes
 from distill.machine.ranks import rank
-from distill.measuring.metrics import ClassificationMetrics
+from distill.measuring.metrics import validation_figures
 from distill.measuring.training_log import early_stop, warnings_of
 from distill.models.first_token import first_token_only, last_layer
 from distill.models.ngram_config import MODEL_TYPE, is_ngrams
@@ -73,11 +73,11 @@ def make_trainer(
     """
     divergence = StopOnDivergence(folder, stage)
 
-    def validation_figures(prediction: EvalPrediction) -> dict[str, Any]:
+    def figures_of(prediction: EvalPrediction) -> dict[str, Any]:
         logits = np.asarray(prediction.predictions)
         if not np.isfinite(logits).all():
             divergence.stop("logits on validation are not finite", arguments, trainer.state)
-        return _validation_figures(logits, prediction.label_ids)
+        return validation_figures(logits, np.asarray(prediction.label_ids))
 
     trainer = trainer_class(
         args=arguments,
@@ -85,7 +85,7 @@ def make_trainer(
         eval_dataset=validation_rows.sort("length"),  # texts of similar length need little padding
         processing_class=tokenizer,
         data_collator=Collator(tokenizer, padding, max_tokens, _limits(model_type, arguments, padding)),
-        compute_metrics=validation_figures,
+        compute_metrics=figures_of,
         callbacks=[divergence, *callbacks],
         model=model,
         model_init=model_init,
@@ -239,9 +239,3 @@ def train(
         "warnings": warnings_of(trainer.state.log_history, loss_is_scheduled=trainer.loss_is_scheduled),
         **trainer.finish(),
     }
-
-
-def _validation_figures(logits: np.ndarray, gold_labels: Any) -> dict[str, Any]:
-    metric = ClassificationMetrics(keep_in_memory=True)
-    values: Any = metric.compute(predictions=logits.astype(np.float32), references=gold_labels)
-    return {name: value for name, value in values.items() if value is not None}

@@ -15,22 +15,26 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
+from scipy.special import expit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from distill.data.encoding import Truncation, cut_in_words, cut_of, truncation_of
 from distill.data.pairs import texts_of
-from distill.data.splits import SPLITS, Splits, read_splits
+from distill.data.splits import SPLITS, Splits, gold_labels_of, read_splits
+from distill.decisions import Thresholds
 from distill.inference.classifier import Classifier
 from distill.inference.sessions import TorchSession
 from distill.machine.devices import Device, describe_hardware, resolve_device
 from distill.machine.progress import progress_line
 from distill.machine.provenance import now, versions
 from distill.machine.timing import Clock
-from distill.measuring.metrics import by_class, faults_of_answers, figures
+from distill.measuring.metrics import by_class, faults_of_answers, figures, in_a_line
 from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
 from distill.models.calibration import CONFIG_KEY, Calibration, calibrate
 from distill.models.loading import INPUTS, TOKEN_TYPES, embeddings_of, inputs_of, parameter_count
 from distill.models.saving import save
+from distill.models.thresholds import CONFIG_KEY as THRESHOLDS
+from distill.models.thresholds import choose_thresholds
 from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 from distill.models.weights import weights_fingerprint
 from distill.recipe.schema import Recipe, Stage, with_absolute_paths
@@ -204,17 +208,24 @@ def fit(
             TorchSession(model, device), tokenizer, splits.label_names, truncation,
             embeddings=embeddings_of(model.config),
         )  # fmt: skip
-        calibration = None
-        if settings.calibrate:
+        calibration, thresholds = None, None
+        if settings.calibrate or splits.task == "multi_label":
             with clock("calibration"):
                 logits = _logits(classifier, splits.validation, f"{role}: calibration")
-                calibration = calibrate(logits, np.asarray(splits.validation["label"][:]))
+                gold_labels = gold_labels_of(splits.validation)
+                calibration = calibrate(logits, gold_labels) if settings.calibrate else None
+                if splits.task == "multi_label":
+                    divisor = calibration.temperature if calibration else 1.0
+                    thresholds = choose_thresholds(expit(logits / divisor), gold_labels)
+        if calibration:
             setattr(model.config, CONFIG_KEY, calibration.temperature)
             log.log(logging.WARNING if calibration.refused else logging.INFO, "%s: %s", role, calibration)
+        if thresholds:
+            setattr(model.config, THRESHOLDS, list(thresholds))
         with clock("test"):
             test_logits = _logits(classifier, splits.test, f"{role}: test")
         if state.is_main_process:
-            _write_run(training, model, tokenizer, trained, calibration, test_logits, parents)
+            _write_run(training, model, tokenizer, trained, calibration, test_logits, thresholds, parents)
         state.wait_for_everyone()
     return final
 
@@ -247,16 +258,17 @@ def _write_run(
     trained: Mapping[str, Any],
     calibration: Calibration | None,
     test_logits: np.ndarray,
+    thresholds: Thresholds,
     parents: dict[str, Any],
 ) -> None:
     """Write the model, its figures, its card and, last, the manifest."""
     role, folder, splits = training.role, training.folder, training.splits
-    gold_labels = np.asarray(splits.test["label"][:])
-    test = figures(test_logits, gold_labels)
-    faults = faults_of_answers(test_logits, gold_labels, splits.label_names)
+    gold_labels = gold_labels_of(splits.test)
+    test = figures(test_logits, gold_labels, thresholds)
+    faults = faults_of_answers(test_logits, gold_labels, splits.label_names, thresholds)
     save(model, tokenizer, folder.path)
-    write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits)
-    classes = by_class(test_logits, gold_labels, splits.label_names)
+    write_predictions(folder.predictions, splits.test["example_id"][:], gold_labels, test_logits, thresholds)
+    classes = by_class(test_logits, gold_labels, splits.label_names, thresholds)
     metrics = {
         "test": test,
         "classes": classes,
@@ -275,10 +287,7 @@ def _write_run(
         )  # fmt: skip
         write_text(folder.card, text)
     folder.finish(_manifest(training, parents))
-    log.info(
-        "%s: test accuracy %.4f (95 %% interval %.4f to %.4f), macro-F1 %.4f, on %d texts; saved in %s",
-        role, test["accuracy"], *test["accuracy_ci95"], test["macro_f1"], test["examples"], folder.final_path,
-    )  # fmt: skip
+    log.info("%s: test %s; saved in %s", role, in_a_line(test), folder.final_path)
     tell_classes(role, classes)
     for fault in faults:  # last, so that the user sees them
         log.warning("%s: %s", role, fault)
@@ -301,6 +310,7 @@ def _manifest(training: Training, parents: dict[str, Any]) -> dict[str, Any]:
         "sharded": bool(arguments.fsdp),
         "seed": arguments.seed,
         "labels": list(splits.label_names),
+        "task": splits.task,
         "data": splits.fingerprints,
         "leaks_dropped": dict(splits.leaks),
         "weights": weights_fingerprint(str(folder.path)),

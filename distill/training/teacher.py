@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.decisions import Task
 from distill.errors import RecipeError
 from distill.models.loading import load_classifier, load_config, load_tokenizer, share_padding, vocabulary_of
 from distill.models.names import named_by
@@ -36,7 +37,7 @@ def train_teacher(
     recipe, splits = training.recipe, training.splits
     settings = teacher_of(recipe)
     model, tokenizer = new_teacher(
-        settings, splits.label_names, max_tokens=recipe.data.max_tokens, seed=training.arguments.seed
+        settings, splits.label_names, splits.task, max_tokens=recipe.data.max_tokens, seed=training.arguments.seed
     )
     base = base_fingerprint(settings.model, tokenizer, pretrained=settings.pretrained)
     with training.clock("tokenising"):
@@ -46,7 +47,7 @@ def train_teacher(
 
 
 def new_teacher(
-    settings: Teacher, label_names: Sequence[str], *, max_tokens: int, seed: int
+    settings: Teacher, label_names: Sequence[str], task: Task, *, max_tokens: int, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the teacher before training, and its tokenizer."""
     with named_by("teacher.model"):
@@ -54,6 +55,7 @@ def new_teacher(
     model = load_classifier(
         settings.model,
         label_names,
+        task=task,
         seed=seed,
         max_tokens=max_tokens,
         vocabulary=vocabulary_of(tokenizer, added=False),

@@ -6,7 +6,7 @@ import bisect
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation, encode
 from distill.data.pairs import parts_of
+from distill.decisions import Task
 from distill.errors import DataError
 from distill.machine.progress import progress_line
 from distill.models.loading import TOKEN_TYPES, vocabulary_of
 
-UNLABELLED = -1  # datasets on the Hub use -1 for "no label"
+UNLABELLED = -1  # datasets on the Hub use -1 for "no label"; of several labels, each is this
 CHECKED_ROWS = 64  # a wrong tokenizer shows on the first few
 
 
@@ -29,12 +30,14 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     truncation: Truncation,
     *,
+    unlabelled: int | Sequence[int] = UNLABELLED,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Dataset:
     """Return columns input_ids, attention_mask, length, uncut_length and labels for `rows`, not padded.
 
-    Pairs also have token_type_ids. A text without a label gets `UNLABELLED`. The result stays in datasets' cache, and
-    the same texts, tokenizer and `truncation` find it again. `progress` receives the number of texts in each batch.
+    Pairs also have token_type_ids. If the rows have no labels, each gets `unlabelled` (see `unlabelled_of`). The result
+    stays in datasets' cache, and the same texts, tokenizer and `truncation` find it again. `progress` receives the
+    number of texts in each batch.
     """
 
     def columns(batch: dict[str, list[str]]) -> dict[str, Any]:
@@ -46,10 +49,11 @@ def tokenise(
             "attention_mask": [[1] * len(row) for row in ids],
             "length": [len(row) for row in ids],
             "uncut_length": uncut,
-            "labels": batch.get("label", [UNLABELLED] * len(ids)),
+            "labels": batch.get("label", [unlabelled] * len(ids)),
         }
 
-    key = json.dumps([rows._fingerprint, tokenizer_fingerprint(tokenizer), astuple(truncation)])
+    depends = [rows._fingerprint, tokenizer_fingerprint(tokenizer), astuple(truncation)]
+    key = json.dumps([*depends, unlabelled] if unlabelled != UNLABELLED else depends)
     return rows.map(
         columns,
         batched=True,
@@ -73,7 +77,8 @@ def check_tokenised(rows: Dataset, tokenised: Dataset, tokenizer: PreTrainedToke
     for row, encoded in zip(rows.select(range(count)), tokenised.select(range(count)), strict=True):
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         place = f"row {row['example_id']}"
-        if len(ids) != len(mask) or len(ids) != encoded["length"] or encoded["labels"] != row.get("label", UNLABELLED):
+        labels = encoded["labels"]
+        if len(ids) != len(mask) or len(ids) != encoded["length"] or labels != row.get("label", labels):
             raise DataError(f"{place}: ids, mask and label disagree after tokenizing; delete datasets' cache and retry")
         if max(ids) >= known:
             raise DataError(f"{place}: token id {max(ids)}, but the tokenizer's largest is {known - 1}")
@@ -129,10 +134,22 @@ def _comparable(text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
     return "".join((normalizer.normalize_str(text) if normalizer else text).split())
 
 
-def tokenise_split(split: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase, truncation: Truncation) -> Dataset:
+def unlabelled_of(label_names: Sequence[str], task: Task) -> int | list[int]:
+    """Return what stands in the column `labels` for a text whose labels are unknown."""
+    return UNLABELLED if task == "single_label" else [UNLABELLED] * len(label_names)
+
+
+def tokenise_split(
+    split: str,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    truncation: Truncation,
+    *,
+    unlabelled: int | Sequence[int] = UNLABELLED,
+) -> Dataset:
     """Tokenize and check the `rows` of a split, with a progress line (see `tokenise` and `check_tokenised`)."""
     with PartialState().local_main_process_first(), progress_line(f"tokenising {split}", len(rows), "text") as bar:
-        result = tokenise(rows, tokenizer, truncation, progress=bar.update)
+        result = tokenise(rows, tokenizer, truncation, unlabelled=unlabelled, progress=bar.update)
         bar.update(len(rows) - bar.n)  # all at once if the cache had the result
     check_tokenised(rows, result, tokenizer)
     return result

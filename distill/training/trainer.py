@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 from transformers import Trainer
 
 from distill.models.loading import inputs_of
 from distill.training.embeddings import summed_by_row
 from distill.training.fsdp import enable_cpu_sharding
+from distill.training.losses import gold_loss
 from distill.training.micro_batches import MICRO_BATCHES, micro_batches_of
 from distill.training.throughput import Throughput
 
 
 class ClassificationTrainer(Trainer):
-    """Trains with cross-entropy on gold labels, averaged over all examples of a step, however they are batched.
-
-    `class_weights` multiplies the cross-entropy of an example by the weight of its gold class.
-    """
+    """Trains with `gold_loss`, averaged over all examples of a step, however they are batched."""
 
     loss_is_scheduled = False
     reads_all_tokens = False  # whether training reads more of the last layer than the first token, as the head does
@@ -126,17 +123,12 @@ class ClassificationTrainer(Trainer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (batch, classes) and the training loss of each example, shape (batch,)."""
         logits = model(**inputs_of(self.model.config, inputs)).logits
-        losses = functional.cross_entropy(
-            logits.float(), inputs["labels"], reduction="none", label_smoothing=self.args.label_smoothing_factor
-        )
-        weights = self.weights_of(inputs["labels"])
-        return logits, losses if weights is None else losses * weights
+        return logits, gold_loss(logits, inputs["labels"], **self.gold_settings(logits.device))
 
-    def weights_of(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """Return the weight of each example's class, (batch,); None if all are 1."""
-        if self.class_weights is None:
-            return None
-        return torch.tensor(self.class_weights, device=labels.device)[labels]
+    def gold_settings(self, device: torch.device) -> dict[str, Any]:
+        """Return the arguments of `gold_loss` that the recipe sets."""
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=device)
+        return {"label_smoothing": self.args.label_smoothing_factor, "class_weights": weights}
 
     def compute_loss(
         self,
@@ -151,7 +143,7 @@ class ClassificationTrainer(Trainer):
             logits, losses = self.training_losses(model, inputs)
         else:
             logits = model(**inputs_of(self.model.config, inputs)).logits
-            losses = functional.cross_entropy(logits.float(), inputs["labels"], reduction="none")
+            losses = gold_loss(logits, inputs["labels"])
         if num_items_in_batch is None or not model.training:
             loss = losses.mean()
         else:
