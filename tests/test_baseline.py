@@ -124,8 +124,9 @@ def test_a_baseline_is_no_teacher_no_base_model_and_is_not_exported(baseline, tm
 
 def comparison(gain, p_value, role="student"):
     return {
-        "model": f"runs/{role}", "role": role, "baseline": "runs/baseline", "examples": 100, "gain": gain,
-        "gain_ci95": [gain - 0.01, gain + 0.01], "p_value": p_value, "only_first_correct": 9, "only_second_correct": 5,
+        "model": f"runs/{role}", "role": role, "baseline": "runs/baseline", "examples": 100,
+        "measure": "accuracy", "gain": gain, "gain_ci95": [gain - 0.01, gain + 0.01], "p_value": p_value,
+        "only_first_correct": 9, "only_second_correct": 5,
     }  # fmt: skip
 
 

@@ -92,7 +92,8 @@ def both(rows, *others):
 
 
 def against_control(gain, p_value):
-    return [{"student": "runs/student", "control": "runs/control", "gain": gain, "p_value": p_value}]
+    found = {"measure": "accuracy", "gain": gain, "p_value": p_value}
+    return [{"student": "runs/student", "control": "runs/control", **found}]
 
 
 CONSTANT = {"classes_answered": 1, "accuracy": 0.5}

@@ -33,8 +33,8 @@ def row(role, format, p50, accuracy):
         "role": role, "model": f"runs/{role}", "format": format, "device": "cpu", "accuracy": accuracy,
         "folder": f"runs/{role}" if format == "torch-fp32" else f"runs/{role}/{format}", "classes_answered": 2,
         "chance_p_value": 0.0,
-        "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "macro_f1": accuracy - 0.001, "roc_auc": 0.95,
-        "ece": 0.051, "brier": 0.123,
+        "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "thresholds": None, "macro_f1": accuracy - 0.001,
+        "roc_auc": 0.95, "ece": 0.051, "brier": 0.123,
         "agreement": 0.99, "size_bytes": 17_000_000, "load_seconds": 0.2, "texts_per_second": 100.0,
         "latency_ms": latency, "confusion": [[40, 7], [5, 48]],
         "classes": [
@@ -83,8 +83,8 @@ def report(tmp_path_factory):
         }],
         flipped=[{"model": HOSTILE, "format": "onnx-int8", "total": 3, "texts": [flipped]}], recipe=HOSTILE,
         comparisons=[{
-            "student": HOSTILE, "control": "c", "examples": 100, "gain": 0.02, "gain_ci95": [0.01, 0.03],
-            "p_value": 0.001, "only_first_correct": 5, "only_second_correct": 3,
+            "student": HOSTILE, "control": "c", "examples": 100, "measure": "accuracy", "gain": 0.02,
+            "gain_ci95": [0.01, 0.03], "p_value": 0.001, "only_first_correct": 5, "only_second_correct": 3,
         }]),
     )  # fmt: skip
     return folder, found

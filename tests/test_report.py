@@ -20,8 +20,8 @@ def row(role, format, p50, accuracy, **more):
         "role": role, "model": f"runs/{role}", "format": format, "device": "cpu", "accuracy": accuracy,
         "folder": f"runs/{role}" if format == "torch-fp32" else f"runs/{role}/export/{format}", "classes_answered": 2,
         "chance_p_value": 0.0,
-        "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "macro_f1": accuracy, "roc_auc": None, "ece": 0.05,
-        "brier": 0.123, "classes": [],
+        "accuracy_ci95": [accuracy - 0.02, accuracy + 0.02], "thresholds": None, "macro_f1": accuracy, "roc_auc": None,
+        "ece": 0.05, "brier": 0.123, "classes": [],
         "agreement": 0.99, "size_bytes": 17_000_000, "load_seconds": 0.2, "texts_per_second": 100.0,
         "latency_ms": {"1x128": {"p50": p50, "p95": p50, "p99": p50, "raw": [p50] * 15}},
     } | more  # fmt: skip
@@ -93,8 +93,8 @@ def test_the_table_names_the_models_only_if_a_role_has_several(tmp_path):
 
 def comparison(gain, low, high, p_value):
     return {
-        "examples": 1000, "gain": gain, "gain_ci95": [low, high], "p_value": p_value, "only_first_correct": 40,
-        "only_second_correct": 21, "student": "runs/student", "control": "runs/control",
+        "examples": 1000, "measure": "accuracy", "gain": gain, "gain_ci95": [low, high], "p_value": p_value,
+        "only_first_correct": 40, "only_second_correct": 21, "student": "runs/student", "control": "runs/control",
     }  # fmt: skip
 
 

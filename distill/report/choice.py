@@ -16,12 +16,17 @@ TO_TRY = (
     "Try more tokens (data.max_tokens), another part of long texts (data.truncation), more epochs, more labeled texts "
     "or a better encoder."
 )
+ACCURACY = {"single_label": "accuracy", "multi_label": "exact match"}  # what it is called, by task
+POINTS = {"accuracy": "points", "f1": "points of F1 per text"}  # of a gain, by its measure
 SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A user's limits: median latency in ms at the first shape, and test accuracy lost against the teacher."""
+    """A user's limits: median latency in ms at the first shape, and test accuracy lost against the teacher.
+
+    If a text may have several labels, accuracy is exact match: the share of texts with exactly the right labels.
+    """
 
     max_latency_ms: float | None = None
     max_drop: float | None = None
@@ -44,6 +49,11 @@ class Budget:
         return max(overruns)
 
 
+def accuracy_of(row: Row) -> str:
+    """Return what the accuracy of a measurement is called: exact match if a text may have several labels."""
+    return ACCURACY["single_label" if row["thresholds"] is None else "multi_label"]
+
+
 def choose(
     measurements: Sequence[Row],
     shape: str | None,
@@ -56,7 +66,7 @@ def choose(
     """Return the model to ship, its accuracy and speed-up against the fastest torch teacher, and the reason in words.
 
     `measurements` are entries of report.json. Latencies are compared at `shape`. `commonest_share` is the share of the
-    most common class among the test texts. `comparisons` are students against their controls (see
+    most common class, or set of labels, among the test texts. `comparisons` are students against their controls (see
     metrics.compare_paired), each with the folders of its `student` and `control`.
     `baselines` are teachers and students against the baseline (see baselines.compare_with_baseline). `reason` begins
     with those that are not above it. If there are any, `above_baseline` says whether the chosen
@@ -117,7 +127,7 @@ def _choose(
         return {
             "model": None,
             "nearest": found,
-            "reason": f"no model is within {_limits(budget, shape)}; the nearest is "
+            "reason": f"no model is within {_limits(budget, shape, accuracy_of(nearest))}; the nearest is "
             + f"the {nearest['role']} as {_facts(nearest, found, teacher)}",
         }
     if budget and budget.max_drop is None:
@@ -126,7 +136,7 @@ def _choose(
         best, most = min(within, key=lambda row: _p50(row, shape)), "fastest"
     found = _described(best, shape, teacher, measurements, fit)
     if budget:
-        subject = f"the {most} model within {_limits(budget, shape)} is the {best['role']} as"
+        subject = f"the {most} model within {_limits(budget, shape, accuracy_of(best))} is the {best['role']} as"
     else:
         subject = f"the fastest student at {shape} among the formats that passed validation is"
     return found | {"reason": f"{subject} {_facts(best, found, teacher)}"}
@@ -162,11 +172,12 @@ def _is_fit(model: str, measurements: Sequence[Row], commonest_share: float) -> 
 def _faults(row: Row, commonest_share: float) -> list[str]:
     if commonest_share == 1:  # test texts of one class cannot show a fault
         return []
-    figures = f"{row['accuracy']:.2%} accuracy; the most common class alone gives {commonest_share:.2%}"
+    kind, same = ("class", "class") if row["thresholds"] is None else ("set of labels", "labels")
+    figures = f"{row['accuracy']:.2%} {accuracy_of(row)}; the most common {kind} alone gives {commonest_share:.2%}"
     if row["classes_answered"] == 1:
-        return [f"it predicts the same class for every test text ({figures})"]
+        return [f"it predicts the same {same} for every test text ({figures})"]
     if row["accuracy"] <= commonest_share:
-        return [f"it is no better than always predicting the most common class ({figures})"]
+        return [f"it is no better than always predicting the most common {kind} ({figures})"]
     if row["chance_p_value"] >= SIGNIFICANT:
         return [f"its predictions may be chance ({figures}; {shown_p(row['chance_p_value'])})"]
     return []
@@ -174,8 +185,8 @@ def _faults(row: Row, commonest_share: float) -> list[str]:
 
 def _loss(control: Row) -> str:
     return (
-        f"it is {-100 * control['gain']:.1f} points below its control, the same model trained on labels alone "
-        f"({shown_p(control['p_value'])})"
+        f"it is {-100 * control['gain']:.1f} {POINTS[control['measure']]} below its control, the same model trained on "
+        f"labels alone ({shown_p(control['p_value'])})"
     )
 
 
@@ -250,13 +261,15 @@ def shown_speedup(found: Speedup, compared: str = "") -> str:
 def _facts(row: Row, found: Row, teacher: Row | None) -> str:
     shape = found["shape"]
     parts = [
-        f"{row['format']} on {row['device']}: {row['accuracy']:.2%} accuracy, {row['size_bytes'] / 1e6:.1f} MB, "
-        f"{shown_ms(_p50(row, shape))} ms at {shape}, {row['texts_per_second']:.0f} texts/s"
+        f"{row['format']} on {row['device']}: {row['accuracy']:.2%} {accuracy_of(row)}, "
+        f"{row['size_bytes'] / 1e6:.1f} MB, {shown_ms(_p50(row, shape))} ms at {shape}, "
+        f"{row['texts_per_second']:.0f} texts/s"
     ]
     if teacher is None or row is teacher:
         return parts[0]
     if "accuracy_of_teacher" in found:
-        parts.append(f"It has {found['accuracy_of_teacher']:.1%} of the teacher's accuracy ({teacher['accuracy']:.2%})")
+        share, of_teacher = found["accuracy_of_teacher"], teacher["accuracy"]
+        parts.append(f"It has {share:.1%} of the teacher's {accuracy_of(row)} ({of_teacher:.2%})")
     over = speedup_in(found)
     if over.blocks < LEAST_BLOCKS:
         return ". ".join([*parts, "To get its speed-up, set benchmark.rounds to 15 or more"])
@@ -270,13 +283,13 @@ def _facts(row: Row, found: Row, teacher: Row | None) -> str:
     return ". ".join(parts)
 
 
-def _limits(budget: Budget, shape: str) -> str:
+def _limits(budget: Budget, shape: str, accuracy: str) -> str:
     limits = []
     if budget.max_latency_ms is not None:
         limits.append(f"{budget.max_latency_ms:g} ms at {shape}")
     if budget.max_drop is not None:
         points = f"{100 * budget.max_drop:g}"
-        limits.append(f"{points} point{'' if points == '1' else 's'} of the teacher's accuracy")
+        limits.append(f"{points} point{'' if points == '1' else 's'} of the teacher's {accuracy}")
     return " and ".join(limits)
 
 
@@ -288,7 +301,7 @@ def is_above(comparison: Row) -> bool:
 def baseline_sentence(comparison: Mapping[str, Any]) -> str:
     """Return how far a teacher or student is above the baseline, or that it is not (then see `TO_TRY`)."""
     points, (low, high) = 100 * comparison["gain"], (100 * bound for bound in comparison["gain_ci95"])
-    side = f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
+    side = f"{abs(points):.1f} {POINTS[comparison['measure']]} {'above' if points > 0 else 'below'}"
     side = "level with" if f"{abs(points):.1f}" == "0.0" else side
     figures = f"(95 % interval {low:z.1f} to {high:z.1f}), {shown_p(comparison['p_value'])}"
     if is_above(comparison):

@@ -24,17 +24,27 @@ def hardest(classes: Classes, most: int) -> list[Mapping[str, Any]]:
 
 
 def class_cells(classes: Classes) -> list[dict[str, str]]:
-    """Return a row of cells for each class, or for the hardest ones."""
+    """Return a row of cells for each class, or for the hardest ones; labels have average precision and threshold."""
     return [
         {
             "class": found["class"],
             "texts": str(found["examples"]),
             **{name: f"{found[name]:.4f}" for name in ("precision", "recall")},
             "F1": f"{found['f1']:.4f}",
-            "ROC-AUC": "-" if found["roc_auc"] is None else f"{found['roc_auc']:.4f}",
+            "ROC-AUC": shown_figure(found["roc_auc"]),
+            **(
+                {"AP": shown_figure(found["average_precision"]), "threshold": f"{found['threshold']:.4f}"}
+                if "threshold" in found
+                else {}
+            ),
         }
         for found in hardest(classes, MOST_SHOWN)
     ]
+
+
+def shown_figure(value: float | None) -> str:
+    """Return a figure with four decimals, or a dash if there is none."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def class_table(classes: Classes) -> str:
@@ -47,6 +57,7 @@ def tell_classes(role: str, classes: Classes) -> None:
     """Log the figures of each class, or of the hardest ones."""
     for found in hardest(classes, MOST_TOLD):
         auc = "" if found["roc_auc"] is None else f", ROC-AUC {found['roc_auc']:.4f}"
+        auc += f", threshold {found['threshold']:.4f}" if "threshold" in found else ""
         log.info(
             "%s: %s: precision %.4f, recall %.4f, F1 %.4f%s (%d texts)",
             role, found["class"], found["precision"], found["recall"], found["f1"], auc, found["examples"],

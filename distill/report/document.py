@@ -10,12 +10,16 @@ from typing import Any
 
 from tabulate import tabulate
 
+from distill.decisions import Task
 from distill.machine.timing import SCATTERED
 from distill.report import plots
 from distill.report.choice import (
+    ACCURACY,
     LEAST_BLOCKS,
+    POINTS,
     SIGNIFICANT,
     Budget,
+    accuracy_of,
     baseline_sentence,
     choose,
     is_above,
@@ -25,7 +29,7 @@ from distill.report.choice import (
     shown_speedup,
     speedup_in,
 )
-from distill.report.classes import class_cells, class_table
+from distill.report.classes import class_cells, class_table, shown_figure
 from distill.report.page import render, sentence, shown
 from distill.storage.files import atomic_files, write_json, write_text
 
@@ -35,15 +39,26 @@ REPORT_HTML = "report.html"
 PICTURE = "accuracy_latency.png"
 MOST_DIAGRAMS = 4  # more reliability diagrams side by side would be too small to read
 
+CLASS = {"single_label": "class", "multi_label": "label"}
 IDENTITY = ("role", "model", "format", "device")
-LEGEND = (
-    "Accuracy has a 95 % Wilson interval. With more than two classes, ROC-AUC is the mean of each class against the "
-    "rest. ECE is the expected calibration error (15 bins). The Brier score is the "
-    "squared distance of the probabilities from the truth: 0 is best and 2 is worst. Agreement is the share of test "
-    "texts for which the predicted class equals that of the PyTorch fp32 model. Latency is that of the model alone, "
-    "without tokenizing; p50 is the median, and shapes are batch x tokens. texts/s is measured end to end, with "
-    "tokenizing."
+_CALIBRATION = (
+    "ECE is the expected calibration error (15 bins). The Brier score is the squared distance of the probabilities "
+    "from the truth: 0 is best and 2 is worst."
 )
+_TIMES = (
+    "Latency is that of the model alone, without tokenizing; p50 is the median, and shapes are batch x tokens. texts/s "
+    "is measured end to end, with tokenizing."
+)
+LEGENDS: dict[Task, str] = {
+    "single_label": "Accuracy has a 95 % Wilson interval. With more than two classes, ROC-AUC is the mean of each "
+    f"class against the rest. {_CALIBRATION} Agreement is the share of test texts for which the predicted class equals "
+    f"that of the PyTorch fp32 model. {_TIMES}",
+    "multi_label": "Exact match is the share of texts with exactly the right labels, no more and no less; it has a "
+    "95 % Wilson interval. Micro-F1 counts every label of every text alike; macro-F1, mean AP (average precision) and "
+    "ROC-AUC are means over the labels. F1 and exact match depend on the labels' thresholds, mean AP and ROC-AUC do "
+    f"not. {_CALIBRATION} Both are about the question whether a text has a label. Agreement is the share of test texts "
+    f"for which all predicted labels equal those of the PyTorch fp32 model. {_TIMES}",
+}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -54,6 +69,7 @@ class Findings:
 
     `measurements`: an entry for each model in a format on a device (see benchmark.Measurement).
     `environment`: the conditions, with the number of `test_examples` and the `commonest_class_share`.
+    `task`: whether a text has one label or may have several; the same for all measurements.
     `shapes`: "BATCHxTOKENS"; the first one that every model can take decides the choice.
     `notes`: which rows are missing, and why.
     `comparisons`: students against their controls (see metrics.compare_paired), each with the folder of its `student`.
@@ -70,6 +86,7 @@ class Findings:
     shapes: Sequence[str]
     notes: Sequence[str] = ()
     label_names: Sequence[str] = ()
+    task: Task = "single_label"
     comparisons: Rows = ()
     baselines: Rows = ()
     trainings: Rows = ()
@@ -98,6 +115,7 @@ def write_report(folder: Path, findings: Findings, budget: Budget | None = None)
     )
     report = {
         "environment": dict(findings.environment),
+        "task": findings.task,
         "label_names": list(findings.label_names),
         "shapes": list(shapes),
         "measurements": list(measurements),
@@ -186,15 +204,16 @@ def control_sentence(comparison: Mapping[str, Any]) -> str:
     If points were lost, the interval counts points lost; otherwise it counts points above the control.
     """
     points, (low, high) = 100 * comparison["gain"], (100 * bound for bound in comparison["gain_ci95"])
-    p_value = comparison["p_value"]
+    p_value, unit = comparison["p_value"], POINTS[comparison["measure"]]
+    test_unit = "points of test accuracy" if comparison["measure"] == "accuracy" else f"{unit} on test"
     control = "the same student trained on labels alone"
     if p_value < SIGNIFICANT and points < 0:
         points, low, high = -points, -high, -low
-        found = f"Distilling lost {points:.1f} points of test accuracy against {control}"
+        found = f"Distilling lost {points:.1f} {test_unit} against {control}"
     elif p_value < SIGNIFICANT:
-        found = f"Distilling gained {points:.1f} points of test accuracy over {control}"
+        found = f"Distilling gained {points:.1f} {test_unit} over {control}"
     else:
-        side = f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
+        side = f"{abs(points):.1f} {unit} {'above' if points > 0 else 'below'}"
         side = "level with" if f"{abs(points):.1f}" == "0.0" else side
         found = f"No gain was found: the distilled student is {side} {control}"
     return f"{found} (95 % interval {low:z.1f} to {high:z.1f}), {shown_p(p_value)}."
@@ -294,13 +313,15 @@ def _cells(measurements: Rows, shapes: Sequence[str], percentiles: Sequence[str]
             **({"model": row["model"]} if is_ambiguous else {}),
             "format": row["format"],
             "device": row["device"],
-            "accuracy": f"{row['accuracy']:.4f}",
+            accuracy_of(row): f"{row['accuracy']:.4f}",
             "95 % interval": "{:.3f}-{:.3f}".format(*row["accuracy_ci95"]),
+            **({} if row["thresholds"] is None else {"micro-F1": f"{row['micro_f1']:.4f}"}),
             "macro-F1": f"{row['macro_f1']:.4f}",
-            "ROC-AUC": "-" if row["roc_auc"] is None else f"{row['roc_auc']:.4f}",
+            **({} if row["thresholds"] is None else {"mean AP": shown_figure(row["mean_average_precision"])}),
+            "ROC-AUC": shown_figure(row["roc_auc"]),
             "ECE": f"{row['ece']:.3f}",
             "Brier": f"{row['brier']:.3f}",
-            "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
+            "agreement": shown_figure(row["agreement"]),
             **{f"{shape} {' / '.join(percentiles)} ms": _latencies(row, shape, percentiles) for shape in shapes},
             "texts/s": f"{row['texts_per_second']:.1f}",
             "MB": f"{row['size_bytes'] / 1e6:.1f}",
@@ -313,23 +334,23 @@ def _cells(measurements: Rows, shapes: Sequence[str], percentiles: Sequence[str]
 def _markdown(report: Mapping[str, Any], *, picture: bool) -> str:
     environment = report["environment"]
     parts = [
-        "# Accuracy against latency",
+        f"# {ACCURACY[report['task']].capitalize()} against latency",
         sentence(report["choice"]["reason"]),
         "\n\n".join(sentences_of(report)),
-        f"![accuracy against latency]({PICTURE})" if picture else "",
+        f"![{ACCURACY[report['task']]} against latency]({PICTURE})" if picture else "",
         table(report["measurements"], report["shapes"], style="github"),
         *(
             part
             for found in report["cascades"]
             for part in (f"## Cascade: {found['folder']}", found["sentence"], cascade_table(found, style="github"))
         ),
-        f"Measured on {environment['test_examples']} test texts. {LEGEND}",
+        f"Measured on {environment['test_examples']} test texts. {LEGENDS[report['task']]}",
         "\n".join(f"- {note}" for note in report["notes"]),
         *(
             part
             for row in _detailed(report)
             for part in (
-                f"## Per class: {row['role']} {row['format']}",
+                f"## Per {CLASS[report['task']]}: {row['role']} {row['format']}",
                 class_table(row["classes"]),
             )
         ),
@@ -381,8 +402,11 @@ def _html(report: Mapping[str, Any], decisive: str | None) -> str:
         else None,
         has_front=len(front) > 1,
         columns=columns,
-        name_columns=columns.index("accuracy") if columns else 0,
-        legend=LEGEND,
+        accuracy=ACCURACY[report["task"]],
+        kind=CLASS[report["task"]],
+        kinds="classes" if report["task"] == "single_label" else "labels",
+        name_columns=columns.index(ACCURACY[report["task"]]) if columns else 0,
+        legend=LEGENDS[report["task"]],
         rows=rows,
         pictures={name: Markup(plots.as_svg(figure, name)) if figure else None for name, figure in drawn.items()},
         cascades=[{**found, "rows": _steps(found)} for found in report["cascades"]],

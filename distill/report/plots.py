@@ -89,7 +89,8 @@ def accuracy_against_latency(measurements: Rows, front: Rows, shape: str) -> Fig
     _label_log(axes.xaxis)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     axes.set_xlabel(f"median latency at {shape} in ms (log scale; left is faster)")
-    axes.set_ylabel("test accuracy with 95 % interval")
+    several = any(row["thresholds"] is not None for row in measurements)
+    axes.set_ylabel(f"{'exact match on test texts' if several else 'test accuracy'} with 95 % interval")
     roles = list(dict.fromkeys(row["role"] for row in measurements))
     formats = list(dict.fromkeys(row["format"] for row in measurements))
     handles = [Line2D([], [], color=_colour(role), linewidth=4, label=role) for role in roles]
@@ -106,7 +107,10 @@ def accuracy_against_latency(measurements: Rows, front: Rows, shape: str) -> Fig
 
 @_style()
 def learning_curves(trainings: Rows) -> Figure:
-    """Draw training and validation loss, and beside them validation accuracy, over epochs; one color per role."""
+    """Draw training and validation loss, and beside them validation accuracy, over epochs; one color per role.
+
+    If a text may have several labels, that is the share of texts with exactly the right ones, at thresholds of 0.5.
+    """
     from matplotlib.lines import Line2D
     from matplotlib.ticker import PercentFormatter
 
@@ -119,7 +123,9 @@ def learning_curves(trainings: Rows) -> Figure:
         chosen = [entry for entry in run["evaluations"] if entry["step"] == run["selected_step"]]
         _line(accuracies, chosen, "accuracy", color=colour, marker="o", markersize=8, fillstyle="none")
     losses.set(xlabel="epoch", ylabel="loss (thin: training; dots: validation)")
-    accuracies.set(xlabel="epoch", ylabel="validation accuracy (circle: selected)")
+    several = any("micro_f1" in entry for run in trainings for entry in run["evaluations"])
+    accuracy = "exact match" if several else "accuracy"
+    accuracies.set(xlabel="epoch", ylabel=f"validation {accuracy} (circle: selected)")
     accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     roles = dict.fromkeys(run["role"] for run in trainings)  # also of runs without evaluations
     handles = [Line2D([], [], color=_colour(role), marker="o", markersize=3, label=role) for role in roles]
@@ -129,7 +135,10 @@ def learning_curves(trainings: Rows) -> Figure:
 
 @_style()
 def reliability_diagrams(measurements: Rows) -> Figure:
-    """Draw accuracy against confidence for each model, with the diagonal on which they are equal."""
+    """Draw accuracy against confidence for each model, with the diagonal on which they are equal.
+
+    If a text may have several labels, both are of the question whether a text has a label.
+    """
     figure, axes = _figure(8, 2.7, columns=max(2, len(measurements)), share=True)
     for axis, row in zip(axes, measurements, strict=False):
         axis.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle=":")
