@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation, cut_of, encode
 from distill.data.pairs import shown_text
-from distill.data.splits import SPLITS, Splits, drawn, text_keys
+from distill.data.splits import SPLITS, Splits, drawn, gold_labels_of, label_counts, text_keys
+from distill.decisions import NO_LABEL, in_words
 from distill.errors import DataError
 from distill.recipe.labels import joined
 
@@ -22,6 +23,7 @@ SHOWN = 3  # examples of each kind of suspicious text
 TOKENS_IN_A_LINE, TOKENS_ON_A_PAGE = 12, 60
 MOST_COLUMNS = 20
 RARE = 0.1  # the share of a class
+FEW = 20  # texts of a label, if texts may have several: then most labels are on few texts, and that is no fault
 EXCERPT = 100  # characters of a text that a concern quotes
 
 # Patterns that a text written by a person seldom contains on purpose.
@@ -44,7 +46,11 @@ def inspect(
     """
     parts = {name: part for name in SPLITS if (part := getattr(splits, name)) is not None}
     examples = [
-        {"example_id": example["example_id"], "label": splits.label_names[example["label"]], "text": example["text"]}
+        {
+            "example_id": example["example_id"],
+            "label": in_words(example["label"], splits.label_names),
+            "text": example["text"],
+        }
         for example in map(dict, drawn(splits.train, rows, seed))
     ]
     tokenised = _tokenised(examples[0]["text"], tokenizer, truncation)
@@ -53,11 +59,12 @@ def inspect(
     return {
         "max_tokens": truncation.max_tokens,
         "truncation": truncation.kept,
+        "task": splits.task,
         "label_names": list(splits.label_names),
         "splits": {
             name: {
                 "rows": len(part),
-                "labels": _balance(part, splits.label_names) if "label" in part.column_names else None,
+                **(_balance(part, splits.label_names) if "label" in part.column_names else {"labels": None}),
                 "tokens": _lengths(drawn(part, MEASURED_TEXTS, seed)["text"][:], tokenizer, truncation),
             }
             for name, part in parts.items()
@@ -65,7 +72,7 @@ def inspect(
         "leaks_dropped": dict(splits.leaks),
         "notes": list(splits.notes),
         "unread_columns": list(splits.unread),
-        "joined_labels": joined(splits.label_names),
+        "joined_labels": joined(splits.label_names) if splits.task == "single_label" else [],
         "examples": examples,
         "tokenised": tokenised,
         **_repeated(parts, splits.label_names),
@@ -82,18 +89,11 @@ NOTHING_WRONG = (
 
 def as_text(found: Mapping[str, Any]) -> str:
     """Return what `inspect` found as text for a terminal: tables, then what looks wrong, or that nothing does."""
-    names = found["label_names"]
     head = tabulate(split_rows(found), headers="keys", tablefmt="simple", disable_numparse=True)
-    labels = {name: part["labels"] for name, part in found["splits"].items() if part["labels"]}
-    balance = [
-        {"label": excerpt(label, EXCERPT)}
-        | {name: f"{counts[label]} ({_share(counts[label], counts)})" for name, counts in labels.items()}
-        for label in names
-    ]
     rows = part_rows(found)
     parts = [
         head,
-        tabulate(balance, headers="keys", tablefmt="simple", disable_numparse=True),
+        tabulate(label_rows(found), headers="keys", tablefmt="simple", disable_numparse=True),
         "\n".join(
             f"[{excerpt(example['label'], EXCERPT)}] {excerpt(example['text'], 160)}" for example in found["examples"]
         ),
@@ -117,6 +117,26 @@ def split_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
             "tokens lost": f"{part['tokens']['lost']:.1%}",
         }
         for name, part in found["splits"].items()
+    ]
+
+
+def label_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return for each label how many texts of each split have it, and their share.
+
+    If texts may have several labels, two more rows say how many have none, and how many labels a text has on average.
+    """
+    parts = {name: part for name, part in found["splits"].items() if part["labels"]}
+    rows = [
+        {"label": excerpt(label, EXCERPT)}
+        | {name: _with_share(part["labels"][label], part["rows"]) for name, part in parts.items()}
+        for label in found["label_names"]
+    ]
+    if found["task"] == "single_label":
+        return rows
+    return [
+        *rows,
+        {"label": NO_LABEL} | {name: _with_share(part["without_labels"], part["rows"]) for name, part in parts.items()},
+        {"label": "labels a text"} | {name: f"{part['labels_per_text']:.2f}" for name, part in parts.items()},
     ]
 
 
@@ -150,8 +170,9 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
         names = _listed([repr(excerpt(name, EXCERPT)) for name in found["joined_labels"][:SHOWN]])
         more = len(found["joined_labels"]) - SHOWN
         said.append(
-            f"{names}{f' and {more} more classes' if more > 0 else ''} look like several labels in one: a text has "
-            "one class, so each combination is a class of its own"
+            f"{names}{f' and {more} more classes' if more > 0 else ''} look like several labels in one: each "
+            "combination is a class of its own, unless data.task: multi_label and data.label_separator (what joins the "
+            "labels) say that a text has several"
         )
     if leaks := _counted(found["leaks_dropped"]):
         said.append(f"{leaks} texts are also in validation or test; training drops them")
@@ -165,8 +186,9 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
     if found["contradictions"]["count"]:
         first = found["contradictions"]["shown"][0]
         labels = " and ".join(excerpt(label, EXCERPT) for label in first["labels"])
+        what = "more than one label" if found["task"] == "single_label" else "other labels where they are repeated"
         said.append(
-            f"{found['contradictions']['count']} train texts have more than one label, such as {labels} for: "
+            f"{found['contradictions']['count']} train texts have {what}, such as {labels} for: "
             f"{excerpt(first['text'], EXCERPT)}"
         )
     tokens = {name: part["tokens"] for name, part in found["splits"].items()}
@@ -177,14 +199,7 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
         )
     if unknown := _shares(tokens, "unknown", 0.05):
         said.append(f"{unknown} tokens are unknown to the tokenizer")
-    balance = found["splits"]["train"]["labels"]
-    rarest, commonest = (pick(balance, key=lambda label: balance[label]) for pick in (min, max))
-    if balance[rarest] < RARE * sum(balance.values()):
-        said.append(
-            f"{rarest!r} is rare ({balance[rarest]} train texts; {commonest!r} has {balance[commonest]}): read "
-            "macro-F1 as well as accuracy; training.metric_for_best_model: macro_f1 chooses checkpoints by it, and "
-            "class_weights: balanced may help"
-        )
+    said += _rare(found["splits"]["train"]["labels"], found["task"])
     for kind, (meaning, pattern) in SUSPICIONS.items():
         if suspicions := [suspicion for suspicion in found["suspicious"] if suspicion["kind"] == kind]:
             first = suspicions[0]["shown"][0]
@@ -203,9 +218,32 @@ def unread(found: Mapping[str, Any]) -> str:
     return f"Columns that are not read: {shown}" if names else ""
 
 
-def _balance(rows: Dataset, label_names: Sequence[str]) -> dict[str, int]:
-    counts = np.bincount(np.asarray(rows["label"][:]), minlength=len(label_names))
-    return {name: int(count) for name, count in zip(label_names, counts, strict=True)}
+def _rare(balance: Mapping[str, int], task: str) -> Iterator[str]:
+    """Yield what to do about classes with few of the train texts; if texts may have several labels, with few texts."""
+    rarest, commonest = (pick(balance, key=lambda label: balance[label]) for pick in (min, max))
+    if task == "multi_label":
+        if few := [f"{excerpt(name, EXCERPT)!r} ({count})" for name, count in balance.items() if count < FEW]:
+            more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
+            yield (
+                f"fewer than {FEW} train texts have the label {', '.join(few[:SHOWN])}{more}: without class_weights: "
+                "balanced it may never be answered"
+            )
+    elif balance[rarest] < RARE * sum(balance.values()):
+        yield (
+            f"{rarest!r} is rare ({balance[rarest]} train texts; {commonest!r} has {balance[commonest]}): read "
+            "macro-F1 as well as accuracy; training.metric_for_best_model: macro_f1 chooses checkpoints by it, and "
+            "class_weights: balanced may help"
+        )
+
+
+def _balance(rows: Dataset, label_names: Sequence[str]) -> dict[str, Any]:
+    """Return how many texts have each label; if they may have several, also how many have none, and the mean number."""
+    counts = label_counts(rows, len(label_names))
+    found: dict[str, Any] = {"labels": {name: int(count) for name, count in zip(label_names, counts, strict=True)}}
+    if (gold_labels := gold_labels_of(rows)).ndim == 2:
+        found["without_labels"] = int((~gold_labels.any(axis=1)).sum())
+        found["labels_per_text"] = float(counts.sum() / len(rows))
+    return found
 
 
 def _lengths(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, truncation: Truncation) -> dict[str, Any]:
@@ -236,7 +274,7 @@ def look_at(
         if example_id in ids:
             row = rows[ids.index(example_id)]
             tokenised = _tokenised(row["text"], tokenizer, truncation)
-            label = splits.label_names[row["label"]] if "label" in row else None
+            label = in_words(row["label"], splits.label_names) if "label" in row else None
             (length,) = encode(tokenizer, [row["text"]], truncation).lengths
             return {"example_id": example_id, "split": name, "label": label, "tokens_uncut": int(length), **tokenised}
     raise DataError(
@@ -273,14 +311,16 @@ def _tokenised(text: str, tokenizer: PreTrainedTokenizerBase, truncation: Trunca
 def _repeated(parts: Mapping[str, Dataset], label_names: Sequence[str]) -> dict[str, Any]:
     """Count repeated texts: within a split, in both validation and test, and in train with different labels."""
     keys = {name: list(text_keys(part)) for name, part in parts.items()}
+    gold_labels = gold_labels_of(parts["train"])
+    distinct, which = np.unique(gold_labels, axis=0, return_inverse=True)
     labels: dict[bytes, set[int]] = {}
-    for key, label in zip(keys["train"], parts["train"]["label"][:], strict=True):
+    for key, label in zip(keys["train"], which.tolist(), strict=True):
         labels.setdefault(key, set()).add(label)
     contradictory = [key for key, found in labels.items() if len(found) > 1]
     shown = [
         {
             "text": shown_text(parts["train"][keys["train"].index(key)]["text"]),
-            "labels": [label_names[label] for label in sorted(labels[key])],
+            "labels": [in_words(distinct[label], label_names) for label in sorted(labels[key])],
         }
         for key in contradictory[:SHOWN]
     ]
@@ -329,8 +369,8 @@ def _around(text: str, pattern: re.Pattern[str]) -> str:
     return ("…" if start else "") + excerpt(text[start:], EXCERPT)
 
 
-def _share(count: int, counts: Mapping[str, int]) -> str:
-    return f"{count / max(1, sum(counts.values())):.1%}"
+def _with_share(count: int, texts: int) -> str:
+    return f"{count} ({count / max(1, texts):.1%})"
 
 
 def excerpt(text: str, width: int) -> str:

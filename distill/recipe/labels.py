@@ -21,6 +21,7 @@ JOINERS = "\u200c\u200d"
 VARIANTS = {chr(code) for code in range(0xFE00, 0xFE10)}  # variation selectors: how a character is drawn
 SURELY_JOINED = re.compile(r"\s*[|;]\s*")
 PERHAPS_JOINED = re.compile(r"\s*[|;,/+&]\s*")
+LISTED = re.compile(r"""\s*\[\s*(|['"].*['"]|-?\d+(\s*,\s*-?\d+)*)\s*\]\s*""", re.DOTALL)  # of JSON or Python
 
 
 class LabelError(ValueError):
@@ -120,11 +121,22 @@ def _number_of(label: str) -> tuple[int, ...] | None:
 
 
 def joined(names: Sequence[str]) -> list[str]:
-    """Return the class names that look like several labels in one: "a|b", "a;b", or "a, b" if "a" is a class too."""
+    """Return the names that look like several labels in one: a list, "a|b", "a;b", or "a, b" if "a" is a name too."""
     keys = {label_key(name) for name in names}
 
     def looks_joined(name: str) -> bool:
         surely, perhaps = ([part for part in kind.split(name) if part] for kind in (SURELY_JOINED, PERHAPS_JOINED))
-        return len(surely) > 1 or (len(perhaps) > 1 and any(label_key(part) in keys for part in perhaps))
+        is_list = LISTED.fullmatch(name) is not None
+        return is_list or len(surely) > 1 or (len(perhaps) > 1 and any(label_key(part) in keys for part in perhaps))
 
     return [name for name in names if looks_joined(name)]
+
+
+def separator_of(names: Sequence[str]) -> str | None:
+    """Return the mark that joins labels in the most of the names that look joined; None if none does.
+
+    `names` are from `joined`.
+    """
+    counts = {mark: sum(mark in name for name in names) for mark in "|;,/+&"}
+    likely = max(counts, key=lambda mark: counts[mark])
+    return likely if counts[likely] else None
