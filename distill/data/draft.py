@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,24 @@ from ruamel.yaml.error import YAMLError
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation, encode
-from distill.data.inspection import RARE
+from distill.data.inspection import FEW, RARE
+from distill.data.label_sets import YES_OR_NO, shown_value
 from distill.data.sources import check_file, not_texts
-from distill.data.splits import Splits, drawn, load_splits
+from distill.data.splits import Splits, drawn, label_counts, load_splits
 from distill.data.tables import TableFile
 from distill.errors import DataError, printable
-from distill.recipe.labels import WHOLE, joined
-from distill.recipe.schema import Data, Files
+from distill.recipe.labels import LISTED, SURELY_JOINED, WHOLE, joined, separator_of
+from distill.recipe.schema import Data, Files, Task
 
 PAIR_NAMES = (
     ("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("text1", "text2"),
     ("text_a", "text_b"), ("question", "sentence"), ("query", "document"), ("question", "passage"),
 )  # fmt: skip
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment", "message", "body", "tweet", "question")
-LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "stars", "rating", "y")
+LABEL_NAMES = (
+    "label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "stars", "rating", "y",
+    "categories", "topics", "intents", "emotions", "genres", "tags",
+)  # fmt: skip
 LOOKED_AT = 2_000  # rows, to choose columns
 MOST_CLASSES = 200
 MEASURED = 2_000  # texts, for their lengths
@@ -37,6 +41,17 @@ LONGEST = 512  # tokens of BERT
 STEP = 32  # to which max_tokens is rounded up
 MARK = "\x1f# "  # before a comment; JSON escapes this character in values
 MUCH = 0.05  # of the texts cut: then the end is read too, because it often holds the verdict
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The column or columns of the labels, and how many a text has: what speaks for it, and when it would be wrong."""
+
+    column: str | tuple[str, ...]
+    task: Task = "single_label"
+    separator: str | None = None
+    reason: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,29 +83,33 @@ def draft(
         if name not in columns:
             raise DataError(f"{train}: {option}: no column {name!r}, only {', '.join(columns)}")
     text_columns = tuple(text_columns) or _text_columns(columns, train)
-    label_column = label_column or _label_column(columns, text_columns, train)
+    labels = _labels(columns, text_columns, label_column, train)
     text_column = text_columns[0] if len(text_columns) == 1 else text_columns
-    data = Data(files=Files(train=train, test=test), text_column=text_column, label_column=label_column)
+    data = Data(
+        files=Files(train=train, test=test), text_column=text_column, task=labels.task, label_column=labels.column,
+        label_separator=labels.separator,
+    )  # fmt: skip
     splits = load_splits(data)
     if len(splits.label_names) > MOST_CLASSES:
         raise DataError(
-            f"{train}: {label_column!r} has {len(splits.label_names)} different values, which is too many for classes",
+            f"{train}: {labels.column!r} has {len(splits.label_names)} different values, which is too many for classes",
             hint="--label-column NAME names another",
         )
     lengths = _lengths(splits, tokenizer)
     max_tokens = int(min(LONGEST, -(-np.percentile(lengths, 99) // STEP) * STEP))
     cut = float((lengths > max_tokens).mean())
-    counts = np.bincount(splits.train["label"][:], minlength=len(splits.label_names))
+    counts = label_counts(splits.train, len(splits.label_names))
+    several = labels.task == "multi_label"
     concerns = list(splits.notes)
-    if names := joined(splits.label_names):
-        concerns.append(f"{', '.join(map(repr, names[:3]))} look like several labels in one; a text has one class")
+    if labels.reason:
+        concerns.append("; ".join(filter(None, [labels.reason, labels.doubt])))
     if leaks := sum(splits.leaks.values()):
         concerns.append(f"{leaks} training texts are also in validation or test; training drops them")
     rare = {name: int(count) for name, count in zip(splits.label_names, counts, strict=True)}
-    rare = {name: count for name, count in rare.items() if count < RARE * counts.sum()}
+    rare = {name: count for name, count in rare.items() if count < (FEW if several else RARE * counts.sum())}
     if rare:
         few = ", ".join(f"{name} ({count})" for name, count in list(rare.items())[:3])
-        concerns.append(f"rare classes: {few} of {counts.sum()} training texts")
+        concerns.append(f"rare {'labels' if several else 'classes'}: {few} of {len(splits.train)} training texts")
     estimated = "" if tokenizer else " (estimated from words)"
     label_map = ""
     if all(WHOLE.fullmatch(name) for name in splits.label_names):
@@ -100,9 +119,10 @@ def draft(
         train=_shown(train),
         test=f"\n    test: {_shown(test)}" if test else "",
         fraction="" if test else f"\n  test_fraction: 0.1{MARK}of train, because there is no test file",
-        text_column=_shown(text_columns[0]) if len(text_columns) == 1 else f"[{', '.join(map(_shown, text_columns))}]",
-        label_column=_shown(label_column),
-        label_names="[" + ", ".join(map(_shown, splits.label_names)) + "]",
+        text_column=_shown(text_columns[0]) if len(text_columns) == 1 else _shown_list(text_columns),
+        task=_task_lines(labels),
+        label_column=_shown(labels.column) if isinstance(labels.column, str) else _shown_list(labels.column),
+        label_names=_shown_list(splits.label_names),
         counts=", ".join(f"{count}" for count in counts[:10]) + (", ..." if len(counts) > 10 else ""),
         max_tokens=max_tokens,
         lengths=f"median {np.median(lengths):.0f}, 99 % below {np.percentile(lengths, 99):.0f}{estimated}",
@@ -156,24 +176,80 @@ def _textual(columns: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, list[s
     """Yield the columns that hold texts rather than numbers or dates."""
     for name, values in columns.items():
         texts = [value for value in values if isinstance(value, str) and value.strip()]
-        if texts and len(texts) == sum(value is not None for value in values) and not not_texts(pa.array(texts)):
+        are_texts = len(texts) == sum(value is not None for value in values) and not _are_lists(texts)
+        if texts and are_texts and not not_texts(pa.array(texts)):
             yield name, texts
 
 
-def _label_column(columns: Mapping[str, Sequence[Any]], text_columns: Sequence[str], path: str) -> str:
-    """Return the column that holds the labels: one with a usual name, else the only one with few values."""
+def _labels(columns: Mapping[str, Sequence[Any]], text_columns: Sequence[str], named: str | None, path: str) -> Labels:
+    """Return where the labels are: in the column `named`, in columns of 0 and 1, or in a column that looks like it."""
     others = {name: values for name, values in columns.items() if name not in text_columns}
+    if not named and (marks := _marks(others)):
+        reason = f"a text may have several labels: {len(marks)} columns hold 0 and 1"
+        return Labels(marks, "multi_label", reason=reason, doubt="remove columns that are no labels from label_column")
+    name = named or _label_column(others, path, columns)
+    values = [value for value in columns[name] if value is not None]
+    several = f"a text may have several labels: {shown_value(name)}"
+    if _are_lists(values):
+        return Labels(name, "multi_label", reason=f"{several} holds lists")
+    found = joined(list(dict.fromkeys(map(str, values))))
+    if (separator := separator_of(found)) is None:
+        return Labels(name)
+    # One name such as "food & drink" is no proof; another that looks joined is, or a mark that names do not have.
+    if len(found) > 1 or SURELY_JOINED.search(found[0]):
+        doubt = f"if {shown_value(found[0])} is one label, remove task and label_separator"
+        return Labels(name, "multi_label", separator, f"{several} joins them with {separator!r}", doubt)
+    doubt = f"if it is, set task: multi_label and label_separator: {json.dumps(separator)}"
+    return Labels(name, reason=f"{shown_value(found[0])} looks like several labels in one", doubt=doubt)
+
+
+def _marks(others: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+    """Return the columns of 0 and 1 if there are several, and no other column is named like labels or looks like it."""
+    marks = [name for name in others if all(str(value).strip().lower() in YES_OR_NO for value in others[name])]
+    rest = [name for name in _with_few_values(others) if name not in marks]
+    is_named = any(name.strip().lower() in LABEL_NAMES for name in others)
+    return tuple(marks) if len(marks) > 1 and not rest and not is_named else ()
+
+
+def _are_lists(values: Iterable[Any]) -> bool:
+    """Say whether values are lists, or texts that look like one."""
+    there = [value for value in values if value is not None]
+    return bool(there) and all(isinstance(value, list) or LISTED.fullmatch(str(value)) for value in there)
+
+
+def _with_few_values(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    distinct = {name: len(set(map(str, values))) for name, values in columns.items()}
+    return [
+        name for name, count in distinct.items() if 2 <= count <= max(2, min(MOST_CLASSES, len(columns[name]) / 10))
+    ]
+
+
+def _label_column(others: Mapping[str, Sequence[Any]], path: str, there: Iterable[str]) -> str:
+    """Return the column that holds the labels: one with a usual name, else the only one of lists or of few values."""
     named = [name for usual in LABEL_NAMES for name in others if name.strip().lower() == usual]
-    distinct = {name: len(set(map(str, values))) for name, values in others.items()}
-    few = [name for name, count in distinct.items() if 2 <= count <= max(2, min(MOST_CLASSES, len(others[name]) / 10))]
+    lists = [name for name, values in others.items() if _are_lists(values)]
+    few = lists if len(lists) == 1 else _with_few_values(others)
     if named or len(few) == 1:
         return named[0] if named else few[0]
     what = (
         f"{' and '.join(map(repr, few))} could all hold labels" if few else "no column has few enough values for labels"
     )
     raise DataError(
-        f"{path}: {what}; the columns are {', '.join(columns)}", hint="--label-column NAME says which holds the labels"
+        f"{path}: {what}; the columns are {', '.join(there)}", hint="--label-column NAME says which holds the labels"
     )
+
+
+def _task_lines(labels: Labels) -> str:
+    """Return the lines that say that a text has several labels, or that it may; none if nothing speaks for it."""
+    if not labels.reason:
+        return ""
+    task = "\n  task: multi_label" if labels.task == "multi_label" else "\n"
+    separator = f"\n  label_separator: {json.dumps(labels.separator)}" if labels.separator else ""
+    return f"{task}{MARK}{'; '.join(filter(None, [labels.reason, labels.doubt]))}{separator}"
+
+
+def _shown_list(values: Sequence[str]) -> str:
+    return f"[{', '.join(map(_shown, values))}]"
 
 
 def _lengths(splits: Splits, tokenizer: PreTrainedTokenizerBase | None) -> np.ndarray:
@@ -200,7 +276,7 @@ TEMPLATE = """\
 data:
   files:
     train: {train}{test}{fraction}
-  text_column: {text_column}
+  text_column: {text_column}{task}
   label_column: {label_column}
   label_names: {label_names}\x1f# train texts: {counts}{label_map}
   validation_fraction: 0.1\x1f# of train; selects the checkpoint and proves the exports

@@ -454,24 +454,28 @@ def _carve(split: str, train: Dataset, label_names: tuple[str, ...], data: Data,
     """Return train without the rows that become `split`, validation or test, and these, with the same class shares."""
     fraction = data.test_fraction if split == "test" else data.validation_fraction
     size = round(len(train) * fraction)
-    gold_labels, counts = gold_labels_of(train), label_counts(train, len(label_names))
+    gold_labels = gold_labels_of(train)
+    if gold_labels.ndim == 2:
+        kept, taken = _stratified(gold_labels, size, data.seed)
+        if not len(taken):
+            raise DataError(
+                f"data.{split}_fraction: {fraction} of {len(train)} train rows leaves no text for {split}; take more "
+                f"rows, or give data.files.{split}"
+            )
+        return {"train": train.select(kept), split: train.select(taken)}
+    counts = np.bincount(gold_labels, minlength=len(label_names))
     if counts.min() < 2:
         label = int(counts.argmin())
-        has_label = gold_labels == label if gold_labels.ndim == 1 else gold_labels[:, label]
-        row = int(train[int(np.flatnonzero(has_label)[0])]["example_id"].partition("/")[2])
+        row = int(train[int(np.flatnonzero(gold_labels == label)[0])]["example_id"].partition("/")[2])
         raise DataError(
             f"{table.place(row)}: the only text of class {label_names[label]!r}, and {split} needs one too; correct "
             f"the label, add texts of its class, or give data.files.{split}"
         )
-    least = 1 if gold_labels.ndim == 2 else len(label_names)
-    if size < least or len(train) - size < least:
+    if size < len(label_names) or len(train) - size < len(label_names):
         raise DataError(
             f"data.{split}_fraction: {fraction} of {len(train)} train rows does not make stratified train and {split} "
             f"splits of {len(label_names)} classes; take more rows, or give data.files.{split}"
         )
-    if gold_labels.ndim == 2:
-        kept, taken = _stratified(gold_labels, size, data.seed)
-        return {"train": train.select(kept), split: train.select(taken)}
     parts = train.train_test_split(test_size=size, seed=data.seed, stratify_by_column="label")
     return {"train": parts["train"], split: parts["test"]}
 
@@ -484,7 +488,8 @@ def _stratified(gold_labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarr
     other. Each label stays in train.
     """
     counts = gold_labels.sum(0, dtype=np.int64)
-    rarest = np.where(gold_labels, counts, len(gold_labels) + 1).argmin(axis=1)
+    rising = np.argsort(counts, kind="stable")
+    rarest = rising[gold_labels[:, rising].argmax(axis=1)]  # the first 1
     strata = np.where(gold_labels.any(axis=1), rarest, len(counts))
     shuffled = np.random.default_rng(seed).permutation(len(strata))
     below = shuffled[np.argsort(strata[shuffled], kind="stable")]
