@@ -29,6 +29,7 @@ from distill.data.encoding import Truncation
 from distill.decisions import answers_of, as_two_classes, scores_of
 from distill.errors import ModelError
 from distill.export.card import export_card
+from distill.export.ngram_graph import interface
 from distill.export.proofs import Bounds, flips, prove
 from distill.inference.classifier import load
 from distill.measuring.alignment import align
@@ -48,6 +49,8 @@ from distill.measuring.metrics import (
     validation_figures,
 )
 from distill.measuring.training_log import training_curve
+from distill.models.ngram_config import NgramConfig
+from distill.models.thresholds import thresholds_of
 from distill.recipe.schema import Recipe
 from distill.report import plots
 from distill.report.card import card
@@ -280,7 +283,7 @@ def test_the_model_itself_passes_and_one_label_makes_a_text_disagree():
     found = proof(logits, logits, gold, thresholds)
     assert found.passed and (found.agreement, found.flipped, found.texts) == (1, 0, 200)
     assert found.accuracy == figures(logits, gold, thresholds)["accuracy"]
-    assert found.ece == pytest.approx(figures(logits, gold, thresholds)["ece"])
+    assert found.ece == pytest.approx(figures(logits, gold, thresholds)["ece"], abs=1e-7)
     other, (row, label) = logits.copy(), np.argwhere(gold)[0]
     other[row, label] = logit(thresholds[label]) - 0.1 * np.sign(logits[row, label] - logit(thresholds[label]))
     found = proof(other, logits, gold, thresholds)
@@ -319,7 +322,7 @@ def test_texts_without_any_label_are_flipped_in_words():
 def measured(role, format, p50, accuracy, **more):
     logits, gold, thresholds = world(3, skill=3.0)
     found = {
-        **row(role, format, p50, accuracy), "thresholds": thresholds, "micro_f1": accuracy + 0.01,
+        **row(role, format, p50, accuracy), "thresholds": list(thresholds), "micro_f1": accuracy + 0.01,
         "mean_average_precision": None, "confusion": None, "classes": by_class(logits, gold, NAMES, thresholds),
     }  # fmt: skip
     return found | more
@@ -347,7 +350,7 @@ def test_a_report_says_exact_match_and_shows_f1_precision_and_thresholds(tmp_pat
         flipped=[{"model": "m", "format": "onnx-int8", "total": 1, "texts": changed}],
     )  # fmt: skip
     report = write_report(tmp_path, findings, Budget(max_latency_ms=25.0))
-    assert report["task"] == "multi_label" == json.loads((tmp_path / "report.json").read_text())["task"]
+    assert report["task"] == "multi_label" and json.loads((tmp_path / "report.json").read_text()) == report
     text, html = ((tmp_path / name).read_text() for name in ("report.md", "report.html"))
     header = next(line for line in text.splitlines() if line.startswith("| role"))
     for column in ("exact match", "micro-F1", "macro-F1", "mean AP", "ROC-AUC"):
@@ -448,6 +451,12 @@ def test_the_card_of_an_export_gives_the_thresholds():
     )  # fmt: skip
     assert "A text may have several of 4 labels, or none." in text and f"`ads` {thresholds[0]:.4g}, `bugs`" in text
     assert "On 200 validation texts" in text and "The sigmoid of a logit is the probability of a label." in text
+
+
+def test_the_graph_of_an_ngram_model_keeps_the_thresholds():
+    several = {"problem_type": "multi_label_classification", "id2label": dict(enumerate(NAMES))}
+    config = NgramConfig(vocab_size=20, **several, label_thresholds=[0.3, 0.4, 0.5, 0.6])
+    assert thresholds_of(interface(config)) == (0.3, 0.4, 0.5, 0.6)
 
 
 def test_a_learning_curve_names_what_it_draws():

@@ -83,7 +83,7 @@ class Measurement:
     load_seconds: float
     latency_ms: dict[str, dict[str, Any]]
     texts_per_second: float
-    thresholds: tuple[float, ...] | None
+    thresholds: list[float] | None
     classes: list[dict[str, Any]]
     confusion: list[list[int]] | None
     reliability: list[dict[str, float]]
@@ -172,7 +172,7 @@ def measure(
                 **{name: found[name] for name in ("accuracy", "accuracy_ci95", "macro_f1", "roc_auc", "ece", "brier")},
                 micro_f1=found.get("micro_f1"),
                 mean_average_precision=found.get("mean_average_precision"),
-                thresholds=its,
+                thresholds=None if its is None else list(its),
                 classes_answered=len(np.unique(answers, axis=0)),
                 chance_p_value=chance_p_value(answers, gold_labels),
                 agreement=None if reference is None else agreement(own, reference, its),
