@@ -190,12 +190,20 @@ def _options(
 
 
 @app.command()
-def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+def check(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    training: Annotated[
+        Literal["teacher", "student"] | None,
+        _option("--training", "STAGE", "Print all TrainingArguments of a stage instead: teacher or student."),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
     """Validate a recipe and print it with all defaults.
 
     If the recipe's models are on this disk, also check that the student can be made from the teacher.
     """
-    from distill.recipe.file import dump_recipe, load_recipe
+    from distill.recipe.file import as_yaml, dump_recipe, load_recipe
 
     resolved = load_recipe(recipe, set_ or ())
     if resolved.teacher and resolved.student:
@@ -208,7 +216,10 @@ def check(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = Fa
         else:
             _commands().check_models(resolved)
     _commands().check_trackers(resolved)
-    if json_:
+    if training:
+        settings = _commands().training_settings(resolved, training)
+        print(json.dumps(settings) if json_ else as_yaml(settings).rstrip("\n"))
+    elif json_:
         print(json.dumps(resolved.model_dump(mode="json")))
     else:
         print(dump_recipe(resolved), end="")

@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -75,6 +75,17 @@ log = logging.getLogger("distill")
 def check(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in `path` with all defaults; raises `RecipeError` with every mistake in it."""
     return load_recipe(path, overrides)
+
+
+def training_settings(recipe: Recipe, stage: Literal["teacher", "student"], device: str = "auto") -> dict[str, Any]:
+    """Return the TrainingArguments of a stage as JSON, with transformers' own defaults, as this machine would train.
+
+    Raises `RecipeError` if the recipe lacks the stage.
+    """
+    settings = teacher_of(recipe) if stage == "teacher" else student_of(recipe)
+    folder, resolved = RunFolder(Path(settings.output)), resolve_device(device)
+    found, _ = arguments.training_arguments(settings.training, folder, resolved, stage=stage)
+    return arguments.as_settings(found)
 
 
 def check_models(recipe: Recipe, device: str = "auto") -> None:
@@ -146,7 +157,7 @@ def kept_logits(
     This computes nothing yet. Workers that share the folder `cache` (default: the teacher's) can divide the work.
     """
     splits = read_splits(recipe)
-    known = identify_teacher(str(teacher), splits.label_names, splits.label_map)
+    known = identify_teacher(str(teacher), splits.label_names, splits.label_map, splits.task)
     is_bf16 = False
     if recipe.student:
         folder, resolved = RunFolder(Path(recipe.student.output)), resolve_device(device)

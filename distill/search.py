@@ -351,7 +351,7 @@ def _teachers(recipe: Recipe, splits: Splits, seed: int) -> tuple[Make, PreTrain
     """Return a function that makes a teacher before training, and the recipe's own teacher with its tokenizer."""
 
     def new(settings: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return new_teacher(settings, splits.label_names, max_tokens=recipe.data.max_tokens, seed=seed)
+        return new_teacher(settings, splits.label_names, splits.task, max_tokens=recipe.data.max_tokens, seed=seed)
 
     def make(settings: Any) -> tuple[PreTrainedModel, OnlineTeacher | None]:
         return new(settings)[0], None

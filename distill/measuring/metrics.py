@@ -278,9 +278,18 @@ def commonest_share(gold_labels: np.ndarray) -> float:
 
 
 def constant_score(gold_labels: np.ndarray) -> float:
-    """Return the mean score (see decisions.scores_of) of always answering the commonest class, or set of labels."""
-    commonest, _ = _commonest(gold_labels)
-    return float(scores_of(np.broadcast_to(commonest, gold_labels.shape), gold_labels).mean())
+    """Return the mean score (see decisions.scores_of) of the best answer that is the same for every text.
+
+    With one label a text, that is the commonest class. With several, it is one of: no label, the commonest label, the
+    two commonest, and so on.
+    """
+    if gold_labels.ndim == 1:
+        return commonest_share(gold_labels)
+    order = np.argsort(-gold_labels.sum(axis=0, dtype=np.int64), kind="stable")
+    given = gold_labels.sum(axis=1, dtype=np.int64)
+    right = np.cumsum(gold_labels[:, order], axis=1, dtype=np.int64)
+    f1 = (2 * right / (given[:, None] + np.arange(1, len(order) + 1))).mean(axis=0)
+    return float(max((given == 0).mean(), f1.max()))
 
 
 def _commonest(gold_labels: np.ndarray) -> tuple[np.ndarray | int, float]:

@@ -31,7 +31,8 @@ def _best_threshold(probabilities: np.ndarray, has_label: np.ndarray) -> float:
     answered = np.arange(1, len(ranked) + 1)
     f1 = 2 * np.cumsum(has_label[order]) / (answered + has_label.sum())
     between = (ranked + np.append(ranked[1:], 0.0)) / 2
-    possible = np.append(ranked[1:] < ranked[:-1], True) & (between > 0) & (between < 1)  # equal texts stay together
+    # Texts of equal probability stay together, also those so close that no number lies between them.
+    possible = (between > np.append(ranked[1:], 0.0)) & (between < 1)
     best = possible & (f1 >= f1[possible].max(initial=0.0) - 1e-12)
     if not best.any():
         return DEFAULT
@@ -62,7 +63,7 @@ def thresholds_of(config: PretrainedConfig) -> tuple[float, ...] | None:
     )
     if not numbers or len(found) != len(config.id2label):
         raise ModelError(
-            f"{config.name_or_path}: config.json: {CONFIG_KEY}: wants {len(config.id2label)} numbers between 0 and 1, got "
-            f"{found!r:.80}"
+            f"{config.name_or_path}: config.json: {CONFIG_KEY}: wants {len(config.id2label)} numbers between 0 and 1, "
+            f"got {found!r:.80}"
         )
     return tuple(map(float, found))

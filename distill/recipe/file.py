@@ -77,11 +77,16 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
+    return as_yaml(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Return JSON as YAML in the order of its keys."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
     yaml.width = 120
-    stream, values = io.StringIO(), recipe.model_dump(mode="json", exclude_none=True)
+    stream = io.StringIO()
     # `distill check` prints this text, so marks that change the direction of writing must be escaped.
     yaml.allow_unicode = not STEERING.search(json.dumps(values, ensure_ascii=False))
     yaml.dump(values, stream)

@@ -126,6 +126,11 @@ def training_arguments(
     return arguments, reason
 
 
+def as_settings(arguments: TrainingArguments) -> dict[str, Any]:
+    """Return the arguments as JSON, each with its own type; without tokens for the Hub."""
+    return {name: value for name, value in arguments.to_dict().items() if "token" not in name}
+
+
 def check_shared_memory(arguments: TrainingArguments, max_tokens: int, stage: str) -> None:
     """Raise `RecipeError` if the batches that data loader workers prefetch do not fit into shared memory.
 

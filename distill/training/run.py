@@ -45,7 +45,7 @@ from distill.storage.files import write_json, write_text
 from distill.storage.lock import hold
 from distill.storage.predictions import write_predictions
 from distill.storage.run_folder import RunFolder
-from distill.training.arguments import check_shared_memory, check_steps, in_fp32, settle_precision, training_arguments
+from distill.training.arguments import as_settings, check_shared_memory, check_steps, in_fp32, settle_precision, training_arguments
 from distill.training.class_weights import class_weights_of
 from distill.training.fsdp import gather_weights, set_wrapped_layers
 from distill.training.loop import train
@@ -296,7 +296,7 @@ def _write_run(
 def _manifest(training: Training, parents: dict[str, Any]) -> dict[str, Any]:
     """Return the content of manifest.json for a run whose weights are written."""
     folder, splits, arguments = training.folder, training.splits, training.arguments
-    settings = {name: value for name, value in arguments.to_sanitized_dict().items() if "token" not in name}
+    settings = as_settings(arguments)
     return {
         "role": training.role,
         "finished": now(),

@@ -71,7 +71,8 @@ def main() -> None:
     # The plain way keeps its own model, whose attention has dropout.
     models = {
         dropout: load_classifier(
-            arguments.model, LABELS, seed=0, max_tokens=arguments.max_tokens, vocabulary=len(tokenizer),
+            arguments.model, LABELS, task="single_label", seed=0, max_tokens=arguments.max_tokens,
+            vocabulary=len(tokenizer),
             attention_dropout=dropout,
         )
         for dropout in ((0.0, 0.1) if "plain" in arguments.ways else (0.0,))
