@@ -20,6 +20,7 @@ from distill.data.inspection import as_text, concerns, inspect, look_at, row_tex
 from distill.data.splits import gold_labels_of, label_counts, load_splits
 from distill.errors import DataError, RecipeError
 from distill.recipe.file import load_recipe
+from distill.recipe.labels import label_key
 from distill.recipe.schema import Data, Files
 
 NAMES = ("action", "comedy", "drama")
@@ -100,7 +101,7 @@ def test_every_way_to_write_labels_gives_the_same_matrix(tmp_path, way, suffix):
 
 
 label = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Z"], exclude_characters=";"), min_size=1)
-names = st.lists(label.map(lambda name: f"{name}x"), min_size=2, max_size=5, unique_by=str.casefold)
+names = st.lists(label.map(lambda name: f"{name}x"), min_size=2, max_size=5, unique_by=label_key)
 
 
 @settings(max_examples=10, deadline=None)
@@ -108,7 +109,7 @@ names = st.lists(label.map(lambda name: f"{name}x"), min_size=2, max_size=5, uni
 def test_any_labels_are_the_same_as_lists_joined_and_as_columns(tmp_path_factory, names, drawn):
     folder, names = tmp_path_factory.mktemp("any"), sorted(names)
     sets = drawn.draw(st.lists(st.lists(st.sampled_from(names), unique=True), min_size=1, max_size=8))
-    sets += [[name] for name in names]
+    sets += [[name] for name in names] + [names[:2]]  # something is joined
     expected, columns = matrix(sets, names), [f"is {name}" for name in names]
     ways = [
         ({"label": sets}, {}),
@@ -310,6 +311,8 @@ def test_lists_where_a_text_has_one_label_name_the_task(tmp_path, suffix, column
             "makes all columns of label_column one label",
         ),
         ({"label_separator": ""}, "label_separator: string should have at least 1 character"),
+        ({"label_column": ["a", 1]}, "label_column: wants a column, or with task: multi_label a list of columns; got"),
+        ({"label_column": None}, "label_column: wants a column, or with task: multi_label a list of columns; got None"),
         ({"task": "several"}, "task: input should be 'single_label' or 'multi_label', got 'several'"),
     ],
 )

@@ -310,8 +310,8 @@ def _object_rows(objects: Iterable[tuple[int, Any]], table: TableFile) -> Iterat
         table.column_names |= dict.fromkeys(one)
         row = []
         for name in table.wanted:
+            value = one.get(name)
             try:
-                value = one.get(name)
                 if name in table.free and isinstance(value, dict | list):
                     value = json.dumps(value)
                 row.append(value_text(value, is_text=name in texts and name not in table.free))

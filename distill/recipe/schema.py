@@ -82,6 +82,14 @@ class Data(Section):
     padding: Literal["longest", "max_length"] = "longest"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
+    @field_validator("label_column", mode="before")
+    @classmethod
+    def _column_or_columns(cls, column: Any) -> Any:
+        names = column if isinstance(column, list | tuple) else [column]
+        if not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"wants a column, or with task: multi_label a list of columns; got {column!r}")
+        return tuple(column) if isinstance(column, list) else column  # strict mode accepts no list after this
+
     @field_validator("label_names")
     @classmethod
     def _distinct(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
