@@ -608,13 +608,12 @@ def evaluate(
         return
     from tabulate import tabulate
 
+    from distill.measuring.metrics import in_a_line
     from distill.report.classes import class_cells
 
-    low, high = found["accuracy_ci95"]
     print(
-        f"{found['model']} ({found['format']} on {found['device']}), {found['examples']} {split} texts\n"
-        f"accuracy {found['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), macro-F1 {found['macro_f1']:.4f}, "
-        f"log loss {found['log_loss']:.4f}, calibration error {found['ece']:.4f}, "
+        f"{found['model']} ({found['format']} on {found['device']}), {split}\n"
+        f"{in_a_line(found)}\nlog loss {found['log_loss']:.4f}, calibration error {found['ece']:.4f}, "
         f"{found['texts_per_second']:.1f} texts/s\n"
     )
     print(tabulate(class_cells(found["classes"]), headers="keys", tablefmt="simple", disable_numparse=True))

@@ -40,7 +40,7 @@ def test_it_learns_and_answers_the_same_once_it_is_read_back(baseline):
     metrics = baseline.read_metrics()
     assert metrics["test"]["accuracy"] > 0.8
     classifier = distill.load(baseline.path)
-    ids, gold_labels, logits = read_predictions(baseline.predictions)
+    ids, gold_labels, logits, _ = read_predictions(baseline.predictions)
     assert len(ids) == 40 and (logits.argmax(axis=1) == gold_labels).mean() == metrics["test"]["accuracy"]
     assert classifier.label_names == tuple(LABELS) and classifier.format == "linear"
     probabilities = classifier.probabilities(TEXTS)

@@ -112,7 +112,7 @@ def test_the_folder_loads_as_the_cascade_that_was_found(world):
     models, thresholds, promise = found.models, found.thresholds, found.promise
     cascade = distill.load(world / "cascade", "cpu")
     assert [model.name for model in models] == ["baseline", "onnx-fp32", "teacher"]
-    assert cascade.thresholds[:-1] == thresholds and cascade.label_names == tuple(LABELS)
+    assert cascade.sure_from[:-1] == thresholds and cascade.label_names == tuple(LABELS)
     logits, answered_by = cascade.answers(TEXTS)
     for step, model in enumerate(models):
         alone = distill.load(model, "cpu").logits(TEXTS)

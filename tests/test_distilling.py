@@ -239,8 +239,8 @@ def test_the_control_is_the_same_student_on_labels_alone_for_as_many_steps(world
     whole = [row["role"] for row in report["measurements"] if row["format"] == "torch-fp32"]
     assert whole == ["teacher", "student", "control"]
     (found,) = report["controls"]
-    ids, gold, student_logits = read_predictions(folder.predictions)
-    _, _, control_logits = read_predictions(control.predictions)
+    ids, gold, student_logits, _ = read_predictions(folder.predictions)
+    control_logits = read_predictions(control.predictions).logits
     difference = (student_logits.argmax(1) == gold).mean() - (control_logits.argmax(1) == gold).mean()
     assert found["gain"] == pytest.approx(difference) and found["examples"] == len(ids) == 40
     assert found["sentence"] in (tmp_path / "report" / "report.md").read_text()
@@ -480,7 +480,7 @@ def test_the_student_is_calibrated_on_validation_and_says_so_in_its_config(world
     assert found["temperature"] == found["fitted_temperature"] == temperature > 1.2 and found["refused"] is None
     assert found["validation_ece"] < found["validation_ece_before"]
     assert "calibration" not in metrics(raw)
-    logits = [read_predictions(folder.predictions)[2] for folder in (calibrated, raw)]
+    logits = [read_predictions(folder.predictions).logits for folder in (calibrated, raw)]
     np.testing.assert_allclose(logits[0] * temperature, logits[1], rtol=1e-4, atol=1e-4)
 
 

@@ -237,8 +237,7 @@ FAULTS = {
     ),
     "no better than the commonest set": (
         [AB, AB, A, NONE], [AB, A, B, A],
-        ["is no better than always answering the commonest set of labels: exact match on test 0.2500, against 0.5000 "
-         "for a, b"],
+        ["is no better than the same labels for every text: F1 per text on test 0.4167, against 0.6667"],
     ),
     "a label that is never answered": (
         [A, AB, B, NONE] * 5, [A, A, NONE, NONE] * 5, ["never answers b (of 10 test texts)"],
@@ -323,6 +322,7 @@ def measured(role, format, p50, accuracy, **more):
     logits, gold, thresholds = world(3, skill=3.0)
     found = {
         **row(role, format, p50, accuracy), "thresholds": list(thresholds), "micro_f1": accuracy + 0.01,
+        "f1_per_text": accuracy + 0.02,
         "mean_average_precision": None, "confusion": None, "classes": by_class(logits, gold, NAMES, thresholds),
     }  # fmt: skip
     return found | more
@@ -369,10 +369,10 @@ def test_a_report_says_exact_match_and_shows_f1_precision_and_thresholds(tmp_pat
 
 
 def test_an_unfit_model_is_called_so_in_terms_of_labels():
-    constant = [one | {"classes_answered": 1, "accuracy": 0.4} for one in ROWS[1:]]
+    constant = [one | {"classes_answered": 1, "f1_per_text": 0.4} for one in ROWS[1:]]
     loss = GAIN | {"gain": -0.021, "p_value": 0.001}
     reason = choose([ROWS[0], *constant], "1x128", commonest_share=0.5, comparisons=[loss])["reason"]
-    assert "it predicts the same labels for every test text (40.00% exact match; the most common set of" in reason
+    assert "it predicts the same labels for every test text (40.00% F1 per text; the same labels for" in reason
     assert "it is 2.1 points of F1 per text below its control" in reason
     drop = choose(ROWS, "1x128", Budget(max_drop=0.03), commonest_share=0.1)["reason"]
     assert "within 3 points of the teacher's exact match is the student as onnx-int8" in drop

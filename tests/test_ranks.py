@@ -99,7 +99,7 @@ def test_two_ranks_train_as_one_does_with_the_same_global_batch(recipe, tmp_path
         assert two.is_finished
         assert two.read_manifest()["sharded"] == (other == "shards")
         np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
-        np.testing.assert_allclose(*(read_predictions(folder.predictions)[2] for folder in (one, two)), atol=1e-5)
+        np.testing.assert_allclose(*(read_predictions(folder.predictions).logits for folder in (one, two)), atol=1e-5)
         figures = [json.loads(folder.metrics.read_text())["training"] for folder in (one, two)]
         assert figures[0]["steps"] == figures[1]["steps"] == 27
         assert [round(found["seconds"] * found["samples_per_second"]) for found in figures] == [3 * 144] * 2  # of all

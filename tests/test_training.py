@@ -451,7 +451,7 @@ def test_a_run_in_bf16_is_tested_as_its_saved_model_answers(recipe_path, data):
     folder = recipe_path.parent / "teacher"
     recipe = commands.check(recipe_path, ["teacher.training.bf16=true", "teacher.training.num_train_epochs=1"])
     commands.teacher(recipe, folder)
-    _, _, logits = read_predictions(RunFolder(folder).predictions)
+    logits = read_predictions(RunFolder(folder).predictions).logits
     texts = Dataset.from_csv(str(data / "test.csv"))["text"][:]
     np.testing.assert_allclose(distill.load(folder, "cpu").logits(texts), logits, atol=1e-5)
 

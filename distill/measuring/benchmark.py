@@ -54,7 +54,7 @@ class Measurement:
     share of the test texts that are longer, and `tokens_cut` the share of all tokens that are cut off.
     `classes_answered` is the number of classes that it gave as an answer, or of sets of labels: if it is 1, every text
     got the same answer. If a text may have several labels, `accuracy` is the share of texts with exactly the right
-    ones; if not, `micro_f1`, `mean_average_precision` and `thresholds` are None. `confusion` is None for several
+    ones; if not, `f1_per_text`, `micro_f1`, `mean_average_precision` and `thresholds` are None. `confusion` is None for several
     labels, and for many classes.
     `chance_p_value` is the p-value for answers that are independent of the labels (see metrics.chance_p_value).
     """
@@ -72,6 +72,7 @@ class Measurement:
     accuracy_ci95: list[float]
     classes_answered: int
     chance_p_value: float
+    f1_per_text: float | None
     micro_f1: float | None
     macro_f1: float
     mean_average_precision: float | None
@@ -170,6 +171,7 @@ def measure(
                 texts_cut=cuts[candidate.model].texts,
                 tokens_cut=cuts[candidate.model].tokens,
                 **{name: found[name] for name in ("accuracy", "accuracy_ci95", "macro_f1", "roc_auc", "ece", "brier")},
+                f1_per_text=found.get("f1_per_text"),
                 micro_f1=found.get("micro_f1"),
                 mean_average_precision=found.get("mean_average_precision"),
                 thresholds=None if its is None else list(its),

@@ -19,7 +19,7 @@ from distill.measuring.benchmark import Measurement, cascade_of, measure
 from distill.measuring.candidates import candidates_of, flipped_texts, learning_curves
 from distill.measuring.cascade import measure_cascade
 from distill.measuring.controls import compare_with_controls
-from distill.measuring.metrics import commonest_share
+from distill.measuring.metrics import constant_score
 from distill.recipe.file import dump_recipe
 from distill.recipe.schema import Recipe
 from distill.report.choice import Budget
@@ -86,8 +86,8 @@ def findings_of(
         )
         for folder in cascades
     ]
-    commonest = commonest_share(gold_labels)
-    if commonest == 1:
+    constant = constant_score(gold_labels)
+    if constant == 1:
         same, others = ("are of one class", "classes")
         if splits.task == "multi_label":
             same, others = ("have the same labels", "labels")
@@ -99,7 +99,7 @@ def findings_of(
             "versions": versions(),
             "hardware": describe_hardware(),
             "test_examples": len(splits.test),
-            "commonest_class_share": commonest,
+            "commonest_class_share": constant,
             "max_tokens": recipe.data.max_tokens,
             "rounds": benchmark.rounds,
             "data": splits.fingerprints,

@@ -119,6 +119,7 @@ def _values(logits: np.ndarray, gold_labels: np.ndarray, thresholds: Thresholds)
     given = int(answers.sum(dtype=np.int64) + has_label.sum())
     return {
         "accuracy": float(are_equal(answers, has_label).mean()),
+        "f1_per_text": float(scores_of(answers, has_label).mean()),
         "micro_f1": 2 * int((answers & has_label).sum()) / max(1, given),
         "macro_f1": float(np.mean([label["f1"] for label in labels])),
         "mean_average_precision": _mean(label["average_precision"] for label in labels),
@@ -304,24 +305,24 @@ def faults_of_answers(
     """Return in words what is wrong with a classifier's answers as a whole; empty if nothing is.
 
     `logits` is (examples, classes). The faults are: one answer for every text; an accuracy not above the share of the
-    commonest class, or set of labels; answers that may be chance (p not below 0.05); and classes of test texts that are
-    never answered.
+    commonest class; answers that may be chance (p not below 0.05); and classes of test texts that are never answered.
+    If a text may have several labels, the F1 of a text's labels takes the place of accuracy (see `constant_score`).
     """
     answers, (commonest, share) = answers_of(logits, thresholds), _commonest(gold_labels)
-    kind, kinds, figure = ("class", "classes", "test accuracy")
-    if thresholds is not None:
-        kind, kinds, figure = ("set of labels", "labels", "exact match on test")
     if share == 1:
-        only = in_words(commonest, label_names)
-        return [f"was tested only on texts of {only}; nothing is known about the other {kinds}"]
+        only, others = in_words(commonest, label_names), "classes" if thresholds is None else "labels"
+        return [f"was tested only on texts of {only}; nothing is known about the other {others}"]
     if (answers == answers[0]).all() and len(answers) > 1:
         return [f"answers {in_words(answers[0], label_names)} for every one of {len(answers)} test texts"]
     said = []
-    accuracy = float(are_equal(answers, gold_labels).mean())
-    if accuracy <= share:
+    score, constant = float(scores_of(answers, gold_labels).mean()), constant_score(gold_labels)
+    if score <= constant:
         said.append(
-            f"is no better than always answering the commonest {kind}: {figure} {accuracy:.4f}, against "
-            f"{share:.4f} for {in_words(commonest, label_names)}"
+            f"is no better than always answering the commonest class: test accuracy {score:.4f}, against "
+            f"{constant:.4f} for {in_words(commonest, label_names)}"
+            if thresholds is None
+            else f"is no better than the same labels for every text: F1 per text on test {score:.4f}, against "
+            f"{constant:.4f}"
         )
     elif (p_value := chance_p_value(answers, gold_labels)) >= SIGNIFICANT:
         said.append(f"may answer by chance: not significant with {len(answers)} test texts (p = {p_value:.2f})")
@@ -329,6 +330,7 @@ def faults_of_answers(
     never = sorted(np.flatnonzero((answered == 0) & (sizes > 0)), key=lambda index: -sizes[index])
     if never:
         shown = [f"{label_names[index]} (of {sizes[index]} test texts)" for index in never[:CLASSES_NAMED]]
+        kinds = "classes" if thresholds is None else "labels"
         more = f" and {len(never) - CLASSES_NAMED} more {kinds}" if len(never) > CLASSES_NAMED else ""
         said.append(f"never answers {', '.join(shown)}{more}")
     return said

@@ -65,10 +65,9 @@ def choose(
 ) -> dict[str, Any]:
     """Return the model to ship, its accuracy and speed-up against the fastest torch teacher, and the reason in words.
 
-    `measurements` are entries of report.json. Latencies are compared at `shape`. `commonest_share` is the share of the
-    most common class, or set of labels, among the test texts. `comparisons` are students against their controls (see
-    metrics.compare_paired), each with the folders of its `student` and `control`.
-    `baselines` are teachers and students against the baseline (see baselines.compare_with_baseline). `reason` begins
+    `measurements` are entries of report.json. Latencies are compared at `shape`. `commonest_share` is what the
+    same answer to every test text would score (see metrics.constant_score). `comparisons` are students against their
+    controls (see metrics.compare_paired), each with the folders of its `student` and `control`. `baselines` are teachers and students against the baseline (see baselines.compare_with_baseline). `reason` begins
     with those that are not above it. If there are any, `above_baseline` says whether the chosen
     model is.
 
@@ -172,12 +171,16 @@ def _is_fit(model: str, measurements: Sequence[Row], commonest_share: float) -> 
 def _faults(row: Row, commonest_share: float) -> list[str]:
     if commonest_share == 1:  # test texts of one class cannot show a fault
         return []
-    kind, same = ("class", "class") if row["thresholds"] is None else ("set of labels", "labels")
-    figures = f"{row['accuracy']:.2%} {accuracy_of(row)}; the most common {kind} alone gives {commonest_share:.2%}"
+    if row["thresholds"] is None:
+        score, same, constant = row["accuracy"], "class", "always predicting the most common class"
+        figures = f"{score:.2%} accuracy; the most common class alone gives {commonest_share:.2%}"
+    else:
+        score, same, constant = row["f1_per_text"], "labels", "predicting the same labels for every text"
+        figures = f"{score:.2%} F1 per text; the same labels for every text give up to {commonest_share:.2%}"
     if row["classes_answered"] == 1:
         return [f"it predicts the same {same} for every test text ({figures})"]
-    if row["accuracy"] <= commonest_share:
-        return [f"it is no better than always predicting the most common {kind} ({figures})"]
+    if score <= commonest_share:
+        return [f"it is no better than {constant} ({figures})"]
     if row["chance_p_value"] >= SIGNIFICANT:
         return [f"its predictions may be chance ({figures}; {shown_p(row['chance_p_value'])})"]
     return []

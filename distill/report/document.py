@@ -68,7 +68,8 @@ class Findings:
     """What a report is made from.
 
     `measurements`: an entry for each model in a format on a device (see benchmark.Measurement).
-    `environment`: the conditions, with the number of `test_examples` and the `commonest_class_share`.
+    `environment`: the conditions, with the number of `test_examples` and the `commonest_class_share`
+    (for several labels the highest F1 per text of one answer to all texts).
     `task`: whether a text has one label or may have several; the same for all measurements.
     `shapes`: "BATCHxTOKENS"; the first one that every model can take decides the choice.
     `notes`: which rows are missing, and why.

@@ -45,7 +45,14 @@ from distill.storage.files import write_json, write_text
 from distill.storage.lock import hold
 from distill.storage.predictions import write_predictions
 from distill.storage.run_folder import RunFolder
-from distill.training.arguments import as_settings, check_shared_memory, check_steps, in_fp32, settle_precision, training_arguments
+from distill.training.arguments import (
+    as_settings,
+    check_shared_memory,
+    check_steps,
+    in_fp32,
+    settle_precision,
+    training_arguments,
+)
 from distill.training.class_weights import class_weights_of
 from distill.training.fsdp import gather_weights, set_wrapped_layers
 from distill.training.loop import train

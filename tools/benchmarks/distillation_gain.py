@@ -153,7 +153,7 @@ def report(arguments: argparse.Namespace) -> None:
             run = RunFolder(arguments.work / f"seed-{seed}" / name)
             if not run.is_finished:
                 continue
-            _, gold_labels, logits = read_predictions(run.predictions)
+            _, gold_labels, logits, _ = read_predictions(run.predictions)
             metrics, found = read_json(run.metrics), figures(logits, gold_labels)
             for key in ("accuracy", "ece", "brier"):
                 entry[key][seed] = found[key]

@@ -22,8 +22,8 @@ def distill(*arguments: object) -> None:
 
 def correct_texts(run: RunFolder) -> np.ndarray:
     """Return which test texts a finished run answered correctly: bool, shape (texts,)."""
-    _, gold_labels, logits = read_predictions(run.predictions)
-    return logits.argmax(axis=1) == gold_labels
+    found = read_predictions(run.predictions)
+    return found.logits.argmax(axis=1) == found.gold_labels
 
 
 def pooled_p_value(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:

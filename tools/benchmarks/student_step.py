@@ -54,7 +54,11 @@ def main() -> None:
     tokens = tokenise(rows, tokenizer, Truncation(arguments.max_tokens))
     logits = np.random.default_rng(0).normal(size=(len(rows), 2)).astype(np.float32)
     whole = load_classifier(
-        arguments.model, ["0", "1"], task="single_label", seed=0, max_tokens=arguments.max_tokens,
+        arguments.model,
+        ["0", "1"],
+        task="single_label",
+        seed=0,
+        max_tokens=arguments.max_tokens,
         vocabulary=len(tokenizer),
     )
     student = build_from_layers(whole, arguments.layers)
