@@ -612,7 +612,7 @@ def evaluate(
     from distill.report.classes import class_cells
 
     print(
-        f"{found['model']} ({found['format']} on {found['device']}), {split}\n"
+        f"{found['model']} ({found['format']} on {found['device']}), {found['examples']} {split} texts\n"
         f"{in_a_line(found)}\nlog loss {found['log_loss']:.4f}, calibration error {found['ece']:.4f}, "
         f"{found['texts_per_second']:.1f} texts/s\n"
     )

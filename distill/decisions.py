@@ -7,12 +7,10 @@ matrix (examples, labels) of 0 and 1, and `thresholds` has the lowest probabilit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from scipy.special import expit, logit, softmax
 
-Task = Literal["single_label", "multi_label"]
 Thresholds = Sequence[float] | None
 NO_LABEL = "(no label)"  # how a text without any label is shown
 

@@ -224,3 +224,26 @@ def test_predictions_come_back_as_they_were_written(tmp_path):
     np.testing.assert_array_equal(found.gold_labels, gold)
     np.testing.assert_array_equal(found.logits, logits)
     assert softmax(found.logits, axis=1).shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "data.task=single_label",
+            "teacher.training.metric_for_best_model: micro_f1, but it is for texts with several",
+        ),
+        ("student.loss.soft=decoupled", "student.loss.soft: decoupled, but it is for texts of one class"),
+    ],
+)
+def test_settings_for_another_task_are_refused(tmp_path, override, expected):
+    files = {"train": "train.jsonl", "test": "test.jsonl"}
+    recipe = {
+        "data": {"files": files, "task": "multi_label"},
+        "teacher": {"model": "bert", "training": {"metric_for_best_model": "micro_f1"}},
+        "student": {"layers": 2},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert load_recipe(tmp_path / "recipe.yaml").data.has_several_labels
+    code, _, err = run("check", tmp_path / "recipe.yaml", "--set", override)
+    assert code == 2 and expected in err

@@ -1,6 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
+from conftest import run
+from ruamel.yaml import YAML
 
 from distill.errors import RecipeError
 from distill.recipe.file import dump_recipe, load_recipe
@@ -143,6 +146,20 @@ def test_mistakes_in_set_name_the_option(recipe):
     assert mistakes(path, ["student.layers"]) == ["--set student.layers: wants dotted.key=value"]
     assert mistakes(path, ["teacher.model.x=1"]) == ["--set teacher.model.x=1: model is not a section"]
     assert mistakes(path, ["data.seed=x"]) == ["--set data.seed=x: data.seed: input should be a valid integer, got 'x'"]
+
+
+def test_all_arguments_of_a_stage_are_printed_with_their_own_types(recipe):
+    path = recipe(GOOD + "  training: {learning_rate: 1.0e-4, report_to: none}\n")
+    arguments = ("check", path, "--training", "student", "--set", "student.training.bf16=false")
+    code, out, _ = run(*arguments, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["learning_rate"] == 1e-4 and found["bf16"] is False and found["run_name"] is None
+    assert found["report_to"] == [] and found["num_train_epochs"] == 3.0 and found["adam_beta2"] == 0.999
+    assert not any("token" in name for name in found)
+    _, out, _ = run(*arguments)
+    assert YAML(typ="safe").load(out) == found
+    code, _, err = run("check", recipe(GOOD.partition("student")[0]), "--training", "student")
+    assert code == 2 and "student: missing" in err
 
 
 def test_a_recipe_cannot_be_changed_once_read(recipe):

@@ -27,9 +27,9 @@ from distill.data.pairs import joined_texts
 from distill.data.sources import check_file
 from distill.data.splits import text_key
 from distill.data.tables import LINE, TableFile
-from distill.decisions import Task
 from distill.errors import DataError, printable
 from distill.recipe.labels import SAME_NAMES, are_indices, classes_of, renamed
+from distill.recipe.schema import Task
 
 log = logging.getLogger("distill")
 

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from distill.data.answers import answers_in_words
 from distill.data.encoding import Truncation, truncation_of
 from distill.data.splits import Splits
-from distill.decisions import Task
 from distill.distillation.answer_file import AnswerFile
 from distill.distillation.ngram_start import start_from_counts
 from distill.distillation.online_teacher import OnlineTeacher, map_layers, relation_heads
@@ -59,7 +58,7 @@ from distill.models.students import build_from_config, build_from_layers, check_
 from distill.models.truncation import kept_part, reads_of
 from distill.models.untrusted import memory_limit
 from distill.models.vocabulary import check_trimmable
-from distill.recipe.schema import NGRAM_TRAINING, PRECISION, Loss, Ngrams, Recipe, Schedule, Student
+from distill.recipe.schema import NGRAM_TRAINING, PRECISION, Loss, Ngrams, Recipe, Schedule, Student, Task
 from distill.storage.contents import manifest_of
 from distill.storage.run_folder import RunFolder
 from distill.training.arguments import check_training, training_arguments

@@ -22,7 +22,7 @@ from huggingface_hub.constants import HF_HOME
 from distill.data.encoding import Truncation
 from distill.data.pairs import texts_of
 from distill.data.splits import text_fingerprint
-from distill.decisions import Task, Thresholds
+from distill.decisions import Thresholds
 from distill.errors import FolderError, ModelError
 from distill.inference.classifier import identify
 from distill.inference.text_classifier import TextClassifier
@@ -31,6 +31,7 @@ from distill.models.loading import align_labels, check_task, class_names, config
 from distill.models.thresholds import thresholds_of
 from distill.models.weights import weights_fingerprint
 from distill.recipe.labels import SAME_NAMES
+from distill.recipe.schema import Task
 from distill.storage.files import atomic_path, read_json, write_json
 from distill.storage.run_folder import RunFolder
 from distill.training.tokens import tokenizer_fingerprint

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from distill.decisions import Task, Thresholds
+from distill.decisions import Thresholds
 from distill.errors import ModelError
 from distill.inference.text_classifier import TextClassifier
 from distill.models.loading import align_labels
 from distill.recipe.labels import SAME_NAMES
+from distill.recipe.schema import Task
 
 KINDS: dict[Task, str] = {"single_label": "one label", "multi_label": "any number of labels"}
 

@@ -54,9 +54,9 @@ class Measurement:
     share of the test texts that are longer, and `tokens_cut` the share of all tokens that are cut off.
     `classes_answered` is the number of classes that it gave as an answer, or of sets of labels: if it is 1, every text
     got the same answer. If a text may have several labels, `accuracy` is the share of texts with exactly the right
-    ones; if not, `f1_per_text`, `micro_f1`, `mean_average_precision` and `thresholds` are None. `confusion` is None for several
-    labels, and for many classes.
-    `chance_p_value` is the p-value for answers that are independent of the labels (see metrics.chance_p_value).
+    ones; if not, `f1_per_text`, `micro_f1`, `mean_average_precision` and `thresholds` are None. `confusion` is None for
+    several labels, and for many classes. `chance_p_value` is the p-value for answers that are independent of the labels
+    (see metrics.chance_p_value).
     """
 
     role: str

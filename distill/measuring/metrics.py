@@ -136,7 +136,7 @@ def in_a_line(found: Mapping[str, Any]) -> str:
     micro = f"micro-F1 {found['micro_f1']:.4f}, " if "micro_f1" in found else ""
     return (
         f"{measure} {found['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), {micro}macro-F1 "
-        f"{found['macro_f1']:.4f}, on {found['examples']} texts"
+        f"{found['macro_f1']:.4f}"
     )
 
 

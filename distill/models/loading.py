@@ -28,7 +28,6 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from distill.data.encoding import NO_LIMIT
-from distill.decisions import Task
 from distill.errors import ModelError, one_line
 from distill.models.calibration import CONFIG_KEY
 from distill.models.names import AwayError, require_reachable
@@ -45,6 +44,7 @@ from distill.models.untrusted import (
 )
 from distill.models.weights import ADAPTER, weight_files
 from distill.recipe.labels import SAME_NAMES, classes_of, renamed
+from distill.recipe.schema import Task
 from distill.storage.checksums import ANSWERING, check_whole
 
 # These number positions from pad_token_id + 1, as fairseq does, so the earlier rows of the position table are unused.

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, field_validator, model_serializer, m
 from distill.recipe.labels import classes_of, label_key, renamed
 from distill.recipe.search_space import Sweep
 from distill.recipe.section import NonEmptyStr, NotEmpty, Positive, Section
+from distill.recipe.training_fields import OF_SEVERAL_LABELS
 
 Format = Literal["torch-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-bf16", "openvino-int8"]
 Task = Literal["single_label", "multi_label"]
@@ -474,6 +475,18 @@ class Recipe(Section):
         ngrams = self.student and self.student.ngrams
         if ngrams and not ngrams.max_tokens and self.data.padding == "max_length":
             raise ValueError("data.padding: max_length, but student.ngrams reads whole texts; give its max_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _metric_is_of_the_task(self) -> Recipe:
+        for stage in () if self.data.has_several_labels else ("teacher", "student"):
+            training = getattr(getattr(self, stage), "training", {})
+            metric = str(training.get("metric_for_best_model", "")).removeprefix("eval_")
+            if metric in OF_SEVERAL_LABELS:
+                raise ValueError(
+                    f"{stage}.training.metric_for_best_model: {metric}, but it is for texts with several labels, and "
+                    "data.task is single_label"
+                )
         return self
 
     @model_validator(mode="after")

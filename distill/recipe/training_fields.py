@@ -150,7 +150,8 @@ NOT_IN_FSDP_CONFIG = {
 
 LOGGING_STEPS = 50
 # The metrics of an evaluation, for metric_for_best_model.
-HIGHER_IS_BETTER = ("accuracy", "macro_f1", "roc_auc")
+OF_SEVERAL_LABELS = ("f1_per_text", "micro_f1", "mean_average_precision")  # of texts with one label there are none
+HIGHER_IS_BETTER = ("accuracy", "macro_f1", "roc_auc", *OF_SEVERAL_LABELS)
 LOWER_IS_BETTER = ("loss", "log_loss", "ece", "brier")
 
 

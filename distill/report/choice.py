@@ -65,11 +65,11 @@ def choose(
 ) -> dict[str, Any]:
     """Return the model to ship, its accuracy and speed-up against the fastest torch teacher, and the reason in words.
 
-    `measurements` are entries of report.json. Latencies are compared at `shape`. `commonest_share` is what the
-    same answer to every test text would score (see metrics.constant_score). `comparisons` are students against their
-    controls (see metrics.compare_paired), each with the folders of its `student` and `control`. `baselines` are teachers and students against the baseline (see baselines.compare_with_baseline). `reason` begins
-    with those that are not above it. If there are any, `above_baseline` says whether the chosen
-    model is.
+    `measurements` are entries of report.json. Latencies are compared at `shape`. `commonest_share` is what the same
+    answer to every test text would score (see metrics.constant_score). `comparisons` are students against their
+    controls (see metrics.compare_paired), each with the folders of its `student` and `control`. `baselines` are
+    teachers and students against the baseline (see baselines.compare_with_baseline). `reason` begins with those that
+    are not above it. If there are any, `above_baseline` says whether the chosen model is.
 
     Without a budget, the choice is the student that is fastest at `shape`. Its formats passed their proof on
     validation, so test accuracy decides nothing. With a budget, teachers and students are candidates, and their test

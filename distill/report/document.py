@@ -10,8 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from distill.decisions import Task
 from distill.machine.timing import SCATTERED
+from distill.recipe.schema import Task
 from distill.report import plots
 from distill.report.choice import (
     ACCURACY,

@@ -80,7 +80,7 @@ def train_baseline(recipe: Recipe, folder: RunFolder, *, resume: bool = False, o
                 "parents": {},
             }
         )
-        log.info("baseline: test %s; saved in %s", in_a_line(test), final.path)
+        log.info("baseline: test %s, on %d texts; saved in %s", in_a_line(test), test["examples"], final.path)
         tell_classes("baseline", classes)
         for fault in faults:
             log.warning("baseline: %s", fault)

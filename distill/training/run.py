@@ -294,7 +294,7 @@ def _write_run(
         )  # fmt: skip
         write_text(folder.card, text)
     folder.finish(_manifest(training, parents))
-    log.info("%s: test %s; saved in %s", role, in_a_line(test), folder.final_path)
+    log.info("%s: test %s, on %d texts; saved in %s", role, in_a_line(test), test["examples"], folder.final_path)
     tell_classes(role, classes)
     for fault in faults:  # last, so that the user sees them
         log.warning("%s: %s", role, fault)

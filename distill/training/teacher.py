@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.decisions import Task
 from distill.errors import RecipeError
 from distill.models.loading import load_classifier, load_config, load_tokenizer, share_padding, vocabulary_of
 from distill.models.names import named_by
-from distill.recipe.schema import Recipe, Teacher
+from distill.recipe.schema import Recipe, Task, Teacher
 from distill.storage.run_folder import RunFolder
 from distill.training.origin import base_fingerprint, origin_of
 from distill.training.run import fit, open_training

@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation, encode
 from distill.data.pairs import parts_of
-from distill.decisions import Task
 from distill.errors import DataError
 from distill.machine.progress import progress_line
 from distill.models.loading import TOKEN_TYPES, vocabulary_of
+from distill.recipe.schema import Task
 
 UNLABELLED = -1  # datasets on the Hub use -1 for "no label"; of several labels, each is this
 CHECKED_ROWS = 64  # a wrong tokenizer shows on the first few
