@@ -145,7 +145,7 @@ def pad_id_null(folder):
     (folder / "config.json").write_text(json.dumps(values | {"pad_token_id": None}))
 
 
-MULTI_LABEL = "config.json: gives a text any number of labels (problem_type: multi_label_classification); distill"
+MULTI_LABEL = "{model}: gives a text any number of labels, but data.task is single_label: a text has one label"
 REGRESSION = "config.json: gives a text a number (regression: problem_type, or a single output); distill supports"
 ONE_OUTPUT = {"id2label": {"0": "score"}, "label2id": {"score": 0}}
 THREE = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
@@ -181,7 +181,9 @@ CASES = {
         "classifies into 3 classes, the data has 2: negative, positive",
     ),
     "two classes of one name": (config(id2label={"0": "a", "1": "a"}), ("predict",), "two classes have the same name"),
-    "several labels a text": (config(problem_type="multi_label_classification"), EVERY, MULTI_LABEL),
+    "several labels a text": (
+        config(problem_type="multi_label_classification"), ("teacher", "student", "report", "export"), MULTI_LABEL,
+    ),
     "a number for a text": (config(problem_type="regression"), EVERY, REGRESSION),
     "a single output": (lambda folder: (config(**ONE_OUTPUT)(folder), heads(1)(folder)), EVERY, REGRESSION),
     "class names with a gap": (config(id2label={"0": "negative", "2": "positive"}), EVERY, GAPS),

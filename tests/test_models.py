@@ -39,7 +39,7 @@ def logits(model):
 
 
 def load(folder, **settings):
-    defaults = {"seed": 1, "max_tokens": 32, "vocabulary": 29}
+    defaults = {"task": "single_label", "seed": 1, "max_tokens": 32, "vocabulary": 29}
     return load_classifier(str(folder), settings.pop("labels", LABELS), **(defaults | settings))
 
 

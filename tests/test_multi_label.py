@@ -231,7 +231,7 @@ def test_predictions_come_back_as_they_were_written(tmp_path):
     [
         (
             "data.task=single_label",
-            "teacher.training.metric_for_best_model: micro_f1, but it is for texts with several",
+            "teacher.training.metric_for_best_model: micro_f1, but it is for texts with",
         ),
         ("student.loss.soft=decoupled", "student.loss.soft: decoupled, but it is for texts of one class"),
     ],

@@ -40,8 +40,8 @@ def write_pairs(path, count, seed):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A finished run of teacher, student, control, exports and report on pairs."""
+def folder(tmp_path_factory):
+    """A folder with tables of pairs and a recipe."""
     folder = tmp_path_factory.mktemp("pairs")
     for name, count, seed in (("train", 400, 0), ("test", 100, 1), ("transfer", 100, 2)):
         write_pairs(folder / f"{name}.csv", count, seed)
@@ -59,6 +59,12 @@ def world(tmp_path_factory):
         "benchmark": {"shapes": ["1x16"], "rounds": 5},
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(folder):
+    """The folder with a finished run of teacher, student, control, exports and report."""
     commands.run(load_recipe(folder / "recipe.yaml"), folder / "out", device="cpu", force=True)
     return folder
 
@@ -72,17 +78,17 @@ def test_pairs_are_cut_and_typed_as_transformers_does(pairs, most):
         assert length == len(TOKENIZER(*pair)["input_ids"])
 
 
-def test_a_pair_is_a_row_and_leaks_as_a_pair(world, tmp_path):
-    data = load_recipe(world / "recipe.yaml").data
+def test_a_pair_is_a_row_and_leaks_as_a_pair(folder, tmp_path):
+    data = load_recipe(folder / "recipe.yaml").data
     splits = load_splits(data)
-    table = pd.read_csv(world / "train.csv")
+    table = pd.read_csv(folder / "train.csv")
     known = set(zip(table["premise"], table["hypothesis"], strict=True))
     assert set(texts_of(splits.train)) <= known and len(splits.train) + len(splits.validation) == 400
-    test = pd.read_csv(world / "test.csv")
+    test = pd.read_csv(folder / "test.csv")
     swapped = test.assign(premise=test["hypothesis"], hypothesis=test["premise"])
     upper = test.iloc[:7].assign(premise=test["premise"].str.upper())
     pd.concat([table, swapped.iloc[10:20], upper]).to_csv(tmp_path / "train.csv", index=False)
-    again = load_splits(load_recipe(world / "recipe.yaml", [f"data.files.train={tmp_path / 'train.csv'}"]).data)
+    again = load_splits(load_recipe(folder / "recipe.yaml", [f"data.files.train={tmp_path / 'train.csv'}"]).data)
     assert again.leaks["train"] == 7  # a swapped pair is another pair
 
 
@@ -96,6 +102,7 @@ def test_a_single_text_may_hold_what_separates_the_texts_of_pairs(tmp_path, tiny
     assert len(distill.load(tiny_bert)(["one \x1e two"])) == 1
 
 
+@pytest.mark.slow
 def test_pairs_are_learned_and_distilled(world):
     for name in ("teacher", "student"):
         metrics = json.loads((world / "out" / name / "metrics.json").read_text())
@@ -105,6 +112,7 @@ def test_pairs_are_learned_and_distilled(world):
     assert {row["role"] for row in report["measurements"]} >= {"baseline", "teacher", "student", "control"}
 
 
+@pytest.mark.slow
 def test_transformers_and_every_format_answer_as_we_do(world):
     test = pd.read_csv(world / "test.csv")
     pairs = list(zip(test["premise"], test["hypothesis"], strict=True))
@@ -129,6 +137,7 @@ def test_transformers_and_every_format_answer_as_we_do(world):
         assert (export.logits(pairs).argmax(axis=1) == ours.argmax(axis=1)).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_single_texts_are_refused_by_a_model_of_pairs_and_the_other_way_round(world, tiny_bert, tmp_path):
     classifier = distill.load(world / "out" / "student")
     with pytest.raises(ModelError, match="trained on pairs of texts"):
@@ -138,6 +147,7 @@ def test_single_texts_are_refused_by_a_model_of_pairs_and_the_other_way_round(wo
     assert len(distill.load(tiny_bert)([("a film", "a plot")])) == 1  # nobody knows what that was trained on
 
 
+@pytest.mark.slow
 def test_predict_reads_two_columns_and_writes_what_can_teach(world, tmp_path):
     student, test = world / "out" / "student", pd.read_csv(world / "test.csv")
     code, shown, _ = run("predict", student, test["premise"][0], test["hypothesis"][0])
@@ -158,11 +168,11 @@ def test_predict_reads_two_columns_and_writes_what_can_teach(world, tmp_path):
     assert taught.is_finished
 
 
-def test_inspect_shows_pairs(world):
-    code, shown, _ = run("inspect", world / "recipe.yaml", "--row", "train/3")
-    table = pd.read_csv(world / "train.csv")
+def test_inspect_shows_pairs(folder):
+    code, shown, _ = run("inspect", folder / "recipe.yaml", "--row", "train/3")
+    table = pd.read_csv(folder / "train.csv")
     assert code == 0 and f"{table['premise'][3]} | {table['hypothesis'][3]}" in shown
-    code, shown, _ = run("inspect", world / "recipe.yaml")
+    code, shown, _ = run("inspect", folder / "recipe.yaml")
     assert code == 0 and " | " in shown and "control characters" not in shown
 
 
@@ -175,6 +185,6 @@ def test_inspect_shows_pairs(world):
         (["data.text_column=[premise, hypothesis, label]"], "data.text_column"),
     ],
 )
-def test_wrong_pairs_are_refused(world, settings, said):
-    code, _, errors = run("inspect", world / "recipe.yaml", *(word for one in settings for word in ("--set", one)))
+def test_wrong_pairs_are_refused(folder, settings, said):
+    code, _, errors = run("inspect", folder / "recipe.yaml", *(word for one in settings for word in ("--set", one)))
     assert code == 2 and said in errors

@@ -100,9 +100,10 @@ def reads(classifier):
 READS = {"head": (True, False, False), "tail": (False, False, True), "head_tail": (True, False, True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "expected"),
-    [pytest.param(*reads, marks=() if reads[0] == "head_tail" else pytest.mark.slow) for reads in READS.items()],
+    READS.items(),
 )
 def test_a_run_and_its_exports_read_what_the_recipe_says(verdicts, part, expected):
     folder, changes = verdicts.parent, ("--set", f"data.truncation={part}", "--set", "baseline=false")

@@ -180,6 +180,7 @@ def test_positions_that_are_counted_from_another_padding_token_are_refused(tmp_p
         trim_embeddings(model, [2, 3, 0])
 
 
+@pytest.mark.slow
 def test_a_student_with_a_trimmed_vocabulary_is_trained_exported_and_has_a_control(recipe_path, tiny_bert, tmp_path):
     """The teacher knows a hundred words that are in no text."""
     teacher = make_classifier(tmp_path / "teacher", words=FILLER + GOOD + BAD + [f"unused{i}" for i in range(200)])

@@ -48,6 +48,7 @@ from distill.models.loading import (
     reorder_classes,
     share_padding,
     skeleton,
+    task_of,
     vocabulary_of,
     with_attention_dropout,
 )
@@ -258,7 +259,7 @@ def _whole_student(
         model = NgramForSequenceClassification(ngram_config(settings.ngrams, tokenizer, label_names))
         name_classes(model.config, label_names, task)
         return model, tokenizer
-    check_task(config, teacher, task)
+    check_task(task_of(config, teacher), task, teacher)
     check_fit(config, teacher, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer, added=False))
     share_padding(config, tokenizer)
     config = with_attention_dropout(config, settings.attention_dropout)

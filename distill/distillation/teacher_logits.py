@@ -27,7 +27,7 @@ from distill.errors import FolderError, ModelError
 from distill.inference.classifier import identify
 from distill.inference.text_classifier import TextClassifier
 from distill.machine.progress import progress_line
-from distill.models.loading import align_labels, check_task, class_names, config_fingerprint
+from distill.models.loading import align_labels, check_task, class_names, config_fingerprint, task_of
 from distill.models.thresholds import thresholds_of
 from distill.models.weights import weights_fingerprint
 from distill.recipe.labels import SAME_NAMES
@@ -97,7 +97,7 @@ def identify_teacher(
     Raises `ModelError` if it is not a classifier, has no weights, has other classes, or is for another task.
     """
     config, tokenizer, truncation = identify(name)
-    check_task(config, name, task)
+    check_task(task_of(config, name), task, name)
     columns = tuple(align_labels(class_names(config, name), label_names, label_map, teacher=name))
     thresholds = thresholds_of(config)
     return TeacherIdentity(

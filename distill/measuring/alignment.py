@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from distill.decisions import Thresholds
-from distill.errors import ModelError
 from distill.inference.text_classifier import TextClassifier
-from distill.models.loading import align_labels
+from distill.models.loading import align_labels, check_task
 from distill.recipe.labels import SAME_NAMES
 from distill.recipe.schema import Task
-
-KINDS: dict[Task, str] = {"single_label": "one label", "multi_label": "any number of labels"}
 
 
 def align(
@@ -27,9 +24,7 @@ def align(
     Both are in the order of `label_names`. `task` is the data's, and `name` the model's, for messages. Raises
     `ModelError` if the classifier is for the other task, or if its classes are not the data's (see align_labels).
     """
-    its: Task = "single_label" if classifier.thresholds is None else "multi_label"
-    if its != task:
-        raise ModelError(f"{name}: gives a text {KINDS[its]}, but in the data a text has {KINDS[task]}")
+    check_task("single_label" if classifier.thresholds is None else "multi_label", task, name)
     columns = align_labels(classifier.label_names, label_names, label_map, teacher=name)
     if classifier.thresholds is None:
         return columns, None

@@ -229,7 +229,7 @@ def _classes_of_base(
     if not is_classifier(config):
         return ()
     if pretrained:
-        check_task(config, name, task)
+        check_task(task_of(config, name), task, name)
     had = class_names(config, name)
     if label_names and len(had) != len(label_names):
         raise ModelError(
@@ -361,14 +361,11 @@ def task_of(config: PretrainedConfig, name: str) -> Task:
     return "multi_label" if config.problem_type == PROBLEM_TYPES["multi_label"] else "single_label"
 
 
-def check_task(config: PretrainedConfig, name: str, task: Task) -> None:
-    """Raise `ModelError` if the classifier of this configuration is for another task than the data's."""
-    if (its := task_of(config, name)) != task:
-        kinds = {"single_label": "one label", "multi_label": "any number of labels"}
-        raise ModelError(
-            f"{name}: config.json: gives a text {kinds[its]} (problem_type: {config.problem_type}), but data.task is "
-            f"{task}"
-        )
+def check_task(its: Task, task: Task, name: str) -> None:
+    """Raise `ModelError` if `its`, the task of the model `name`, is not the data's."""
+    if its != task:
+        labels = {"single_label": "one label", "multi_label": "any number of labels"}
+        raise ModelError(f"{name}: gives a text {labels[its]}, but data.task is {task}: a text has {labels[task]}")
 
 
 def class_names(config: PretrainedConfig, name: str) -> tuple[str, ...]:
