@@ -393,11 +393,13 @@ def inspect(
         found["accuracy_by_part"] = accuracy_by_part(splits, tokenizer, recipe.data.max_tokens, seed=recipe.data.seed)
     if teacher:
         if is_answer_file(str(teacher)):
-            given = AnswerFile.read(str(teacher), recipe.data, splits.label_names).by_split(splits)
+            file = AnswerFile.read(str(teacher), recipe.data, splits)
+            given, thresholds = file.by_split(splits), file.thresholds
         else:  # of a model all but test, from the cache that its student will use
             caches = kept_logits(recipe, teacher, device=device)
             given = {split: load_or_compute(cache) for split, cache in caches.items()}
-        found["teacher"] = {"name": str(teacher), **review(given, splits)}
+            thresholds = next(iter(caches.values())).teacher.thresholds
+        found["teacher"] = {"name": str(teacher), **review(given, splits, thresholds)}
     if output is not None:
         reviewed = found.get("teacher")
         shown = {

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import BRIEFLY, FILLER, make_classifier, run
+from datasets import Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
@@ -15,11 +16,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import distill
 from distill import commands
+from distill.data.splits import Splits
 from distill.distillation.losses import label_mse_loss, label_target_loss, mean_of_teachers, soft_target_loss
 from distill.errors import ModelError
 from distill.models.thresholds import DEFAULT, FEWEST, choose_thresholds
 from distill.recipe.file import load_recipe
 from distill.storage.predictions import read_predictions, write_predictions
+from distill.training.class_weights import class_weights_of
 from distill.training.losses import gold_loss
 
 WORDS = {"food": ["soup", "bread"], "service": ["waiter", "staff"], "price": ["cheap", "costly"]}
@@ -207,6 +210,54 @@ def test_no_other_threshold_has_a_higher_f1(seed, rows):
 
     (threshold,) = choose_thresholds(probabilities, gold)
     assert f1(threshold) >= max(map(f1, (*probabilities[:, 0], DEFAULT))) - 1e-9
+
+
+def test_a_step_counts_texts_and_not_their_labels(tmp_path):
+    """transformers counts labels; a loss that is divided by texts and labels would be a third of what it is."""
+    write_reviews(tmp_path / "train.jsonl", 48, 1)
+    write_reviews(tmp_path / "test.jsonl", 20, 2)
+    make_classifier(
+        tmp_path / "base", words=VOCABULARY, id2label=dict(enumerate(NAMES)), problem_type="multi_label_classification"
+    )
+    training = {
+        **BRIEFLY, "learning_rate": 1e-12, "num_train_epochs": 1, "logging_steps": 1, "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2, "eval_strategy": "epoch",
+    }  # fmt: skip
+    recipe = {
+        "data": {"files": {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}, "max_tokens": 32,
+                 "task": "multi_label", "label_names": NAMES},
+        "teacher": {"model": str(tmp_path / "base"), "training": training},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    run = commands.teacher(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "teacher")
+    losses = [entry["loss"] for entry in run.read_log() if "loss" in entry]
+    (evaluated,) = {entry["eval_loss"] for entry in run.read_log() if "eval_loss" in entry}
+    assert np.mean(losses) == pytest.approx(evaluated, rel=0.25)
+
+
+def test_without_a_choice_log_loss_chooses_the_checkpoint(tmp_path):
+    data = {"files": {"train": "train.jsonl", "test": "test.jsonl"}, "task": "multi_label"}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"data": data, "teacher": {"model": "bert"}}))
+    for task, metric in (("multi_label", "log_loss"), ("single_label", "accuracy")):
+        recipe = load_recipe(tmp_path / "recipe.yaml", [f"data.task={task}"])
+        assert recipe.teacher.training["metric_for_best_model"] == metric
+
+
+def test_a_label_that_every_text_has_is_still_learned():
+    features = Features({"label": List(Value("uint8"), length=2)})
+    rows = Dataset.from_dict({"label": [[1, 1], [1, 0], [1, 0], [1, 0]]}, features=features)
+    splits = Splits(rows, rows, rows, ("a", "b"), task="multi_label")
+    assert class_weights_of("balanced", splits, "teacher") == (1.0, 3.0)
+    assert class_weights_of({"b": 5.0}, splits, "teacher") == (1.0, 5.0)
+
+
+@pytest.mark.parametrize("problem_type", ["x", 5, ["multi_label_classification"]])
+def test_a_task_that_transformers_does_not_know_is_refused(tmp_path, problem_type):
+    make_classifier(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "problem_type": problem_type}))
+    code, _, err = run("predict", tmp_path / "m", "a film")
+    assert code == 2 and "problem_type" in err and len(err.splitlines()) <= 2, err
 
 
 def test_a_rare_label_keeps_the_default_threshold():

@@ -17,7 +17,9 @@ from distill import commands
 from distill.data.encoding import Truncation, encode
 from distill.data.pairs import joined_texts, texts_of
 from distill.data.splits import load_splits
-from distill.errors import ModelError
+from distill.errors import DataError, ModelError
+from distill.inference.linear import LinearClassifier, WordNgrams, counts
+from distill.models.students import build_from_layers
 from distill.recipe.file import load_recipe
 from distill.recipe.schema import Data, Files
 
@@ -188,3 +190,33 @@ def test_inspect_shows_pairs(folder):
 def test_wrong_pairs_are_refused(folder, settings, said):
     code, _, errors = run("inspect", folder / "recipe.yaml", *(word for one in settings for word in ("--set", one)))
     assert code == 2 and said in errors
+
+
+def test_a_student_of_all_layers_tells_the_texts_apart_as_its_teacher_does(tmp_path):
+    teacher = AutoModelForSequenceClassification.from_pretrained(make_classifier(tmp_path / "bert")).eval()
+    student = build_from_layers(teacher, 4).eval()
+    ids = torch.tensor([[2, 7, 8, 3, 9, 10, 3]])
+    for types in ([0] * 7, [0] * 4 + [1] * 3):
+        given = {"input_ids": ids, "token_type_ids": torch.tensor([types])}
+        torch.testing.assert_close(student(**given).logits, teacher(**given).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_baseline_knows_which_text_a_word_is_in():
+    """Also in scripts without spaces, where a character is a word."""
+    for first, second in (("good film", "bad plot"), ("今天", "明天")):
+        one, other = counts([joined_texts(first, second)]), counts([joined_texts(second, first)])
+        assert (one != other).nnz
+        shared = set(counts([joined_texts(first, first)]).indices) & set(counts([first]).indices)
+        assert shared == set(counts([first]).indices)
+    columns = np.unique(counts(["a good film"]).indices).astype(np.int32)
+    ngrams = WordNgrams(columns, np.ones(len(columns), np.float32))
+    classifier = LinearClassifier(ngrams, np.ones((2, len(columns)), np.float32), np.zeros(2, np.float32), LABELS,
+                                  reads="pairs")  # fmt: skip
+    assert len(classifier([("a", "b")])) == 1
+    with pytest.raises(ModelError, match="trained on pairs of texts"):
+        classifier(["a good film"])
+
+
+def test_a_pair_needs_room_for_both_texts():
+    with pytest.raises(DataError, match="leaves no room for two texts"):
+        encode(TOKENIZER, [joined_texts("good film", "bad film")], Truncation(1, "longest_first"))

@@ -95,7 +95,7 @@ def read_answers(
                 continue
             if not all(isinstance(text, str) for text in texts):
                 raise _Fault(f"texts that are not text: {_short(texts[0])}")
-            text = joined_texts(*texts) if len(texts) == 2 else texts[0]
+            text = joined_texts(*texts)
             answer = parse([_decoded(value) for value in values])
             with np.errstate(over="ignore"):
                 answer = answer.astype(np.float32)

@@ -204,11 +204,11 @@ def _labels(columns: Mapping[str, Sequence[Any]], text_columns: Sequence[str], n
 
 
 def _marks(others: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
-    """Return the columns of 0 and 1 if there are several, and no other column is named like labels or looks like it."""
+    """Return the columns of 0 and 1 if there are three or more, and no other column is or looks like labels."""
     marks = [name for name in others if all(str(value).strip().lower() in YES_OR_NO for value in others[name])]
     rest = [name for name in _with_few_values(others) if name not in marks]
     is_named = any(name.strip().lower() in LABEL_NAMES for name in others)
-    return tuple(marks) if len(marks) > 1 and not rest and not is_named else ()
+    return tuple(marks) if len(marks) > 2 and not rest and not is_named else ()
 
 
 def _are_lists(values: Iterable[Any]) -> bool:

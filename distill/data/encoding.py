@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.pairs import is_pair, parts_of
+from distill.errors import DataError
 from distill.recipe.schema import Recipe
 
 Kept = Literal["head", "tail", "head_tail", "longest_first"]  # the last one is for pairs of texts
@@ -114,7 +115,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], truncation:
     """
     backend = _backend(tokenizer)
     if texts and is_pair(texts[0]):
-        return _encode_pairs(backend, texts, truncation.max_tokens)
+        return _encode_pairs(tokenizer, backend, texts, truncation.max_tokens)
     ids: list[list[int]] = []
     lengths: list[int] = []
     for start in range(0, len(texts), AT_ONCE):
@@ -127,7 +128,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], truncation:
     return Encoded(ids, lengths)
 
 
-def _encode_pairs(backend: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
+def _encode_pairs(tokenizer: PreTrainedTokenizerBase, backend: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
     ids: list[list[int]] = []
     lengths: list[int] = []
     types: list[list[int]] = []
@@ -140,14 +141,27 @@ def _encode_pairs(backend: Any, texts: Sequence[str], max_tokens: int) -> Encode
         )
         if template is None:  # of two texts that have tokens; some tokenizers drop what they do not know
             whole = next((at for at, both in enumerate(zip(firsts, seconds, strict=True)) if all(both)), None)
-            template = _PairTemplate(backend, *(pairs[whole] if whole is not None else ("a", "a")))
+            template = _PairTemplate(backend, *(pairs[whole] if whole is not None else _two_words(backend)))
+            if max_tokens < template.added + 2:
+                raise DataError(
+                    f"data.max_tokens: {max_tokens} leaves no room for two texts: the tokenizer adds {template.added} "
+                    "tokens to a pair"
+                )
         for first, second in zip(firsts, seconds, strict=True):
             lengths.append(len(first) + len(second) + template.added)
             first, second = _longest_first(first, second, max_tokens - template.added)
             row, kinds = template.fill(first, second)
-            ids.append(row)
-            types.append(kinds)
+            ids.append(row or ids_of_empty_text(tokenizer))
+            types.append(kinds or [0])
     return Encoded(ids, lengths, types)
+
+
+def _two_words(backend: Any) -> tuple[str, str]:
+    """Return a text that has tokens, twice."""
+    for word in ("a", *backend.get_vocab()):
+        if len(backend.encode(word, add_special_tokens=False)):
+            return word, word
+    raise DataError("the tokenizer makes no token of any text")
 
 
 def _longest_first(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:

@@ -72,7 +72,7 @@ def inspect(
         "leaks_dropped": dict(splits.leaks),
         "notes": list(splits.notes),
         "unread_columns": list(splits.unread),
-        "joined_labels": joined(splits.label_names) if splits.task == "single_label" else [],
+        "joined_labels": joined(splits.label_names),
         "examples": examples,
         "tokenised": tokenised,
         **_repeated(parts, splits.label_names),
@@ -169,10 +169,14 @@ def concerns(found: Mapping[str, Any]) -> list[str]:
     if found["joined_labels"]:
         names = _listed([repr(excerpt(name, EXCERPT)) for name in found["joined_labels"][:SHOWN]])
         more = len(found["joined_labels"]) - SHOWN
+        unless = (
+            "data.task: multi_label and data.label_separator (what joins the labels) say that a text has several"
+            if found["task"] == "single_label"
+            else "data.label_separator is what joins them"
+        )
         said.append(
             f"{names}{f' and {more} more classes' if more > 0 else ''} look like several labels in one: each "
-            "combination is a class of its own, unless data.task: multi_label and data.label_separator (what joins the "
-            "labels) say that a text has several"
+            f"combination is a class of its own, unless {unless}"
         )
     if leaks := _counted(found["leaks_dropped"]):
         said.append(f"{leaks} texts are also in validation or test; training drops them")

@@ -427,7 +427,7 @@ def _check_every_class_is_trained(
 ) -> None:
     """Raise `DataError` if a class has no text in `train`; `codes` are the classes of all train rows that were read."""
     counts, source = label_counts(train, len(label_names)), table.source
-    if len(label_names) == len(train) > MOST_CLASSES_OF_ONE_TEXT:
+    if codes.ndim == 1 and len(label_names) == len(train) > MOST_CLASSES_OF_ONE_TEXT:
         raise DataError(
             f"{source}: {len(label_names)} classes of one text each: data.label_column probably names the wrong column",
             hint="--set data.label_column=NAME names another",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from scipy.special import expit
 
 from distill.data.answers import SHOWN, Answers, read_answers
 from distill.data.pairs import shown_text
@@ -20,7 +20,7 @@ from distill.data.tables import READERS
 from distill.decisions import Thresholds, answers_of, are_equal
 from distill.distillation.teacher_logits import COLUMN
 from distill.errors import DataError
-from distill.models.thresholds import DEFAULT
+from distill.models.thresholds import choose_thresholds, default_thresholds
 from distill.models.weights import teacher_digest
 from distill.recipe.schema import Data
 
@@ -47,15 +47,21 @@ class AnswerFile:
         return hashlib.sha256(json.dumps([self.weights, self.label_names, logits]).encode()).hexdigest()
 
     @classmethod
-    def read(cls, name: str, data: Data, label_names: Sequence[str]) -> AnswerFile:
-        """Read the file; raises `DataError` if it is not one of answers for these classes (see `read_answers`)."""
+    def read(cls, name: str, data: Data, splits: Splits) -> AnswerFile:
+        """Read the file; raises `DataError` if it is not one of answers for these classes (see `read_answers`).
+
+        If a text may have several labels, the thresholds are chosen on the validation texts that it answers.
+        """
+        label_names = splits.label_names
         digest = teacher_digest(name)
         answers = read_answers(
             name, data.text_columns, label_names, data.label_map or {}, is_ordered=data.label_names is not None,
             task=data.task,
         )  # fmt: skip
-        thresholds = None if data.task == "single_label" else (DEFAULT,) * len(label_names)
-        file = cls(name, digest, tuple(label_names), answers, thresholds)
+        file = cls(name, digest, label_names, answers, default_thresholds(data.task, len(label_names)))
+        if len(rows := file.answered(splits.validation)) and file.thresholds is not None:
+            found = expit(answers.logits[file._rows_of(rows)])
+            file = replace(file, thresholds=choose_thresholds(found, gold_labels_of(rows)))
         file.check_unchanged()
         return file
 

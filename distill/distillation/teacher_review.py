@@ -16,7 +16,6 @@ from distill.data.splits import Splits, gold_labels_of
 from distill.decisions import Thresholds, answers_of, are_equal, as_two_classes, in_words, probabilities_of
 from distill.distillation.teacher_logits import COLUMN
 from distill.models.calibration import expected_calibration_error
-from distill.models.thresholds import DEFAULT
 
 NEARLY_EVEN = 0.1  # between the two likeliest classes
 SUREST = "surest of the teacher's answers that contradict a label; one of the two is wrong"
@@ -24,17 +23,16 @@ EXCERPT = 160  # characters of a text
 SHOWN = 5  # of the texts on which it is surest and wrong
 
 
-def review(answers: Mapping[str, Dataset], splits: Splits) -> dict[str, Any]:
+def review(answers: Mapping[str, Dataset], splits: Splits, thresholds: Thresholds) -> dict[str, Any]:
     """Return as JSON how good a teacher's `answers` are, by split: columns example_id and teacher_logits.
 
     A split may lack answers to some of its texts. Of labelled splits there are accuracy and calibration error (15
     bins), and of train and validation the texts on which the teacher is surest and contradicts the label: one of the
     two is wrong. `nearly_even` is the share of answers whose two likeliest classes differ by less than `NEARLY_EVEN`.
 
-    If a text may have several labels, it is the share of labels whose "yes" and "no" differ by less, the calibration
-    error is that of each label, and the teacher answers each label that is likelier than not.
+    If a text may have several labels, `thresholds` are the teacher's, `nearly_even` is the share of labels whose "yes"
+    and "no" differ by less, and the calibration error is that of each label.
     """
-    thresholds = None if splits.task == "single_label" else (DEFAULT,) * len(splits.label_names)
     surest: list[dict[str, Any]] = []
     by_split = {}
     for split, found in answers.items():

@@ -53,7 +53,7 @@ def check_teachers(names: Sequence[str]) -> None:
 def identify(names: Sequence[str], splits: Splits, data: Data) -> list[Teacher]:
     """Return what each teacher is; a file of answers is read, and of a model only its configuration and its files."""
     return [
-        AnswerFile.read(name, data, splits.label_names)
+        AnswerFile.read(name, data, splits)
         if is_answer_file(name)
         else identify_teacher(name, splits.label_names, splits.label_map, splits.task)
         for name in names

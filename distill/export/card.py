@@ -23,10 +23,11 @@ def export_card(
     calibrated: bool,
     truncation: Truncation,
     room: int,
+    inputs: Sequence[str],
 ) -> str:
     """Return the README.md, in the Hub's format, of an export of `model` that passed its proof.
 
-    A text has `room` for that many tokens besides the special ones.
+    A text has `room` for that many tokens besides the special ones. `inputs` are those of its graph.
     """
     library = "transformers" if proof.format.startswith("torch-") else proof.format.split("-")[0]
     metadata = ModelCardData(
@@ -43,5 +44,7 @@ def export_card(
         thresholds=thresholds,
         calibrated=calibrated,
         truncation=truncation,
+        reads_pairs=truncation.kept == "longest_first",
+        inputs=" and ".join(map(as_code, inputs)) if len(inputs) < 3 else ", ".join(map(as_code, inputs)),
         ends=truncation.ends(room),
     )

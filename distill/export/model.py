@@ -12,6 +12,7 @@ from distill.data.splits import Splits, gold_labels_of
 from distill.errors import FolderError
 from distill.export.card import export_card
 from distill.export.formats import export_formats, keep_proofs
+from distill.export.onnx_graph import graph_inputs
 from distill.export.proofs import Bounds, Proof
 from distill.inference.classifier import Classifier, load
 from distill.inference.runtimes import onnx_runs_on_cuda
@@ -58,6 +59,7 @@ def export_model(
             thresholds=thresholds,
             truncation=classifier.truncation,
             room=classifier.truncation.max_tokens - classifier.tokenizer.num_special_tokens_to_add(),
+            inputs=graph_inputs(classifier.session.model.config),
             calibrated=temperature_of(classifier.session.model.config) != 1,
         ),
         progress=lambda step: log.info("export: %s", step),

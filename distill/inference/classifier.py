@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from distill.data.encoding import Cut, Encoded, Truncation, cut_of, encode
-from distill.data.pairs import Text, is_pair
+from distill.data.pairs import Text
 from distill.decisions import Thresholds
 from distill.errors import DeviceError, ModelError
 from distill.inference.cascade import Cascade
@@ -88,7 +88,7 @@ class Classifier(TextClassifier):
                 f"{self.format}: was loaded in process {self._process}, and this process is a fork of it",
                 hint='call distill.load in the new process, or start it with multiprocessing.get_context("spawn")',
             )
-        read = self._plain(texts)
+        read = plain(texts, self._reads, self.format)
         logits = np.zeros((len(read), len(self.label_names)), np.float32)
         arrays = [row for start in range(0, len(read), TOKENISED_AT_ONCE) for row in self._arrays(read, start)]
         packed = list(pack([len(row[0]) for row in arrays], self.session.batch_tokens))
@@ -106,20 +106,11 @@ class Classifier(TextClassifier):
 
     def cut_of(self, texts: Sequence[Text]) -> Cut:
         """Return how much of `texts` it cuts off."""
-        read = self._plain(texts)
+        read = plain(texts, self._reads, self.format)
         starts = range(0, len(read), TOKENISED_AT_ONCE)
         return cut_of(
             [length for start in starts for length in self._encoded(read, start).lengths], self.truncation.max_tokens
         )
-
-    def _plain(self, texts: Sequence[Text]) -> list[str]:
-        """Return texts as `encode` takes them; raises `ModelError` if they are not what the model was trained on."""
-        read = plain(texts)
-        given: Reads = "pairs" if read and is_pair(read[0]) else "texts"
-        if read and self._reads not in (None, given):
-            other = "pairs of texts, such as (premise, hypothesis)" if self._reads == "pairs" else "single texts"
-            raise ModelError(f"{self.format}: the model was trained on {other}, and got {given}")
-        return read
 
     def _batch(self, rows: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
         """Return ids and mask, and token types if the rows have them, padded to the longest."""

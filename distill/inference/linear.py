@@ -7,6 +7,7 @@ stand in two training texts or more. It is saved without a pickle: settings in J
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
 from typing_extensions import TypedDict
 
-from distill.data.pairs import Text, is_pair, parts_of
+from distill.data.pairs import Text, parts_of
 from distill.decisions import Thresholds
 from distill.errors import ModelError, one_line
 from distill.inference.text_classifier import TextClassifier, encodable, plain
 from distill.machine.devices import Device
+from distill.models.truncation import Reads
 from distill.storage.checksums import ANSWERING, LINEAR_SETTINGS, LINEAR_WEIGHTS, check_whole
 from distill.storage.files import read_json, write_json
 from distill.storage.records import checked
@@ -42,6 +44,7 @@ class _Settings(TypedDict):
     label_names: list[str]
     longest: int
     buckets: int
+    reads: NotRequired[Reads]
     thresholds: NotRequired[list[float]]
 
 
@@ -71,31 +74,28 @@ class WordNgrams:
 
 def counts(texts: Sequence[str]) -> csr_matrix:
     """Return how often each hashed n-gram stands in each text, a sparse matrix (texts, `BUCKETS`)."""
-    found: Any = _vectorizer().transform([_words(encodable(text)) for text in texts])
+    found: Any = _vectorizer().transform(map(encodable, texts))
     return found
 
 
-def _words(text: str) -> str:
-    """Return what is counted of a text: of a pair, also which words its texts share, which a sum cannot see."""
-    if not is_pair(text):
-        return text
-    first, second = (re.findall(WORD, part.lower()) for part in parts_of(text))
-    shared = set(first) & set(second)
-    return " ".join([
-        *first, *(f"second_{word}" for word in second), *(f"both_{word}" for word in second if word in shared),
-    ])  # fmt: skip
+def _ngrams(text: str) -> list[str]:
+    """Return the words and word pairs of a text; of a pair, also the words that both have, which a sum cannot see."""
+    first, *others = (re.findall(WORD, part.lower()) for part in parts_of(text))
+    found = _of_words(first)
+    for second in others:
+        shared = set(first) & set(second)
+        found += [f"second_{ngram}" for ngram in _of_words(second)]
+        found += [f"both_{word}" for word in second if word in shared]
+    return found
+
+
+def _of_words(words: list[str]) -> list[str]:
+    return words + [f"{word} {following}" for word, following in itertools.pairwise(words)]
 
 
 @functools.cache
 def _vectorizer() -> HashingVectorizer:
-    return HashingVectorizer(
-        ngram_range=(1, LONGEST),
-        token_pattern=WORD,
-        n_features=BUCKETS,
-        alternate_sign=False,
-        norm=None,
-        dtype=np.float32,
-    )
+    return HashingVectorizer(analyzer=_ngrams, n_features=BUCKETS, alternate_sign=False, norm=None, dtype=np.float32)
 
 
 class LinearClassifier(TextClassifier):
@@ -115,17 +115,21 @@ class LinearClassifier(TextClassifier):
         bias: np.ndarray,
         label_names: Sequence[str],
         thresholds: Thresholds = None,
+        *,
+        reads: Reads = "texts",
     ):
         self.ngrams, self.weights, self.bias, self.thresholds = ngrams, weights, bias, thresholds
+        self.reads: Reads = reads
         self.label_names = tuple(label_names)
         self._columns = np.ascontiguousarray(weights.T)  # (features, classes), as sparse products read it
 
     def logits(self, texts: Sequence[Text], *, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
         """Return logits, float32, shape (texts, classes); `progress` is called with the number of texts of each batch.
 
-        Texts are read whole. Raises `TypeError` if `texts` is one text.
+        Texts are read whole. Raises `TypeError` if `texts` is one text, and `ModelError` if it was trained on pairs and
+        gets single texts, or the other way round.
         """
-        read = plain(texts)
+        read = plain(texts, self.reads, self.format)
         logits = np.zeros((len(read), len(self.label_names)), np.float32)
         for start in range(0, len(read), AT_ONCE):
             part = slice(start, start + AT_ONCE)
@@ -145,7 +149,9 @@ class LinearClassifier(TextClassifier):
             "bias": self.bias,
         }
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / LINEAR_WEIGHTS)
-        settings: dict[str, Any] = {"label_names": list(self.label_names), "longest": LONGEST, "buckets": BUCKETS}
+        settings: dict[str, Any] = {
+            "label_names": list(self.label_names), "longest": LONGEST, "buckets": BUCKETS, "reads": self.reads,
+        }  # fmt: skip
         if self.thresholds is not None:
             settings["thresholds"] = list(self.thresholds)
         write_json(folder / LINEAR_SETTINGS, settings)
@@ -175,4 +181,5 @@ class LinearClassifier(TextClassifier):
         thresholds = settings.get("thresholds")
         if thresholds is not None and (len(thresholds) != classes or not all(0 < one < 1 for one in thresholds)):
             raise ModelError(f"{place}: thresholds: wants {classes} numbers between 0 and 1")
-        return cls(WordNgrams(columns, idf), weights, bias, settings["label_names"], thresholds)
+        ngrams = WordNgrams(columns, idf)
+        return cls(ngrams, weights, bias, settings["label_names"], thresholds, reads=settings.get("reads", "texts"))

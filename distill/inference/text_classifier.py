@@ -12,6 +12,7 @@ from distill.data.pairs import Text, joined_texts
 from distill.decisions import Thresholds, answers_of, probabilities_of
 from distill.errors import ModelError
 from distill.machine.devices import Device
+from distill.models.truncation import Reads
 
 
 class TextClassifier(abc.ABC):
@@ -82,10 +83,11 @@ def check_finite(logits: np.ndarray, name: str) -> None:
         )
 
 
-def plain(texts: Sequence[Text]) -> list[str]:
+def plain(texts: Sequence[Text], reads: Reads | None = None, name: str = "") -> list[str]:
     """Return texts as `encode` takes them: pairs as one string each, and nothing in them that cannot be encoded.
 
-    Raises `TypeError` if `texts` is one text, or holds pairs beside single texts.
+    Raises `TypeError` if `texts` is one text, or holds pairs beside single texts. Raises `ModelError` if they are not
+    what the model `name` `reads`; None takes both.
     """
     if isinstance(texts, str):
         raise TypeError("wants a list of texts, got one text: [text]")
@@ -93,6 +95,10 @@ def plain(texts: Sequence[Text]) -> list[str]:
     pairs = sum(not isinstance(text, str) for text in texts)
     if pairs and (pairs < len(texts) or any(len(text) != 2 for text in texts)):
         raise TypeError("wants texts, or pairs of two texts, and not both")
+    given: Reads = "pairs" if pairs else "texts"
+    if len(texts) and reads not in (None, given):
+        other = "pairs of texts, such as (premise, hypothesis)" if reads == "pairs" else "single texts"
+        raise ModelError(f"{name}: the model was trained on {other}, and got {given}")
     if pairs:
         return [joined_texts(*map(encodable, text)) for text in texts]
     return [joined_texts(encodable(text)) for text in texts]

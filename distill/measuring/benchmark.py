@@ -211,7 +211,10 @@ def _call_of(classifier: TextClassifier, folder: Path, shape: str) -> Callable[[
     batch, tokens = map(int, shape.split("x"))
     if isinstance(classifier, LinearClassifier):  # it reads words, and that is nearly all its time
         words = np.random.default_rng(0).integers(10_000, 99_999, (batch, tokens))
-        texts = [" ".join(map(str, row)) for row in words]
+        texts: list[Text] = [" ".join(map(str, row)) for row in words]
+        if classifier.reads == "pairs":
+            halves = ([" ".join(map(str, half)) for half in np.array_split(row, 2)] for row in words)
+            texts = [(first, second) for first, second in halves]
         return lambda: classifier.logits(texts)
     assert isinstance(classifier, Classifier)
     if tokens > (token_limit(load_config(str(folder))) or tokens):

@@ -189,8 +189,7 @@ def load_classifier(
     config = load_config(name)
     had = _classes_of_base(config, name, label_names, task, pretrained=pretrained)
     name_classes(config, label_names, task)
-    for key in (CONFIG_KEY, THRESHOLDS):  # they are for the logits before this training
-        vars(config).pop(key, None)
+    drop_decisions(config)
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary)
     config = with_attention_dropout(config, attention_dropout)
     set_seed(seed)
@@ -207,6 +206,12 @@ def load_classifier(
     if had != tuple(label_names) and set(had) == set(label_names):
         return reorder_classes(model, [had.index(label) for label in label_names], label_names)
     return model
+
+
+def drop_decisions(config: PretrainedConfig) -> None:
+    """Remove the temperature and the thresholds, which are for the logits before a training."""
+    for key in (CONFIG_KEY, THRESHOLDS):
+        vars(config).pop(key, None)
 
 
 def check_base(name: str, label_names: Sequence[str] | None, task: Task, *, pretrained: bool = True) -> None:
@@ -351,8 +356,13 @@ def is_classifier(config: PretrainedConfig) -> bool:
 def task_of(config: PretrainedConfig, name: str) -> Task:
     """Return whether the classifier of this configuration gives a text one label or several.
 
-    Raises `ModelError` if it gives a number (regression).
+    Raises `ModelError` if it gives a number (regression), or if transformers knows no such task.
     """
+    known = (*PROBLEM_TYPES.values(), "regression")
+    if config.problem_type is not None and config.problem_type not in known:
+        raise ModelError(
+            f"{name}: config.json: problem_type: wants one of {', '.join(known)}, got {config.problem_type!r:.80}"
+        )
     if config.problem_type == "regression" or config.num_labels == 1:
         raise ModelError(
             f"{name}: config.json: gives a text a number (regression: problem_type, or a single output); distill "

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 
 from distill.errors import ModelError, one_line
 from distill.models.calibration import CONFIG_KEY
-from distill.models.loading import BERT_LIKE, layer_count, layer_list, normalized_config
+from distill.models.loading import BERT_LIKE, drop_decisions, layer_count, layer_list, normalized_config
 from distill.models.thresholds import CONFIG_KEY as THRESHOLDS
 from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 
@@ -64,10 +64,10 @@ def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> 
     """Return a student with copies of the teacher's `layers`, embeddings, pooler and head.
 
     `layers` is as in `choose_layers`. With all layers the student computes what the teacher computes. To start from the
-    teacher's layers is DistilBERT's initialization (Sanh et al. 2019, section 2). A text always has token type 0, so
-    that type's embedding is added to each word's, and the table of types becomes zeros. The table keeps its size,
-    because other exporters feed all types. The teacher's calibration temperature is not copied. Raises `ModelError` if
-    the teacher lacks a layer.
+    teacher's layers is DistilBERT's initialization (Sanh et al. 2019, section 2). A single text always has token type
+    0, so that type's embedding is added to each word's and taken from each type's, which makes it zero. The table keeps
+    its size, because pairs and other exporters feed all types. The teacher's temperature and thresholds are not copied.
+    Raises `ModelError` if the teacher lacks a layer.
     """
     count = layer_count(teacher.config)
     layers = choose_layers(count, layers)
@@ -75,15 +75,14 @@ def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> 
     setattr(config, normalized_config(config).NUM_LAYERS, len(layers))
     if getattr(config, "layer_types", None):  # one name per layer (ModernBERT)
         config.layer_types = [config.layer_types[layer] for layer in layers]
-    for key in (CONFIG_KEY, THRESHOLDS):
-        vars(config).pop(key, None)
+    drop_decisions(config)
     kept = teacher.state_dict()
     if config.model_type in BERT_LIKE:
         embeddings = f"{teacher.base_model_prefix}.embeddings"
         types = kept[f"{embeddings}.token_type_embeddings.weight"]
         # The padding row is shifted too. That changes nothing: padding is masked, and padding_idx only stops gradients.
         kept[f"{embeddings}.word_embeddings.weight"] = kept[f"{embeddings}.word_embeddings.weight"].float() + types[0]
-        kept[f"{embeddings}.token_type_embeddings.weight"] = torch.zeros_like(types)
+        kept[f"{embeddings}.token_type_embeddings.weight"] = types - types[0]
     student = type(teacher)(config)
     source, target = layer_list(teacher, count), layer_list(student, len(layers))
     kept = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{source[0]}.")}
@@ -122,8 +121,7 @@ def build_from_config(teacher_config: PretrainedConfig, sizes: Mapping[str, Any]
     also raised if the model cannot be built or run with these sizes together.
     """
     config = copy.deepcopy(teacher_config)
-    for key in (CONFIG_KEY, THRESHOLDS):
-        vars(config).pop(key, None)
+    drop_decisions(config)
     problems = [problem for key, value in sizes.items() if (problem := _set_size(config, key, value))]
     if problems:
         raise ModelError(*problems)

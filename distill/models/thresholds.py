@@ -6,11 +6,17 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from distill.errors import ModelError
+from distill.recipe.schema import Task
 
 CONFIG_KEY = "label_thresholds"  # in the model's config.json, in the order of its outputs
 DEFAULT = 0.5
 FEWEST = 10  # validation texts with and without a label: with fewer, the best threshold is mostly noise
 SEVERAL = "multi_label_classification"  # the problem_type for which transformers' pipeline uses a sigmoid
+
+
+def default_thresholds(task: Task, labels: int) -> tuple[float, ...] | None:
+    """Return a threshold of 0.5 for each label; None if a text has one label."""
+    return None if task == "single_label" else (DEFAULT,) * labels
 
 
 def choose_thresholds(probabilities: np.ndarray, gold_labels: np.ndarray) -> tuple[float, ...]:

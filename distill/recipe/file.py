@@ -276,7 +276,9 @@ def _fill_training(recipe: Recipe) -> Recipe:
     updates: dict[str, Any] = {}
     for name in ("teacher", "student"):
         if stage := getattr(recipe, name):
-            training = training_fields.with_defaults(stage.training, seed=recipe.data.seed)
+            # At thresholds of 0.5, exact match may be 0 in every evaluation, and the first would stay the best.
+            metric = "log_loss" if recipe.data.has_several_labels else "accuracy"
+            training = training_fields.with_defaults(stage.training, seed=recipe.data.seed, metric=metric)
             updates[name] = stage.model_copy(update={"training": training})
     return recipe.model_copy(update=updates)
 

@@ -155,8 +155,10 @@ HIGHER_IS_BETTER = ("accuracy", "macro_f1", "roc_auc", *OF_SEVERAL_LABELS)
 LOWER_IS_BETTER = ("loss", "log_loss", "ece", "brier")
 
 
-def with_defaults(given: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
+def with_defaults(given: Mapping[str, Any], *, seed: int, metric: str = "accuracy") -> dict[str, Any]:
     """Return `given` with distill's defaults: save at each evaluation, keep two checkpoints, end with the best one.
+
+    `metric` says which is best, unless `given` does.
 
     Saving follows evaluation, because checkpoint selection needs an evaluation of each checkpoint. With
     `eval_strategy: "no"` training ends with the last state.
@@ -175,7 +177,7 @@ def with_defaults(given: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
         defaults["eval_steps"] = given.get("eval_steps", given.get("logging_steps", defaults["logging_steps"]))
         defaults["save_steps"] = defaults["eval_steps"]
     if evaluates != "no":
-        metric = given.get("metric_for_best_model", "accuracy")
+        metric = given.get("metric_for_best_model", metric)
         defaults |= {"load_best_model_at_end": True, "metric_for_best_model": metric}
         defaults["greater_is_better"] = str(metric).removeprefix("eval_") not in LOWER_IS_BETTER
     return defaults | dict(given)

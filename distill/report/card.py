@@ -71,6 +71,7 @@ def card(
         ],
         answers=[as_code(answers_in_words(file)) for file in parents.get("answer_files", ())],
         several=several,
+        reads_pairs=cut["kept"] == "longest_first",
         test=metrics["test"],
         classes=class_table(metrics["classes"]),
         calibrated=metrics.get("calibration", {}).get("temperature", 1.0) != 1,

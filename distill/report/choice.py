@@ -231,7 +231,7 @@ def _described(
     found: dict[str, Any] = {name: row[name] for name in ("role", "model", "folder", "format", "device")}
     found["shape"] = shape
     if teacher is not None:
-        if teacher in fit:  # a share of an unfit teacher's accuracy would say nothing
+        if teacher in fit and teacher["accuracy"]:  # a share of an unfit teacher's accuracy would say nothing
             found["accuracy_of_teacher"] = row["accuracy"] / teacher["accuracy"]
         found |= _named("speedup_over_teacher", speedup(_raw(teacher, shape), _raw(row, shape)))
         like_teacher = {name: row[name] for name in ("role", "model")} | {n: teacher[n] for n in ("format", "device")}

@@ -90,7 +90,7 @@ def _thresholds(file: pq.ParquetFile, not_ours: str) -> tuple[float, ...] | None
     try:
         found = json.loads((file.schema_arrow.metadata or {})[THRESHOLDS])
         thresholds = tuple(map(float, found))
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         raise FolderError(f"{not_ours}: no thresholds of its labels") from None
     if len(thresholds) != classes or not all(0 < one < 1 for one in thresholds) or not file.metadata.num_rows:
         raise FolderError(f"{not_ours}: thresholds that are not {classes} numbers between 0 and 1")

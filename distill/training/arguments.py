@@ -128,7 +128,7 @@ def training_arguments(
 
 def as_settings(arguments: TrainingArguments) -> dict[str, Any]:
     """Return the arguments as JSON, each with its own type; without tokens for the Hub."""
-    return {name: value for name, value in arguments.to_dict().items() if "token" not in name}
+    return {name: value for name, value in arguments.to_dict().items() if not name.endswith("_token")}
 
 
 def check_shared_memory(arguments: TrainingArguments, max_tokens: int, stage: str) -> None:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix, vstack
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from distill.data.pairs import texts_of
+from distill.data.pairs import is_pair, texts_of
 from distill.data.splits import Splits, drawn, gold_labels_of, read_splits
 from distill.decisions import answers_of, scores_of
 from distill.inference.linear import AT_ONCE, BUCKETS, LinearClassifier, WordNgrams, counts
@@ -22,6 +22,7 @@ from distill.machine.provenance import now, versions
 from distill.machine.timing import Clock
 from distill.measuring.metrics import by_class, faults_of_answers, figures, in_a_line
 from distill.models.thresholds import choose_thresholds
+from distill.models.truncation import Reads
 from distill.models.weights import weights_fingerprint
 from distill.recipe.schema import Recipe, with_absolute_paths
 from distill.report.classes import tell_classes
@@ -96,6 +97,7 @@ def _fitted(splits: Splits, seed: int, clock: Clock) -> tuple[LinearClassifier, 
         held_out = ngrams.features(splits.validation["text"][:])
     log.info("baseline: %d words and word pairs of %d train texts", len(ngrams.columns), len(labels))
     gold_labels, names = gold_labels_of(splits.validation), splits.label_names
+    reads: Reads = "pairs" if is_pair(rows["text"][0]) else "texts"
     found: dict[float, LinearClassifier] = {}
     accuracies: dict[float, float] = {}
     with clock("training"), progress_line("baseline", len(STRENGTHS), "fit") as line:
@@ -104,7 +106,7 @@ def _fitted(splits: Splits, seed: int, clock: Clock) -> tuple[LinearClassifier, 
             logits, thresholds = held_out @ weights.T + bias, None
             if splits.task == "multi_label":
                 thresholds = choose_thresholds(expit(logits), gold_labels)
-            found[strength] = LinearClassifier(ngrams, weights, bias, names, thresholds)
+            found[strength] = LinearClassifier(ngrams, weights, bias, names, thresholds, reads=reads)
             accuracies[strength] = float(scores_of(answers_of(logits, thresholds), gold_labels).mean())
             line.update(1)
     selected_by = "accuracy" if splits.task == "single_label" else "f1 per text"

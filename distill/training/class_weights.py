@@ -28,6 +28,7 @@ def class_weights_of(wanted: str | Mapping[str, float] | None, splits: Splits, s
     weights = np.ones(len(splits.label_names))
     if isinstance(wanted, str):
         weights = (len(gold_labels) - counts) / counts if several else 1 / counts
+        weights[weights == 0] = 1.0  # a label that every text has
     else:
         for name, index in classes_of(wanted, splits.label_names, indices=False).items():
             if index is None:

@@ -12,6 +12,7 @@ from distill.data.splits import Splits, drawn, gold_labels_of
 from distill.decisions import answers_of, are_equal
 from distill.machine.progress import progress_line
 from distill.measuring.metrics import accuracy_interval
+from distill.models.thresholds import default_thresholds
 from distill.training.baseline import fit_linear, fit_word_ngrams
 
 MOST_TRAIN, MOST_VALIDATION = 5_000, 2_000  # texts: enough for the order of the parts
@@ -34,7 +35,7 @@ def accuracy_by_part(
         return []
     whole = train["text"][:], validation["text"][:]
     truncations = {kept: Truncation(max_tokens, kept) for kept in PARTS}
-    thresholds = None if splits.task == "single_label" else [0.5] * len(splits.label_names)
+    thresholds = default_thresholds(splits.task, len(splits.label_names))
     found = []
     with progress_line("what cutting may cost", 1 + len(truncations), "fit") as line:
         for part, truncation in ("whole", None), *truncations.items():

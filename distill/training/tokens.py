@@ -53,7 +53,8 @@ def tokenise(
         }
 
     depends = [rows._fingerprint, tokenizer_fingerprint(tokenizer), astuple(truncation)]
-    key = json.dumps([*depends, unlabelled] if unlabelled != UNLABELLED else depends)
+    has_labels = unlabelled == UNLABELLED or "label" in rows.column_names
+    key = json.dumps(depends if has_labels else [*depends, unlabelled])
     return rows.map(
         columns,
         batched=True,

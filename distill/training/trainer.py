@@ -147,7 +147,8 @@ class ClassificationTrainer(Trainer):
         if num_items_in_batch is None or not model.training:
             loss = losses.mean()
         else:
-            loss = losses.sum() / num_items_in_batch
+            # Trainer counts labels, of which an example may have several.
+            loss = losses.sum() * math.prod(inputs["labels"].shape[1:]) / num_items_in_batch
             if self.args.average_tokens_across_devices:  # the count covers all ranks, and DDP averages
                 loss = loss * self.accelerator.num_processes
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
