@@ -32,6 +32,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 
 TOTALS = "totals.json"  # in a checkpoint
 STATE = "trainer_state.json"  # of Trainer, in a checkpoint
 TABLE = ("epoch", "step", "training loss", "validation log loss", "accuracy", "macro-F1")
+SEVERAL = {"accuracy": "exact match"}  # what a column is called if a text may have several labels
 
 
 class ProgressLine(TrainerCallback):
@@ -53,6 +54,7 @@ class ProgressLine(TrainerCallback):
         self.line: tqdm[Any] | None = None
         self.is_begun = False
         self.last = (0, 0.0)  # step and total loss at the last evaluation
+        self.columns: Sequence[str] = TABLE
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the line, on rank 0."""
@@ -75,7 +77,9 @@ class ProgressLine(TrainerCallback):
             self.line.set_postfix({"loss": f"{logs['loss']:.4f}", **self.figures()}, refresh=False)
         if "eval_accuracy" in logs:
             if not self.is_begun:
-                self._write_row(TABLE)
+                if "eval_micro_f1" in logs:
+                    self.columns = [SEVERAL.get(name, name) for name in TABLE]
+                self._write_row(self.columns)
             found = [f"{logs[f'eval_{name}']:.4f}" for name in ("log_loss", "accuracy", "macro_f1")]
             (step, loss), self.last = self.last, (state.global_step, self.total_loss())
             steps = self.last[0] - step
@@ -90,7 +94,7 @@ class ProgressLine(TrainerCallback):
 
     def _write_row(self, cells: Sequence[str]) -> None:
         assert self.line is not None
-        row = "  ".join(cell.rjust(len(name)) for cell, name in zip(cells, TABLE, strict=True))
+        row = "  ".join(cell.rjust(len(name)) for cell, name in zip(cells, self.columns, strict=True))
         self.line.write(f"{self.title}:  {row}", file=sys.stderr)
 
 
