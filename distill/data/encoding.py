@@ -89,10 +89,12 @@ def truncation_of(recipe: Recipe, stage: Literal["teacher", "student"]) -> Trunc
 
 def cut_in_words(truncation: Truncation, cut: Cut, texts: str, verb: str = "reads") -> str:
     """Return what a model reads, and how much of `texts` ("the test texts") is cut off."""
-    return (
-        f"{verb} {truncation}: {cut.texts:.0%} of {texts} are longer, and {cut.tokens:.0%} of all tokens are cut off; "
-        "`distill inspect RECIPE` shows what a linear model loses by that"
+    found = (
+        f"{verb} {truncation}: {cut.texts:.0%} of {texts} are longer, and {cut.tokens:.0%} of all tokens are cut off"
     )
+    if truncation.kept == "longest_first":
+        return found
+    return f"{found}; `distill inspect RECIPE` shows what a linear model loses by that"
 
 
 class Encoded(NamedTuple):
