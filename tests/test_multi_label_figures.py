@@ -34,6 +34,7 @@ from distill.export.proofs import Bounds, flips, prove
 from distill.inference.classifier import load
 from distill.measuring.alignment import align
 from distill.measuring.benchmark import cascade_of
+from distill.measuring.findings import _never_answered
 from distill.measuring.metrics import (
     _sign_flip_p_value,
     agreement,
@@ -465,3 +466,15 @@ def test_a_learning_curve_names_what_it_draws():
     for more, label in (({}, "validation accuracy"), ({"micro_f1": 0.8}, "validation exact match")):
         figure = plots.learning_curves([run | {"evaluations": [entry | more]}])
         assert figure.axes[1].get_ylabel() == f"{label} (circle: selected)"
+
+
+def test_a_report_names_the_classes_that_models_never_answer():
+    gold = np.array([0, 1, 2, 2])
+    all_but_c = SimpleNamespace(logits=np.eye(3)[[0, 1, 1, 0]], thresholds=None, role="teacher")
+    good = SimpleNamespace(logits=np.eye(3)[gold], thresholds=None, role="control")
+    items = [all_but_c, good, SimpleNamespace(**{**vars(all_but_c), "role": "student"})]
+    said = "The teacher and the student never answer c (of 2 test texts)."
+    assert _never_answered(items, gold, ["a", "b", "c"]) == [said]
+    several = SimpleNamespace(logits=np.array([[9.0, -9, -9]] * 4), thresholds=(0.5, 0.5, 0.5), role="student")
+    gold = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0]])
+    assert _never_answered([several], gold, ["a", "b", "c"]) == ["The student never answers b (of 1 test texts)."]

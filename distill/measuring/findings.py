@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill.data.answers import answers_in_words
 from distill.data.encoding import Cut, Truncation, cut_in_words
 from distill.data.pairs import texts_of
@@ -19,7 +21,7 @@ from distill.measuring.benchmark import Measurement, cascade_of, measure
 from distill.measuring.candidates import candidates_of, flipped_texts, learning_curves
 from distill.measuring.cascade import measure_cascade
 from distill.measuring.controls import compare_with_controls
-from distill.measuring.metrics import constant_score
+from distill.measuring.metrics import constant_score, never_answered
 from distill.recipe.file import dump_recipe
 from distill.recipe.schema import Recipe
 from distill.report.choice import Budget
@@ -63,6 +65,7 @@ def findings_of(
         label_map=splits.label_map,
     )
     notes += _cuts_in_words(measurements)
+    notes += _never_answered(measurements, gold_labels, splits.label_names)
     notes += [
         f"The teacher of {run.path.name} is a file: {answers_in_words(file)}."
         for run in map(RunFolder, models)
@@ -128,6 +131,20 @@ def _with_steps(models: Sequence[Path]) -> list[Path]:
             place = Path(os.path.relpath(run.path)) if run else step
             found.setdefault(place.resolve(), place)
     return list(found.values())
+
+
+def _never_answered(
+    measurements: Sequence[Measurement], gold_labels: np.ndarray, label_names: Sequence[str]
+) -> list[str]:
+    """Return a note for the classes of test texts that models never answer, with the roles of these models."""
+    roles: dict[str, dict[str, None]] = {}
+    for item in measurements:
+        if never := never_answered(answers_of(item.logits, item.thresholds), gold_labels, label_names):
+            roles.setdefault(never, {})[item.role] = None
+    return [
+        f"The {' and the '.join(found)} never answer{'' if len(found) > 1 else 's'} {never}."
+        for never, found in roles.items()
+    ]
 
 
 def _cuts_in_words(measurements: Sequence[Measurement]) -> list[str]:

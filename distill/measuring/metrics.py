@@ -326,14 +326,19 @@ def faults_of_answers(
         )
     elif (p_value := chance_p_value(answers, gold_labels)) >= SIGNIFICANT:
         said.append(f"may answer by chance: not significant with {len(answers)} test texts (p = {p_value:.2f})")
+    if never := never_answered(answers, gold_labels, label_names):
+        said.append(f"never answers {never}")
+    return said
+
+
+def never_answered(answers: np.ndarray, gold_labels: np.ndarray, label_names: Sequence[str]) -> str:
+    """Return in words which classes of the test texts a model never answers, the largest first; empty if none."""
     answered, sizes = (as_matrix(labels, len(label_names)).sum(axis=0) for labels in (answers, gold_labels))
     never = sorted(np.flatnonzero((answered == 0) & (sizes > 0)), key=lambda index: -sizes[index])
-    if never:
-        shown = [f"{label_names[index]} (of {sizes[index]} test texts)" for index in never[:CLASSES_NAMED]]
-        kinds = "classes" if thresholds is None else "labels"
-        more = f" and {len(never) - CLASSES_NAMED} more {kinds}" if len(never) > CLASSES_NAMED else ""
-        said.append(f"never answers {', '.join(shown)}{more}")
-    return said
+    shown = [f"{label_names[index]} (of {sizes[index]} test texts)" for index in never[:CLASSES_NAMED]]
+    kinds = "classes" if gold_labels.ndim == 1 else "labels"
+    more = f" and {len(never) - CLASSES_NAMED} more {kinds}" if len(never) > CLASSES_NAMED else ""
+    return ", ".join(shown) + more
 
 
 def agreement(logits: np.ndarray, reference_logits: np.ndarray, thresholds: Thresholds = None) -> float:
