@@ -428,7 +428,7 @@ def test_a_control_with_no_room_stops_before_its_student_is_trained(world, tmp_p
         ("student.loss.attention_relations={heads: 5}", "5 does not divide"),
         ("student.teacher_weights=[1, 2]", "`run` has one teacher"),
         ("student.model={t5}", "t5: an encoder with a decoder, which distill does not export to ONNX"),
-        ("student.model={multi}", "multi_label_classification"),
+        ("student.model={multi}", "any number of labels"),
         ("student.model={three}", "classifies into 3 classes, the data has 2"),
         ("student.model={pickled}", "its weights are a pickle"),
     ],
