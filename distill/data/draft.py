@@ -132,7 +132,7 @@ def draft(
         student=_shown(student),
         label_map=label_map,
         rare=RARE_LINE if rare else "",
-        best="macro_f1" if rare else "log_loss",
+        best="macro_f1" if rare and not several else "log_loss",
     )
     return Draft(_aligned(text), tuple(concerns))
 
