@@ -123,9 +123,9 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been_and_then_to_more_tr
             raise KeyboardInterrupt
         return whole(*arguments)
 
-    whole = training._validation_figures
+    whole = training.validation_figures
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_validation_figures", figures)
+        patch.setattr(training, "validation_figures", figures)
         with pytest.raises(KeyboardInterrupt):
             sweep(world, tmp_path / "s")
     folder = SweepFolder(tmp_path / "s")
