@@ -111,6 +111,41 @@ def test_two_ranks_train_as_one_does_with_the_same_global_batch(recipe, tmp_path
 
 
 @pytest.mark.slow
+@GLOO_MAY_CRASH
+def test_two_ranks_learn_several_labels_a_text_as_one_does(tmp_path):
+    """Texts of none, one or both labels, weighted, with a transfer set. All batches are full, in two ranks too."""
+    model = make_classifier(
+        tmp_path / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, id2label={0: "food", 1: "price"},
+        problem_type="multi_label_classification",
+    )  # fmt: skip
+    for name, count in (("train", 80), ("test", 20), ("transfer", 24)):
+        rows = [
+            {"text": f"the film {'good' if row % 2 else 'was'} {'bad' if row % 3 else 'and'} {name} x{row}",
+             "label": [label for label, there in (("food", row % 2), ("price", row % 3)) if there]}
+            for row in range(count)
+        ]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = {"num_train_epochs": 2, "learning_rate": 3e-3, "logging_steps": 1, "bf16": False}
+    recipe = {
+        "data": {"files": {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test", "transfer")},
+                 "task": "multi_label", "label_names": ["food", "price"], "max_tokens": 16},
+        "teacher": {"model": str(model), "training": training, "class_weights": "balanced"},
+        "student": {"layers": 1, "loss": {"soft_weight": 0.5}, "training": training},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    for name, launcher, batch in (("one", [], 8), ("two", TORCHRUN, 4)):
+        for command, more in (("teacher", ()), ("student", ("--teacher", tmp_path / name / "teacher"))):
+            size = f"{command}.training.per_device_train_batch_size={batch}"
+            output = tmp_path / name / command
+            launch(launcher, command, tmp_path / "recipe.yaml", *more, "--set", size, "--output", output)
+    for role in ("teacher", "student"):
+        one, two = (RunFolder(tmp_path / name / role) for name in ("one", "two"))
+        assert len(losses(one)) > 10
+        np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
+        np.testing.assert_allclose(*(read_predictions(folder.predictions).logits for folder in (one, two)), atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "fsdp"),
     [
