@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import BAD, FILLER, GOOD, LABELS, run, write_reviews
+from conftest import BAD, FILLER, GOOD, LABELS, make_classifier, run, write_reviews
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -237,6 +237,26 @@ def test_a_run_distills_exports_and_reports_an_n_gram_student(world):
     assert found["student", "onnx-int8"]["size_bytes"] < found["student", "onnx-fp32"]["size_bytes"] / 2
     assert found["student", "onnx-int8"]["max_tokens"] is None and found["teacher", "torch-fp32"]["max_tokens"] == 16
     assert "It reads all of a text" in student.card.read_text() and "import distill" in student.card.read_text()
+
+
+@pytest.mark.parametrize("start", ["counts", "random"])
+def test_a_student_of_five_classes_learns_all_of_them(tmp_path, start):
+    names = ["one", "two", "three", "four", "five"]
+    for split, count in (("train", 200), ("test", 50)):
+        rows = "".join(f"the film {names[row % 5]} {split} x{row},{names[row % 5]}\n" for row in range(count))
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{rows}")
+    teacher = make_classifier(tmp_path / "bert", words=FILLER + names, id2label=dict(enumerate(names)))
+    recipe = {
+        "data": {"files": {split: str(tmp_path / f"{split}.csv") for split in ("train", "test")},
+                 "label_names": names, "max_tokens": 16},
+        "student": {"ngrams": {"table": 512, "width": 8, "start": start}, "loss": {"soft_weight": 0.0},
+                    "training": {**TRAINING, "num_train_epochs": 8}},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    student = commands.student(recipe, [teacher], tmp_path / "student", device="cpu", force=True)
+    found = distill.load(student.path)([f"the film {name}" for name in names])
+    assert [answer["label"] for answer in found] == names
 
 
 def test_it_reads_the_end_of_a_text_that_the_teacher_never_sees(world):

@@ -255,10 +255,10 @@ def _whole_student(
         return model, tokenizer
     tokenizer, config = load_tokenizer(teacher), load_config(teacher)
     if settings.ngrams is not None:
+        of_ngrams = ngram_config(settings.ngrams, tokenizer, label_names)
+        name_classes(of_ngrams, label_names, task)
         set_seed(seed)
-        model = NgramForSequenceClassification(ngram_config(settings.ngrams, tokenizer, label_names))
-        name_classes(model.config, label_names, task)
-        return model, tokenizer
+        return NgramForSequenceClassification(of_ngrams), tokenizer
     check_task(task_of(config, teacher), task, teacher)
     check_fit(config, teacher, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer, added=False))
     share_padding(config, tokenizer)
