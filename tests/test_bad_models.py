@@ -222,7 +222,7 @@ CASES = {
         )
         for value in (-1, 2, 1.5, float("nan"), "many", [3], True)
     },
-    "a temperature that is none": (config(calibration_temperature=-1), ("predict",), "must be a number above 0"),
+    "a temperature in its configuration": (config(calibration_temperature=1.7), BOTH, "an earlier version of distill"),
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), BOTH, "has no tokenizer (tokenizer.json"),
     "half a tokenizer": (cut("tokenizer.json", 300), BOTH, "{model}: no tokenizer can be loaded"),
     "a tokenizer that is none": (content("tokenizer.json", b'{"model": 3}'), BOTH, "no tokenizer can be loaded"),

@@ -105,7 +105,7 @@ def test_a_run_folder_holds_what_the_contract_says(finished):
         } <= set(metrics["training"])  # fmt: skip
         if role == "student":
             few = "16 validation texts are too few to judge it (at least 50)"
-            assert metrics["calibration"]["refused"] == few and model.config.calibration_temperature == 1.0
+            assert metrics["calibration"]["refused"] == few
             assert (
                 f"student: not calibrated: a temperature of {metrics['calibration']['fitted_temperature']:.2f}" in err
             )

@@ -116,15 +116,6 @@ def test_an_architecture_that_names_the_kind_of_each_layer_keeps_the_names():
     assert len(build_from_config(config, {"num_hidden_layers": 6}, seed=1).config.layer_types) == 6
 
 
-def test_a_calibration_of_the_teacher_is_not_the_students(tiny_bert):
-    teacher = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
-    teacher.config.calibration_temperature = 1.7
-    for student in (build_from_layers(teacher, 2), build_from_config(teacher.config, {}, seed=1)):
-        assert not hasattr(student.config, "calibration_temperature")
-        assert "calibration_temperature" not in student.config.to_dict()
-    assert teacher.config.calibration_temperature == 1.7
-
-
 def test_a_student_of_some_layers_holds_copies_of_just_those(any_classifier):
     teacher = AutoModelForSequenceClassification.from_pretrained(any_classifier)
     student = build_from_layers(teacher, [0, 3])

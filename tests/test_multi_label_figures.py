@@ -395,18 +395,18 @@ def folder(tmp_path_factory):
     return make_classifier(
         tmp_path_factory.mktemp("several") / "model", id2label=dict(enumerate(NAMES)),
         label2id={name: index for index, name in enumerate(NAMES)}, problem_type="multi_label_classification",
-        label_thresholds=[0.3, 0.5, 0.48, 0.505], calibration_temperature=1.7,
+        label_thresholds=[0.3, 0.5, 0.48, 0.505],
     )  # fmt: skip
 
 
-def written_card(temperature):
+def written_card():
     logits, gold, thresholds = world(0)
     recipe = Recipe.model_validate(
         {"data": {"files": {"train": "train.csv", "test": "test.csv"}}, "teacher": {"model": "some-model"}}
     )
     metrics = {
         "test": figures(logits, gold, thresholds), "classes": by_class(logits, gold, NAMES, thresholds), "warnings": [],
-        "calibration": {"temperature": temperature},
+        "calibration": {"temperature": 1.7},
         "training": {
             "truncation": {"max_tokens": 32, "kept": "head", "texts_cut": 0, "tokens_cut": 0}, "warnings": [],
         },
@@ -418,25 +418,16 @@ def written_card(temperature):
     return text, metrics
 
 
-@pytest.mark.parametrize("temperature", [1.0, 1.7])
-def test_what_the_card_says_to_run_gives_the_labels_that_distill_gives(folder, temperature, tmp_path):
-    model = folder
-    if temperature == 1:
-        config = json.loads((folder / "config.json").read_text()) | {"calibration_temperature": 1.0}
-        model = tmp_path / "model"
-        model.mkdir()
-        for path in folder.iterdir():
-            (model / path.name).write_bytes(path.read_bytes())
-        (model / "config.json").write_text(json.dumps(config))
-    text, metrics = written_card(temperature)
+def test_what_the_card_says_to_run_gives_the_labels_that_distill_gives(folder):
+    text, metrics = written_card()
     assert "A text may have several of these 4 labels, or none: `ads`, `bugs`, `cats`, `dogs`." in text
     assert "type: micro_f1" in text and "type: macro_f1" not in text and "always predicts one" not in text
     assert f"| {metrics['test']['accuracy']:.4f} |" in text and f"{metrics['classes'][0]['threshold']:.4f}" in text
-    code = text.split("```python\n")[1].split("```")[0].replace("FOLDER", str(model)).replace("a text", "good film")
+    code = text.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder)).replace("a text", "good film")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(code, {})
     shown = eval(printed.getvalue())
-    classifier = load(model, "cpu")
+    classifier = load(folder, "cpu")
     probabilities = classifier.probabilities(["good film"])[0]
     wanted = {NAMES[index]: probabilities[index] for index in np.flatnonzero(probabilities >= classifier.thresholds)}
     assert 0 < len(wanted) < 4
@@ -447,7 +438,7 @@ def test_the_card_of_an_export_gives_the_thresholds():
     logits, gold, thresholds = world(0, skill=30.0)
     found = proof(logits, logits, gold, thresholds)
     text = export_card(
-        "m", found, architecture="bert", label_names=NAMES, thresholds=thresholds, calibrated=True,
+        "m", found, architecture="bert", label_names=NAMES, thresholds=thresholds,
         truncation=Truncation(32, "head"), room=30, inputs=("input_ids", "attention_mask"),
     )  # fmt: skip
     assert "A text may have several of 4 labels, or none." in text and f"`ads` {thresholds[0]:.4g}, `bugs`" in text

@@ -20,6 +20,7 @@ import distill
 from distill.errors import DeviceError, ModelError
 from distill.inference.classifier import pack, pad
 from distill.inference.runtimes import import_openvino
+from distill.models.loading import divide_logits
 from distill.storage.contents import text_columns_of
 
 TEXTS = [
@@ -124,53 +125,19 @@ def test_what_cannot_be_loaded_is_named(tmp_path, tiny_bert):
     assert distill.load(tiny_bert).label_names == tuple(LABELS)
 
 
-def with_temperature(model, folder, value):
-    """A copy of the model folder whose config.json has a calibration_temperature."""
-    shutil.copytree(model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"calibration_temperature": value}))
-    return folder
-
-
-def test_logits_are_divided_by_the_temperature_of_the_config(tmp_path, tiny_bert):
-    folder = with_temperature(tiny_bert, tmp_path / "m", 2.0)
-    raw, calibrated = distill.load(tiny_bert), distill.load(folder)
-    np.testing.assert_allclose(calibrated.logits(TEXTS), raw.logits(TEXTS) / 2, rtol=1e-6)
-    assert calibrated.logits(TEXTS).dtype == np.float32
-    for ours, theirs in zip(calibrated(TEXTS), raw(TEXTS), strict=True):
-        assert ours["label"] == theirs["label"]
-        assert 0.5 < ours["score"] < theirs["score"]  # T above 1: less sure, as sure of the same
-
-
-def test_a_temperature_set_on_a_loaded_model_counts_from_then_on_and_survives_saving(tmp_path, tiny_bert):
-    classifier = distill.load(tiny_bert)
-    before = classifier.logits(TEXTS)
-    classifier.session.model.config.calibration_temperature = 0.5
-    np.testing.assert_allclose(classifier.logits(TEXTS), before * 2, rtol=1e-6)
-    classifier.session.model.save_pretrained(tmp_path)
-    classifier.tokenizer.save_pretrained(tmp_path)
-    np.testing.assert_allclose(distill.load(tmp_path).logits(TEXTS), before * 2, rtol=1e-6)
-
-
-def test_a_calibrated_folder_loads_with_transformers_as_it_is(tmp_path, tiny_bert):
-    folder = with_temperature(tiny_bert, tmp_path / "m", 2.0)
-    classify = pipeline("text-classification", model=str(folder))
-    assert [row["label"] for row in classify(TEXTS[:4])] == [row["label"] for row in distill.load(folder)(TEXTS[:4])]
-
-
-def test_no_temperature_is_written_as_null_too(tmp_path, tiny_bert):
-    folder = with_temperature(tiny_bert, tmp_path / "m", None)
-    np.testing.assert_array_equal(distill.load(folder).logits(TEXTS), distill.load(tiny_bert).logits(TEXTS))
-
-
-@pytest.mark.parametrize("value", [0, -1.5, True, False, "2.0", [2.0], float("nan"), float("inf")])
-def test_a_broken_temperature_is_one_line_with_the_place(tmp_path, tiny_bert, value):
-    folder = with_temperature(tiny_bert, tmp_path / "m", value)
-    with pytest.raises(ModelError) as caught:
-        distill.load(folder)
-    assert caught.value.problems == (
-        f"{folder}: config.json: calibration_temperature must be a number above 0, got {value!r}",
-    )
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_transformers_too_reads_logits_that_were_divided(tmp_path, any_classifier, temperature):
+    before = distill.load(any_classifier).logits(TEXTS)
+    model = AutoModelForSequenceClassification.from_pretrained(any_classifier)
+    divide_logits(model, temperature)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(any_classifier).save_pretrained(tmp_path)
+    ours = distill.load(tmp_path)
+    np.testing.assert_allclose(ours.logits(TEXTS), before / temperature, rtol=1e-4, atol=1e-6)
+    for row, theirs in zip(
+        ours(TEXTS[:4]), pipeline("text-classification", model=str(tmp_path))(TEXTS[:4]), strict=True
+    ):
+        assert row["label"] == theirs["label"] and abs(row["score"] - theirs["score"]) < 1e-6
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -35,7 +35,6 @@ from distill.inference.sessions import Session, TorchSession, open_session
 from distill.inference.text_classifier import plain
 from distill.machine.devices import Device, has_fast_bf16
 from distill.measuring.benchmark import timed_logits
-from distill.models.calibration import CONFIG_KEY
 from distill.models.loading import TOKEN_TYPES, embeddings_of, load_config
 from distill.models.ngram_config import MODEL_TYPE
 from distill.models.ngrams import NgramForSequenceClassification
@@ -228,10 +227,9 @@ def keep_proofs(proofs: Generator[Proof, None, None], folder: Path) -> list[Proo
 
 
 def _write_rest(source: Source, folder: Path) -> None:
-    """Write configuration and tokenizer beside a graph, without the temperature, by which it already divides."""
+    """Write configuration and tokenizer beside a graph."""
     config = source.model.config
-    config = interface(config) if config.model_type == MODEL_TYPE else copy.deepcopy(config)
-    vars(config).pop(CONFIG_KEY, None)
+    config = interface(config) if config.model_type == MODEL_TYPE else config
     save(config, source.tokenizer, folder)
 
 

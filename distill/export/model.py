@@ -19,7 +19,6 @@ from distill.inference.runtimes import onnx_runs_on_cuda
 from distill.inference.sessions import TorchSession
 from distill.machine.devices import Device
 from distill.measuring.alignment import align
-from distill.models.calibration import temperature_of
 from distill.models.loading import reorder_classes
 
 log = logging.getLogger("distill")
@@ -60,7 +59,6 @@ def export_model(
             truncation=classifier.truncation,
             room=classifier.truncation.max_tokens - classifier.tokenizer.num_special_tokens_to_add(),
             inputs=graph_inputs(classifier.session.model.config),
-            calibrated=temperature_of(classifier.session.model.config) != 1,
         ),
         progress=lambda step: log.info("export: %s", step),
     )

@@ -16,7 +16,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.errors import ModelError
 from distill.export.attention import ONE_NODE, attention_as_one_node
-from distill.models.calibration import temperature_of
 from distill.models.first_token import first_token_only, last_layer
 from distill.models.loading import INPUTS, TOKEN_TYPES, inputs_of
 from distill.models.ngram_config import is_ngrams
@@ -92,21 +91,17 @@ def _forget_where_it_was_traced(model: onnx_ir.Model) -> None:
 
 
 class _LogitsOnly(torch.nn.Module):
-    """The classifier as a function that returns logits; without token types, these are constant zeros in the graph.
-
-    The logits are calibrated in fp32, as in TorchSession.
-    """
+    """The classifier as a function that returns logits; without token types, these are constant zeros in the graph."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        self.temperature = temperature_of(model.config)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         given = {"input_ids": input_ids, "attention_mask": attention_mask, TOKEN_TYPES: token_type_ids}
-        return self.model(**inputs_of(self.model.config, given)).logits.float() / self.temperature
+        return self.model(**inputs_of(self.model.config, given)).logits.float()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,6 @@ from distill.inference.runtimes import FOR_CPUS, can_run
 from distill.inference.sessions import Session, open_session
 from distill.inference.text_classifier import TextClassifier, plain
 from distill.machine.devices import Device, resolve_device
-from distill.models.calibration import temperature_of
 from distill.models.loading import (
     check_fit,
     check_outputs,
@@ -229,7 +228,6 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Trun
         raise ModelError(f"{name}: not a text classifier, but {', '.join(config.architectures or ['unknown'])}")
     task_of(config, name)
     class_names(config, name)  # raises an error before the weights are read, as the next two do
-    temperature_of(config)
     thresholds_of(config)
     tokenizer = load_tokenizer(name)
     share_padding(config, tokenizer)

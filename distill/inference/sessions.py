@@ -22,7 +22,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from distill.errors import DeviceError, ModelError, one_line
 from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_providers, onnx_runs_on_cuda
 from distill.machine.devices import Device, cores, has_fast_bf16, resolve_device
-from distill.models.calibration import temperature_of
 from distill.models.first_token import first_token_only, last_layer
 from distill.models.loading import INPUTS, TOKEN_TYPES, check_outputs, inputs_of, load_weights
 from distill.models.ngram_config import is_ngrams
@@ -99,8 +98,7 @@ class TorchSession:
             for name, array in inputs_of(self.model.config, arrays).items()
         }
         with self._alone, first_token_only(self._last_layer):
-            logits = self.model(**inputs).logits.float().cpu().numpy()
-        return logits / temperature_of(self.model.config)
+            return self.model(**inputs).logits.float().cpu().numpy()
 
     def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
         return (self.run(*batch) for batch in batches)
@@ -109,8 +107,7 @@ class TorchSession:
 class OnnxSession:
     """An ONNX file with inputs input_ids and attention_mask and output logits, in ONNX Runtime.
 
-    The graph itself divides the logits by the calibration temperature, so that it works without distill too. A single
-    batch runs on all threads. If there are many batches, each thread runs one of its own, so that none waits.
+    A single batch runs on all threads. If there are many batches, each thread runs one of its own, so that none waits.
     """
 
     def __init__(self, path: Path, device: Device, threads: int | None = None, *, format: str = "onnx"):

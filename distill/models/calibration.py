@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from transformers import PretrainedConfig
 
 from distill.decisions import as_two_classes
-from distill.errors import ModelError
 
-CONFIG_KEY = "calibration_temperature"  # in the model's config.json: divide the logits by it
 CALIBRATION_BINS = 15  # Guo et al. 2017 and most papers since
 BOUNDS = (0.05, 20.0)
 FOLDS = 5
@@ -139,16 +135,3 @@ def _binned(probabilities: np.ndarray, gold_labels: np.ndarray) -> tuple[np.ndar
     bins = np.ceil(confidence * CALIBRATION_BINS).astype(int)
     size = np.bincount(bins, minlength=CALIBRATION_BINS + 1)
     return size, np.bincount(bins, confidence, len(size)), np.bincount(bins, right, len(size))
-
-
-def temperature_of(config: PretrainedConfig) -> float:
-    """Return the temperature in the configuration, by which logits are divided; 1.0 if there is none.
-
-    Raises `ModelError` if it is not a finite number above 0.
-    """
-    value = getattr(config, CONFIG_KEY, None)
-    if value is None:
-        return 1.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ModelError(f"{config.name_or_path}: config.json: {CONFIG_KEY} must be a number above 0, got {value!r}")
-    return float(value)

@@ -29,7 +29,6 @@ from transformers.utils.hub import cached_file
 
 from distill.data.encoding import NO_LIMIT
 from distill.errors import ModelError, one_line
-from distill.models.calibration import CONFIG_KEY
 from distill.models.names import AwayError, require_reachable
 from distill.models.thresholds import CONFIG_KEY as THRESHOLDS
 from distill.models.thresholds import SEVERAL, thresholds_of
@@ -66,6 +65,7 @@ HEADS = (
     "sequence_summary",
 )  # what architectures call their classification head
 INPUTS = ("input_ids", "attention_mask")  # of every model; without token_type_ids, models take all token types as 0
+FORMER_KEY = "calibration_temperature"  # of models that an earlier version trained
 TOKEN_TYPES = "token_type_ids"  # which text of a pair a token is of
 # What transformers calls the tasks; its pipeline uses a softmax for one, and a sigmoid for the other.
 PROBLEM_TYPES: dict[Task, str] = {"single_label": "single_label_classification", "multi_label": SEVERAL}
@@ -149,6 +149,11 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and layers < 1:
         raise ModelError(f"{name}: config.json: num_hidden_layers: wants a number above 0, got {layers}")
+    if getattr(config, FORMER_KEY, None) is not None:
+        raise ModelError(
+            f"{name}: config.json: {FORMER_KEY}: an earlier version of distill kept the temperature there, and its "
+            "logits are not calibrated without it; train again, or remove the key"
+        )
     if config.model_type in POSITIONS_AFTER_PADDING and config.pad_token_id is None:
         raise ModelError(f"{name}: config.json: pad_token_id: missing; {config.model_type} counts positions from it")
     # These set the form of the output and the number of chunks it is computed in, not its values.
@@ -189,7 +194,7 @@ def load_classifier(
     config = load_config(name)
     had = _classes_of_base(config, name, label_names, task, pretrained=pretrained)
     name_classes(config, label_names, task)
-    drop_decisions(config)
+    drop_thresholds(config)
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary)
     config = with_attention_dropout(config, attention_dropout)
     set_seed(seed)
@@ -208,10 +213,9 @@ def load_classifier(
     return model
 
 
-def drop_decisions(config: PretrainedConfig) -> None:
-    """Remove the temperature and the thresholds, which are for the logits before a training."""
-    for key in (CONFIG_KEY, THRESHOLDS):
-        vars(config).pop(key, None)
+def drop_thresholds(config: PretrainedConfig) -> None:
+    """Remove the thresholds, which are for the logits before a training."""
+    vars(config).pop(THRESHOLDS, None)
 
 
 def check_base(name: str, label_names: Sequence[str] | None, task: Task, *, pretrained: bool = True) -> None:
@@ -456,6 +460,18 @@ def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names:
         setattr(model.config, THRESHOLDS, [thresholds[column] for column in columns])
     name_classes(model.config, label_names, task_of(model.config, model.config.name_or_path))
     return model
+
+
+def divide_logits(model: PreTrainedModel, temperature: float) -> None:
+    """Divide all logits of `model` by `temperature`, through the weights of its head.
+
+    So whatever reads the weights computes calibrated logits. Raises `ModelError` if the head is not to be found.
+    """
+    head = classification_head(model)
+    with torch.no_grad():
+        for weights in (head.weight, head.bias):
+            if weights is not None:
+                weights.div_(temperature)
 
 
 def classification_head(model: PreTrainedModel) -> nn.Linear:

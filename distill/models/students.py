@@ -14,8 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, set_seed
 
 from distill.errors import ModelError, one_line
-from distill.models.calibration import CONFIG_KEY
-from distill.models.loading import BERT_LIKE, drop_decisions, layer_count, layer_list, normalized_config
+from distill.models.loading import BERT_LIKE, drop_thresholds, layer_count, layer_list, normalized_config
 from distill.models.thresholds import CONFIG_KEY as THRESHOLDS
 from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 
@@ -24,7 +23,7 @@ NOT_SIZES = {
     "vocab_size", "num_labels", "id2label", "label2id", "problem_type", "model_type", "architectures", "auto_map",
     "is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_word_embeddings", "dtype", "torch_dtype",
     "return_dict", "output_attentions", "output_hidden_states", "transformers_version", "_name_or_path",
-    CONFIG_KEY, TRUNCATION_KEY, THRESHOLDS,
+    TRUNCATION_KEY, THRESHOLDS,
 }  # fmt: skip
 # The errors that configurations and models raise for sizes that do not fit together or have the wrong type.
 SIZE_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StrictDataclassError)
@@ -66,7 +65,7 @@ def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> 
     `layers` is as in `choose_layers`. With all layers the student computes what the teacher computes. To start from the
     teacher's layers is DistilBERT's initialization (Sanh et al. 2019, section 2). A single text always has token type
     0, so that type's embedding is added to each word's and taken from each type's, which makes it zero. The table keeps
-    its size, because pairs and other exporters feed all types. The teacher's temperature and thresholds are not copied.
+    its size, because pairs and other exporters feed all types. The teacher's thresholds are not copied.
     Raises `ModelError` if the teacher lacks a layer.
     """
     count = layer_count(teacher.config)
@@ -75,7 +74,7 @@ def build_from_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> 
     setattr(config, normalized_config(config).NUM_LAYERS, len(layers))
     if getattr(config, "layer_types", None):  # one name per layer (ModernBERT)
         config.layer_types = [config.layer_types[layer] for layer in layers]
-    drop_decisions(config)
+    drop_thresholds(config)
     kept = teacher.state_dict()
     if config.model_type in BERT_LIKE:
         embeddings = f"{teacher.base_model_prefix}.embeddings"
@@ -121,7 +120,7 @@ def build_from_config(teacher_config: PretrainedConfig, sizes: Mapping[str, Any]
     also raised if the model cannot be built or run with these sizes together.
     """
     config = copy.deepcopy(teacher_config)
-    drop_decisions(config)
+    drop_thresholds(config)
     problems = [problem for key, value in sizes.items() if (problem := _set_size(config, key, value))]
     if problems:
         raise ModelError(*problems)

@@ -30,8 +30,16 @@ from distill.machine.provenance import now, versions
 from distill.machine.timing import Clock
 from distill.measuring.metrics import by_class, faults_of_answers, figures, in_a_line
 from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
-from distill.models.calibration import CONFIG_KEY, Calibration, calibrate
-from distill.models.loading import INPUTS, TOKEN_TYPES, embeddings_of, inputs_of, parameter_count
+from distill.models.calibration import Calibration, calibrate
+from distill.models.loading import (
+    INPUTS,
+    TOKEN_TYPES,
+    classification_head,
+    divide_logits,
+    embeddings_of,
+    inputs_of,
+    parameter_count,
+)
 from distill.models.saving import save
 from distill.models.thresholds import CONFIG_KEY as THRESHOLDS
 from distill.models.thresholds import choose_thresholds
@@ -158,6 +166,8 @@ def fit(
     )  # fmt: skip
     truncation, settings, device, clock = training.truncation, training.settings, training.device, training.clock
     check_steps(arguments, len(train_rows), training.stage)
+    if settings.calibrate:
+        classification_head(model)  # without one, a temperature could not be applied
     weights = class_weights_of(settings.class_weights, splits, training.stage)
     if weights:
         shown = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(splits.label_names, weights, strict=True))
@@ -225,7 +235,7 @@ def fit(
                     divisor = calibration.temperature if calibration else 1.0
                     thresholds = choose_thresholds(expit(logits / divisor), gold_labels)
         if calibration:
-            setattr(model.config, CONFIG_KEY, calibration.temperature)
+            divide_logits(model, calibration.temperature)
             log.log(logging.WARNING if calibration.refused else logging.INFO, "%s: %s", role, calibration)
         if thresholds:
             setattr(model.config, THRESHOLDS, list(thresholds))
