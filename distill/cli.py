@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from distill.errors import Interrupted, UserError, printable, refusal_of
+from distill.errors import Interrupted, UserError, lacking, printable, refusal_of
 from distill.machine.ranks import check_launcher, leave, rank, refuse_ranks
 from distill.machine.terminal import Guarded, NotWritten, give_up_stdout, guarded
 
@@ -754,9 +754,9 @@ def predict(
         raise UserError(f"--below: wants a probability, above 0 and at most 1, got {below:g}")
     if bool(texts) == (file is not None):
         raise UserError("predict: wants texts on the command line or --file, one of the two")
-    commands = _commands()
-    from distill.data.sources import read_texts
+    _log_to_stderr()
     from distill.decisions import NO_LABEL
+    from distill.inference import prediction
     from distill.storage.contents import text_columns_of
 
     columns = text_column or text_columns_of(model)
@@ -767,15 +767,17 @@ def predict(
     given = iter(texts or ())
     source: Iterator[Any] = given if len(columns) == 1 else zip(given, given, strict=True)
     if file is not None:
+        from distill.data.texts import read_texts
+
         source = read_texts(file, *columns)
     if output is not None:
-        rows = commands.write_answers(
+        rows = prediction.write_answers(
             model, source, output, text_columns=columns, escalate=escalate, below=below or 0.0, device=device
         )
         print(json.dumps({"output": str(output), "texts": rows}) if json_ else f"{output}\t{rows} texts")
         return
     written = False  # JSON goes out row by row, because the texts may be too many for memory
-    for text, answer, probabilities in commands.predict(
+    for text, answer, probabilities in prediction.predict(
         model, source, escalate=escalate, below=below or 0.0, device=device
     ):
         if json_:
@@ -837,7 +839,7 @@ def doctor(
     def examine() -> Iterator[Any]:
         packages = list(examine_packages())
         yield from packages
-        if any(found.state == "fault" and "not installed" in found.found for found in packages):
+        if any("not installed" in found.found for found in packages):
             return  # the other checks import these packages
         commands = _commands()
         resolved = commands.check(recipe, set_ or ()) if recipe else None
@@ -886,6 +888,8 @@ def _as_user_error(error: Exception) -> UserError | None:
     """Return `error` if the user can mend it, or what the operating system refused behind it (e.g. a full disk)."""
     if isinstance(error, UserError):
         return error
+    if isinstance(error, ModuleNotFoundError):
+        return lacking(error, "this command")
     refused = refusal_of(error)
     return UserError(refused, hint="put that right and try again; --resume continues a training") if refused else None
 
@@ -995,10 +999,14 @@ def _commands() -> Any:
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|sklearn")
+    _log_to_stderr()
+    return commands
+
+
+def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(message)s"))
     logger = logging.getLogger("distill")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
     logger.propagate = False
-    return commands

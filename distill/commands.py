@@ -11,7 +11,6 @@ Notes go to the logger "distill" and progress to stderr. Nothing is printed to s
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,6 @@ from transformers import PreTrainedTokenizerBase
 from distill.data import inspection
 from distill.data.draft import draft
 from distill.data.encoding import MOST_LOST, truncation_of
-from distill.data.pairs import Text
 from distill.data.splits import read_splits
 from distill.distillation.answer_file import AnswerFile, is_answer_file
 from distill.distillation.control import train_control
@@ -32,11 +30,12 @@ from distill.distillation.teacher_logits import LogitCache, identify_teacher, lo
 from distill.distillation.teacher_review import SUREST, concerns_of, review, review_rows
 from distill.distillation.teachers import check_teachers, logit_caches
 from distill.doctor import examine, examine_recipe, finding_of
-from distill.errors import BudgetError, DataError, ExportError, FolderError, RecipeError
+from distill.errors import BudgetError, ExportError, FolderError, RecipeError
 from distill.export.formats import check_formats
 from distill.export.model import export_model
 from distill.export.proofs import Bounds
-from distill.inference.prediction import Prediction, answers, predictions
+from distill.inference.prediction import predict as predict
+from distill.inference.prediction import write_answers as write_answers
 from distill.machine.devices import Device, resolve_device
 from distill.machine.packages import Finding
 from distill.machine.ranks import leave, rank
@@ -54,7 +53,6 @@ from distill.report.choice import TO_TRY, Budget, baseline_sentence, is_above
 from distill.report.document import REPORT_HTML, write_report
 from distill.report.page import render
 from distill.search import run_search
-from distill.storage.answers import check_new_table, write_table
 from distill.storage.cascades import check_place
 from distill.storage.contents import find_recipe, manifest_of, models_in, sweeps_in
 from distill.storage.exports import EXPORT_PROOFS, is_exported
@@ -547,44 +545,6 @@ def run(
     if failure:
         raise failure
     return result
-
-
-def predict(
-    model: Path | str,
-    texts: Iterator[Text],
-    *,
-    escalate: Path | str | None = None,
-    below: float = 0.8,
-    device: str = "auto",
-) -> Iterator[Prediction]:
-    """Yield what the classifier says of each text, in order, with only a few thousand texts in memory at a time.
-
-    If the likeliest label of a text has a probability below `below`, the classifier `escalate` answers it instead.
-    """
-    return predictions(model, texts, escalate=escalate, below=below, device=device)
-
-
-def write_answers(
-    model: Path | str,
-    texts: Iterator[Text],
-    output: Path | str,
-    *,
-    text_columns: Sequence[str] = ("text",),
-    escalate: Path | str | None = None,
-    below: float = 0.8,
-    device: str = "auto",
-) -> int:
-    """Write texts, labels and logits to a table that can teach a student; return the number of texts.
-
-    The other arguments are as in `predict`. Raises `FolderError` if `output` is there already.
-    """
-    check_new_table(Path(output))
-    found = answers(model, texts, escalate=escalate, below=below, device=device)
-    first = next(found, None)
-    if first is None:
-        raise DataError("predict: there are no texts")
-    chunks = ((one.texts, one.logits) for one in itertools.chain([first], found))
-    return write_table(Path(output), text_columns, first.label_names, chunks, first.thresholds)
 
 
 def convert(model: Path | str, output: Path | str) -> Path:

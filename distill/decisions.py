@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import expit, logit, softmax
 
 Thresholds = Sequence[float] | None
 NO_LABEL = "(no label)"  # how a text without any label is shown
@@ -17,7 +16,7 @@ NO_LABEL = "(no label)"  # how a text without any label is shown
 
 def probabilities_of(logits: np.ndarray, thresholds: Thresholds) -> np.ndarray:
     """Return the probability of each label, (examples, labels): they sum to 1 unless a text may have several labels."""
-    return softmax(logits, axis=1) if thresholds is None else expit(logits)
+    return softmax(logits) if thresholds is None else sigmoid(logits)
 
 
 def answers_of(logits: np.ndarray, thresholds: Thresholds) -> np.ndarray:
@@ -27,7 +26,20 @@ def answers_of(logits: np.ndarray, thresholds: Thresholds) -> np.ndarray:
     """
     if thresholds is None:
         return logits.argmax(axis=1)
-    return (logits >= logit(np.asarray(thresholds, np.float64)).astype(np.float32)).astype(np.uint8)
+    least = np.asarray(thresholds, np.float64)
+    return (logits >= np.log(least / (1 - least)).astype(np.float32)).astype(np.uint8)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax of each row; with numpy alone, because whoever only wants answers need not install scipy."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return the logistic function of each logit, without overflow."""
+    powers = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1 / (1 + powers), powers / (1 + powers))
 
 
 def are_equal(answers: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -6,15 +6,17 @@ exception is a bug in distill: it ends in a traceback and exit status 1.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 # Control characters, halves of surrogate pairs, line separators, and marks that change the direction of writing.
 STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+TRAIN_EXTRA = "pip install 'distill[train]'"
 REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EEXIST,
     errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
@@ -92,6 +94,23 @@ def refusal_of(error: BaseException) -> str | None:
                 return f"{full}: {one_line(seen)}"
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
+
+
+def lacking(error: ModuleNotFoundError, what: str) -> UserError | None:
+    """Return the error of `what`, which needs a package of the extra `train`; None if the module is our own."""
+    package = (error.name or "distill").split(".")[0]
+    return None if package == "distill" else UserError(f"{what} needs {package}: not installed", hint=TRAIN_EXTRA)
+
+
+@contextlib.contextmanager
+def needing_training(what: str) -> Iterator[None]:
+    """Within the block, raise `UserError` if a package of the extra `train` is missing, which `what` needs."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if known := lacking(error, what):
+            raise known from error
+        raise
 
 
 def did_you_mean(word: str, known: Collection[str], otherwise: str = "one of") -> str:

@@ -39,7 +39,8 @@ from distill.errors import FolderError, RecipeError, TrainingError, UserError, o
 from distill.machine.devices import Device
 from distill.machine.packages import SWEEP_EXTRA
 from distill.machine.provenance import now, versions
-from distill.models.loading import embeddings_of, load_config
+from distill.models.config import embeddings_of
+from distill.models.loading import load_config
 from distill.recipe.file import with_values
 from distill.recipe.schema import Recipe, Stage
 from distill.recipe.search_space import Space

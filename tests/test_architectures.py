@@ -22,8 +22,9 @@ from distill.export.attention import ONE_NODE
 from distill.export.formats import Bounds, export_formats
 from distill.export.fusion import count_fused_nodes, missing_fusions
 from distill.export.onnx_graph import check_architecture, trace
+from distill.models.config import token_limit
 from distill.models.first_token import ARCHITECTURES, first_token_only, last_layer
-from distill.models.loading import classification_head, load_tokenizer, reorder_classes, token_limit
+from distill.models.loading import classification_head, load_tokenizer, reorder_classes
 from distill.models.saving import save
 from distill.models.students import build_from_config, build_from_layers
 from distill.storage.files import read_json, write_json

@@ -8,7 +8,7 @@ import pytest
 from conftest import check_refused, run
 from safetensors import SafetensorError
 
-from distill.data.sources import read_texts
+from distill.data.texts import read_texts
 from distill.errors import DataError, refusal_of
 
 CASES = {

@@ -224,7 +224,7 @@ def test_odd_files_that_are_data_are_read(tmp_path, tiny_bert):
 
 
 def test_a_name_with_brackets_and_stars_is_that_file_and_no_other(tmp_path, tiny_bert):
-    from distill.data.sources import read_texts
+    from distill.data.texts import read_texts
 
     for name, text in (("t[1].csv", "meant"), ("t1.csv", "another"), ("t*.csv", "starred"), ("**.csv", "twice")):
         (tmp_path / name).write_text(f"text\n{text}\n")

@@ -10,11 +10,10 @@ from conftest import BAD, FILLER, GOOD, LABELS, make_tokenizer, write_reviews
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from distill.data.encoding import Truncation
-from distill.data.sources import read_texts
+from distill.data.encoding import Truncation, vocabulary_of
 from distill.data.splits import load_splits
+from distill.data.texts import read_texts
 from distill.errors import DataError
-from distill.models.loading import vocabulary_of
 from distill.recipe.schema import Data, Files
 from distill.training.tokens import check_embedded, check_tokenised, tokenise
 

@@ -10,7 +10,8 @@ from distill.export import fusion
 from distill.export.fusion import Executed, count_fused_nodes, missing_fusions
 from distill.export.onnx_graph import trace
 from distill.inference.runtimes import onnx_runs_on_cuda
-from distill.inference.sessions import OnnxSession, TorchSession, _run_bound
+from distill.inference.sessions import OnnxSession, _run_bound
+from distill.inference.torch_session import TorchSession
 
 RNG = np.random.default_rng(0)
 ONE_LAYER = AutoModelForSequenceClassification.from_config(

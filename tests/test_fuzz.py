@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from test_data import rows_of, write
 from test_recipe import GOOD, RECIPES
 
-from distill.data.sources import read_texts
 from distill.data.splits import load_splits
+from distill.data.texts import read_texts
 from distill.errors import DataError, RecipeError
 from distill.recipe.file import dump_recipe, load_recipe
 from distill.recipe.schema import Data, Files

@@ -17,15 +17,8 @@ from transformers import (
 )
 
 from distill.errors import ModelError
-from distill.models.loading import (
-    align_labels,
-    layer_count,
-    load_classifier,
-    load_tokenizer,
-    reorder_classes,
-    token_limit,
-    with_attention_dropout,
-)
+from distill.models.config import align_labels, token_limit
+from distill.models.loading import layer_count, load_classifier, load_tokenizer, reorder_classes, with_attention_dropout
 from distill.models.students import build_from_config, build_from_layers, choose_layers
 from distill.models.weights import weights_fingerprint
 

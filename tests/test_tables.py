@@ -14,8 +14,8 @@ import pytest
 from conftest import run
 
 from distill.data import sources
-from distill.data.sources import read_texts
 from distill.data.splits import load_splits
+from distill.data.texts import read_texts
 from distill.errors import DataError
 from distill.recipe.labels import joined, names_of
 from distill.recipe.schema import Data, Files
@@ -489,7 +489,7 @@ BOMBS = {
 READ_ALL = """
 import resource, sys
 from distill.errors import DataError
-from distill.data.sources import read_texts
+from distill.data.texts import read_texts
 used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = used()
 try:

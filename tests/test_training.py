@@ -22,7 +22,7 @@ from distill.distillation.online_teacher import OnlineTeacher
 from distill.distillation.trainer import DistillationTrainer
 from distill.errors import Interrupted, RecipeError, TrainingError
 from distill.inference.classifier import Classifier
-from distill.inference.sessions import TorchSession
+from distill.inference.torch_session import TorchSession
 from distill.machine import devices
 from distill.machine.devices import training_precision
 from distill.models.loading import load_tokenizer

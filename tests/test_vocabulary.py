@@ -17,8 +17,8 @@ from transformers import (
 )
 
 import distill
+from distill.data.encoding import vocabulary_of
 from distill.errors import ModelError
-from distill.models.loading import vocabulary_of
 from distill.models.vocabulary import most_used, trim_embeddings, trim_tokenizer, unknown_share
 
 WORDS = ["film", "filmed", "filming", "music", "musical", "plot", "plotted", "unplotted", "cast", "casting", "the"]

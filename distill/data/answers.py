@@ -24,9 +24,9 @@ import numpy as np
 from scipy.special import logit
 
 from distill.data.pairs import joined_texts
-from distill.data.sources import check_file
 from distill.data.splits import text_key
 from distill.data.tables import LINE, TableFile
+from distill.data.texts import check_file
 from distill.errors import DataError, printable
 from distill.recipe.labels import SAME_NAMES, are_indices, classes_of, renamed
 from distill.recipe.schema import Task

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from distill.data.encoding import Truncation, encode
 from distill.data.inspection import FEW, RARE
 from distill.data.label_sets import YES_OR_NO, shown_value
-from distill.data.sources import check_file, not_texts
 from distill.data.splits import Splits, drawn, label_counts, load_splits
 from distill.data.tables import TableFile
+from distill.data.texts import check_file, not_texts
 from distill.errors import DataError, printable
 from distill.recipe.labels import LISTED, SURELY_JOINED, WHOLE, joined, separator_of
 from distill.recipe.schema import Data, Files, Task

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from distill.data.pairs import is_pair, parts_of
 from distill.errors import DataError
-from distill.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from distill.recipe.schema import Recipe
 
 Kept = Literal["head", "tail", "head_tail", "longest_first"]  # the last one is for pairs of texts
 HEAD_SHARE = 128 / 510  # of the tokens that "head_tail" keeps
@@ -239,3 +242,17 @@ def ids_of_empty_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids for a text that the tokenizer turns into no token at all, because a model needs at least one."""
     known: tuple[Any, ...] = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return [next(token for token in known if token is not None)]
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, *, added: bool = True) -> int:
+    """Return how many embeddings a model needs for the tokenizer: its highest id plus 1.
+
+    Without the `added` tokens, only those count that any text may have: pieces, and the special tokens around them.
+    Some tokenizers have more added tokens than their model has embeddings, which does no harm until a text uses one.
+    """
+    if added:
+        return max(tokenizer.get_vocab().values(), default=-1) + 1
+    backend: Any = tokenizer.backend_tokenizer
+    pieces, around = backend.get_vocab(with_added_tokens=False).values(), backend.encode("").ids
+    used: tuple[Any, ...] = (*pieces, *around, tokenizer.unk_token_id, tokenizer.pad_token_id)
+    return max((token for token in used if token is not None), default=-1) + 1

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distill.data.sources import Table, is_string
+from distill.data.sources import Table
 from distill.data.tables import is_list, value_text
+from distill.data.texts import is_string
 from distill.errors import DataError, one_line
 from distill.recipe.labels import label_key
 

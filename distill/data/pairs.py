@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from datasets import Dataset
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SEPARATOR = "\x1e"  # ASCII's record separator; texts of pairs that hold one get a space instead
 Text = str | tuple[str, str]

@@ -17,8 +17,9 @@ from datasets import ClassLabel, Dataset, List, Value
 
 from distill.data.label_sets import Written, read_label_sets
 from distill.data.pairs import SEPARATOR, joined_texts, parts_of
-from distill.data.sources import Table, is_string, load_tables, not_texts
+from distill.data.sources import Table, load_tables
 from distill.data.tables import LISTS_ARE_LABELS, is_list
+from distill.data.texts import is_string, not_texts
 from distill.errors import DataError
 from distill.recipe.labels import (
     WHOLE,

@@ -16,7 +16,8 @@ from transformers.masking_utils import sdpa_mask
 
 from distill.distillation.losses import attention_relation_loss, hidden_cosine_loss, hidden_mse_loss
 from distill.errors import RecipeError
-from distill.models.loading import inputs_of, layer_count, normalized_config
+from distill.models.config import inputs_of
+from distill.models.loading import layer_count, normalized_config
 
 PROJECTIONS = "distill_projections"
 RECORDING = "distill_recording"

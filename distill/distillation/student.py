@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from distill.data.answers import answers_in_words
-from distill.data.encoding import Truncation, truncation_of
+from distill.data.encoding import Truncation, truncation_of, vocabulary_of
 from distill.data.splits import Splits
 from distill.distillation.answer_file import AnswerFile
 from distill.distillation.ngram_start import start_from_counts
@@ -30,30 +30,32 @@ from distill.distillation.teachers import (
 from distill.distillation.trainer import DistillationTrainer
 from distill.errors import RecipeError
 from distill.export.formats import check_formats
-from distill.inference.sessions import load_torch
+from distill.inference.torch_session import load_torch
 from distill.machine.devices import resolve_device
 from distill.machine.ranks import world_size
-from distill.models.loading import (
+from distill.models.config import (
+    NGRAMS,
     align_labels,
-    check_base,
     check_fit,
     check_task,
     class_names,
+    name_classes,
+    share_padding,
+    task_of,
+)
+from distill.models.loading import (
+    check_base,
     layer_count,
     load_classifier,
     load_config,
     load_tokenizer,
-    name_classes,
     parameter_count,
     reorder_classes,
-    share_padding,
     skeleton,
-    task_of,
-    vocabulary_of,
     with_attention_dropout,
 )
 from distill.models.names import named_by
-from distill.models.ngram_config import MODEL_TYPE, NgramConfig
+from distill.models.ngram_config import NgramConfig
 from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.students import build_from_config, build_from_layers, check_layers, choose_layers
 from distill.models.truncation import kept_part, reads_of
@@ -307,7 +309,7 @@ def begin(settings: Student, model: PreTrainedModel, rows: Dataset, teacher_weig
 def architectures(settings: Student, teacher: str) -> list[str]:
     """Return the architectures in a student's training: its own, and the teacher's if that runs beside it."""
     if settings.ngrams is not None:
-        return [MODEL_TYPE]
+        return [NGRAMS]
     runs_teacher = settings.model is None or settings.loss.runs_teacher
     names = [name for name in (settings.model, teacher if runs_teacher else None) if name]
     return [load_config(name).model_type for name in names]

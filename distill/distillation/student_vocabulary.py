@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.data.encoding import Truncation, encode
+from distill.data.encoding import Truncation, encode, vocabulary_of
 from distill.data.splits import Splits
-from distill.models.loading import vocabulary_of
 from distill.models.vocabulary import trim_embeddings, trim_tokenizer, unknown_share
 from distill.training.tokens import tokenise_split
 

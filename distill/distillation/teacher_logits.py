@@ -27,7 +27,8 @@ from distill.errors import FolderError, ModelError
 from distill.inference.classifier import identify
 from distill.inference.text_classifier import TextClassifier
 from distill.machine.progress import progress_line
-from distill.models.loading import align_labels, check_task, class_names, config_fingerprint, task_of
+from distill.models.config import align_labels, check_task, class_names, task_of
+from distill.models.loading import config_fingerprint
 from distill.models.thresholds import thresholds_of
 from distill.models.weights import weights_fingerprint
 from distill.recipe.labels import SAME_NAMES

@@ -13,8 +13,8 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.encoding import Truncation
-from distill.data.sources import check_file
 from distill.data.splits import Splits, gold_labels_of
+from distill.data.texts import check_file
 from distill.decisions import answers_of, scores_of
 from distill.distillation.answer_file import AnswerFile, is_answer_file
 from distill.distillation.teacher_logits import (

@@ -17,7 +17,7 @@ from distill.distillation.losses import (
     soft_target_loss,
 )
 from distill.distillation.online_teacher import OnlineTeacher
-from distill.models.loading import inputs_of
+from distill.models.config import inputs_of
 from distill.recipe.schema import Loss
 from distill.training.tokens import UNLABELLED
 from distill.training.trainer import ClassificationTrainer

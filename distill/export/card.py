@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 from distill.data.encoding import Truncation
 from distill.decisions import Thresholds
 from distill.export.proofs import Proof
-from distill.models.ngram_config import MODEL_TYPE
+from distill.models.config import NGRAMS
 from distill.report.page import as_code, render
 
 
@@ -38,7 +38,7 @@ def export_card(
         model=as_code(model),
         format=proof.format,
         proof=proof,
-        is_ours=architecture == MODEL_TYPE,
+        is_ours=architecture == NGRAMS,
         label_names=[as_code(name) for name in label_names],
         thresholds=thresholds,
         truncation=truncation,

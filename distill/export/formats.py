@@ -29,14 +29,15 @@ from distill.export.ngram_graph import interface, with_even_columns
 from distill.export.onnx_graph import check_architecture, graph_inputs, quiet, trace
 from distill.export.outliers import RANGE_TEXTS, widest
 from distill.export.proofs import Bounds, Proof, flips, prove
-from distill.inference.classifier import Classifier, pad, weights_bytes
-from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_runs_on_cuda
-from distill.inference.sessions import Session, TorchSession, open_session
+from distill.inference.classifier import Classifier, open_session, pad, weights_bytes
+from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_runs_on_cuda, openvino_precision
+from distill.inference.sessions import Session
 from distill.inference.text_classifier import plain
-from distill.machine.devices import Device, has_fast_bf16
+from distill.inference.torch_session import TorchSession
+from distill.machine.devices import Device
 from distill.measuring.benchmark import timed_logits
-from distill.models.loading import TOKEN_TYPES, embeddings_of, load_config
-from distill.models.ngram_config import MODEL_TYPE
+from distill.models.config import NGRAMS, TOKEN_TYPES, embeddings_of
+from distill.models.loading import load_config
 from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.saving import save
 from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
@@ -91,7 +92,7 @@ def check_formats(formats: Sequence[str], config: PretrainedConfig) -> None:
     if any(not name.startswith("torch-") for name in formats):
         check_architecture(config)
     openvino = [name for name in formats if name.startswith("openvino-")]
-    if openvino and config.model_type == MODEL_TYPE:
+    if openvino and config.model_type == NGRAMS:
         raise ModelError(
             f"export.formats: {openvino[0]}: OpenVINO computes whole numbers in 32 bits, and an n-gram's hash needs 62",
             hint="--set export.formats=[onnx-fp32,onnx-int8]",
@@ -229,7 +230,7 @@ def keep_proofs(proofs: Generator[Proof, None, None], folder: Path) -> list[Proo
 def _write_rest(source: Source, folder: Path) -> None:
     """Write configuration and tokenizer beside a graph."""
     config = source.model.config
-    config = interface(config) if config.model_type == MODEL_TYPE else config
+    config = interface(config) if config.model_type == NGRAMS else config
     save(config, source.tokenizer, folder)
 
 
@@ -255,7 +256,7 @@ def _answers(
     logits, rate = classify(session)
     if name == "onnx-fp16" and _device(name, device) == "cpu":
         return _further(reference, logits, classify(TorchSession(_rounding(model, torch.float16), "cpu"))[0]), None
-    if name == "openvino-bf16" and not has_fast_bf16("cpu"):
+    if name == "openvino-bf16" and openvino_precision() == "f32":
         return _further(reference, logits, classify(TorchSession(_rounding(model, torch.bfloat16), "cpu"))[0]), rate
     return logits, rate
 

@@ -21,8 +21,8 @@ from distill.export import attention
 from distill.export.outliers import OWN_ACTIVATION
 from distill.inference.runtimes import onnx_providers
 from distill.machine.devices import Device
+from distill.models.config import is_ngrams
 from distill.models.loading import BERT_LIKE, layer_count
-from distill.models.ngram_config import is_ngrams
 
 LAYER_NORM = ("LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization")
 GELU_MODULES = (nn.GELU, GELUActivation)

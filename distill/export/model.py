@@ -16,7 +16,7 @@ from distill.export.onnx_graph import graph_inputs
 from distill.export.proofs import Bounds, Proof
 from distill.inference.classifier import Classifier, load
 from distill.inference.runtimes import onnx_runs_on_cuda
-from distill.inference.sessions import TorchSession
+from distill.inference.torch_session import TorchSession
 from distill.machine.devices import Device
 from distill.measuring.alignment import align
 from distill.models.loading import reorder_classes

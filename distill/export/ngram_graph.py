@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, PreTrainedConfig
 
 from distill.data.encoding import NO_LIMIT
-from distill.models.ngram_config import MODEL_TYPE
+from distill.models.config import NGRAMS
 from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.thresholds import CONFIG_KEY as THRESHOLDS
 
@@ -40,5 +40,5 @@ def interface(config: PreTrainedConfig) -> PreTrainedConfig:
     return BertConfig(
         architectures=["BertForSequenceClassification"], vocab_size=config.vocab_size, hidden_size=config.width,
         num_hidden_layers=1, num_attention_heads=1, intermediate_size=config.width,
-        max_position_embeddings=NO_LIMIT, **shared, **ours, **{MODEL_TYPE: sizes},
+        max_position_embeddings=NO_LIMIT, **shared, **ours, **{NGRAMS: sizes},
     )  # fmt: skip

@@ -16,9 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.errors import ModelError
 from distill.export.attention import ONE_NODE, attention_as_one_node
+from distill.models.config import INPUTS, TOKEN_TYPES, inputs_of, is_ngrams
 from distill.models.first_token import first_token_only, last_layer
-from distill.models.loading import INPUTS, TOKEN_TYPES, inputs_of
-from distill.models.ngram_config import is_ngrams
 from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 
 OPSET = 20  # the first with a Gelu node; from 23 attention is a node too, but onnxruntime's quantizer breaks it

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import softmax
 
 from distill.data.pairs import Text
+from distill.decisions import softmax
 from distill.errors import ModelError
 from distill.inference.text_classifier import TextClassifier, check_finite
-from distill.models.loading import align_labels
+from distill.models.config import align_labels
 
 
 class Cascade(TextClassifier):
@@ -65,7 +65,7 @@ class Cascade(TextClassifier):
                 break
             found = classifier.logits([texts[index] for index in left])[:, self._columns[step]]
             check_finite(found, self.names[step])  # else it would pass on all texts, and nobody would know
-            sure = softmax(found, axis=1).max(axis=1) >= sure_from
+            sure = softmax(found).max(axis=1) >= sure_from
             if step == len(self.classifiers) - 1:
                 sure[:] = True
             logits[left[sure]], answered_by[left[sure]] = found[sure], step

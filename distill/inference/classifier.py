@@ -7,39 +7,43 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from distill.data.encoding import Cut, Encoded, Truncation, cut_of, encode
+from distill.data.encoding import Cut, Encoded, Truncation, cut_of, encode, vocabulary_of
 from distill.data.pairs import Text
 from distill.decisions import Thresholds
-from distill.errors import DeviceError, ModelError
+from distill.errors import DeviceError, ModelError, needing_training
 from distill.inference.cascade import Cascade
-from distill.inference.linear import LinearClassifier
-from distill.inference.runtimes import FOR_CPUS, can_run
-from distill.inference.sessions import Session, open_session
+from distill.inference.exported import is_export, read_config, read_tokenizer
+from distill.inference.runtimes import FOR_CPUS, can_run, gpu_of, onnx_runs_on_cuda
+from distill.inference.sessions import NGRAM_BATCH_TOKENS, OnnxSession, OpenVinoSession, Session
 from distill.inference.text_classifier import TextClassifier, plain
-from distill.machine.devices import Device, resolve_device
-from distill.models.loading import (
+from distill.models.config import (
     check_fit,
     check_outputs,
     class_names,
     embeddings_of,
     is_classifier,
-    load_config,
-    load_tokenizer,
+    is_ngrams,
     share_padding,
     task_of,
     token_limit,
-    vocabulary_of,
 )
 from distill.models.names import is_baseline
 from distill.models.thresholds import thresholds_of
 from distill.models.truncation import Reads, kept_part, reads_of
-from distill.models.weights import OPENVINO_WEIGHTS, weight_files
+from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS, weight_files
 from distill.storage.cascades import is_cascade, read_cascade
+from distill.storage.checksums import ANSWERING, check_whole
 from distill.storage.exports import EXPORT_PROOFS, read_proofs
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from distill.inference.exported import ExportedConfig, ExportedTokenizer
+    from distill.machine.devices import Device
 
 TOKENISED_AT_ONCE = 4_096  # texts: lists of ids take several times the memory of the arrays that are kept
 
@@ -53,7 +57,7 @@ class Classifier(TextClassifier):
     def __init__(
         self,
         session: Session,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | ExportedTokenizer,
         label_names: Sequence[str],
         truncation: Truncation,
         *,
@@ -179,6 +183,8 @@ def load(
     if is_baseline(Path(folder)):
         if device == "cuda":
             raise DeviceError(f"{name}: a baseline runs on CPUs", hint="--device cpu")
+        with needing_training(f"{name}: a baseline"):
+            from distill.inference.linear import LinearClassifier
         return LinearClassifier.load(Path(folder))
     config, tokenizer, truncation = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
@@ -200,7 +206,7 @@ def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:
     With "auto", all devices of this machine count. Formats whose runtime is not installed are skipped. Raises
     `ModelError` if no format was timed on `device`.
     """
-    wanted = sorted({"cpu", resolve_device("auto")} if device == "auto" else {resolve_device(device)})
+    wanted = sorted({"cpu", gpu_of("auto")} if device == "auto" else {gpu_of(device)})
     rates: dict[tuple[Path, Device], float] = {}
     for name, proof in read_proofs(folder).items():
         rate, timed_on = proof["texts_per_second"], proof["device"]
@@ -214,22 +220,30 @@ def fastest_export(folder: Path, device: str) -> tuple[Path, Device]:
     return max(rates, key=rates.__getitem__)
 
 
-def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Truncation]:
+def identify(
+    name: str,
+) -> tuple[PretrainedConfig | ExportedConfig, PreTrainedTokenizerBase | ExportedTokenizer, Truncation]:
     """Return a classifier's configuration, tokenizer and truncation, without loading its weights.
 
     It reads as many tokens as the tokenizer's model_max_length says. Which of them, its configuration says if it was
-    trained by distill; else the tokenizer does, whose truncation side may be the left one.
+    trained by distill; else the tokenizer does, whose truncation side may be the left one. The files of an export are
+    read without torch and transformers.
 
     Raises `ModelError` if the model is no classifier, gives a text a number, has no tokenizer or another model's, has a
-    class without a name, or has an invalid calibration temperature, threshold or truncation.
+    class without a name, or has an invalid threshold or truncation.
     """
-    config = load_config(name)
+    read: tuple[Callable[..., Any], Callable[..., Any]] = (read_config, read_tokenizer)
+    if not is_export(Path(name)):
+        with needing_training(f"{name}: a model that is not exported"):
+            from distill.models.loading import load_config, load_tokenizer
+        read = (load_config, load_tokenizer)
+    config = read[0](name)
     if not is_classifier(config):
         raise ModelError(f"{name}: not a text classifier, but {', '.join(config.architectures or ['unknown'])}")
     task_of(config, name)
-    class_names(config, name)  # raises an error before the weights are read, as the next two do
+    class_names(config, name)  # raises an error before the weights are read, as the next one does
     thresholds_of(config)
-    tokenizer = load_tokenizer(name)
+    tokenizer = read[1](name)
     share_padding(config, tokenizer)
     max_tokens = min(tokenizer.model_max_length, token_limit(config) or tokenizer.model_max_length)
     check_fit(config, name, max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer, added=False))
@@ -239,3 +253,39 @@ def identify(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Trun
 def weights_bytes(folder: Path) -> int:
     """Return the size in bytes of a model folder's weights, of any format (see weights.weight_files)."""
     return sum(file.stat().st_size for file in weight_files(str(folder)))
+
+
+def open_session(
+    name: str, config: PretrainedConfig, device: str, *, dtype: str | None = None, threads: int | None = None
+) -> Session:
+    """Return the session of a model folder or Hub name: model.onnx in ONNX Runtime, openvino_model.xml in OpenVINO.
+
+    Anything else runs in torch, in the dtype it was saved in or in `dtype` ("bfloat16"). `device` "auto" is CUDA if
+    that can run the model. Raises `ModelError` if the model cannot be loaded or has more or fewer outputs than its
+    configuration has classes, `DeviceError` if the device is missing.
+    """
+    folder = Path(name)
+    if (folder / OPENVINO_WEIGHTS).is_file():
+        check_whole(folder, ANSWERING)
+        if device == "cuda":
+            raise DeviceError(f"{name}: OpenVINO formats run on CPUs", hint="--device cpu")
+        session = OpenVinoSession(folder / OPENVINO_WEIGHTS, threads, format=_format(folder, "openvino"))
+    elif (folder / ONNX_WEIGHTS).is_file():
+        check_whole(folder, ANSWERING)
+        is_for_cpus = folder.name in FOR_CPUS or not onnx_runs_on_cuda()
+        resolved = "cpu" if device == "auto" and is_for_cpus else gpu_of(device)
+        session = OnnxSession(folder / ONNX_WEIGHTS, resolved, threads, format=_format(folder, "onnx"))
+    else:
+        from distill.inference.torch_session import TorchSession, load_torch
+        from distill.machine.devices import resolve_device
+
+        return TorchSession(load_torch(name, config, dtype), resolve_device(device))
+    if is_ngrams(config):
+        session.batch_tokens = NGRAM_BATCH_TOKENS
+    if isinstance(session.outputs, int):  # if the graph leaves it open, Classifier.logits checks the first answers
+        check_outputs(session.outputs, config.num_labels, name)
+    return session
+
+
+def _format(folder: Path, runtime: str) -> str:
+    return folder.name if folder.name.startswith(f"{runtime}-") else runtime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from distill.data.pairs import Text
 from distill.decisions import Thresholds, answers_of, probabilities_of
+from distill.errors import DataError
 from distill.inference.cascade import Cascade
 from distill.inference.classifier import device_of_step, load
 from distill.inference.text_classifier import check_finite, named_answer
@@ -25,7 +27,7 @@ MOST_TEXTS = 4_096  # in memory at once
 MOST_CHARACTERS = 4_000_000  # in those texts; their tokens take some forty bytes per character
 
 
-def predictions(
+def predict(
     model: Path | str,
     texts: Iterable[Text],
     *,
@@ -70,7 +72,7 @@ def answers(
     below: float = 0.8,
     device: str = "auto",
 ) -> Iterator[Answered]:
-    """Yield the logits of a few thousand texts at a time, as in `predictions`."""
+    """Yield the logits of a few thousand texts at a time, as in `predict`."""
     classifier = load(model, device)
     if escalate:
         second = load(escalate, device_of_step(Path(escalate), device))
@@ -92,6 +94,31 @@ def answers(
     if isinstance(classifier, Cascade):
         for step, name in enumerate(classifier.names):
             log.info("predict: %s answered %d of %d texts", name, steps[step], steps.total())
+
+
+def write_answers(
+    model: Path | str,
+    texts: Iterable[Text],
+    output: Path | str,
+    *,
+    text_columns: Sequence[str] = ("text",),
+    escalate: Path | str | None = None,
+    below: float = 0.8,
+    device: str = "auto",
+) -> int:
+    """Write texts, labels and logits to a table that can teach a student; return the number of texts.
+
+    The other arguments are as in `predict`. Raises `FolderError` if `output` is there already.
+    """
+    from distill.storage.answers import check_new_table, write_table  # not at the top: pyarrow takes a while to import
+
+    check_new_table(Path(output))
+    found = answers(model, texts, escalate=escalate, below=below, device=device)
+    first = next(found, None)
+    if first is None:
+        raise DataError("predict: there are no texts")
+    chunks = ((one.texts, one.logits) for one in itertools.chain([first], found))
+    return write_table(Path(output), text_columns, first.label_names, chunks, first.thresholds)
 
 
 def _chunks(texts: Iterable[Text]) -> Iterator[list[Text]]:

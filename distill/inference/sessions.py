@@ -1,4 +1,4 @@
-"""Run a finished classifier on a device, from token ids to logits, in torch, ONNX Runtime or OpenVINO."""
+"""Run an exported classifier, from token ids to logits, in ONNX Runtime or OpenVINO. Works without torch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,20 @@ from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnxruntime
-import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
-from transformers import PretrainedConfig, PreTrainedModel
 
 from distill.errors import DeviceError, ModelError, one_line
-from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_providers, onnx_runs_on_cuda
-from distill.machine.devices import Device, cores, has_fast_bf16, resolve_device
-from distill.models.first_token import first_token_only, last_layer
-from distill.models.loading import INPUTS, TOKEN_TYPES, check_outputs, inputs_of, load_weights
-from distill.models.ngram_config import is_ngrams
-from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
-from distill.storage.checksums import ANSWERING, check_whole
+from distill.inference.runtimes import import_openvino, onnx_providers, onnx_runs_on_cuda, openvino_precision
+from distill.machine.cpu import cores
+from distill.models.config import INPUTS, TOKEN_TYPES
 
-TORCH_FORMATS = {torch.float32: "torch-fp32", torch.float16: "torch-fp16", torch.bfloat16: "torch-bf16"}
+if TYPE_CHECKING:
+    from distill.machine.devices import Device
+
 # Padded tokens in one batch. Larger batches cost memory and are not faster. On one CPU thread they are even slower,
 # because a layer's activations no longer fit into the cache.
 BATCH_TOKENS: dict[Device, int] = {"cpu": 2_048, "cuda": 65_536}
@@ -69,39 +65,6 @@ class Session(Protocol):
     def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
         """Yield the logits of each batch, in order, with high throughput."""
         ...
-
-
-class TorchSession:
-    """A transformers model in eval mode; its logits are divided by the temperature in its configuration.
-
-    It computes in the dtype of its weights, but in fp32 for fp16 on a CPU: torch's fp16 kernels for CPUs are many times
-    slower.
-    """
-
-    def __init__(self, model: PreTrainedModel, device: Device):
-        self.format = TORCH_FORMATS[model.dtype]
-        if model.dtype == torch.float16 and device == "cpu":
-            model = model.float()
-        self.model = model.to(torch.device(device)).eval()
-        self.device: Device = device
-        self.batch_tokens = NGRAM_BATCH_TOKENS if is_ngrams(model.config) else BATCH_TOKENS[device]
-        self._last_layer = last_layer(self.model)
-        self._alone = threading.Lock()  # `first_token_only` changes the model while a batch runs
-
-    @torch.inference_mode()
-    def run(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_types: np.ndarray | None = None
-    ) -> np.ndarray:
-        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, TOKEN_TYPES: token_types}
-        inputs = {
-            name: torch.from_numpy(array).to(self.device, non_blocking=True)
-            for name, array in inputs_of(self.model.config, arrays).items()
-        }
-        with self._alone, first_token_only(self._last_layer):
-            return self.model(**inputs).logits.float().cpu().numpy()
-
-    def run_each(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
-        return (self.run(*batch) for batch in batches)
 
 
 class OnnxSession:
@@ -224,50 +187,13 @@ class OpenVinoSession:
         settings = {
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self._threads,
-            "INFERENCE_PRECISION_HINT": "bf16" if has_fast_bf16("cpu") else "f32",
+            "INFERENCE_PRECISION_HINT": openvino_precision(),
         }
         try:
             core = import_openvino().Core()
             return core.compile_model(core.read_model(self._path), "CPU", settings)
         except RuntimeError as error:
             raise ModelError(f"{self._path}: OpenVINO cannot load it: {_openvino_reason(error)}") from error
-
-
-def open_session(
-    name: str, config: PretrainedConfig, device: str, *, dtype: str | None = None, threads: int | None = None
-) -> Session:
-    """Return the session of a model folder or Hub name: model.onnx in ONNX Runtime, openvino_model.xml in OpenVINO.
-
-    Anything else runs in torch, in the dtype it was saved in or in `dtype` ("bfloat16"). `device` "auto" is CUDA if
-    that can run the model. Raises `ModelError` if the model cannot be loaded or has more or fewer outputs than its
-    configuration has classes, `DeviceError` if the device is missing.
-    """
-    folder = Path(name)
-    if (folder / OPENVINO_WEIGHTS).is_file():
-        check_whole(folder, ANSWERING)
-        if device == "cuda":
-            raise DeviceError(f"{name}: OpenVINO formats run on CPUs", hint="--device cpu")
-        session = OpenVinoSession(folder / OPENVINO_WEIGHTS, threads, format=_format(folder, "openvino"))
-    elif (folder / ONNX_WEIGHTS).is_file():
-        check_whole(folder, ANSWERING)
-        is_for_cpus = folder.name in FOR_CPUS or not onnx_runs_on_cuda()
-        resolved = "cpu" if device == "auto" and is_for_cpus else resolve_device(device)
-        session = OnnxSession(folder / ONNX_WEIGHTS, resolved, threads, format=_format(folder, "onnx"))
-    else:
-        return TorchSession(load_torch(name, config, dtype), resolve_device(device))
-    if is_ngrams(config):
-        session.batch_tokens = NGRAM_BATCH_TOKENS
-    if isinstance(session.outputs, int):  # if the graph leaves it open, Classifier.logits checks the first answers
-        check_outputs(session.outputs, config.num_labels, name)
-    return session
-
-
-def load_torch(name: str, config: PretrainedConfig, dtype: str | None = None) -> PreTrainedModel:
-    """Return the finished classifier `name` from safetensors; raises `ModelError` if a weight is missing."""
-    model, missing = load_weights(name, config, dtype or "auto")
-    if missing:
-        raise ModelError(f"{name}: {len(missing)} weights are missing, first {missing[0]}")
-    return model if model.dtype in TORCH_FORMATS else model.float()  # float64 becomes fp32
 
 
 def _are_many(batches: Iterable[Batch], threads: int) -> tuple[bool, Iterator[Batch]]:
@@ -369,7 +295,3 @@ def _openvino_reason(error: BaseException) -> str:
     # If OpenVINO cannot convert a graph, only this one of its many lines names the operations.
     summary = [line for line in lines if "No conversion rule" in line]
     return (summary or lines or [one_line(error)])[0].lstrip("- ")[:300]
-
-
-def _format(folder: Path, runtime: str) -> str:
-    return folder.name if folder.name.startswith(f"{runtime}-") else runtime

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distill.data.pairs import Text, joined_texts
 from distill.decisions import Thresholds, answers_of, probabilities_of
 from distill.errors import ModelError
-from distill.machine.devices import Device
 from distill.models.truncation import Reads
+
+if TYPE_CHECKING:
+    from distill.machine.devices import Device
 
 
 class TextClassifier(abc.ABC):

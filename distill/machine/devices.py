@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import platform
 import statistics
 import threading
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from distill.errors import DeviceError, RecipeError
-from distill.machine.provenance import cpu_name
+from distill.machine.cpu import cores, cpu_name
 from distill.machine.timing import time_in_turn
 
 log = logging.getLogger("distill")
@@ -100,11 +99,6 @@ def refuse_fp16(training: Mapping[str, Any], device: Device, stage: str) -> None
             f"{stage}.training.fp16: true, but a CPU trains in fp16 at a fraction of its speed in fp32 (33 CPU seconds "
             "against 9): leave it out, or --device cuda"
         )
-
-
-def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_hardware() -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
+from distill.errors import TRAIN_EXTRA
+
 SWEEP_EXTRA = "pip install optuna"
 # The same module under another name.
 INSTEAD = {"onnxruntime": ("onnxruntime-gpu",)}
@@ -52,10 +54,13 @@ def examine_packages() -> Iterator[Finding]:
             "distill", "fault", "run from its source, not installed: versions are not known", "pip install -e ."
         )
         return
-    for line in requirements:
-        requirement = Requirement(line)
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
+    needed = list(map(Requirement, requirements))
+    for_all = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    training = [one for one in needed if one not in for_all and one.marker.evaluate({"extra": "train"})]
+    if not any(_version(one.name) for one in training):
+        yield Finding("training", "note", "not installed; only exports can be used here", TRAIN_EXTRA)
+        training = []
+    for requirement in [*for_all, *training]:
         wanted = f'pip install "{requirement.name}{requirement.specifier}"'
         versions = list(filter(None, map(_version, (requirement.name, *INSTEAD.get(requirement.name, ())))))
         if not versions:

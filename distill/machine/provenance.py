@@ -1,4 +1,4 @@
-"""The time, library versions and processor that manifests and reports record."""
+"""The time and the library versions that manifests and reports record."""
 
 from __future__ import annotations
 
@@ -18,12 +18,3 @@ def versions() -> dict[str, str]:
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def cpu_name() -> str:
-    """Return the processor's name."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from distill.decisions import Thresholds
 from distill.inference.text_classifier import TextClassifier
-from distill.models.loading import align_labels, check_task
+from distill.models.config import align_labels, check_task
 from distill.recipe.labels import SAME_NAMES
 from distill.recipe.schema import Task
 

@@ -13,21 +13,23 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from distill.data.encoding import Cut, Kept
+from distill.data.encoding import Cut, Kept, vocabulary_of
 from distill.data.pairs import Text
 from distill.decisions import answers_of, as_two_classes
 from distill.inference.classifier import Classifier, load, weights_bytes
 from distill.inference.linear import LinearClassifier
 from distill.inference.sessions import Session
 from distill.inference.text_classifier import TextClassifier, check_finite
-from distill.machine.devices import Device, cores
+from distill.machine.cpu import cores
+from distill.machine.devices import Device
 from distill.machine.progress import progress_line
 from distill.machine.timing import PAUSE_SECONDS, summarise, time_in_turn
 from distill.measuring.alignment import align
 from distill.measuring.escalation import cascade_curve
 from distill.measuring.metrics import agreement, by_class, chance_p_value, confusion, figures
 from distill.models.calibration import reliability
-from distill.models.loading import load_config, token_limit, vocabulary_of
+from distill.models.config import token_limit
+from distill.models.loading import load_config
 from distill.recipe.labels import SAME_NAMES
 from distill.storage.checksums import ANSWERING, check_whole
 

@@ -8,7 +8,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from distill.inference.runtimes import FOR_CPUS, OPENVINO_EXTRA, can_run
+from distill.inference.runtimes import FOR_CPUS, OPENVINO_EXTRA, can_run, openvino_precision
 from distill.machine.devices import Device, has_fast_bf16
 from distill.measuring.benchmark import Candidate
 from distill.measuring.training_log import selected_step, training_curve
@@ -86,7 +86,7 @@ def candidates_of(model: Path, devices: Sequence[Device], notes: list[str]) -> I
                 notes.append(f"{role} torch-fp16 is not measured on the CPU: it is meant for GPUs.")
                 continue
             yield Candidate(role, str(model), exports / name, device)
-            if name == "openvino-bf16" and not has_fast_bf16("cpu"):
+            if name == "openvino-bf16" and openvino_precision() == "f32":
                 notes.append(f"{role} openvino-bf16 ran in fp32: this CPU is not faster in bf16.")
             if name == "onnx-fp16" and device == "cpu":
                 notes.append(f"{role} onnx-fp16 is meant for GPUs: a CPU converts it to fp32 at run time.")

@@ -17,7 +17,7 @@ from distill.errors import FolderError, ModelError, PromiseError
 from distill.inference.cascade import Cascade
 from distill.inference.classifier import device_of_step, fastest_export, load
 from distill.inference.text_classifier import check_finite
-from distill.machine.devices import cores
+from distill.machine.cpu import cores
 from distill.machine.progress import progress_line
 from distill.measuring.alignment import align
 from distill.measuring.benchmark import WARMUP_TEXTS, timed_logits, torch_threads

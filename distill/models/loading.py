@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,22 @@ from transformers import (
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from distill.data.encoding import NO_LIMIT
 from distill.errors import ModelError, one_line
+from distill.models.config import (
+    INPUTS,
+    POSITIONS_AFTER_PADDING,
+    check_fit,
+    check_outputs,
+    check_task,
+    class_names,
+    is_classifier,
+    most_tokens,
+    name_classes,
+    task_of,
+)
 from distill.models.names import AwayError, require_reachable
 from distill.models.thresholds import CONFIG_KEY as THRESHOLDS
-from distill.models.thresholds import SEVERAL, thresholds_of
+from distill.models.thresholds import thresholds_of
 from distill.models.untrusted import (
     check_settings,
     check_tokenizer_settings,
@@ -42,15 +52,9 @@ from distill.models.untrusted import (
     read_settings,
 )
 from distill.models.weights import ADAPTER, weight_files
-from distill.recipe.labels import SAME_NAMES, classes_of, renamed
 from distill.recipe.schema import Task
 from distill.storage.checksums import ANSWERING, check_whole
 
-# These number positions from pad_token_id + 1, as fairseq does, so the earlier rows of the position table are unused.
-POSITIONS_AFTER_PADDING = {
-    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text",
-    "ibert", "luke", "xmod",
-}  # fmt: skip
 # These have BERT's embeddings (word + token type + position, then LayerNorm), its layers, and a head that reads only
 # the first token.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -64,11 +68,7 @@ HEADS = (
     "logits_proj",
     "sequence_summary",
 )  # what architectures call their classification head
-INPUTS = ("input_ids", "attention_mask")  # of every model; without token_type_ids, models take all token types as 0
 FORMER_KEY = "calibration_temperature"  # of models that an earlier version trained
-TOKEN_TYPES = "token_type_ids"  # which text of a pair a token is of
-# What transformers calls the tasks; its pipeline uses a softmax for one, and a sigmoid for the other.
-PROBLEM_TYPES: dict[Task, str] = {"single_label": "single_label_classification", "multi_label": SEVERAL}
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -94,13 +94,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise `ModelError` if a setting of the tokenizer cannot be used; correct settings that change no answer."""
     limit, least = tokenizer.model_max_length, tokenizer.num_special_tokens_to_add() + 1
-    is_whole = type(limit) is int or (isinstance(limit, float) and (limit.is_integer() or limit == math.inf))
-    if not is_whole or limit < least:
-        raise ModelError(
-            f"{name}: tokenizer_config.json: model_max_length: wants a whole number of tokens, at least {least} (one "
-            f"plus the special tokens), got {limit!r:.50}"
-        )
-    tokenizer.model_max_length = int(min(limit, NO_LIMIT))
+    tokenizer.model_max_length = most_tokens(limit, least, name)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
@@ -111,20 +105,6 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     tokenizer.padding_side = "right"  # the same positions in training, in exports and for other batches
     if not set(INPUTS) <= set(tokenizer.model_input_names):
         tokenizer.model_input_names = list(INPUTS)
-
-
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase, *, added: bool = True) -> int:
-    """Return how many embeddings a model needs for the tokenizer: its highest id plus 1.
-
-    Without the `added` tokens, only those count that any text may have: pieces, and the special tokens around them.
-    Some tokenizers have more added tokens than their model has embeddings, which does no harm until a text uses one.
-    """
-    if added:
-        return max(tokenizer.get_vocab().values(), default=-1) + 1
-    backend: Any = tokenizer.backend_tokenizer
-    pieces, around = backend.get_vocab(with_added_tokens=False).values(), backend.encode("").ids
-    used: tuple[Any, ...] = (*pieces, *around, tokenizer.unk_token_id, tokenizer.pad_token_id)
-    return max((token for token in used if token is not None), default=-1) + 1
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -162,15 +142,6 @@ def _check_config(config: PretrainedConfig, name: str) -> None:
         config.use_cache = False
     if hasattr(config, "chunk_size_feed_forward"):
         config.chunk_size_feed_forward = 0
-
-
-def share_padding(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a model the tokenizer's padding token: decoders need it to find the end of a text.
-
-    Architectures that count positions from their own padding token keep it.
-    """
-    if config.model_type not in POSITIONS_AFTER_PADDING:
-        config.pad_token_id = tokenizer.pad_token_id
 
 
 def load_classifier(
@@ -320,133 +291,9 @@ def with_attention_dropout(config: PretrainedConfig, dropout: float) -> Pretrain
     return config
 
 
-def check_fit(config: PretrainedConfig, name: str, *, max_tokens: int, vocabulary: int) -> None:
-    """Raise `ModelError` if the model takes fewer tokens than `max_tokens` or embeds fewer than `vocabulary`."""
-    limit = token_limit(config)
-    if limit is not None and max_tokens > limit:
-        raise ModelError(f"{name}: takes at most {limit} tokens, but data.max_tokens is {max_tokens}")
-    size = embeddings_of(config)
-    if vocabulary > size:
-        raise ModelError(
-            f"{name}: embeds {size} tokens, but the tokenizer's ids go up to {vocabulary - 1}: they do not fit together"
-        )
-
-
-def embeddings_of(config: PretrainedConfig) -> float:
-    """Return how many tokens the model embeds; infinite if it has no table (CANINE reads characters)."""
-    return getattr(config, "vocab_size", None) or math.inf
-
-
-def token_limit(config: PretrainedConfig) -> int | None:
-    """Return how many tokens the position table takes; None if the architecture has none (relative positions)."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if not positions or positions < 0:
-        return None
-    return positions - first_position(config)
-
-
-def first_position(config: PretrainedConfig) -> int:
-    """Return the row of the position table that a text's first token gets."""
-    if config.model_type in POSITIONS_AFTER_PADDING:
-        return config.pad_token_id + 1
-    return 2 if config.model_type == "mpnet" else 0  # as if its padding token were always 1
-
-
-def is_classifier(config: PretrainedConfig) -> bool:
-    """Say whether the configuration is of a model that already has a classification head."""
-    return any("ForSequenceClassification" in name for name in config.architectures or ())
-
-
-def task_of(config: PretrainedConfig, name: str) -> Task:
-    """Return whether the classifier of this configuration gives a text one label or several.
-
-    Raises `ModelError` if it gives a number (regression), or if transformers knows no such task.
-    """
-    known = (*PROBLEM_TYPES.values(), "regression")
-    if config.problem_type is not None and config.problem_type not in known:
-        raise ModelError(
-            f"{name}: config.json: problem_type: wants one of {', '.join(known)}, got {config.problem_type!r:.80}"
-        )
-    if config.problem_type == "regression" or config.num_labels == 1:
-        raise ModelError(
-            f"{name}: config.json: gives a text a number (regression: problem_type, or a single output); distill "
-            "supports only classes"
-        )
-    return "multi_label" if config.problem_type == PROBLEM_TYPES["multi_label"] else "single_label"
-
-
-def check_task(its: Task, task: Task, name: str) -> None:
-    """Raise `ModelError` if `its`, the task of the model `name`, is not the data's."""
-    if its != task:
-        labels = {"single_label": "one label", "multi_label": "any number of labels"}
-        raise ModelError(f"{name}: gives a text {labels[its]}, but data.task is {task}: a text has {labels[task]}")
-
-
-def class_names(config: PretrainedConfig, name: str) -> tuple[str, ...]:
-    """Return the class names in the configuration of the model `name`, in the order of its outputs.
-
-    Raises `ModelError` if an output has no name, if a name is not text, or if two classes have the same name.
-    """
-    found = config.id2label
-    if sorted(found) != list(range(len(found))):
-        raise ModelError(
-            f"{name}: config.json: id2label: wants a name for each of 0 to {len(found) - 1}, got names for "
-            f"{', '.join(map(str, sorted(found)))}"
-        )
-    for index, named in found.items():
-        if type(named) not in (str, int) or named == "":  # a whole number becomes text
-            raise ModelError(
-                f"{name}: config.json: id2label: wants text for the name of class {index}, got {named!r:.80}"
-            )
-    names = tuple(str(found[index]) for index in range(len(found)))
-    if len(set(names)) < len(names):
-        raise ModelError(f"{name}: config.json: id2label: two classes have the same name")
-    return names
-
-
-def name_classes(config: PretrainedConfig, label_names: Sequence[str], task: Task) -> None:
-    """Set up the configuration for these classes, of which a text has one or, with "multi_label", any number."""
-    config.id2label = dict(enumerate(label_names))
-    config.label2id = {label: index for index, label in enumerate(label_names)}
-    config.problem_type = PROBLEM_TYPES[task]
-
-
-def check_outputs(outputs: int, classes: int, name: str) -> None:
-    """Raise `ModelError` if the model `name` has more or fewer `outputs` than the `classes` in its config.json."""
-    if outputs != classes:
-        raise ModelError(f"{name}: has {outputs} outputs, but its config.json (id2label) names {classes} classes")
-
-
 def layer_count(config: PretrainedConfig) -> int:
     """Return the number of transformer layers, whatever the architecture calls it (`n_layers` in DistilBERT)."""
     return normalized_config(config).num_layers
-
-
-def align_labels(
-    teacher_labels: Sequence[str],
-    label_names: Sequence[str],
-    label_map: Mapping[str, str] = SAME_NAMES,
-    *,
-    teacher: str,
-) -> list[int]:
-    """Return for each of `label_names` the teacher's column of that name, which `label_map` may call otherwise.
-
-    Names match like labels: case and white space do not matter. If they match without the map, it is not used: a model
-    that distill trained has the new names already. A teacher without names of its own ("LABEL_0", "LABEL_1", ...) is
-    assumed to use the data's order, if there is no map. Raises `ModelError` if the names or their number differ.
-    """
-    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in teacher_labels)
-    for named in (list(teacher_labels), [renamed(label, label_map) for label in teacher_labels]):
-        if len(set(named)) == len(named) == len(label_names):
-            classes = list(classes_of(named, label_names, indices=False).values())
-            if set(classes) == set(range(len(label_names))):
-                return [classes.index(index) for index in range(len(label_names))]
-    if unnamed and len(teacher_labels) == len(label_names) and not label_map:
-        return list(range(len(label_names)))
-    raise ModelError(
-        f"{teacher}: its classes ({', '.join(teacher_labels)}) are not the data's ({', '.join(label_names)})",
-        hint="--set data.label_map={THEIRS: OURS} says which is which",
-    )
 
 
 def reorder_classes(model: PreTrainedModel, columns: Sequence[int], label_names: Sequence[str]) -> PreTrainedModel:
@@ -523,12 +370,6 @@ def layer_list(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
             "student.model or student.config instead"
         )
     return lists[0]
-
-
-def inputs_of(config: PretrainedConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the `given` inputs that the model reads: token types only if it has several."""
-    names = [*INPUTS, TOKEN_TYPES] if getattr(config, "type_vocab_size", 0) > 1 else INPUTS
-    return {name: given[name] for name in names if given.get(name) is not None}
 
 
 def normalized_config(config: PretrainedConfig) -> NormalizedConfig:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from distill.errors import STEERING, ModelError
 from distill.storage.checksums import LINEAR_SETTINGS
-from distill.storage.hub import ask_hub
 
 
 class AwayError(ModelError):
@@ -59,4 +58,6 @@ def require_reachable(name: str) -> None:
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: not a model folder: it has no config.json")
     if not path.is_dir():
+        from distill.storage.hub import ask_hub  # not at the top: it takes a while to import
+
         ask_hub()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-MODEL_TYPE = "distill_ngrams"
+from distill.models.config import NGRAMS
+
 LONGEST = 8  # tokens in an n-gram; hardly any longer one stands in two texts
 LARGEST = 2**31 - 1  # number of rows
 
@@ -18,7 +19,7 @@ class NgramConfig(PreTrainedConfig):
     tokens share (each token has a row of its own), and `width` the length of a row.
     """
 
-    model_type = MODEL_TYPE
+    model_type = NGRAMS
 
     vocab_size: int = 30_522
     longest: int = 2
@@ -36,9 +37,4 @@ class NgramConfig(PreTrainedConfig):
                 raise ValueError(f"{name}: wants a whole number from 1 to {most}, got {value!r:.50}")
 
 
-def is_ngrams(config: PreTrainedConfig) -> bool:
-    """Say whether a configuration is of an n-gram model, or of a graph of one (see export.ngram_graph)."""
-    return config.model_type == MODEL_TYPE or hasattr(config, MODEL_TYPE)
-
-
-AutoConfig.register(MODEL_TYPE, NgramConfig, exist_ok=True)
+AutoConfig.register(NGRAMS, NgramConfig, exist_ok=True)

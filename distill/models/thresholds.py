@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from transformers import PretrainedConfig
 
 from distill.decisions import scores_of
 from distill.errors import ModelError
-from distill.recipe.schema import Task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from distill.recipe.schema import Task
 
 CONFIG_KEY = "label_thresholds"  # in the model's config.json, in the order of its outputs
 DEFAULT = 0.5

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal, get_args
 
 from distill.data.encoding import Kept
 from distill.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 CONFIG_KEY = "distill_truncation"  # in the model's config.json
 Reads = Literal["texts", "pairs"]

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.errors import ModelError
-from distill.models.loading import embeddings_of, first_position
+from distill.models.config import embeddings_of, first_position
 from distill.storage.files import read_json, write_json
 
 # Of BPE vocabularies that make tokens in another way than by merging their characters.

@@ -6,14 +6,12 @@ import hashlib
 import json
 from pathlib import Path
 
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file
-
 from distill.errors import ModelError, one_line
 from distill.models.names import is_baseline, require_reachable
 from distill.storage.checksums import LINEAR_SETTINGS, LINEAR_WEIGHTS
 from distill.storage.files import lies_in
 
+SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 ONNX_WEIGHTS = "model.onnx"
 OPENVINO_WEIGHTS = "openvino_model.xml"
 ADAPTER = "adapter_config.json"
@@ -104,6 +102,8 @@ def _shard_names(index: Path) -> list[str]:
 
 
 def _hub_weights(name: str) -> list[Path]:
+    from transformers.utils.hub import cached_file  # not at the top: exports are read without transformers
+
     try:
         return [Path(cached_file(name, SAFE_WEIGHTS_NAME))]
     except OSError:  # sharded, or missing

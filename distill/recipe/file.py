@@ -22,7 +22,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from distill.errors import STEERING, RecipeError, did_you_mean, one_line
 from distill.recipe import training_fields
-from distill.recipe.schema import Recipe
+from distill.recipe.schema import Data, Recipe
 from distill.recipe.section import Section
 from distill.recipe.shipped import recipe_file, shipped
 
@@ -65,6 +65,13 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         is_secret = key[-1].lower().split("_")[-1] in SECRETS
         places[key] = Place(0, f"--set {'.'.join(key)}" if is_secret else f"--set {override}")
     return _validate(values, places, mistakes, name=str(path))
+
+
+def load_data(path: Path) -> Data:
+    """Return the section `data` of a recipe, without a look at the others, for which transformers is needed."""
+    values, lines = _parse_file(path)
+    places: dict[KeyPath, Place] = {at: Place(line, f"{path}:{line}") for at, line in lines.items()}
+    return _validate({key: values[key] for key in ("data",) if key in values}, places, [], name=str(path)).data
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

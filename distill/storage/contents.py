@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import FolderError
-from distill.recipe.file import load_recipe
+from distill.recipe.file import load_data
 from distill.storage.cascades import is_cascade, read_cascade
 from distill.storage.checksums import CASCADE, LINEAR_SETTINGS
 from distill.storage.run_folder import RunFolder, SweepFolder
@@ -41,7 +41,7 @@ def text_columns_of(model: Path | str) -> tuple[str, ...]:
     """
     folder = Path(model)
     run = run_of(read_cascade(folder).models[0] if is_cascade(folder) else folder)
-    return load_recipe(run.recipe).data.text_columns if run else ("text",)
+    return load_data(run.recipe).text_columns if run else ("text",)
 
 
 def run_of(model: Path) -> RunFolder | None:

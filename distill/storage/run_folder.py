@@ -17,7 +17,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from distill.errors import FolderError
-from distill.machine.provenance import cpu_name
+from distill.machine.cpu import cpu_name
 from distill.machine.ranks import rank
 from distill.recipe.file import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe, as_settled, differences

@@ -28,8 +28,8 @@ from distill.machine.devices import Device, GpuWatch, peak_memory_bytes
 from distill.machine.ranks import rank
 from distill.measuring.metrics import validation_figures
 from distill.measuring.training_log import early_stop, warnings_of
+from distill.models.config import NGRAMS, is_ngrams
 from distill.models.first_token import first_token_only, last_layer
-from distill.models.ngram_config import MODEL_TYPE, is_ngrams
 from distill.models.unfused_attention import unfused_attention
 from distill.storage.files import naming_full_disk
 from distill.storage.run_folder import RunFolder
@@ -101,7 +101,7 @@ def _limits(model_type: str, arguments: TrainingArguments, padding: str) -> Limi
         return None
     if any(word in arguments.optim for word in ("layerwise", "lomo")):  # they take a step in each backward pass
         return None
-    if model_type == MODEL_TYPE:
+    if model_type == NGRAMS:
         return NGRAM_LIMITS
     return MICRO_BATCH_LIMITS["cuda" if arguments.device.type == "cuda" else "cpu"]
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.inference.classifier import pack
 from distill.machine.devices import Device
-from distill.models.loading import INPUTS, TOKEN_TYPES
+from distill.models.config import INPUTS, TOKEN_TYPES
 
 
 class Limits(NamedTuple):

@@ -23,7 +23,7 @@ from distill.data.pairs import texts_of
 from distill.data.splits import SPLITS, Splits, gold_labels_of, read_splits
 from distill.decisions import Thresholds
 from distill.inference.classifier import Classifier
-from distill.inference.sessions import TorchSession
+from distill.inference.torch_session import TorchSession
 from distill.machine.devices import Device, describe_hardware, resolve_device
 from distill.machine.progress import progress_line
 from distill.machine.provenance import now, versions
@@ -31,15 +31,8 @@ from distill.machine.timing import Clock
 from distill.measuring.metrics import by_class, faults_of_answers, figures, in_a_line
 from distill.measuring.training_log import early_stop_in_words, selected_step, training_curve
 from distill.models.calibration import Calibration, calibrate
-from distill.models.loading import (
-    INPUTS,
-    TOKEN_TYPES,
-    classification_head,
-    divide_logits,
-    embeddings_of,
-    inputs_of,
-    parameter_count,
-)
+from distill.models.config import INPUTS, TOKEN_TYPES, embeddings_of, inputs_of
+from distill.models.loading import classification_head, divide_logits, parameter_count
 from distill.models.saving import save
 from distill.models.thresholds import CONFIG_KEY as THRESHOLDS
 from distill.models.thresholds import choose_thresholds

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.data.encoding import vocabulary_of
 from distill.errors import RecipeError
-from distill.models.loading import load_classifier, load_config, load_tokenizer, share_padding, vocabulary_of
+from distill.models.config import share_padding
+from distill.models.loading import load_classifier, load_config, load_tokenizer
 from distill.models.names import named_by
 from distill.recipe.schema import Recipe, Task, Teacher
 from distill.storage.run_folder import RunFolder

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from distill.machine.devices import Device, peak_memory_bytes
+from distill.models.config import token_limit
 from distill.models.first_token import first_token_only, last_layer
-from distill.models.loading import token_limit
 
 log = logging.getLogger("distill")
 

@@ -14,11 +14,11 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from distill.data.encoding import Truncation, encode
+from distill.data.encoding import Truncation, encode, vocabulary_of
 from distill.data.pairs import parts_of
 from distill.errors import DataError
 from distill.machine.progress import progress_line
-from distill.models.loading import TOKEN_TYPES, vocabulary_of
+from distill.models.config import TOKEN_TYPES
 from distill.recipe.schema import Task
 
 UNLABELLED = -1  # datasets on the Hub use -1 for "no label"; of several labels, each is this

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from distill.models.loading import inputs_of
+from distill.models.config import inputs_of
 from distill.training.embeddings import summed_by_row
 from distill.training.fsdp import enable_cpu_sharding
 from distill.training.losses import gold_loss

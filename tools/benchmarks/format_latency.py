@@ -36,7 +36,9 @@ from torch.utils import mkldnn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.export.fusion import executed
-from distill.inference.sessions import OnnxSession, Session, TorchSession, load_torch, open_session
+from distill.inference.classifier import open_session
+from distill.inference.sessions import OnnxSession, Session
+from distill.inference.torch_session import TorchSession, load_torch
 from distill.machine.devices import describe_hardware
 from distill.machine.provenance import versions
 from distill.machine.timing import time_in_turn

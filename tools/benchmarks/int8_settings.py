@@ -24,7 +24,8 @@ from distill.export.int8 import Int8Settings, quantise
 from distill.export.onnx_graph import quiet
 from distill.export.outliers import RANGE_TEXTS
 from distill.inference.classifier import Classifier, load
-from distill.inference.sessions import OnnxSession, TorchSession
+from distill.inference.sessions import OnnxSession
+from distill.inference.torch_session import TorchSession
 from distill.machine.provenance import versions
 from distill.machine.timing import time_in_turn
 from distill.measuring.benchmark import call_at

@@ -48,7 +48,8 @@ def main() -> None:
 def measure(model: str, rows: int, classes: int) -> dict[str, float]:
     """Keep and read the logits of `rows` texts; return bytes on disk, seconds, peak memory and its growth in bytes."""
     from distill.distillation.teacher_logits import LogitCache, identify_teacher, load_or_compute
-    from distill.models.loading import class_names, load_config
+    from distill.models.config import class_names
+    from distill.models.loading import load_config
 
     class Instant:
         def logits(self, texts: list[str], progress: object) -> np.ndarray:

@@ -35,7 +35,7 @@ from distill.data.splits import read_splits
 from distill.export.formats import export_formats
 from distill.export.proofs import Bounds
 from distill.inference.classifier import Classifier, weights_bytes
-from distill.inference.sessions import TorchSession
+from distill.inference.torch_session import TorchSession
 from distill.machine.devices import describe_hardware
 from distill.machine.provenance import versions
 from distill.models.loading import classification_head

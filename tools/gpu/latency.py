@@ -34,7 +34,8 @@ from distill.export.formats import WRITERS, Source
 from distill.export.fusion import count_fused_nodes, missing_fusions
 from distill.export.onnx_graph import quiet
 from distill.inference.runtimes import onnx_providers
-from distill.inference.sessions import OnnxSession, TorchSession, load_torch
+from distill.inference.sessions import OnnxSession
+from distill.inference.torch_session import TorchSession, load_torch
 from distill.machine.timing import summarise, time_in_turn
 from distill.measuring.metrics import agreement
 from distill.models.first_token import first_token_only, last_layer
