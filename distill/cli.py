@@ -795,6 +795,40 @@ def predict(
 
 
 @app.command()
+def verify(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="An export, or a folder of exports.", show_default=False, parser=_path),
+    ],
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Verify that this machine computes the logits of an export; exit with 2 if it does not.
+
+    Each export carries 64 sets of random token ids with the logits that PyTorch computed for them. An int8 export can
+    have other logits on another kind of CPU.
+    """
+    refuse_ranks("verify")
+    _log_to_stderr()
+    from distill.inference.verification import verify_exports
+
+    verdicts = {}
+    for export, verdict in verify_exports(folder, device=device):
+        verdicts[export.name] = verdict
+        if not json_:
+            found = verdict.reason or f"verified: {verdict.same_answers} of {verdict.sets} answers as in PyTorch"
+            errors = f"error {verdict.error:.2g} (where it was proved {verdict.proved_error:.2g})"
+            print(f"{export.name}\t{'FAILED: ' if verdict.reason else ''}{found}\t{errors}")
+    if json_:
+        print(json.dumps({name: verdict.as_json() for name, verdict in verdicts.items()}))
+    if failed := [name for name, verdict in verdicts.items() if verdict.reason]:
+        raise UserError(
+            f"{folder}: not verified here: {', '.join(failed)}",
+            hint="fetch it again if a file differs; else use onnx-fp32, or export on this kind of machine",
+        )
+
+
+@app.command()
 def convert(
     model: Annotated[
         Path,

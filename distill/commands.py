@@ -36,6 +36,7 @@ from distill.export.model import export_model
 from distill.export.proofs import Bounds
 from distill.inference.prediction import predict as predict
 from distill.inference.prediction import write_answers as write_answers
+from distill.inference.verification import verify_exports as verify  # noqa: F401
 from distill.machine.devices import Device, resolve_device
 from distill.machine.packages import Finding
 from distill.machine.ranks import leave, rank

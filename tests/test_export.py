@@ -184,6 +184,11 @@ def test_an_onnx_folder_is_complete_and_carries_the_label_names(calibrated, expo
         == AutoTokenizer.from_pretrained(calibrated)("good")["input_ids"]
     )
     onnx.checker.check_model(onnx.load(folder / "model.onnx"))
+    meta = onnxruntime.InferenceSession(folder / "model.onnx").get_modelmeta()
+    about = meta.custom_metadata_map
+    assert json.loads(about["label_names"]) == LABELS and about["task"] == "single_label"
+    assert (about["format"], about["max_tokens"], about["truncation"]) == ("onnx-fp32", "64", "head")
+    assert about["version_of_torch"] == torch.__version__ and "made with distill" in meta.description
     for ours, torchs in zip(distill.load(folder)(TEXTS), distill.load(calibrated)(TEXTS), strict=True):
         assert ours == {"label": torchs["label"], "score": pytest.approx(torchs["score"], abs=1e-5)}
 

@@ -238,6 +238,12 @@ def _special_tokens(backend: Any, encoded: Any) -> tuple[list[int], list[int]]:
     return whole.ids[:start], whole.ids[start + len(encoded) :]
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer puts before and after a text."""
+    backend = _backend(tokenizer)
+    return _special_tokens(backend, backend.encode(_two_words(backend)[0], add_special_tokens=False))
+
+
 def ids_of_empty_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids for a text that the tokenizer turns into no token at all, because a model needs at least one."""
     known: tuple[Any, ...] = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)

@@ -26,7 +26,7 @@ from distill.export import fusion
 from distill.export.attention import ONE_NODE
 from distill.export.int8 import CALIBRATION_TEXTS, Int8Settings, import_nncf, int8_settings, quantise, quantise_openvino
 from distill.export.ngram_graph import interface, with_even_columns
-from distill.export.onnx_graph import check_architecture, graph_inputs, quiet, trace
+from distill.export.onnx_graph import check_architecture, describe, graph_inputs, quiet, trace
 from distill.export.outliers import RANGE_TEXTS, widest
 from distill.export.proofs import Bounds, Proof, flips, prove
 from distill.inference.classifier import Classifier, open_session, pad, weights_bytes
@@ -34,7 +34,9 @@ from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_runs_on_c
 from distill.inference.sessions import Session
 from distill.inference.text_classifier import plain
 from distill.inference.torch_session import TorchSession
+from distill.inference.verification_sets import draw_sets, logits_of, write_verification
 from distill.machine.devices import Device
+from distill.machine.provenance import versions
 from distill.measuring.benchmark import timed_logits
 from distill.models.config import NGRAMS, TOKEN_TYPES, embeddings_of
 from distill.models.loading import load_config
@@ -47,6 +49,11 @@ from distill.storage.exports import EXPORT_PROOFS, FLIPPED, PROOF, read_proofs
 from distill.storage.files import PARTIAL, naming_full_disk, replace_path, write_json, write_text
 from distill.storage.lock import hold
 from distill.storage.run_folder import RunFolder
+
+ABOUT_GRAPH = (
+    "A text classifier, made with distill. Inputs: the ids of its tokenizer's tokens and their mask. Output: logits, "
+    "calibrated if the model was. Labels, their order and what it reads of a text are in metadata_props."
+)
 
 
 @dataclass
@@ -114,6 +121,7 @@ def export_formats(
     *,
     thresholds: Thresholds = None,
     truncation: Truncation,
+    temperature: float | None = None,
     bounds: Bounds,
     device: Device,
     card: Callable[[Proof], str],
@@ -121,8 +129,9 @@ def export_formats(
 ) -> Generator[Proof, None, None]:
     """Export the fp32 `model` to each of `formats`, in its own folder in `folder`; yield its proof on `texts`.
 
-    `thresholds` are the model's if it may give a text several labels. The proof compares with `model` itself. A format
-    fails if it breaks a bound on accuracy or agreement, if its logits are not finite, or if nodes are not fused
+    `thresholds` are the model's if it may give a text several labels. `temperature` is that of its calibration, if
+    known; an ONNX file says it, beside labels, truncation and versions. The proof compares with `model` itself. A
+    format fails if it breaks a bound on accuracy or agreement, if its logits are not finite, or if nodes are not fused
     although the architecture allows it (see attention.ONE_NODE); onnx-int8 then tries its next settings. A format that
     fails gets no folder, and the folder of an earlier export is removed. Until then the earlier export stays usable. A
     format's folder holds the model, its card, its proof and the texts whose label changed. If the format failed, those
@@ -152,6 +161,7 @@ def export_formats(
             _write_rest(source, made)
         fused: dict[str, Any] = {}
         if name.startswith("onnx-"):
+            describe(made / ONNX_WEIGHTS, {"format": name} | about, ABOUT_GRAPH)
             fused = fusion.count_fused_nodes(made / ONNX_WEIGHTS, model, _device(name, device))
         unfused = fusion.missing_fusions(fused)
         note = None
@@ -166,11 +176,22 @@ def export_formats(
             fusion=fused, unfused=unfused, note=note, settings=asdict(settings) if settings else {},
         ), logits  # fmt: skip
 
+    about = {
+        "task": "single_label" if thresholds is None else "multi_label",
+        "label_names": json.dumps(list(label_names), ensure_ascii=False),
+        **({} if thresholds is None else {"label_thresholds": json.dumps(list(thresholds))}),
+        "max_tokens": str(truncation.limit or "all"),
+        "truncation": truncation.kept,
+        **({} if temperature is None else {"temperature_in_the_weights": f"{temperature:.6g}"}),
+        **{f"version_of_{name}": version for name, version in versions().items()},
+    }
     with work_folder as work:
         progress("torch-fp32, the reference")
         reference, _ = classify(TorchSession(model, device))
         if not np.isfinite(reference).all():
             raise ModelError(f"{model.name_or_path}: its own logits are not finite on the validation texts")
+        sets = draw_sets(tokenizer, truncation.max_tokens, embeddings_of(model.config))
+        of_torch = logits_of(TorchSession(model, device), sets)
         source = Source(model, tokenizer, texts, truncation, Path(work))
         for name in formats:
             progress(name)
@@ -192,6 +213,8 @@ def export_formats(
                 _keep_flips(made / FLIPPED, changed)
                 write_text(RunFolder(made).card, card(proof))
                 write_json(made / PROOF, proof.as_json())
+                here = open_session(str(made), load_config(str(made)), _device(name, device))
+                write_verification(made, name, sets, of_torch, logits_of(here, sets), on_cpu=here.device == "cpu")
                 seal(made)
                 replace_path(made, folder / name)
                 beside.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from distill.inference.torch_session import TorchSession
 from distill.machine.devices import Device
 from distill.measuring.alignment import align
 from distill.models.loading import reorder_classes
+from distill.storage.run_folder import RunFolder
 
 log = logging.getLogger("distill")
 
@@ -48,6 +49,7 @@ def export_model(
         formats,
         thresholds=thresholds,
         truncation=classifier.truncation,
+        temperature=_temperature_of(Path(model)),
         bounds=bounds,
         device=device,
         card=functools.partial(
@@ -63,3 +65,9 @@ def export_model(
         progress=lambda step: log.info("export: %s", step),
     )
     return keep_proofs(proofs, folder)
+
+
+def _temperature_of(model: Path) -> float | None:
+    """Return the temperature by which a run's logits are divided; None for a model that distill did not train."""
+    run = RunFolder(model)
+    return run.read_metrics().get("calibration", {}).get("temperature", 1.0) if run.is_finished else None

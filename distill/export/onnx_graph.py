@@ -6,10 +6,11 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -87,6 +88,14 @@ def _forget_where_it_was_traced(model: onnx_ir.Model) -> None:
         noted += [graph, *graph.inputs, *nodes, *(value for node in nodes for value in node.outputs)]
     for part in noted:
         part.metadata_props.clear()
+
+
+def describe(path: Path, about: Mapping[str, str], text: str) -> None:
+    """Write into an ONNX file what it is: `about` as metadata_props, the `text` as its doc string."""
+    model = onnx.load(path, load_external_data=False)
+    model.doc_string = text
+    onnx.helper.set_model_props(model, dict(about))
+    onnx.save(model, path)
 
 
 class _LogitsOnly(torch.nn.Module):

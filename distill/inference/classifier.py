@@ -20,6 +20,7 @@ from distill.inference.exported import is_export, read_config, read_tokenizer
 from distill.inference.runtimes import FOR_CPUS, can_run, gpu_of, onnx_runs_on_cuda
 from distill.inference.sessions import NGRAM_BATCH_TOKENS, OnnxSession, OpenVinoSession, Session
 from distill.inference.text_classifier import TextClassifier, plain
+from distill.inference.verification_sets import check_new_cpu
 from distill.models.config import (
     check_fit,
     check_outputs,
@@ -188,6 +189,7 @@ def load(
         return LinearClassifier.load(Path(folder))
     config, tokenizer, truncation = identify(name)
     session = open_session(name, config, device, dtype=dtype, threads=threads)
+    check_new_cpu(Path(name), session, thresholds_of(config))
     return Classifier(
         session, tokenizer, class_names(config, name), truncation, embeddings=embeddings_of(config),
         reads=reads_of(config), thresholds=thresholds_of(config),

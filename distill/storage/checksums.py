@@ -54,7 +54,7 @@ def seal(folder: Path, names: Sequence[str] = ("*",), *, coming: Mapping[str, st
     for inner in {path.parent for path in files} | {folder}:
         sync_folder(inner)
     texts = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (coming or {}).items()}
-    write_json(folder / SEAL, {path.relative_to(folder).as_posix(): _sha256(path) for path in files} | texts)
+    write_json(folder / SEAL, {path.relative_to(folder).as_posix(): sha256(path) for path in files} | texts)
 
 
 def _mode() -> int:
@@ -80,7 +80,7 @@ def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:
         if (folder / name).exists() and not (folder / name).is_file():  # reading a device might never end
             return f"{name} is not a regular file"
         try:
-            found = _sha256(folder / name)
+            found = sha256(folder / name)
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
         if found != digest:
@@ -96,7 +96,7 @@ def damage_of(folder: Path, names: Sequence[str] = ("*",)) -> str | None:
 def fingerprint(folder: Path, names: Sequence[str]) -> str:
     """Return a SHA-256, in hex, of the names and contents of the folder's files that match `names`."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and matches(path.name, names))
-    return hashlib.sha256("".join(f"{_sha256(path)}  {path.name}\n" for path in files).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{sha256(path)}  {path.name}\n" for path in files).encode()).hexdigest()
 
 
 def check_whole(folder: Path, names: Sequence[str]) -> None:
@@ -107,7 +107,8 @@ def check_whole(folder: Path, names: Sequence[str]) -> None:
         raise FolderError(f"{folder}: {damage}", hint=hint)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex; one that has not changed is read once."""
     found = path.stat()
     return _digest(path, found.st_size, found.st_mtime_ns, found.st_ino)
 

@@ -19,7 +19,7 @@ log = logging.getLogger("distill")
 HUB_SECONDS = 5.0
 # The only files that are uploaded. Recipe, manifest and predictions hold paths and rows of the local machine, and a
 # checkpoint can hold pickles.
-PUBLIC = ("README.md", "learning_curve.png", "metrics.json", *ANSWERING)
+PUBLIC = ("README.md", "learning_curve.png", "metrics.json", "verification.json", "verify.py", *ANSWERING)
 
 
 def check_can_push(name: str) -> None:
