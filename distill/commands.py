@@ -289,7 +289,10 @@ def export(
     if not output and not Path(model).is_dir():
         raise FolderError(f"{model}: no such folder, so there is no default place for the exports", hint="--output DIR")
     bounds = Bounds(recipe.export.max_accuracy_drop, recipe.export.min_agreement)
-    made = export_model(model, read_splits(recipe), folder, formats, bounds=bounds, device=resolved)
+    made = export_model(
+        model, read_splits(recipe), folder, formats, bounds=bounds, device=resolved, about=recipe.card,
+        base_model=push_to_hub,
+    )  # fmt: skip
     failed = [proof for proof in made if not proof.passed]
     for proof in made if push_to_hub else ():
         if proof.passed:

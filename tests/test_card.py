@@ -27,6 +27,7 @@ def world(tmp_path_factory, data):
         "data": {"files": files, "max_tokens": 32},
         "teacher": {"model": str(model), "calibrate": True, "training": sure},
         "student": {"config": {"num_hidden_layers": 1}, "training": idle, "calibrate": False},
+        "card": {"language": "en", "license": "apache-2.0"},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     recipe = commands.check(folder / "recipe.yaml")
@@ -42,8 +43,13 @@ def test_the_hub_reads_it_and_its_figures_are_those_of_the_run(world):
     for made in world[1:]:
         found = ModelCard(made.card.read_text(encoding="utf-8"))
         metrics = json.loads(made.metrics.read_text())
-        results = {result.metric_type: result.metric_value for result in found.data.eval_results}
-        assert results == {name: metrics["test"][name] for name in ("accuracy", "macro_f1")}
+        results = {result.metric_type: result for result in found.data.eval_results}
+        assert {name: result.metric_value for name, result in results.items()} == {
+            "accuracy": metrics["test"]["accuracy"], "f1": metrics["test"]["macro_f1"],
+        }  # fmt: skip
+        assert {result.dataset_split for result in results.values()} == {"test"}
+        assert results["f1"].metric_args == {"average": "macro"}
+        assert (found.data.language, found.data.license) == ("en", "apache-2.0")
         assert f"| {metrics['test']['accuracy']:.4f} |" in found.text
         assert found.data.pipeline_tag == "text-classification" and found.data.model_name == made.path.name
 
@@ -88,6 +94,7 @@ def test_an_export_has_a_card_with_the_figures_of_its_proof(world):
     proof = commands.export(teacher.path, ["onnx-fp32"])["onnx-fp32"]
     found = ModelCard((teacher.export / "onnx-fp32" / "README.md").read_text(encoding="utf-8"))
     assert found.data.library_name == "onnx" and found.data.tags == ["distill", "onnx-fp32"]
+    assert (found.data.language, found.data.license) == ("en", "apache-2.0")
     assert f"| {proof['accuracy']:.4f} | {proof['accuracy_drop']:.4f} | {proof['agreement']:.4f} |" in found.text
     assert "On 100 validation texts" in found.text
     assert str(world[0]) not in found.text

@@ -52,7 +52,7 @@ from distill.measuring.metrics import (
 from distill.measuring.training_log import training_curve
 from distill.models.ngram_config import NgramConfig
 from distill.models.thresholds import thresholds_of
-from distill.recipe.schema import Recipe
+from distill.recipe.schema import Card, Recipe
 from distill.report import plots
 from distill.report.card import card
 from distill.report.choice import Budget, choose
@@ -421,7 +421,7 @@ def written_card():
 def test_what_the_card_says_to_run_gives_the_labels_that_distill_gives(folder):
     text, metrics = written_card()
     assert "A text may have several of these 4 labels, or none: `ads`, `bugs`, `cats`, `dogs`." in text
-    assert "type: micro_f1" in text and "type: macro_f1" not in text and "always predicts one" not in text
+    assert "average: micro" in text and "average: macro" not in text and "always predicts one" not in text
     assert f"| {metrics['test']['accuracy']:.4f} |" in text and f"{metrics['classes'][0]['threshold']:.4f}" in text
     code = text.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder)).replace("a text", "good film")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -439,7 +439,7 @@ def test_the_card_of_an_export_gives_the_thresholds():
     found = proof(logits, logits, gold, thresholds)
     text = export_card(
         "m", found, architecture="bert", label_names=NAMES, thresholds=thresholds,
-        truncation=Truncation(32, "head"), room=30, inputs=("input_ids", "attention_mask"),
+        truncation=Truncation(32, "head"), room=30, inputs=("input_ids", "attention_mask"), about=Card(),
     )  # fmt: skip
     assert "A text may have several of 4 labels, or none." in text and f"`ads` {thresholds[0]:.4g}, `bugs`" in text
     assert "On 200 validation texts" in text and "The sigmoid of a logit is the probability of a label." in text

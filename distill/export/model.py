@@ -20,18 +20,28 @@ from distill.inference.torch_session import TorchSession
 from distill.machine.devices import Device
 from distill.measuring.alignment import align
 from distill.models.loading import reorder_classes
+from distill.recipe.schema import Card
 from distill.storage.run_folder import RunFolder
 
 log = logging.getLogger("distill")
 
 
 def export_model(
-    model: Path | str, splits: Splits, folder: Path, formats: Sequence[str], *, bounds: Bounds, device: Device
+    model: Path | str,
+    splits: Splits,
+    folder: Path,
+    formats: Sequence[str],
+    *,
+    bounds: Bounds,
+    device: Device,
+    about: Card,
+    base_model: str | None = None,
 ) -> list[Proof]:
     """Export the classifier `model` to `formats` in `folder`; return a proof of each, also of those that failed.
 
-    The formats have the class order of `splits` and are proved on its validation texts. Raises `FolderError` if the
-    model is itself an export, and `ModelError` if it has other classes than the data or is for another task.
+    `about` and `base_model` are for the cards. The formats have the class order of `splits` and are proved on its
+    validation texts. Raises `FolderError` if the model is itself an export, and `ModelError` if it has other classes
+    than the data or is for another task.
     """
     classifier = load(model, "cpu")
     if not isinstance(classifier, Classifier) or not isinstance(classifier.session, TorchSession):
@@ -61,6 +71,8 @@ def export_model(
             truncation=classifier.truncation,
             room=classifier.truncation.max_tokens - classifier.tokenizer.num_special_tokens_to_add(),
             inputs=graph_inputs(classifier.session.model.config),
+            about=about,
+            base_model=base_model,
         ),
         progress=lambda step: log.info("export: %s", step),
     )

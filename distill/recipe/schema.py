@@ -443,6 +443,13 @@ class Benchmark(Section):
         return shapes
 
 
+class Card(Section):
+    """What a model card says that no file tells: the language of the texts and the license of the model."""
+
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$")] | None = None
+    license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
+
+
 class Recipe(Section):
     """A whole recipe: `data` is required, `teacher` and `student` only by the commands that train them."""
 
@@ -452,6 +459,7 @@ class Recipe(Section):
     baseline: bool = True
     export: Export = Export()
     benchmark: Benchmark = Benchmark()
+    card: Card = Card()
     sweep: Sweep | None = None
 
     @model_validator(mode="after")

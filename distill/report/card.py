@@ -16,6 +16,11 @@ from distill.recipe.schema import Recipe, with_last_names
 from distill.report.classes import class_table
 from distill.report.page import as_code, render
 
+# A figure of metrics.json, with the Hub's name for the metric, a title, and the metric's arguments.
+EXACT = ("accuracy", "accuracy", "accuracy", None)
+MACRO = ("macro_f1", "f1", "macro-F1", {"average": "macro"})
+MICRO = ("micro_f1", "f1", "micro-F1", {"average": "micro"})
+
 
 def card(
     name: str,
@@ -46,15 +51,19 @@ def card(
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["distill", role],
+        language=recipe.card.language,
+        license=recipe.card.license,
         base_model=base if is_base else None,
+        **({"base_model_relation": "finetune"} if is_base else {}),
         datasets=[recipe.data.dataset] if on_hub else None,
         model_name=name,
         eval_results=[
             EvalResult(
-                task_type="text-classification", dataset_type="text", dataset_name=data, metric_type=metric,
-                metric_value=metrics["test"][metric],
+                task_type="text-classification", dataset_type=recipe.data.dataset if on_hub else "text",
+                dataset_name=data, dataset_split=recipe.data.splits.test if on_hub else "test", metric_type=metric,
+                metric_name=title, metric_args=arguments, metric_value=metrics["test"][key],
             )
-            for metric in ("accuracy", "micro_f1" if several else "macro_f1")
+            for key, metric, title, arguments in (EXACT, MICRO if several else MACRO)
         ],
     )  # fmt: skip
     return render(
