@@ -529,6 +529,39 @@ def export(
 
 
 @app.command()
+def bundle(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDENT",
+            help="A folder of `distill student` or `distill teacher`, after `distill export`.",
+            show_default=False,
+            parser=_path,
+        ),
+    ],
+    output: Annotated[Path, _output("Where to write; the folder must not exist, or be empty.")],
+    triton: Annotated[
+        bool, typer.Option("--triton", help="Also write a model repository for Triton, DIR/triton.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier bundle.")] = False,
+    push_to_hub: PushOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Join a model and its exports in one folder that other runtimes read.
+
+    The layout is that of the Hugging Face Hub and transformers.js. Only formats that passed their proof go in. Nothing
+    of the recipe, the data or this machine does, except what the model card says.
+    """
+    refuse_ranks("bundle")
+    found = _commands().bundle(model, output, triton=triton, overwrite=overwrite, push_to_hub=push_to_hub)
+    if json_:
+        print(json.dumps(found))
+        return
+    for name in found["files"]:
+        print(f"{output / name}\t{(output / name).stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
 def report(
     folders: Annotated[
         list[Path] | None,

@@ -31,6 +31,7 @@ from distill.distillation.teacher_review import SUREST, concerns_of, review, rev
 from distill.distillation.teachers import check_teachers, logit_caches
 from distill.doctor import examine, examine_recipe, finding_of
 from distill.errors import BudgetError, ExportError, FolderError, RecipeError
+from distill.export.bundle import make_bundle
 from distill.export.formats import check_formats
 from distill.export.model import export_model
 from distill.export.proofs import Bounds
@@ -304,6 +305,27 @@ def export(
             + (", the texts whose label changed in flipped-*.jsonl there" if any(p.flipped for p in failed) else ""),
         )
     return {proof.format: proof.as_json() for proof in made}
+
+
+def bundle(
+    model: Path | str,
+    output: Path | str,
+    *,
+    triton: bool = False,
+    overwrite: bool = False,
+    push_to_hub: str | None = None,
+) -> dict[str, Any]:
+    """Write a model and its exports to the folder `output` as other runtimes read them; return what is in it.
+
+    Only formats that passed their proof go in (see make_bundle). With `triton`, the folder also holds a model
+    repository for Triton. If `push_to_hub` names a repository, exactly these files are uploaded to its root.
+    """
+    if push_to_hub:
+        check_can_push(push_to_hub)
+    made = make_bundle(Path(model), Path(output), triton=triton, overwrite=overwrite)
+    if push_to_hub:
+        push(Path(output), push_to_hub, files=made.files)
+    return made.as_json()
 
 
 def cascade(

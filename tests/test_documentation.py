@@ -95,7 +95,7 @@ def run(command, world):
 def test_the_pages_show_commands():
     assert len(RUN) > 15 and {shlex.split(command)[1] for command in RUN if command.startswith("distill")} == {
         "check", "inspect", "doctor", "teacher", "student", "export", "report", "predict", "run", "convert", "sweep",
-        "recipes", "baseline", "cascade", "init", "evaluate", "verify",
+        "recipes", "baseline", "cascade", "init", "evaluate", "verify", "bundle",
     }  # fmt: skip
 
 

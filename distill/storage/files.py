@@ -158,6 +158,14 @@ def recover(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Give a file a second name (a hard link), or copy it if the file system or its owner does not allow that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def needs_recovery(folder: Path) -> bool:
     """Say whether a kill has left something in `folder` that `recover` must finish or undo."""
     return any((left / name).exists() for left in folder.glob(f"{PARTIAL}*") for name in (READY, REPLACED))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_session, get_token, try_to_load_from_cache
@@ -34,18 +35,19 @@ def check_can_push(name: str) -> None:
         raise UserError(f"--push-to-hub {name}: no token is set", hint="hf auth login, or HF_TOKEN=...")
 
 
-def push(folder: Path, name: str, *, within: str | None = None) -> str:
+def push(folder: Path, name: str, *, within: str | None = None, files: Sequence[str] | None = None) -> str:
     """Upload the public files of a model folder to the repository `name`; return its address.
 
-    They go to the repository's folder `within`, or to its root. If the repository does not exist, it is created as
-    private. Raises `UserError` if the hub refuses or cannot be reached.
+    `files` names them, by default those of `PUBLIC`. They go to the repository's folder `within`, or to its root. If
+    the repository does not exist, it is created as private. Raises `UserError` if the hub refuses or cannot be reached.
     """
-    files = [path.name for path in folder.iterdir() if path.is_file() and matches(path.name, PUBLIC)]
+    if files is None:
+        files = [path.name for path in folder.iterdir() if path.is_file() and matches(path.name, PUBLIC)]
     api = HfApi()
     try:
         repository = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(
-            repo_id=repository.repo_id, folder_path=folder, path_in_repo=within, allow_patterns=files,
+            repo_id=repository.repo_id, folder_path=folder, path_in_repo=within, allow_patterns=list(files),
             commit_message=f"Upload {within or folder.absolute().name} with distill",
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - HTTP libraries raise many kinds, and hours of work must not end in a traceback

@@ -22,7 +22,16 @@ from distill.machine.ranks import rank
 from distill.recipe.file import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe, as_settled, differences
 from distill.storage.checksums import ANSWERING, MODEL_FILES, SEAL, check_whole, damage_of, seal
-from distill.storage.files import as_json, needs_recovery, read_json, remove, replace_contents, write_json, write_text
+from distill.storage.files import (
+    as_json,
+    link_or_copy,
+    needs_recovery,
+    read_json,
+    remove,
+    replace_contents,
+    write_json,
+    write_text,
+)
 from distill.storage.lock import LOCK, NEXT, hold, is_ours
 from distill.storage.records import Number, checked, read_lines
 
@@ -213,7 +222,7 @@ class RunFolder:
         with hold(self.path):
             self.replacement._clear()
             for path in {checkpoint, best or checkpoint}:  # their files are never changed, so links will do
-                shutil.copytree(path, self.replacement.checkpoints / path.name, copy_function=_link_or_copy)
+                shutil.copytree(path, self.replacement.checkpoints / path.name, copy_function=link_or_copy)
             shutil.copy2(self.metrics_log, self.replacement.metrics_log)
             begun = self._begun()
             write_json(self.replacement.started, {**begun, "origin": {**begun["origin"], **origin}})
@@ -512,13 +521,6 @@ class SweepFolder(RunFolder):
         yield from (self.best, self.results, self.started, self.path / SEAL)
         yield from self.path.glob(f"{self.study.name}*")
         yield from (self.checkpoints, self.replacement.path)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # not every disk has hard links
-        shutil.copy2(source, target)
 
 
 def _step(checkpoint: Path) -> int:
