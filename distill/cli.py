@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from distill.errors import Interrupted, UserError, lacking, printable, refusal_of
+from distill.errors import SERVE_EXTRA, Interrupted, UserError, lacking, printable, refusal_of
 from distill.machine.ranks import check_launcher, leave, rank, refuse_ranks
 from distill.machine.terminal import Guarded, NotWritten, give_up_stdout, guarded
 
@@ -859,6 +859,46 @@ def verify(
             f"{folder}: not verified here: {', '.join(failed)}",
             hint="fetch it again if a file differs; else use onnx-fp32, or export on this kind of machine",
         )
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run folder, an export or any classifier.", show_default=False)
+    ],
+    host: Annotated[
+        str,
+        _option("--host", "HOST", "The address to listen at. Anybody who reaches it can ask.", _name),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", help="The port; 0 takes a free one.", min=0, max=65_535)
+    ] = 8000,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Serve all formats of the folder, to compare them; the first is the default.")
+    ] = False,
+    max_texts: Annotated[
+        int, typer.Option("--max-texts", metavar="N", help="The most texts of a request.", min=1)
+    ] = 64,
+    max_characters: Annotated[
+        int,
+        typer.Option("--max-characters", metavar="N", help="The most characters of a request's texts together.", min=1),
+    ] = 200_000,
+    device: DeviceOption = "auto",
+) -> None:
+    """Serve a model over HTTP: POST /predict as on the Hub, /health, /metrics, and a page to try it.
+
+    Requests that arrive while the model is busy are answered together. Ctrl-C ends it.
+    """
+    refuse_ranks("serve")
+    _log_to_stderr()
+    try:
+        from distill.serving import server
+        from distill.serving.hub_api import Limits
+    except ModuleNotFoundError as error:
+        if known := lacking(error, "serve", SERVE_EXTRA):
+            raise known from None
+        raise
+    server.serve(model, host=host, port=port, device=device, all_formats=all_, limits=Limits(max_texts, max_characters))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator
 # Control characters, halves of surrogate pairs, line separators, and marks that change the direction of writing.
 STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 TRAIN_EXTRA = "pip install 'distill[train]'"
+SERVE_EXTRA = "pip install 'distill[serve]'"
 REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EEXIST,
     errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
@@ -96,10 +97,10 @@ def refusal_of(error: BaseException) -> str | None:
     return None
 
 
-def lacking(error: ModuleNotFoundError, what: str) -> UserError | None:
-    """Return the error of `what`, which needs a package of the extra `train`; None if the module is our own."""
+def lacking(error: ModuleNotFoundError, what: str, cure: str = TRAIN_EXTRA) -> UserError | None:
+    """Return the error of `what`, which needs a package of an extra that `cure` installs; None if it is our own."""
     package = (error.name or "distill").split(".")[0]
-    return None if package == "distill" else UserError(f"{what} needs {package}: not installed", hint=TRAIN_EXTRA)
+    return None if package == "distill" else UserError(f"{what} needs {package}: not installed", hint=cure)
 
 
 @contextlib.contextmanager

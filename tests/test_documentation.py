@@ -6,8 +6,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -89,13 +91,33 @@ def run(command, world):
     if "recipe.yaml" in words and "run" in words:
         words += ["--set", "export.max_accuracy_drop=1.0", "--set", "export.min_agreement=0.0"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if "serve" in words[:4]:
+        return run_until_it_serves([*words, "--port", "0"], world, environment)
     return subprocess.run(words, cwd=world, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def run_until_it_serves(words, world, environment):
+    """Run a server, which ends only by a signal: it gets one as soon as it has said its address and answered there."""
+    process = subprocess.Popen(
+        words, cwd=world, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    said = ""
+    for line in process.stderr:
+        said += line
+        if address := re.search(r"http://\S+", line):
+            with urllib.request.urlopen(f"{address[0]}/health", timeout=60) as response:
+                assert json.loads(response.read())["status"] == "ok"
+            process.send_signal(signal.SIGTERM)
+    ended = process.wait(60)
+    return subprocess.CompletedProcess(
+        words, 0 if ended == 128 + signal.SIGTERM else ended, process.stdout.read(), said
+    )
 
 
 def test_the_pages_show_commands():
     assert len(RUN) > 15 and {shlex.split(command)[1] for command in RUN if command.startswith("distill")} == {
         "check", "inspect", "doctor", "teacher", "student", "export", "report", "predict", "run", "convert", "sweep",
-        "recipes", "baseline", "cascade", "init", "evaluate", "verify", "bundle",
+        "recipes", "baseline", "cascade", "init", "evaluate", "verify", "bundle", "serve",
     }  # fmt: skip
 
 
@@ -116,7 +138,8 @@ def test_every_command_shown_runs(world):
     assert not failed
     for page in PAGES:
         for block in blocks(page, "python"):
-            if "import ray" in block:  # tests/test_ray.py runs it, where the extra is installed
+            # tests/test_ray.py runs what needs Ray, where it is installed, and tests/test_serve.py what asks a server.
+            if "import ray" in block or "InferenceClient" in block:
                 continue
             environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
             done = subprocess.run(

@@ -30,7 +30,7 @@ def python(code):
 LIGHT = (
     "cli", "errors", "machine.packages", "machine.progress", "machine.ranks", "machine.timing", "recipe.file",
     "recipe.schema", "recipe.shipped", "report.choice", "report.document", "report.page", "report.plots",
-    "storage.checksums", "storage.files", "storage.run_folder",
+    "serving.server", "storage.checksums", "storage.files", "storage.run_folder",
 )  # fmt: skip
 
 

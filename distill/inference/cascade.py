@@ -36,6 +36,7 @@ class Cascade(TextClassifier):
                 raise ModelError(f"{name}: gives a text any number of labels, and a cascade needs one label a text")
         self.classifiers, self.sure_from, self.names = list(classifiers), [*sure_from, 0.0], list(names)
         self.device = self.classifiers[-1].device
+        self.reads = next((one.reads for one in classifiers if one.reads), None)
         self.label_names = tuple(label_names)
         self._columns = [
             align_labels(one.label_names, label_names, teacher=name)

@@ -72,7 +72,7 @@ class Classifier(TextClassifier):
         has the lowest probability at which each label is answered, and is None if a text has one label.
         """
         self.thresholds = thresholds
-        self._reads = reads
+        self.reads = reads
         self.session, self.format, self.device = session, session.format, session.device
         self.tokenizer = tokenizer
         self.label_names = tuple(label_names)
@@ -92,7 +92,7 @@ class Classifier(TextClassifier):
                 f"{self.format}: was loaded in process {self._process}, and this process is a fork of it",
                 hint='call distill.load in the new process, or start it with multiprocessing.get_context("spawn")',
             )
-        read = plain(texts, self._reads, self.format)
+        read = plain(texts, self.reads, self.format)
         logits = np.zeros((len(read), len(self.label_names)), np.float32)
         arrays = [row for start in range(0, len(read), TOKENISED_AT_ONCE) for row in self._arrays(read, start)]
         packed = list(pack([len(row[0]) for row in arrays], self.session.batch_tokens))
@@ -110,7 +110,7 @@ class Classifier(TextClassifier):
 
     def cut_of(self, texts: Sequence[Text]) -> Cut:
         """Return how much of `texts` it cuts off."""
-        read = plain(texts, self._reads, self.format)
+        read = plain(texts, self.reads, self.format)
         starts = range(0, len(read), TOKENISED_AT_ONCE)
         return cut_of(
             [length for start in starts for length in self._encoded(read, start).lengths], self.truncation.max_tokens

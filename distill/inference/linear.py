@@ -119,7 +119,7 @@ class LinearClassifier(TextClassifier):
         reads: Reads = "texts",
     ):
         self.ngrams, self.weights, self.bias, self.thresholds = ngrams, weights, bias, thresholds
-        self.reads: Reads = reads
+        self.reads: Reads | None = reads
         self.label_names = tuple(label_names)
         self._columns = np.ascontiguousarray(weights.T)  # (features, classes), as sparse products read it
 

@@ -21,11 +21,13 @@ class TextClassifier(abc.ABC):
     """Class names and logits: `classifier(texts)` gives labels, in the texts' order.
 
     `format` and `device` name what computes the logits. `thresholds` has the lowest probability at which each label is
-    answered, if a text may have several; else it is None. Several threads may share a classifier.
+    answered, if a text may have several; else it is None. `reads` says whether it was trained on texts or on pairs,
+    and is None if it takes both. Several threads may share a classifier.
     """
 
     label_names: tuple[str, ...]
     thresholds: Thresholds = None
+    reads: Reads | None = None
     format: str
     device: Device
     max_tokens: int | None  # what it reads of a text; None if it reads all of it
