@@ -171,7 +171,7 @@ def serve_pipeline(model: str) -> None:
     import socket
 
     import uvicorn
-    from fastapi import FastAPI
+    from fastapi import FastAPI  # pyright: ignore[reportMissingImports]
     from pydantic import BaseModel
     from transformers import pipeline
 
