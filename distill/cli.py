@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from distill.errors import SERVE_EXTRA, Interrupted, UserError, lacking, printable, refusal_of
+from distill.errors import SERVE_EXTRA, TRAIN_EXTRA, Interrupted, UserError, lacking, printable, refusal_of
 from distill.machine.ranks import check_launcher, leave, rank, refuse_ranks
 from distill.machine.terminal import Guarded, NotWritten, give_up_stdout, guarded
 
@@ -941,12 +941,16 @@ def doctor(
     Looks at packages, devices, the Hub, free disk and memory. Each problem is listed with a fix.
     """
     refuse_ranks("doctor")
-    from distill.machine.packages import examine_packages
+    from distill.machine.packages import Finding, examine_packages
 
     def examine() -> Iterator[Any]:
         packages = list(examine_packages())
         yield from packages
         if any("not installed" in found.found for found in packages):
+            if recipe and not any(found.state == "fault" for found in packages):
+                yield Finding(
+                    str(recipe), "fault", "not checked, because that needs the training packages", TRAIN_EXTRA
+                )
             return  # the other checks import these packages
         commands = _commands()
         resolved = commands.check(recipe, set_ or ()) if recipe else None
@@ -1111,6 +1115,10 @@ def _commands() -> Any:
 
 
 def _log_to_stderr() -> None:
+    # For commands that import transformers only if the model is no export; it reads these when it is imported.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(message)s"))
     logger = logging.getLogger("distill")

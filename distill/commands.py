@@ -292,7 +292,7 @@ def export(
     bounds = Bounds(recipe.export.max_accuracy_drop, recipe.export.min_agreement)
     made = export_model(
         model, read_splits(recipe), folder, formats, bounds=bounds, device=resolved, about=recipe.card,
-        base_model=push_to_hub,
+        base_model=push_to_hub if push_to_hub and "/" in push_to_hub else None,
     )  # fmt: skip
     failed = [proof for proof in made if not proof.passed]
     for proof in made if push_to_hub else ():

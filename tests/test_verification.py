@@ -87,6 +87,8 @@ def test_exports_are_verified_where_they_were_made_and_by_the_script_too(exports
     assert code == 0 and verdict["reason"] is None and verdict["sets"] == SETS
     assert verdict["error"] == pytest.approx(verdict["proved_error"]) and verdict["error"] > 0
     assert verdict["error"] < verdict["allowed_error"]
+    verdict = json.loads(run("verify", exports / "onnx-fp32", "--json")[1])["onnx-fp32"]
+    assert verdict["proved_error"] < 1e-4 and verdict["same_answers"] == SETS  # it computes what torch computes
     for name in ("onnx-fp32", "onnx-int8"):
         done = script(exports / name)
         assert done.returncode == 0 and f"on {SETS} texts" in done.stdout, done.stderr
@@ -100,7 +102,7 @@ def test_products_that_saturate_are_noticed_by_the_command_the_script_and_the_fi
     code, out, err = run("verify", folder)
     assert code == 2 and "FAILED: this machine computes other logits" in out and "onnx-fp32" in err
     done = script(folder)
-    assert done.returncode == 1 and "this machine computes other logits" in done.stderr
+    assert done.returncode == 2 and "this machine computes other logits" in done.stderr
     distill.load(folder)  # on the kind of CPU that proved it, nothing is computed again
     monkeypatch.setattr("distill.inference.verification_sets.cpu_kind", lambda: "another CPU")
     with pytest.raises(ModelError, match="this machine computes other logits"):
@@ -119,7 +121,7 @@ def test_a_single_weight_that_changed_is_noticed(copied):
     onnx.save(model, folder / "model.onnx")
     code, out, _ = run("verify", folder)
     assert code == 2 and "FAILED: model.onnx is not the file that was proved" in out
-    assert script(folder).returncode == 1
+    assert script(folder).returncode == 2
 
 
 def test_another_cpu_that_computes_the_same_is_welcome(exports, monkeypatch):
@@ -138,12 +140,43 @@ def test_the_sets_say_nothing_about_the_texts(exports):
     assert all(tokenizer.pad_token_id not in one["input_ids"] for one in found)
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"sets": []}'])
-def test_damaged_sets_are_one_line(copied, damage):
+DAMAGE = {
+    "no sets": lambda found: found["sets"].clear(),
+    "ragged logits": lambda found: found["sets"][3]["torch"].append(1.0),
+    "an endless id": lambda found: found["sets"][3]["input_ids"].append(2**70),
+    "unequal types": lambda found: found["sets"][3]["token_type_ids"].append(0),
+    "no ids": lambda found: found["sets"][3].update(input_ids=[], token_type_ids=[]),
+}
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"sets": []}', *DAMAGE])
+def test_damaged_sets_are_one_line(copied, damage, monkeypatch):
     folder = copied / "onnx-fp32"
-    (folder / VERIFICATION).write_text(damage)
-    code, out, err = run("verify", folder)
-    assert (code, out) == (2, "") and VERIFICATION in err and "Traceback" not in err
+    found = json.loads((folder / VERIFICATION).read_text())
+    if damage in DAMAGE:
+        DAMAGE[damage](found)
+    (folder / VERIFICATION).write_text(json.dumps(found) if damage in DAMAGE else damage)
+    monkeypatch.setattr("distill.inference.verification_sets.cpu_kind", lambda: "another CPU")
+    for command in (("verify", folder), ("predict", folder, "a text")):
+        code, out, err = run(*command)
+        assert (code, out) == (2, "") and VERIFICATION in err and "Traceback" not in err
+
+
+def test_a_bound_in_the_file_that_allows_all_is_not_believed(copied):
+    folder = copied / "onnx-int8"
+    saturate(folder / "model.onnx", 2_000)
+    rewritten(folder)
+    found = json.loads((folder / VERIFICATION).read_text())
+    (folder / VERIFICATION).write_text(json.dumps(found | {"allowed_error": 1e9}))
+    assert run("verify", folder)[0] == 2
+
+
+def test_sets_that_were_changed_after_sealing_are_noticed(exports, tmp_path):
+    shutil.copytree(exports / "onnx-fp32", tmp_path / "onnx-fp32")
+    path = tmp_path / "onnx-fp32" / VERIFICATION
+    path.write_text(path.read_text().replace("0", "1", 1))
+    code, _, err = run("verify", tmp_path / "onnx-fp32")
+    assert code == 2 and VERIFICATION in err
 
 
 def test_what_is_no_export_is_one_line(tmp_path, tiny_bert):

@@ -161,8 +161,12 @@ def test_an_export_is_read_as_transformers_reads_it(kind, tmp_path):
         ("config.json", {"architectures": ["BertModel"]}, "not a text classifier, but BertModel"),
         ("config.json", {"problem_type": "regression"}, "regression"),
         ("tokenizer_config.json", {"model_max_length": 0.5}, "model_max_length: wants a whole number of tokens"),
-        ("tokenizer_config.json", {"pad_token": None}, "its tokenizer has no padding token"),
-        ("tokenizer_config.json", {"pad_token": {"content": ["x"]}}, "its tokenizer has no padding token"),
+        ("tokenizer_config.json", {"do_lower_case": False}, "do_lower_case: tokenizer.json gives other tokens"),
+        ("tokenizer_config.json", {"strip_accents": True}, "strip_accents: tokenizer.json gives other tokens"),
+        ("tokenizer_config.json", {"cls_token": "[MASK]"}, "cls_token: tokenizer.json gives other tokens"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"99": {"content": "[NEW]"}}}, "gives other tokens"),
+        ("tokenizer.json", {"post_processor": None}, "cls_token: tokenizer.json gives other tokens"),
+        ("config.json", {"id2label": {"9" * 5_000: "a", "0": "b"}}, "id2label: wants the name of each class"),
         ("tokenizer.json", {"model": {"type": "Nonsense"}}, "no tokenizer can be loaded"),
     ],
 )
@@ -175,6 +179,15 @@ def test_a_wrong_value_in_a_file_of_an_export_is_one_line(exported, tmp_path, fi
         distill.load(folder)
     (line,) = caught.value.problems
     assert problem in line and "\n" not in line
+
+
+def test_a_padding_token_need_not_be_named_because_the_mask_hides_it(exported, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    for name, key in (("config.json", "pad_token_id"), ("tokenizer_config.json", "pad_token")):
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({one: value for one, value in settings.items() if one != key}))
+    np.testing.assert_allclose(distill.load(folder).logits(TEXTS), distill.load(exported).logits(TEXTS), atol=1e-5)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "{", '"text"'])

@@ -30,6 +30,7 @@ from distill.export.onnx_graph import check_architecture, describe, graph_inputs
 from distill.export.outliers import RANGE_TEXTS, widest
 from distill.export.proofs import Bounds, Proof, flips, prove
 from distill.inference.classifier import Classifier, open_session, pad, weights_bytes
+from distill.inference.exported import TOKENIZER_CONFIG
 from distill.inference.runtimes import FOR_CPUS, import_openvino, onnx_runs_on_cuda, openvino_precision
 from distill.inference.sessions import Session
 from distill.inference.text_classifier import plain
@@ -46,7 +47,7 @@ from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.recipe.schema import FORMATS
 from distill.storage.checksums import SEAL, seal
 from distill.storage.exports import EXPORT_PROOFS, FLIPPED, PROOF, read_proofs
-from distill.storage.files import PARTIAL, naming_full_disk, replace_path, write_json, write_text
+from distill.storage.files import PARTIAL, naming_full_disk, read_json, replace_path, write_json, write_text
 from distill.storage.lock import hold
 from distill.storage.run_folder import RunFolder
 
@@ -190,7 +191,8 @@ def export_formats(
         reference, _ = classify(TorchSession(model, device))
         if not np.isfinite(reference).all():
             raise ModelError(f"{model.name_or_path}: its own logits are not finite on the validation texts")
-        sets = draw_sets(tokenizer, truncation.max_tokens, embeddings_of(model.config))
+        reads_types = TOKEN_TYPES in graph_inputs(model.config)
+        sets = draw_sets(tokenizer, truncation.max_tokens, embeddings_of(model.config), pairs=reads_types)
         of_torch = logits_of(TorchSession(model, device), sets)
         source = Source(model, tokenizer, texts, truncation, Path(work))
         for name in formats:
@@ -255,6 +257,9 @@ def _write_rest(source: Source, folder: Path) -> None:
     config = source.model.config
     config = interface(config) if config.model_type == NGRAMS else config
     save(config, source.tokenizer, folder)
+    settings = read_json(folder / TOKENIZER_CONFIG)
+    settings["model_input_names"] = list(graph_inputs(config))  # then the graph takes all that the tokenizer gives
+    write_json(folder / TOKENIZER_CONFIG, settings)
 
 
 def _answers(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer
 
 from distill.data.encoding import NO_LIMIT
 from distill.errors import ModelError, one_line
-from distill.models.config import FORMER_NAMES, most_tokens
+from distill.models.config import FORMER_NAMES, POSITIONS_AFTER_PADDING, most_tokens
 from distill.models.weights import ONNX_WEIGHTS, OPENVINO_WEIGHTS
 from distill.storage.checksums import check_whole
 from distill.storage.files import read_json
@@ -21,6 +23,7 @@ CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenize
 SPECIAL_TOKENS = "special_tokens_map.json"  # where older versions of transformers keep them
 NUMBERS = ("vocab_size", "max_position_embeddings", "pad_token_id")
 MOST_CLASSES = 100_000
+CLASS_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 
 
 class ExportedConfig(SimpleNamespace):
@@ -84,6 +87,8 @@ def read_config(folder: Path | str) -> ExportedConfig:
     classes: Any = settings.get("architectures")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(one, str) for one in classes)):
         raise ModelError(f"{place}: architectures: wants a list of names of classes, got {classes!r:.80}")
+    if settings["model_type"] in POSITIONS_AFTER_PADDING and settings.setdefault("pad_token_id", 1) is None:
+        raise ModelError(f"{place}: pad_token_id: missing; {settings['model_type']} counts positions from it")
     labels = _labels(settings, place)
     return ExportedConfig(**settings | {"id2label": labels, "num_labels": len(labels), "name_or_path": str(folder)})
 
@@ -94,7 +99,7 @@ def _labels(settings: Mapping[str, Any], place: str) -> dict[int, Any]:
         if type(count) is not int or not 1 <= count <= MOST_CLASSES:
             raise ModelError(f"{place}: num_labels: wants a number from 1 to {MOST_CLASSES}, got {count!r:.50}")
         return {index: f"LABEL_{index}" for index in range(count)}
-    if not isinstance(found, Mapping) or not found or not all(key.strip().isdecimal() for key in found):
+    if not isinstance(found, Mapping) or not found or not all(CLASS_NUMBER.fullmatch(key) for key in found):
         raise ModelError(f"{place}: id2label: wants the name of each class by its number, got {found!r:.80}")
     return {int(key): name for key, name in found.items()}
 
@@ -111,14 +116,12 @@ def read_tokenizer(folder: Path | str) -> ExportedTokenizer:
     for name in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
         if (folder / name).is_file():
             settings |= _object(folder / name)
+    _check_agreement(backend, settings, folder)
     tokens = {name: _token_id(backend, settings.get(f"{name}_token")) for name in ("pad", "eos", "unk")}
-    padding = tokens["pad"] if tokens["pad"] is not None else tokens["eos"]
-    if padding is None:
-        raise ModelError(
-            f"{folder}: its tokenizer has no padding token, so texts of different lengths cannot share a batch",
-            hint="set pad_token in tokenizer_config.json to any of its tokens; the attention mask hides it",
-        )
-    limit = settings.get("model_max_length")
+    of_config = _object(folder / CONFIG).get("pad_token_id")
+    known = (tokens["pad"], tokens["eos"], of_config if type(of_config) is int and of_config >= 0 else None)
+    padding = next((token for token in known if token is not None), 0)  # any will do, because the mask hides it
+    limit = settings.get("model_max_length", settings.get("max_len"))
     least = backend.num_special_tokens_to_add(False) + 1
     side = settings.get("truncation_side")
     return ExportedTokenizer(
@@ -130,6 +133,31 @@ def read_tokenizer(folder: Path | str) -> ExportedTokenizer:
         "left" if side == "left" else "right",
         settings.get("split_special_tokens") is True,
     )
+
+
+def _check_agreement(backend: Tokenizer, settings: Mapping[str, Any], folder: Path) -> None:
+    """Raise `ModelError` if tokenizer_config.json asks for other tokens than tokenizer.json gives.
+
+    transformers then changes the tokenizer; every other library reads tokenizer.json alone.
+    """
+    normalizer = json.loads(backend.to_str()).get("normalizer") or {}
+    of_bert = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
+    if normalizer.get("type") != "BertNormalizer":
+        of_bert = {}
+    asked = [key for key, its in of_bert.items() if settings.get(key) not in (None, normalizer.get(its))]
+    first = _token_id(backend, settings.get("cls_token"))
+    if first is not None and first not in backend.encode("").ids:
+        asked.append("cls_token")
+    added = settings.get("added_tokens_decoder")
+    for key, token in added.items() if isinstance(added, Mapping) else ():
+        if str(_token_id(backend, token)) != str(key):
+            asked.append("added_tokens_decoder")
+            break
+    if asked:
+        raise ModelError(
+            f"{folder}: {TOKENIZER_CONFIG}: {asked[0]}: tokenizer.json gives other tokens",
+            hint="load the tokenizer with transformers and save it again; then both files agree",
+        )
 
 
 def _token_id(backend: Tokenizer, token: Any) -> int | None:

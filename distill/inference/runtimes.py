@@ -45,7 +45,13 @@ def can_run(format: str, device: Device) -> bool:
     """Say whether the runtime of `format` for `device` is installed."""
     if format.startswith("onnx-"):
         return device == "cpu" or onnx_runs_on_cuda()
-    return importlib.util.find_spec(format.split("-")[0]) is not None  # torch, openvino
+    if importlib.util.find_spec(format.split("-")[0]) is None:  # torch, openvino
+        return False
+    if device == "cpu" or format.startswith("openvino-"):
+        return True
+    import torch  # not at the top: exports run without it
+
+    return torch.cuda.is_available()
 
 
 @functools.cache

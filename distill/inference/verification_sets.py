@@ -18,12 +18,12 @@ from typing_extensions import TypedDict
 
 from distill.data.encoding import special_tokens
 from distill.decisions import Thresholds, answers_of, are_equal
-from distill.errors import ModelError
+from distill.errors import FolderError, ModelError, one_line
 from distill.inference.sessions import Batch, Session
-from distill.machine.cpu import cpu_kind
+from distill.machine.cpu import UNKNOWN, cpu_kind
 from distill.models.config import TOKEN_TYPES
 from distill.models.weights import weight_files
-from distill.storage.checksums import sha256
+from distill.storage.checksums import check_whole, sha256
 from distill.storage.files import read_json, write_json, write_text
 from distill.storage.records import checked
 
@@ -38,6 +38,7 @@ SHORTEST, LONGEST = 3, 128  # tokens, so that all sets together take no more tha
 # An error counts if it is more than so many times the error where the export was proved, plus a share of the spread of
 # the logits. A saturated product is off by more; another order of the same sums is not.
 TIMES, SHARE, LEAST = 2.0, 0.05, 1e-4
+OPENVINO_SHARE = 0.3  # it computes what is not int8 in bf16 or fp32, whichever is faster on the machine
 
 
 class _Set(TypedDict):
@@ -77,11 +78,12 @@ class Verdict:
 
 
 def draw_sets(
-    tokenizer: PreTrainedTokenizerBase | ExportedTokenizer, max_tokens: int, embeddings: float
+    tokenizer: PreTrainedTokenizerBase | ExportedTokenizer, max_tokens: int, embeddings: float, *, pairs: bool
 ) -> list[Batch]:
     """Return `SETS` batches of one text each, of random tokens of the `embeddings` between the special ones.
 
-    Each has ids, mask and token types, int64, (1, tokens). They become longer, up to `max_tokens` or `LONGEST`.
+    Each has ids, mask and token types, int64, (1, tokens). They become longer, up to `max_tokens` or `LONGEST`. Types
+    are zero unless the graph reads `pairs`, because only then it has that input.
     """
     rng = np.random.default_rng(0)
     known = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
@@ -93,7 +95,7 @@ def draw_sets(
     for length in np.geomspace(SHORTEST, most, SETS).round().astype(int):
         drawn = rng.choice(able, length).tolist()
         ids = np.asarray([[*before, *drawn, *after]], np.int64)
-        types = (np.arange(ids.shape[1]) > ids.shape[1] // 2).astype(np.int64)[None]
+        types = (pairs & (np.arange(ids.shape[1]) > ids.shape[1] // 2)).astype(np.int64)[None]
         sets.append((ids, np.ones_like(ids), types))
     return sets
 
@@ -108,14 +110,22 @@ def write_verification(
 ) -> None:
     """Write the sets with the logits of torch and those that the export has here; for ONNX also verify.py.
 
-    That script needs only onnxruntime and numpy.
+    That script needs only onnxruntime and numpy. Sets whose logits overflow are left out;
+    raises `ModelError` if those of all do.
     """
-    allowed = max(LEAST, TIMES * _error(proved, of_torch) + SHARE * _error(of_torch, of_torch.mean(axis=0)))
+    finite = np.isfinite(of_torch).all(axis=1) & np.isfinite(proved).all(axis=1)
+    if not finite.any():
+        raise ModelError(f"{format}: its logits overflow on all {len(sets)} sets of random tokens")
+    sets, of_torch, proved = (
+        [one for one, is_fine in zip(sets, finite, strict=True) if is_fine],
+        of_torch[finite],
+        proved[finite],
+    )
     found: _Verification = {
         "format": format,
         "made_on": cpu_kind() if on_cpu else "cuda",
         "files": {path.name: sha256(path) for path in weight_files(str(folder))},
-        "allowed_error": allowed,
+        "allowed_error": _allowed(format, of_torch, proved),
         "sets": [
             {"input_ids": ids[0].tolist(), TOKEN_TYPES: types[0].tolist(), "torch": wanted.tolist(),
              "proved": had.tolist()}
@@ -133,17 +143,13 @@ def verify(folder: Path, session: Session, thresholds: Thresholds, *, every: int
     Raises `FolderError` if the folder has no sets, or damaged ones.
     """
     found = _read(folder)
-    sets = found["sets"][::every]
-    batches = [
-        (np.asarray([one["input_ids"]], np.int64), np.ones((1, len(one["input_ids"])), np.int64),
-         np.asarray([one["token_type_ids"]], np.int64))
-        for one in sets
-    ]  # fmt: skip
-    of_torch, proved = (np.asarray([one[name] for one in sets], np.float32) for name in ("torch", "proved"))
+    batches, of_torch, proved = _arrays(folder, found["sets"])
+    allowed = _allowed(found["format"], of_torch, proved)
+    batches, of_torch, proved = batches[::every], of_torch[::every], proved[::every]
     here = logits_of(session, batches)
     if here.shape != of_torch.shape:
         raise ModelError(f"{folder / VERIFICATION}: has {of_torch.shape[1]} classes, the model has {here.shape[1]}")
-    error, allowed = _error(here, of_torch), found["allowed_error"]
+    error = _error(here, of_torch)
     same = int(are_equal(answers_of(here, thresholds), answers_of(of_torch, thresholds)).sum())
     changed = [path.name for path in weight_files(str(folder)) if found["files"].get(path.name) != sha256(path)]
     reason = None
@@ -152,17 +158,20 @@ def verify(folder: Path, session: Session, thresholds: Thresholds, *, every: int
     elif not error <= allowed:  # NaN is no error below the bound either
         reason = (
             f"this machine computes other logits than the one that proved it: error {error:.3g} ({allowed:.3g} "
-            f"allowed), and the answers of {len(sets) - same} of {len(sets)} texts differ"
+            f"allowed), and the answers of {len(batches) - same} of {len(batches)} texts differ"
         )
-    return Verdict(found["format"], len(sets), same, error, _error(proved, of_torch), allowed, reason)
+    return Verdict(found["format"], len(batches), same, error, _error(proved, of_torch), allowed, reason)
 
 
 def check_new_cpu(folder: Path, session: Session, thresholds: Thresholds) -> None:
     """Raise `ModelError` if the export was proved on another kind of CPU and this one computes other logits.
 
-    Only a few sets are computed, so it takes milliseconds. On the kind of CPU that proved it, nothing is.
+    Only a few sets are computed, so it takes milliseconds with a small model; on the kind of CPU that proved it, none.
     """
-    if not (folder / VERIFICATION).is_file() or session.device != "cpu" or _read(folder)["made_on"] == cpu_kind():
+    if not (folder / VERIFICATION).is_file() or session.device != "cpu":
+        return
+    kind = cpu_kind()
+    if _read(folder)["made_on"] == kind and not kind.endswith(UNKNOWN):
         return
     if reason := verify(folder, session, thresholds, every=SETS // FEW_SETS).reason:
         raise ModelError(
@@ -171,7 +180,29 @@ def check_new_cpu(folder: Path, session: Session, thresholds: Thresholds) -> Non
 
 
 def _read(folder: Path) -> _Verification:
+    check_whole(folder, (VERIFICATION,))
     return checked(_Verification, read_json(folder / VERIFICATION), str(folder / VERIFICATION))
+
+
+def _arrays(folder: Path, sets: Sequence[_Set]) -> tuple[list[Batch], np.ndarray, np.ndarray]:
+    """Return the batches, torch's logits and the proved ones; raises `FolderError` if they do not fit together."""
+    try:
+        ids = [np.asarray([one["input_ids"]], np.int64) for one in sets]
+        types = [np.asarray([one["token_type_ids"]], np.int64) for one in sets]
+        of_torch, proved = (np.asarray([one[name] for one in sets], np.float32) for name in ("torch", "proved"))
+        fit = of_torch.ndim == 2 and of_torch.shape == proved.shape and of_torch.size
+        if not fit or any(one.shape != other.shape or not one.size for one, other in zip(ids, types, strict=True)):
+            raise ValueError("the sets have different sizes")
+        if not (np.isfinite(of_torch).all() and np.isfinite(proved).all()):
+            raise ValueError("a logit is not finite")
+    except (ValueError, OverflowError) as error:
+        raise FolderError(f"{folder / VERIFICATION}: damaged: {one_line(error)}") from None
+    return [(one, np.ones_like(one), kinds) for one, kinds in zip(ids, types, strict=True)], of_torch, proved
+
+
+def _allowed(format: str, of_torch: np.ndarray, proved: np.ndarray) -> float:
+    share = OPENVINO_SHARE if format.startswith("openvino-") else SHARE
+    return max(LEAST, TIMES * _error(proved, of_torch) + share * _error(of_torch, of_torch.mean(axis=0)))
 
 
 def _error(logits: np.ndarray, others: np.ndarray) -> float:

@@ -6,6 +6,7 @@ import os
 import platform
 
 # As Linux names them: x86's vectors and its products of int8 and bf16, then ARM's.
+UNKNOWN = "(unknown instructions)"
 DECISIVE = {
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16",
     "sve",
@@ -27,7 +28,7 @@ def cpu_kind() -> str:
             )
     except OSError:
         pass  # another system than Linux, where the name has to do
-    return " ".join([cpu_name(), platform.machine(), *sorted(flags & DECISIVE)])
+    return " ".join([cpu_name(), platform.machine(), *(sorted(flags & DECISIVE) if flags else [UNKNOWN])])
 
 
 def cpu_name() -> str:

@@ -57,7 +57,7 @@ def examine_packages() -> Iterator[Finding]:
     needed = list(map(Requirement, requirements))
     for_all = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
     training = [one for one in needed if one not in for_all and one.marker.evaluate({"extra": "train"})]
-    if not any(_version(one.name) for one in training):
+    if not any(_version(one.name) for one in training if one.name in ("torch", "transformers")):
         yield Finding("training", "note", "not installed; only exports can be used here", TRAIN_EXTRA)
         training = []
     for requirement in [*for_all, *training]:

@@ -29,7 +29,7 @@ from distill.serving.refusal import Refused
 
 log = logging.getLogger("distill")
 
-# No page of another site may read, frame or guess what this server answers.
+# No page of another site may frame what this server answers, or guess what it is.
 GUARDED = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 

@@ -57,7 +57,8 @@ def serve(
         for one in classifiers.values():
             _keep_apart(one)
             one.warm_up()
-        name = "/".join(Path(model).parts[-2:])  # a client need not learn where the folder lies
+        parts = Path(model).parts  # a client need not learn where the folder lies
+        name = "/".join(parts[-2:] if RunFolder(Path()).export.name in parts[-2:] else parts[-1:])
         for one in classifiers.values():
             log.info("serve: %s on %s", one.format, one.device)
         log.info("serve: http://%s:%d (Ctrl-C ends it)", shown, number)
@@ -73,7 +74,8 @@ def _formats(folder: Path, device: str) -> dict[str, str]:
     for name, proof in read_proofs(exports).items():
         if not proof["passed"] or not (exports / name).is_dir():
             continue
-        if can_run(name, gpu_of(device_of_step(exports / name, device))):
+        # With "auto", what does not run on the GPU runs on the CPU.
+        if can_run(name, gpu_of(device_of_step(exports / name, device))) or (device == "auto" and can_run(name, "cpu")):
             found.append(exports / name)
         else:
             log.info("serve: --all: %s left out: its runtime is not installed", name)

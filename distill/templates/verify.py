@@ -12,7 +12,8 @@ folder = pathlib.Path(__file__).parent
 wanted = json.loads((folder / "verification.json").read_text())
 for name, digest in wanted["files"].items():
     if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-        sys.exit(f"{name} is not the file that was proved: fetch it again")
+        print(f"{name} is not the file that was proved: fetch it again", file=sys.stderr)
+        sys.exit(2)
 session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
 types, inputs = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}, session.get_inputs()
 difference = []
@@ -24,4 +25,5 @@ for one in wanted["sets"]:
 error = float(np.sqrt(np.mean(np.square(difference))))
 print(f"error {error:.3g} on {len(difference)} texts; at most {wanted['allowed_error']:.3g} is allowed")
 if not error <= wanted["allowed_error"]:
-    sys.exit("this machine computes other logits: use the fp32 model, or export on this kind of machine")
+    print("this machine computes other logits: use the fp32 model, or export on this kind of machine", file=sys.stderr)
+    sys.exit(2)
