@@ -1096,7 +1096,6 @@ class _Formatter(logging.Formatter):
 
 def _commands() -> Any:
     """Import `distill.commands` and silence other libraries, whose progress bars and warnings would bury ours."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # if it is not set, each forked worker warns about it
     import warnings
 
     import datasets
@@ -1115,8 +1114,8 @@ def _commands() -> Any:
 
 
 def _log_to_stderr() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # if it is not set, each forked worker warns about it
     # For commands that import transformers only if the model is no export; it reads these when it is imported.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     handler = logging.StreamHandler(sys.stderr)

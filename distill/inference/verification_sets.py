@@ -110,17 +110,14 @@ def write_verification(
 ) -> None:
     """Write the sets with the logits of torch and those that the export has here; for ONNX also verify.py.
 
-    That script needs only onnxruntime and numpy. Sets whose logits overflow are left out;
-    raises `ModelError` if those of all do.
+    That script needs only onnxruntime and numpy. Sets whose logits overflow are left out. Raises `ModelError` if the
+    logits of all sets overflow.
     """
     finite = np.isfinite(of_torch).all(axis=1) & np.isfinite(proved).all(axis=1)
     if not finite.any():
         raise ModelError(f"{format}: its logits overflow on all {len(sets)} sets of random tokens")
-    sets, of_torch, proved = (
-        [one for one, is_fine in zip(sets, finite, strict=True) if is_fine],
-        of_torch[finite],
-        proved[finite],
-    )
+    sets = [one for one, is_finite in zip(sets, finite, strict=True) if is_finite]
+    of_torch, proved = of_torch[finite], proved[finite]
     found: _Verification = {
         "format": format,
         "made_on": cpu_kind() if on_cpu else "cuda",
