@@ -481,7 +481,8 @@ def sweep(
     if json_:
         print(json.dumps(found))
         return
-    from distill.report.document import sweep_sentence, sweep_table
+    from distill.report.sentences import sweep_sentence
+    from distill.report.tables import sweep_table
 
     print(f"{sweep_table(found, style='simple')}\n\n{sweep_sentence(found)}")
     best = Path(output or resolved.sweep.output, "recipe.yaml")
@@ -577,6 +578,9 @@ def report(
         float | None,
         _option("--max-latency-ms", "MS", "The largest median latency allowed, for the first of `benchmark.shapes`."),
     ] = None,
+    max_size_mb: Annotated[
+        float | None, _option("--max-size-mb", "MB", "The largest size of the weights on disk that is allowed.")
+    ] = None,
     max_drop: Annotated[
         float | None,
         _option(
@@ -598,7 +602,7 @@ def report(
     ./bert-teacher, ./distilbert-student and its control.
     """
     refuse_ranks("report")
-    budget = _budget(max_latency_ms, max_drop)
+    budget = _budget(max_latency_ms, max_drop, max_size_mb)
     commands = _commands()
     from distill.storage.contents import find_recipe
 
@@ -1013,14 +1017,16 @@ def _recipe(path: Path, set_: list[str] | None) -> Any:
     return load_recipe(path, set_ or ())
 
 
-def _budget(max_latency_ms: float | None, max_drop: float | None) -> Any:
+def _budget(max_latency_ms: float | None, max_drop: float | None, max_size_mb: float | None) -> Any:
     from distill.report.choice import Budget
 
-    if max_latency_ms is not None and not 0 < max_latency_ms < math.inf:
-        raise UserError(f"--max-latency-ms: wants a number above 0, got {max_latency_ms:g}")
+    for option, value in (("--max-latency-ms", max_latency_ms), ("--max-size-mb", max_size_mb)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{option}: wants a number above 0, got {value:g}")
     if max_drop is not None and not 0 <= max_drop < 1:
         raise UserError(f"--max-drop: wants a share from 0 to below 1 (0.01 is one point), got {max_drop:g}")
-    return None if max_latency_ms is None and max_drop is None else Budget(max_latency_ms, max_drop)
+    budget = Budget(max_latency_ms, max_drop, max_size_mb)
+    return None if budget == Budget() else budget
 
 
 def _formats(*, onnx: bool, fp16: bool, int8: bool, openvino: bool) -> list[str] | None:
@@ -1071,7 +1077,8 @@ def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:
     if json_:
         print(json.dumps(result))
         return
-    from distill.report.document import cascade_table, control_sentences, table
+    from distill.report.sentences import control_sentences
+    from distill.report.tables import cascade_table, table
 
     shapes = dict.fromkeys(shape for row in result["measurements"] for shape in row["latency_ms"])
     print(table(result["measurements"], list(shapes), style="simple"))

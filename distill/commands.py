@@ -438,7 +438,9 @@ def inspect(
         }
         Path(output).mkdir(parents=True, exist_ok=True)
         write_json(Path(output) / "inspect.json", found)
-        write_text(Path(output) / "inspect.html", render("inspect.html", title="distill inspect", found=found, **shown))
+        write_text(
+            Path(output) / "inspect.html", render("inspect.html", title="What is in the data", found=found, **shown)
+        )
     return found
 
 

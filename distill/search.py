@@ -45,7 +45,7 @@ from distill.recipe.file import with_values
 from distill.recipe.schema import Recipe, Stage
 from distill.recipe.search_space import Space
 from distill.recipe.training_fields import LOWER_IS_BETTER
-from distill.report.document import shown_value
+from distill.report.tables import shown_value
 from distill.storage.contents import manifest_of
 from distill.storage.files import naming_full_disk, write_json
 from distill.storage.lock import hold

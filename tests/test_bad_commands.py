@@ -78,6 +78,7 @@ CASES = {
     "an endless latency": (["report", "x", "--max-latency-ms", "inf"], "wants a number above 0, got inf"),
     "a latency that is no number": (["report", "x", "--max-latency-ms", "nan"], "wants a number above 0, got nan"),
     "a latency in words": (["report", "x", "--max-latency-ms", "fast"], "--max-latency-ms"),
+    "no size": (["report", "x", "--max-size-mb", "-3"], "--max-size-mb: wants a number above 0, got -3"),
     "everything dropped": (["report", "x", "--max-drop", "1"], "wants a share from 0 to below 1 (0.01 is one point)"),
     "a gain": (["report", "x", "--max-drop", "-0.1"], "--max-drop: wants a share from 0 to below 1"),
     "a drop from no teacher": (

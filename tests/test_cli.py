@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import distill
 from distill import commands
+from distill.measuring.runs import recipe_differences
 from distill.storage.checksums import seal
 from distill.storage.contents import text_columns_of
 
@@ -68,6 +69,40 @@ def test_a_run_with_a_control_says_what_distilling_was_worth(finished):
     assert found["sentence"] in (folder / "out" / "report" / "report.md").read_text()
     code, out, _ = run("report", folder / "out", "--output", folder / "again")
     assert code == 0 and found["sentence"] in out
+
+
+def test_a_report_says_how_its_models_were_trained_and_what_differs_between_their_recipes(finished, tmp_path):
+    folder, out, _ = finished
+    report = json.loads(out.splitlines()[-1])
+    runs = {found["role"]: found for found in report["runs"]}
+    assert list(runs) == ["baseline", "teacher", "student", "control"]
+    teacher = AutoModelForSequenceClassification.from_pretrained(folder / "out" / "teacher")
+    assert runs["teacher"]["parameters"] == teacher.num_parameters()
+    assert runs["student"]["origin"] == "layers 0, 2 of the teacher"
+    assert runs["student"]["course"].startswith("ran all ") and runs["student"]["seconds"] > 0
+    # A control has the recipe of its student, and the exports have no recipe of their own.
+    assert report["recipe_differences"] == []
+    (mistakes,) = report["mistakes"]
+    assert mistakes["model"].endswith("student") and mistakes["teacher"].endswith("teacher")
+    wrong = {row["folder"]: round((1 - row["accuracy"]) * 40) for row in report["measurements"]}
+    for place, model in (("wrong", "model"), ("teacher_wrong", "teacher")):
+        assert mistakes[place] == wrong[mistakes[model]]
+
+    other = tmp_path / "other"
+    code, _, err = run(
+        "student", folder / "recipe.yaml", "--teacher", folder / "out" / "teacher", "--output", other,
+        "--set", "student.loss.temperature=4", "--set", "student.layers=1",
+    )  # fmt: skip
+    assert code == 0, err
+    assert recipe_differences([folder / "out" / "teacher", folder / "out" / "student", other]) == [
+        {
+            "models": [str(folder / "out" / "student"), str(other)],
+            "keys": [
+                {"key": "student.layers", "values": [[0, 2], 1]},
+                {"key": "student.loss.temperature", "values": [2.0, 4.0]},
+            ],
+        }
+    ]
 
 
 def test_several_teachers_and_a_place_for_their_answers_on_the_command_line(finished, tmp_path):
@@ -504,7 +539,9 @@ def test_a_budget_that_none_meets_exits_2_with_the_nearest_and_leaves_the_report
     assert code == 2 and out == ""
     assert "error: report: " in err
     assert "o model is within 0.001 ms at 1x8 and 20 points of the teacher's accuracy; the nearest" in err
-    assert "No model is within the limits" in (tmp_path / "report" / "report.html").read_text()
+    assert "no model is within the limits" in (tmp_path / "report" / "report.html").read_text()
+    code, _, err = run(*arguments, "--max-size-mb", "0.0001")
+    assert code == 2 and "o model is within 0.0001 MB; the nearest" in err
 
 
 def test_a_student_that_gives_one_answer_is_not_shipped_however_fast(finished, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 
 from distill.measuring.escalation import cascade_curve
-from distill.report.document import cascade_sentence
+from distill.report.sentences import cascade_sentence
 
 RNG = np.random.default_rng(0)
 GOLD = RNG.integers(0, 3, 400)

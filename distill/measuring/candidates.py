@@ -40,7 +40,7 @@ def learning_curves(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for run in map(RunFolder, models):
         if run.is_finished and run.metrics_log.is_file():
             kept = selected_step(run.read_metrics()["training"])
-            yield training_curve(run.read_manifest()["role"], run.read_log(), kept)
+            yield {"model": str(run.path), **training_curve(run.read_manifest()["role"], run.read_log(), kept)}
 
 
 def flipped_texts(models: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from distill.data.answers import answers_in_words
 from distill.data.encoding import Cut, Truncation, cut_in_words
 from distill.data.pairs import texts_of
 from distill.data.splits import gold_labels_of, read_splits
-from distill.decisions import answers_of
+from distill.decisions import answers_of, scores_of
 from distill.machine.devices import Device, describe_hardware
 from distill.machine.provenance import now, versions
 from distill.measuring.baselines import compare_with_baseline
@@ -22,9 +22,11 @@ from distill.measuring.candidates import candidates_of, flipped_texts, learning_
 from distill.measuring.cascade import measure_cascade
 from distill.measuring.controls import compare_with_controls
 from distill.measuring.metrics import constant_score, never_answered
+from distill.measuring.mistakes import mistakes_of
+from distill.measuring.runs import recipe_differences, runs_of
 from distill.recipe.file import dump_recipe
 from distill.recipe.schema import Recipe
-from distill.report.choice import Budget
+from distill.report.choice import Budget, decisive_shape, reference_teacher
 from distill.report.document import Findings
 from distill.storage.cascades import is_cascade, read_cascade
 from distill.storage.contents import run_of
@@ -53,6 +55,7 @@ def findings_of(
     comparisons = compare_with_controls(models, notes)
     baselines = compare_with_baseline(models, notes)
     trainings, flipped = list(learning_curves(models)), list(flipped_texts(models))
+    runs, differences = list(runs_of(models)), recipe_differences(models)
     gold_labels = gold_labels_of(splits.test)
     measurements = measure(
         candidates,
@@ -96,7 +99,7 @@ def findings_of(
             same, others = ("have the same labels", "labels")
         notes.append(f"All test texts {same}, so the figures say nothing about the other {others}.")
     return Findings(
-        measurements=[item.as_json() for item in measurements],
+        measurements=_with_gains(measurements, gold_labels, benchmark.shapes),
         environment={
             "measured": now(),
             "versions": versions(),
@@ -106,7 +109,9 @@ def findings_of(
             "max_tokens": recipe.data.max_tokens,
             "rounds": benchmark.rounds,
             "data": splits.fingerprints,
+            "leaks_dropped": dict(splits.leaks),
         },
+        data_name=recipe.data.dataset or Path(recipe.data.files.train).name,
         shapes=benchmark.shapes,
         task=splits.task,
         notes=notes,
@@ -114,12 +119,40 @@ def findings_of(
         comparisons=comparisons,
         baselines=baselines,
         trainings=trainings,
+        runs=runs,
+        differences=differences,
+        mistakes=mistakes_of(
+            measurements, splits.test["example_id"][:], splits.test["text"][:], gold_labels, splits.label_names
+        ),
         cascade=cascade_of(measurements, gold_labels, benchmark.shapes[0]),
         cascades=measured,
         flipped=flipped,
         sweeps=sweeps,
         recipe=dump_recipe(recipe),
     )
+
+
+def _with_gains(
+    measurements: Sequence[Measurement], gold_labels: np.ndarray, shapes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the entries of report.json; those of students have their gain over the teacher and its 95 % interval.
+
+    The interval is that of the mean of paired differences (normal approximation).
+    """
+    rows = [item.as_json() for item in measurements]
+    shape = decisive_shape(rows, shapes)
+    teacher = reference_teacher(rows, shape) if shape else None
+    if teacher is None:
+        return rows
+    scores = [(answers_of(item.logits, item.thresholds), gold_labels) for item in measurements]
+    its_scores = scores_of(*scores[rows.index(teacher)])
+    for row, score in zip(rows, scores, strict=True):
+        if row["role"] == "student":
+            gains = scores_of(*score) - its_scores
+            half = 1.96 * float(gains.std()) / len(gains) ** 0.5
+            gain = float(gains.mean())
+            row["against_teacher"] = {"gain": gain, "gain_ci95": [gain - half, gain + half]}
+    return rows
 
 
 def _with_steps(models: Sequence[Path]) -> list[Path]:

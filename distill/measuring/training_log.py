@@ -59,6 +59,21 @@ def early_stop_in_words(training: Mapping[str, Any]) -> str:
     return f"{text}; {found['kept']} is kept, with the best validation {metric} ({training['selected_at']:.4f})"
 
 
+def course_in_words(training: Mapping[str, Any]) -> str | None:
+    """Return how far a training went and what was kept, from metrics.json; None if that is not known (a baseline)."""
+    if "steps" not in training:
+        return None
+    if training.get("stopped_early"):
+        return early_stop_in_words(training)
+    epochs = f" ({training['steps'] / each:.3g} epochs)" if (each := training.get("steps_per_epoch")) else ""
+    text = f"ran all {training['steps']} steps{epochs}"
+    if training.get("best_checkpoint") is None:
+        return f"{text}; the last step is kept"
+    metric = training["selected_by"].removeprefix("eval_").replace("_", " ")
+    kept = training["best_checkpoint"]
+    return f"{text}; {kept} is kept, with the best validation {metric} ({training['selected_at']:.4f})"
+
+
 def warnings_of(log: Sequence[Mapping[str, Any]], *, loss_is_scheduled: bool = False) -> list[str]:
     """Return what a user should know about a finished training, from Trainer's log history; empty if it went well.
 

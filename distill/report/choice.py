@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +18,20 @@ TO_TRY = (
 )
 ACCURACY = {"single_label": "accuracy", "multi_label": "exact match"}  # what it is called, by task
 POINTS = {"accuracy": "points", "f1": "points of F1 per text"}  # of a gain, by its measure
+CANDIDATES = ("teacher", "student")  # the roles that can be within a budget
 SIGNIFICANT = 0.05  # below this p-value a difference is called a gain or a loss
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A user's limits: median latency in ms at the first shape, and test accuracy lost against the teacher.
+    """A user's limits: median latency in ms at the first shape, test accuracy lost against the teacher, and MB on disk.
 
     If a text may have several labels, accuracy is exact match: the share of texts with exactly the right labels.
     """
 
     max_latency_ms: float | None = None
     max_drop: float | None = None
+    max_size_mb: float | None = None
 
     def check(self, roles: Iterable[str]) -> None:
         """Raise `BudgetError` if the budget cannot be applied to models of these roles."""
@@ -43,6 +45,8 @@ class Budget:
         overruns = [0.0]
         if self.max_latency_ms is not None:
             overruns.append(row["latency_ms"][shape]["p50"] / self.max_latency_ms - 1)
+        if self.max_size_mb is not None:
+            overruns.append(row["size_bytes"] / 1e6 / self.max_size_mb - 1)
         if self.max_drop is not None and teacher is not None:
             over = round(teacher["accuracy"] - row["accuracy"] - self.max_drop, 9)  # 0.9 - 0.87 is more than 0.03
             overruns.append(over / (self.max_drop or 0.01))  # a limit of 0 has no share: one point over counts as 1
@@ -87,8 +91,7 @@ def choose(
     limited and no teacher was measured.
     """
     unfit = _unfit(measurements, commonest_share, comparisons)
-    faulty = {found["folder"] for found in unfit}
-    fit = [row for row in measurements if row["folder"] not in faulty and row["model"] not in faulty]
+    fit = [row for row in measurements if is_fit(row, unfit)]
     found = _choose(measurements, fit, shape, budget)
     below = [baseline_sentence(one).removesuffix(".") for one in baselines if not is_above(one)]
     below += [TO_TRY.removesuffix(".")] if below else []
@@ -104,16 +107,12 @@ def _choose(
     measurements: Sequence[Row], fit: Sequence[Row], shape: str | None, budget: Budget | None
 ) -> dict[str, Any]:
     """The choice among the rows that are `fit`; its reason is empty if there are candidates and none is fit."""
-    torch_teachers = [row for row in measurements if row["role"] == "teacher" and row["format"].startswith("torch")]
     if not shape:
         return {"model": None, "reason": "no shape fits every model"}
-    # The fastest that is as accurate as the others: half precision can change a model's answers.
-    best_bound = max((row["accuracy_ci95"][0] for row in torch_teachers), default=0.0)
-    able_teachers = [row for row in torch_teachers if row["accuracy_ci95"][1] >= best_bound]
-    teacher = min(able_teachers, key=lambda row: _p50(row, shape), default=None)
-    roles = ("teacher", "student") if budget else ("student",)
+    teacher = reference_teacher(measurements, shape)
+    roles = CANDIDATES if budget else ("student",)
     if budget:
-        budget.check("teacher" for _ in torch_teachers)
+        budget.check(["teacher"] if teacher else [])
     if not any(row["role"] in roles for row in measurements):
         return {"model": None, "reason": f"no {' and no '.join(roles)} was measured"}
     candidates = [row for row in fit if row["role"] in roles]
@@ -141,10 +140,26 @@ def _choose(
     return found | {"reason": f"{subject} {_facts(best, found, teacher)}"}
 
 
+def decisive_shape(measurements: Sequence[Row], shapes: Sequence[str]) -> str | None:
+    """Return the shape at which models are compared: the first one that every model can take."""
+    return next((shape for shape in shapes if all(shape in row["latency_ms"] for row in measurements)), None)
+
+
+def reference_teacher(measurements: Sequence[Row], shape: str) -> Row | None:
+    """Return the teacher that others are compared with: in PyTorch, in the fastest precision that costs no accuracy.
+
+    Half precision can change a model's answers, so one whose interval lies below another's is left out.
+    """
+    teachers = [row for row in measurements if row["role"] == "teacher" and row["format"].startswith("torch")]
+    best_bound = max((row["accuracy_ci95"][0] for row in teachers), default=0.0)
+    able = [row for row in teachers if row["accuracy_ci95"][1] >= best_bound]
+    return min(able, key=lambda row: _p50(row, shape), default=None)
+
+
 def _unfit(measurements: Sequence[Row], commonest_share: float, comparisons: Sequence[Row]) -> list[dict[str, Any]]:
     """The models that are not fit to ship, and the exports that are not although their model is; see `choose`."""
     below = {found["student"]: found for found in comparisons if found["gain"] < 0 and found["p_value"] < SIGNIFICANT}
-    rows = [row for row in measurements if row["role"] in ("teacher", "student")]
+    rows = [row for row in measurements if row["role"] in CANDIDATES]
     unfit: dict[str, dict[str, Any]] = {}
     # Models before their exports: a fault of a model is a fault of all its exports, and is reported once.
     for row in sorted(rows, key=lambda row: (row["role"] == "student", row["folder"] != row["model"])):
@@ -156,7 +171,9 @@ def _unfit(measurements: Sequence[Row], commonest_share: float, comparisons: Seq
             found = {"role": row["role"], "model": row["model"], "folder": row["model"] if control else row["folder"]}
             cure = _cure(
                 row,
-                control["control"] if control and _is_fit(control["control"], measurements, commonest_share) else None,
+                control["control"]
+                if control and _has_no_fault(control["control"], measurements, commonest_share)
+                else None,
                 is_export=found["folder"] != row["model"],
                 teacher_is_unfit=any(other["role"] == "teacher" for other in unfit.values()),
             )
@@ -164,7 +181,12 @@ def _unfit(measurements: Sequence[Row], commonest_share: float, comparisons: Seq
     return list(unfit.values())
 
 
-def _is_fit(model: str, measurements: Sequence[Row], commonest_share: float) -> bool:
+def is_fit(row: Row, unfit: Sequence[Row]) -> bool:
+    """Say whether neither a measurement's folder nor its model is among those that `choose` found unfit."""
+    return not {row["folder"], row["model"]} & {found["folder"] for found in unfit}
+
+
+def _has_no_fault(model: str, measurements: Sequence[Row], commonest_share: float) -> bool:
     return not any(_faults(row, commonest_share) for row in measurements if row["model"] == model)
 
 
@@ -213,13 +235,13 @@ def _verdict(found: Row, measurements: Sequence[Row]) -> str:
     return f"the {found['role']}{place} is not fit to ship: {found['why']}. What to do: {found['cure']}"
 
 
-def pareto_front(measurements: Sequence[Row], shape: str) -> list[Row]:
-    """Return the models for which no other is both faster at `shape` (median latency) and more accurate, fastest first.
+def pareto_front(measurements: Sequence[Row], cost: Callable[[Row], float]) -> list[Row]:
+    """Return the models for which no other has both a lower `cost` and a higher accuracy, cheapest first.
 
     Of two models that are equal in one of the two figures, only the better one in the other is on the front.
     """
     front: list[Row] = []
-    for row in sorted(measurements, key=lambda row: (_p50(row, shape), -row["accuracy"])):
+    for row in sorted(measurements, key=lambda row: (cost(row), -row["accuracy"])):
         if not front or row["accuracy"] > front[-1]["accuracy"]:
             front.append(row)
     return front
@@ -256,9 +278,15 @@ def shown_speedup(found: Speedup, compared: str = "") -> str:
 
     For example "5.1x as fast as the teacher (range 4.8 to 5.6 over 6 blocks)", or "1.1x to 5.6x ... (6 blocks)".
     """
+    low, median, high = map(shown_ratio, (found.low, found.median, found.high))
     if found.is_scattered:
-        return f"{found.low:.1f}x to {found.high:.1f}x{compared} ({found.blocks} blocks)"
-    return f"{found.median:.1f}x{compared} (range {found.low:.1f} to {found.high:.1f} over {found.blocks} blocks)"
+        return f"{low}x to {high}x{compared} ({found.blocks} blocks)"
+    return f"{median}x{compared} (range {low} to {high} over {found.blocks} blocks)"
+
+
+def shown_ratio(ratio: float) -> str:
+    """Return a ratio with one decimal, or none from 100 on."""
+    return f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
 
 
 def _facts(row: Row, found: Row, teacher: Row | None) -> str:
@@ -290,10 +318,12 @@ def _limits(budget: Budget, shape: str, accuracy: str) -> str:
     limits = []
     if budget.max_latency_ms is not None:
         limits.append(f"{budget.max_latency_ms:g} ms at {shape}")
+    if budget.max_size_mb is not None:
+        limits.append(f"{budget.max_size_mb:g} MB")
     if budget.max_drop is not None:
         points = f"{100 * budget.max_drop:g}"
         limits.append(f"{points} point{'' if points == '1' else 's'} of the teacher's {accuracy}")
-    return " and ".join(limits)
+    return ", ".join([*limits[:-2], " and ".join(limits[-2:])])
 
 
 def is_above(comparison: Row) -> bool:

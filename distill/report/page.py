@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+LONGEST = 2_000  # characters of a user's text on a page: it is to be read, and mailed
 
 
 def render(template: str, **values: Any) -> str:
@@ -17,8 +22,23 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "number": _number, "shown": shown, "sentence": sentence}
+    environment.filters |= {
+        "percent": _percent,
+        "number": _number,
+        "shown": shown,
+        "shortened": _shortened,
+        "sentence": sentence,
+    }
     return environment.get_template(template).render(**values)
+
+
+def inlined_script(name: str) -> dict[str, Any]:
+    """Return a script of the package for a page: its `source`, and the `digest` by which the page allows it alone."""
+    from markupsafe import Markup
+
+    source = resources.files("distill").joinpath("templates", name).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    return {"source": Markup(source), "digest": f"sha256-{digest}"}
 
 
 def shown(value: Any) -> str:
@@ -30,6 +50,10 @@ def shown(value: Any) -> str:
 
 def _percent(value: float, digits: int = 1) -> str:
     return f"{value:.{digits}%}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def _number(value: float, digits: int) -> str:

@@ -7,28 +7,22 @@ import importlib.util
 import io
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.report.naming import model_colours, row_names
 from distill.storage.files import atomic_path
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ROLE_COLOURS = {"teacher": "#d1603d", "student": "#2e8fb0", "control": "#8a8a8a", "other": "#8a6fc8"}
-FORMAT_MARKERS = {
-    "torch-fp32": "o",
-    "torch-bf16": "P",
-    "torch-fp16": "X",
-    "onnx-fp32": "s",
-    "onnx-fp16": "D",
-    "onnx-int8": "^",
-    "onnx": "v",
-    "openvino-bf16": "p",
-    "openvino-int8": "*",
-    "openvino": "h",
-}
+# On a page, each color becomes the variable of that name, which is another one in the dark (see templates/page.html).
+COLOURS = {
+    "teacher": "#a8431f", "student": "#17687f", "student-2": "#2c7a3f", "student-3": "#a03a78", "student-4": "#7a6a10",
+    "control": "#6d6d6e", "baseline": "#7155b3", "other": "#7156b4",
+}  # fmt: skip
 INK = "#1d1d20"  # text and axes; on a page they take the color of its text, light or dark
 STYLE = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
@@ -40,7 +34,16 @@ STYLE = {
 NOT_STYLE = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "date.epoch", "webagg.port",
              "webagg.address", "webagg.port_retries", "webagg.open_in_browser", "tk.window_focus")  # fmt: skip
 
-Rows = Sequence[Mapping[str, Any]]
+WIDE, NARROW = 11.0, 3.9  # inches: of a picture for a screen and for a phone, at text of the page's size
+# A label's place beside its point: the shift in points, and which side of the label is there.
+PLACES = [
+    ((9, 0), "left", "center"), ((-9, 0), "right", "center"), ((0, 9), "center", "bottom"), ((0, -9), "center", "top"),
+    ((7, 7), "left", "bottom"), ((7, -7), "left", "top"), ((-7, 7), "right", "bottom"), ((-7, -7), "right", "top"),
+    ((7, 17), "left", "bottom"), ((7, -17), "left", "top"), ((-7, 17), "right", "bottom"), ((-7, -17), "right", "top"),
+]  # fmt: skip
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
 MOST_LABELLED = 1_000  # on a log axis: if it spans more, only the decades have a label
 
 
@@ -60,142 +63,226 @@ def _style(**settings: Any) -> Iterator[None]:
 
 
 @_style()
-def accuracy_against_latency(measurements: Rows, front: Rows, shape: str) -> Figure:
-    """Draw accuracy with its interval against median latency at `shape`; the color is the role, the marker the format.
+def accuracy_against_cost(
+    measurements: Rows,
+    cost: Callable[[Row], float | None],
+    label: str,
+    *,
+    front: Rows,
+    chosen: Row | None = None,
+    most_cost: float | None = None,
+    least_accuracy: float | None = None,
+    width: float = WIDE,
+) -> Figure:
+    """Draw accuracy with its interval against a cost on a log scale; a dotted line joins the Pareto front.
 
-    A dotted line joins the models of `front`, the Pareto front.
+    `label` is what the cost is; a row without one is left out. `chosen` has a ring. The limits of a budget, `most_cost`
+    and `least_accuracy`, are dashed lines. As many points have their names beside them as there is room for, `chosen`
+    and `front` first. The point of row 3 has the id `row-3`; the ring, the limits and the plot's area have ids too.
     """
-    from matplotlib.lines import Line2D
     from matplotlib.ticker import PercentFormatter
 
-    figure, (axes,) = _figure(8, 4.8)
-    axes.plot(
-        [_p50(row, shape) for row in front], [row["accuracy"] for row in front], color=INK, linewidth=0.8, linestyle=":"
-    )
-    for row in measurements:
+    figure, ((axes,),) = _figure(width, min(5.4, 0.9 * width))
+    colours, names = model_colours(measurements), row_names(measurements)
+    axes.plot([cost(row) for row in front], [row["accuracy"] for row in front], color=INK, linewidth=0.8, linestyle=":")
+    bars = []
+    for index, row in enumerate(measurements):
+        if cost(row) is None:
+            continue
         low, high = row["accuracy_ci95"]
-        axes.errorbar(
-            _p50(row, shape),
-            row["accuracy"],
-            yerr=[[row["accuracy"] - low], [high - row["accuracy"]]],
-            color=_colour(row["role"]),
-            marker=FORMAT_MARKERS.get(row["format"], "d"),
-            fillstyle="full" if row["device"] == "cpu" else "none",
-            markersize=9,
-            elinewidth=0.8,
-            capsize=2,
-        )
-    axes.set_xscale("log")
-    _label_log(axes.xaxis)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    axes.set_xlabel(f"median latency at {shape} in ms (log scale; left is faster)")
-    several = any(row["thresholds"] is not None for row in measurements)
-    axes.set_ylabel(f"{'exact match on test texts' if several else 'test accuracy'} with 95 % interval")
-    roles = list(dict.fromkeys(row["role"] for row in measurements))
-    formats = list(dict.fromkeys(row["format"] for row in measurements))
-    handles = [Line2D([], [], color=_colour(role), linewidth=4, label=role) for role in roles]
-    handles += [
-        Line2D([], [], color=INK, marker=FORMAT_MARKERS.get(name, "d"), linestyle="", label=name) for name in formats
-    ]
-    if {row["device"] for row in measurements} == {"cpu", "cuda"}:
-        handles.append(Line2D([], [], color=INK, marker="o", fillstyle="none", linestyle="", label="hollow: cuda"))
-    if len(front) > 1:
-        handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="Pareto front"))
-    figure.legend(handles=handles, loc="outside right upper")
-    return figure
-
-
-@_style()
-def learning_curves(trainings: Rows) -> Figure:
-    """Draw training and validation loss, and beside them validation accuracy, over epochs; one color per role.
-
-    If a text may have several labels, that is the share of texts with exactly the right ones, at thresholds of 0.5.
-    """
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import PercentFormatter
-
-    figure, (losses, accuracies) = _figure(8, 3.2, columns=2)
-    for run in trainings:
-        colour = _colour(run["role"])
-        _line(losses, run["steps"], "loss", color=colour, linewidth=0.8, alpha=0.6)
-        _line(losses, run["evaluations"], "log_loss", color=colour, marker="o", markersize=3)
-        _line(accuracies, run["evaluations"], "accuracy", color=colour, marker="o", markersize=3)
-        chosen = [entry for entry in run["evaluations"] if entry["step"] == run["selected_step"]]
-        _line(accuracies, chosen, "accuracy", color=colour, marker="o", markersize=8, fillstyle="none")
-    losses.set(xlabel="epoch", ylabel="loss (thin: training; dots: validation)")
-    several = any("micro_f1" in entry for run in trainings for entry in run["evaluations"])
-    accuracy = "exact match" if several else "accuracy"
-    accuracies.set(xlabel="epoch", ylabel=f"validation {accuracy} (circle: selected)")
-    accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    roles = dict.fromkeys(run["role"] for run in trainings)  # also of runs without evaluations
-    handles = [Line2D([], [], color=_colour(role), marker="o", markersize=3, label=role) for role in roles]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3)
-    return figure
-
-
-@_style()
-def reliability_diagrams(measurements: Rows) -> Figure:
-    """Draw accuracy against confidence for each model, with the diagonal on which they are equal.
-
-    If a text may have several labels, both are of the question whether a text has a label.
-    """
-    figure, axes = _figure(8, 2.7, columns=max(2, len(measurements)), share=True)
-    for axis, row in zip(axes, measurements, strict=False):
-        axis.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle=":")
-        points = row["reliability"]
-        most = max(point["examples"] for point in points)
-        axis.scatter(
-            [point["confidence"] for point in points],
-            [point["accuracy"] for point in points],
-            s=[10 + 90 * point["examples"] / most for point in points],
-            color=_colour(row["role"]),
-        )
-        axis.set_title(f"{row['role']} {row['format']}\nECE {row['ece']:.3f}", fontsize=9)
-        axis.set(xlabel="confidence", aspect="equal", xlim=(0, 1.03), ylim=(0, 1.03))
-    for axis in axes[len(measurements) :]:
-        axis.set_axis_off()
-    axes[0].set_ylabel("accuracy")
-    return figure
-
-
-@_style()
-def latency_by_shape(measurements: Rows, shapes: Sequence[str]) -> Figure:
-    """Draw the median latency of each model at each shape that it takes, on a log scale."""
-    figure, (axes,) = _figure(8, 3.8)
-    for row in measurements:
-        at = [index for index, shape in enumerate(shapes) if shape in row["latency_ms"]]
+        colour = COLOURS[colours[row["model"]]]
+        bars.append(axes.plot([cost(row)] * 2, [low, high], color=colour, linewidth=0.9, alpha=0.6)[0])
         axes.plot(
-            at,
-            [_p50(row, shapes[index]) for index in at],
-            color=_colour(row["role"]),
-            marker=FORMAT_MARKERS.get(row["format"], "d"),
-            linewidth=0.9,
-            linestyle="-" if row["device"] == "cpu" else "--",
-            label=f"{row['role']} {row['format']} {row['device']}",
+            cost(row),
+            row["accuracy"],
+            color=colour,
+            marker="o",
+            fillstyle="full" if row["device"] == "cpu" else "none",
+            markersize=7,
+            gid=f"row-{index}",
+            zorder=3,
         )
-    axes.set_yscale("log")
-    _label_log(axes.yaxis)
-    axes.set_xticks(range(len(shapes)), shapes)
-    axes.set(xlabel="batch x tokens", ylabel="median latency in ms (log scale)")
-    figure.legend(loc="outside right upper", fontsize=8)
+        if row is chosen:
+            axes.plot(cost(row), row["accuracy"], color=INK, marker="o", fillstyle="none", markersize=13, gid="chosen")
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    _label_log(axes.xaxis)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlabel(label if width > NARROW else label.replace(" (", "\n("))
+    axes.set_ylabel(f"{_accuracy_of(measurements)} on test")
+    if most_cost is not None:
+        axes.axvline(most_cost, color=INK, linewidth=1, linestyle="--", gid="limit")
+    if least_accuracy is not None:
+        axes.axhline(least_accuracy, color=INK, linewidth=1, linestyle="--", gid="limit")
+    axes.patch.set_gid("area")
+    first = [index for index, row in enumerate(measurements) if row is chosen]
+    first += [index for index, row in enumerate(measurements) if row in front]
+    first += [index for index, row in enumerate(measurements) if row["role"] in ("teacher", "baseline")]
+    order = [
+        index for index in dict.fromkeys([*first, *range(len(measurements))]) if cost(measurements[index]) is not None
+    ]
+    _name_points(
+        axes,
+        [(cost(measurements[index]), measurements[index]["accuracy"]) for index in order],
+        [names[index] for index in order],
+        [COLOURS[colours[measurements[index]["model"]]] for index in order],
+        bars,
+    )
+    return figure
+
+
+def _name_points(
+    axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], colours: Sequence[str], bars: Sequence[Any]
+) -> None:
+    """Write each name beside its point where it covers no other name, point or border; leave it out if it must.
+
+    Of the places that are left, the one that crosses the fewest intervals (`bars`) is taken.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    figure = axes.figure
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # names are within the axes, so drawing need not find the layout again
+    area, pixel = axes.get_window_extent(), figure.dpi / 72
+    centers = axes.transData.transform(points)
+    taken = [Bbox.from_bounds(x - 5 * pixel, y - 5 * pixel, 10 * pixel, 10 * pixel) for x, y in centers]
+    lines = [Bbox(axes.transData.transform(bar.get_xydata())).padded(pixel) for bar in bars]
+    for point, name, colour in zip(points, names, colours, strict=True):
+        best, fewest = None, len(lines) + 1
+        for shift, horizontal, vertical in PLACES:
+            text = axes.annotate(
+                name, point, shift, textcoords="offset points", ha=horizontal, va=vertical, fontsize=9, color=colour
+            )
+            box = text.get_window_extent()
+            text.remove()
+            crossed = box.count_overlaps(lines)
+            inside = area.x0 <= box.x0 and box.x1 <= area.x1 and area.y0 <= box.y0 and box.y1 <= area.y1
+            if inside and not box.count_overlaps(taken) and crossed < fewest:
+                best, fewest = (shift, horizontal, vertical, box), crossed
+        if best:
+            shift, horizontal, vertical, box = best
+            axes.annotate(
+                name, point, shift, textcoords="offset points", ha=horizontal, va=vertical, fontsize=9, color=colour
+            )
+            taken.append(box)
+
+
+@_style()
+def learning_curves(trainings: Rows, *, width: float = WIDE) -> Figure:
+    """Draw training loss, validation log loss and validation accuracy over epochs, each on an axis of its own.
+
+    A training may have a `name` and a `colour`; if not, its role stands for both. The checkpoint that was kept has a
+    circle. If a text may have several labels, accuracy is the share of texts with exactly the right ones, at thresholds
+    of 0.5.
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    several = any("micro_f1" in entry for run in trainings for entry in run["evaluations"])
+    curves = [
+        ("steps", "loss", "training loss"),
+        ("evaluations", "log_loss", "validation log loss"),
+        ("evaluations", "accuracy", f"validation {'exact match' if several else 'accuracy'}"),
+    ]
+    cells = [(run, curve) for run in trainings for curve in curves]
+    columns = 3 if width > NARROW else 1
+    figure, grid = _figure(width, 1.9 * len(cells) / columns, rows=len(cells) // columns, columns=columns)
+    for axes, (run, (entries, value, title)) in zip(grid.flat, cells, strict=True):
+        colour = _colour(run.get("colour", run["role"]))
+        _line(axes, run[entries], value, color=colour, marker="o" if entries == "evaluations" else "", markersize=3)
+        kept = [entry for entry in run["evaluations"] if entry["step"] == run["selected_step"]]
+        if entries == "evaluations":
+            _line(axes, kept, value, color=INK, marker="o", markersize=9, fillstyle="none", linestyle="")
+        axes.set_title(f"{run.get('name', run['role'])}: {title}", fontsize=9, color=colour)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        if value == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", va="center", fontsize=9)
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch")
     return figure
 
 
 @_style()
-def cascade(curve: Rows) -> Figure:
+def reliability_diagrams(
+    measurements: Rows, names: Sequence[str], colours: Mapping[str, str], *, width: float = WIDE
+) -> Figure:
+    """Draw accuracy against confidence for each model, over bars of how many texts have that confidence.
+
+    `colours` are the names of colors by model folder (see naming.model_colours). On the diagonal, confidence equals
+    accuracy. If a text may have several labels, both are of the question whether a text has a label.
+    """
+    columns = max(1, min(len(measurements), 4 if width > NARROW else 2))
+    rows = -(-len(measurements) // columns)
+    figure, grid = _figure(width, 3.3 * rows, rows=2 * rows, columns=max(columns, 2), heights=[3, 1] * rows)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for index, (row, name) in enumerate(zip(measurements, names, strict=True)):
+        top, below = (grid[2 * (index // columns) + part, index % columns] for part in (0, 1))
+        points, colour = row["reliability"], COLOURS[colours[row["model"]]]
+        top.set_axis_on()
+        below.set_axis_on()
+        top.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle=":")
+        confidences = [point["confidence"] for point in points]
+        top.plot(confidences, [point["accuracy"] for point in points], color=colour, marker="o", markersize=4)
+        top.set_title(f"{name}\nECE {row['ece']:.3f}", fontsize=9)
+        top.set(xlim=(0, 1.03), ylim=(0, 1.03))
+        below.bar(confidences, [point["examples"] for point in points], width=0.04, color=colour)
+        below.set(xlabel="confidence", xlim=(0, 1.03))
+        if index % columns == 0:
+            top.set_ylabel("accuracy")
+            below.set_ylabel("count")
+    return figure
+
+
+@_style()
+def latency_by_shape(measurements: Rows, shapes: Sequence[str], *, width: float = WIDE) -> Figure:
+    """Draw a bar up to the median latency of each model at each shape that it takes, and a line to the 99th percentile.
+
+    The scale is logarithmic and is that of one shape, so compare the bars of a shape.
+    """
+    names, colours = row_names(measurements), model_colours(measurements)
+    across = len(shapes) if width > NARROW else 1
+    down = len(shapes) // across
+    figure, grid = _figure(width, (0.6 + 0.23 * len(measurements)) * down, rows=down, columns=across, share_y=True)
+    places = range(len(measurements))
+    for axes, shape in zip(grid.flat, shapes, strict=True):
+        for place, row in zip(places, measurements, strict=True):
+            timed = row["latency_ms"].get(shape)
+            if timed is None:
+                continue
+            colour = COLOURS[colours[row["model"]]]
+            axes.barh(place, timed["p50"], height=0.62, color=colour)
+            axes.plot(
+                [timed["p50"], timed["p99"]], [place, place], color=colour, linewidth=1.4, marker="|", markersize=6
+            )
+        axes.set_xscale("log")
+        axes.set_title(f"{shape}, ms", fontsize=10)
+        _label_log(axes.xaxis)
+        axes.grid(visible=False, axis="y")
+        axes.set_yticks(places, names, fontsize=9)
+    grid.flat[0].invert_yaxis()
+    return figure
+
+
+@_style()
+def cascade(curve: Rows, *, width: float = WIDE) -> Figure:
     """Draw accuracy against mean latency as the student passes more texts to the teacher."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, (axes,) = _figure(8, 3.0)
+    figure, ((axes,),) = _figure(width, 3.0)
     axes.plot(
         [point["latency_ms"] for point in curve],
         [point["accuracy"] for point in curve],
-        color=ROLE_COLOURS["student"],
+        color=COLOURS["student"],
         marker="o",
         markersize=3,
     )
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    axes.set(xlabel="mean latency per text in ms", ylabel="test accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set(xlabel="mean latency per text in ms", ylabel="accuracy on test")
     return figure
 
 
@@ -215,7 +302,11 @@ def as_svg(figure: Figure, name: str) -> str:
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    for colour, value in COLOURS.items():
+        svg = svg.replace(value, f"var(--{colour})")
+    svg = re.sub(r"font-family: [^;]*; ?", "", svg)  # that of the page
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="(row-\d+|area|chosen|limit)"', r' data-part="\1"', svg)
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # the view box keeps the proportions at any width
@@ -231,12 +322,20 @@ def _import_matplotlib() -> None:
         importlib.import_module("matplotlib")
 
 
-def _figure(width: float, height: float, *, columns: int = 1, share: bool = False) -> tuple[Figure, Any]:
-    """A figure without a window, and the row of `columns` axes in it."""
+def _figure(
+    width: float,
+    height: float,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    heights: Sequence[float] | None = None,
+    share_y: bool = False,
+) -> tuple[Figure, Any]:
+    """A figure without a window, and the axes in it (rows, columns)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns, squeeze=False, sharey=share)[0]
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=share_y, height_ratios=heights)
 
 
 def _label_log(axis: Any) -> None:
@@ -251,7 +350,7 @@ def _label_log(axis: Any) -> None:
 
 
 def _colour(role: str) -> str:
-    return ROLE_COLOURS.get(role, ROLE_COLOURS["other"])
+    return COLOURS.get(role, COLOURS["other"])
 
 
 def _line(axes: Any, entries: Rows, value: str, **style: Any) -> None:
@@ -260,5 +359,5 @@ def _line(axes: Any, entries: Rows, value: str, **style: Any) -> None:
         axes.plot(*zip(*found, strict=True), **style)
 
 
-def _p50(row: Mapping[str, Any], shape: str) -> float:
-    return row["latency_ms"][shape]["p50"]
+def _accuracy_of(measurements: Rows) -> str:
+    return "exact match" if any(row["thresholds"] is not None for row in measurements) else "accuracy"

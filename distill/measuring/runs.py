@@ -1,0 +1,111 @@
+"""How the models of a report were trained: what from, how large, how long; and what differs between their recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from distill.measuring.training_log import course_in_words
+from distill.recipe.file import load_recipe
+from distill.storage.run_folder import RunFolder
+
+SECTIONS = {"baseline": (), "teacher": ("teacher",), "student": ("student",), "control": ("student",)}  # by role
+# Keys that say where things are or what else is made, not how the model was trained.
+NOT_TRAINING = ("data.files", "student.output", "teacher.output", "student.control")
+
+
+def runs_of(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield how each run folder among `models` was trained.
+
+    `seconds` is the time of the training itself, `parameters` their number, `origin` what the model was made from, and
+    `course` says in words how far the training went and what was kept.
+    """
+    for run in map(RunFolder, models):
+        if not run.is_finished:
+            continue
+        manifest, training = run.read_manifest(), run.read_metrics()["training"]
+        role = manifest["role"]
+        values = _flat(load_recipe(run.recipe).model_dump(mode="json"))
+        yield {
+            "model": str(run.path),
+            "role": role,
+            "origin": _origin(values, role),
+            "finished": manifest.get("finished"),
+            "parameters": _parameters(run.path),
+            "seconds": training.get("seconds", training.get("training_seconds")),
+            "examples_per_second": training.get("samples_per_second"),
+            "precision": manifest.get("precision"),
+            "hardware": manifest.get("hardware", {}).get("cpu"),
+            "processes": manifest.get("processes"),
+            "threads": manifest.get("threads"),
+            "course": course_in_words(training),
+        }
+
+
+def recipe_differences(models: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the recipe keys in which run folders of the same kind differ: teachers, or students with their controls.
+
+    Each kind has its `models`, and for each of the `keys` its name `key` and the `values` in the order of the models; a
+    recipe that lacks the key has None. Only the keys that a stage's result depends on are compared: those of data, and
+    of its own section.
+    """
+    found = []
+    runs = [run for run in map(RunFolder, models) if run.is_finished]
+    for roles in (("teacher",), ("student", "control")):
+        recipes = {
+            str(run.path): _flat(load_recipe(run.recipe).model_dump(mode="json"))
+            for run in runs
+            if run.read_manifest()["role"] in roles
+        }
+        keys = dict.fromkeys(
+            key
+            for values in recipes.values()
+            for key in values
+            if key.partition(".")[0] in ("data", *SECTIONS[roles[0]]) and not key.startswith(NOT_TRAINING)
+        )
+        rows = [{"key": key, "values": [values.get(key) for values in recipes.values()]} for key in keys]
+        if differing := [row for row in rows if any(value != row["values"][0] for value in row["values"])]:
+            found.append({"models": list(recipes), "keys": differing})
+    return found
+
+
+def _origin(values: Mapping[str, Any], role: str) -> str | None:
+    """What a teacher or student was made from, in words, from its section of the recipe."""
+    for section in SECTIONS[role]:
+        if model := values.get(f"{section}.model"):
+            return f"from {model}"
+        if layers := values.get(f"{section}.layers"):
+            return (
+                f"layers {', '.join(map(str, layers))} of the teacher"
+                if isinstance(layers, list)
+                else (f"{layers} of the teacher's layers")
+            )
+        for key, meaning in (("config", "the teacher's architecture with"), ("ngrams", "n-grams with")):
+            place = f"{section}.{key}."
+            if sizes := [f"{name.removeprefix(place)} {value}" for name, value in values.items() if place in name]:
+                return f"{meaning} {', '.join(sizes)}"
+    return None
+
+
+def _flat(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """The values of a recipe by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{place}{key}.")
+        elif value is not None:
+            found[f"{place}{key}"] = value
+    return found
+
+
+def _parameters(folder: Path) -> int | None:
+    """The number of parameters in a folder's safetensors files, read from their headers; None if it has none."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "np") as tensors:
+            total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total or None
