@@ -76,7 +76,9 @@ def test_on_the_front_no_other_is_faster_and_more_accurate():
     ],
 )
 def test_without_candidates_nothing_is_chosen(rows, shape, reason):
-    assert chosen(rows, shape, Budget(5.0)) == {"model": None, "reason": reason, "unfit": []}
+    assert chosen(rows, shape, Budget(5.0)) == {
+        "model": None, "summary": reason, "reason": reason, "unfit": [],
+    }  # fmt: skip
 
 
 def like(role, format=None, **changes):

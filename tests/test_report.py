@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_test_accuracy_does_not_choose():
 
 def test_nothing_is_chosen_if_no_student_was_measured():
     assert choose(ROWS[:1], "1x128", commonest_share=0.4) == {
-        "model": None, "reason": "no student was measured", "unfit": [],
+        "model": None, "summary": "no student was measured", "reason": "no student was measured", "unfit": [],
     }  # fmt: skip
 
 
@@ -155,7 +156,9 @@ def test_an_unfit_model_is_the_first_thing_in_the_report(tmp_path, capsys):
     assert (tmp_path / "report.md").read_text().split("\n\n")[1].startswith(said)
     html = (tmp_path / "report.html").read_text()
     assert "<h1>Do not ship: no model is fit</h1>" in html and "Ship the" not in html
-    assert html.index(said) < html.index('class="alert"') < html.index("Distilling lost 13.0 points")
+    lead = re.search(r'<p class="lead">(.*?)</p>', html, re.DOTALL)[1]
+    assert lead.startswith("The student (runs/student) is not fit to ship: it predicts the same class")
+    assert "What to do: take the control instead" in lead and html.count("is not fit to ship") == 2  # and why, folded
     _print_report(report, tmp_path, json_=False)
     said = capsys.readouterr().out.split("\n\n")[1]  # after the table
     assert said.startswith("the student is not fit to ship") and "it is in" not in said

@@ -73,7 +73,8 @@ def choose(
     answer to every test text would score (see metrics.constant_score). `comparisons` are students against their
     controls (see metrics.compare_paired), each with the folders of its `student` and `control`. `baselines` are
     teachers and students against the baseline (see baselines.compare_with_baseline). `reason` begins with those that
-    are not above it. If there are any, `above_baseline` says whether the chosen model is.
+    are not above it; `summary` is the part of it that is about the choice. If there are baselines, `above_baseline` says
+    whether the chosen model is above them.
 
     Without a budget, the choice is the student that is fastest at `shape`. Its formats passed their proof on
     validation, so test accuracy decides nothing. With a budget, teachers and students are candidates, and their test
@@ -100,7 +101,7 @@ def choose(
     parts = [*below, *(_verdict(one, measurements) for one in unfit), *filter(None, [found["reason"]])]
     # The first in lower case and the last without its full stop: the command line prints it after "error: report: ".
     reason = ". ".join([parts[0][0].lower() + parts[0][1:], *(part[0].upper() + part[1:] for part in parts[1:])])
-    return found | {"reason": reason, "unfit": unfit}
+    return found | {"summary": found["reason"], "reason": reason, "unfit": unfit}
 
 
 def _choose(

@@ -20,6 +20,7 @@ from distill.report.choice import (
     speedup_in,
 )
 from distill.report.naming import row_names
+from distill.report.page import sentence
 from distill.report.sentences import control_sentence
 
 IDENTITY = ("role", "model", "format", "device")
@@ -64,9 +65,9 @@ def verdict(report: Mapping[str, Any]) -> str:
     """Return the recommendation in one or two plain sentences."""
     choice, chosen, shape = report["choice"], chosen_row(report), report["choice"].get("shape")
     if chosen is None:
-        if choice["unfit"]:
-            return f"The {choice['unfit'][0]['role']} is not fit to ship: {choice['unfit'][0]['why']}."
-        return f"{choice['reason'][0].upper()}{choice['reason'][1:]}."
+        if choice["unfit"] and "nearest" not in choice:
+            return _unfit(choice["unfit"][0])
+        return sentence(choice["summary"])
     teacher = reference_teacher(report["measurements"], shape)
     if teacher is None or teacher is chosen:
         ms = shown_ms(chosen["latency_ms"][shape]["p50"])
@@ -88,10 +89,8 @@ def verdict(report: Mapping[str, Any]) -> str:
 def alerts(report: Mapping[str, Any]) -> list[str]:
     """Return what stands in the way of shipping and is not in the verdict, each with what to do."""
     choice, chosen = report["choice"], chosen_row(report)
-    found = [
-        f"The {one['role']} ({one['folder']}) is not fit to ship: {one['why']}. What to do: {one['cure']}."
-        for one in choice["unfit"]
-    ]
+    said = 1 if chosen is None and "nearest" not in choice else 0  # by the verdict
+    found = [_unfit(one) for one in choice["unfit"][said:]]
     below = [
         baseline_sentence(one)
         for one in report["baselines"]
@@ -166,6 +165,10 @@ def facts(report: Mapping[str, Any]) -> list[Fact]:
     found += [Fact("What does it get wrong?", errors, "errors") for errors in _errors(chosen, report)]
     found.append(Fact("How to run it?", f"distill predict {chosen['folder']} --file texts.csv"))
     return found
+
+
+def _unfit(found: Mapping[str, Any]) -> str:
+    return f"The {found['role']} ({found['folder']}) is not fit to ship: {found['why']}. What to do: {found['cure']}."
 
 
 def _errors(row: Row, report: Mapping[str, Any]) -> list[str]:

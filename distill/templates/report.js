@@ -177,7 +177,7 @@ function limits(data, rows, points) {
     }
     drawLimits(chosen, data);
     const row = found.index === null ? null : data.rows[found.index];
-    if (row === null) answer.textContent = "";
+    if (row === null) answer.textContent = "No student is fit to ship.";
     else {
       const figures =
         `${row.name}: ${percent(row.accuracy)}, ${shownMs(row.latency_ms[data.shape])} ms at ${data.shape}, ` +
