@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import distill
 from distill import commands
-from distill.measuring.runs import recipe_differences
+from distill.measuring.runs import recipe_differences, recipes_of, runs_of
 from distill.storage.checksums import seal
 from distill.storage.contents import text_columns_of
 
@@ -94,7 +94,8 @@ def test_a_report_says_how_its_models_were_trained_and_what_differs_between_thei
         "--set", "student.loss.temperature=4", "--set", "student.layers=1",
     )  # fmt: skip
     assert code == 0, err
-    assert recipe_differences([folder / "out" / "teacher", folder / "out" / "student", other]) == [
+    notes: list[str] = []
+    assert recipe_differences(recipes_of([folder / "out" / "teacher", folder / "out" / "student", other], notes)) == [
         {
             "models": [str(folder / "out" / "student"), str(other)],
             "keys": [
@@ -103,6 +104,11 @@ def test_a_report_says_how_its_models_were_trained_and_what_differs_between_thei
             ],
         }
     ]
+    assert notes == []
+    (other / "recipe.yaml").write_text("data: {from_an_earlier_version: 1}")
+    recipes = recipes_of([folder / "out" / "student", other], notes)
+    assert recipe_differences(recipes) == [] and [run["origin"] for run in runs_of(recipes)][1] is None
+    assert "other cannot be compared with others: " in notes[0] and "from_an_earlier_version" in notes[0]
 
 
 def test_several_teachers_and_a_place_for_their_answers_on_the_command_line(finished, tmp_path):

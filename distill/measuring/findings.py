@@ -23,7 +23,7 @@ from distill.measuring.cascade import measure_cascade
 from distill.measuring.controls import compare_with_controls
 from distill.measuring.metrics import constant_score, never_answered
 from distill.measuring.mistakes import mistakes_of
-from distill.measuring.runs import recipe_differences, runs_of
+from distill.measuring.runs import recipe_differences, recipes_of, runs_of
 from distill.recipe.file import dump_recipe
 from distill.recipe.schema import Recipe
 from distill.report.choice import Budget, decisive_shape, reference_teacher
@@ -55,7 +55,7 @@ def findings_of(
     comparisons = compare_with_controls(models, notes)
     baselines = compare_with_baseline(models, notes)
     trainings, flipped = list(learning_curves(models)), list(flipped_texts(models))
-    runs, differences = list(runs_of(models)), recipe_differences(models)
+    recipes = recipes_of(models, notes)
     gold_labels = gold_labels_of(splits.test)
     measurements = measure(
         candidates,
@@ -119,8 +119,8 @@ def findings_of(
         comparisons=comparisons,
         baselines=baselines,
         trainings=trainings,
-        runs=runs,
-        differences=differences,
+        runs=list(runs_of(recipes)),
+        differences=recipe_differences(recipes),
         mistakes=mistakes_of(
             measurements, splits.test["example_id"][:], splits.test["text"][:], gold_labels, splits.label_names
         ),

@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from distill.errors import UserError
 from distill.measuring.training_log import course_in_words
 from distill.recipe.file import load_recipe
 from distill.storage.run_folder import RunFolder
@@ -18,18 +19,33 @@ SECTIONS = {"baseline": (), "teacher": ("teacher",), "student": ("student",), "c
 NOT_TRAINING = ("data.files", "student.output", "teacher.output", "student.control")
 
 
-def runs_of(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield how each run folder among `models` was trained.
+def recipes_of(models: Sequence[Path], notes: list[str]) -> dict[RunFolder, dict[str, Any]]:
+    """Return the values in the recipe of each run folder among `models`, by their dotted keys.
+
+    A recipe that cannot be read, for example one of an earlier version of distill, has no values and adds a note: the
+    figures of the model do not depend on it.
+    """
+    found = {}
+    for run in map(RunFolder, models):
+        if not run.is_finished:
+            continue
+        try:
+            found[run] = _flat(load_recipe(run.recipe).model_dump(mode="json"))
+        except UserError as error:
+            found[run] = {}
+            notes.append(f"The recipe of {run.path} cannot be compared with others: {error.problems[0]}.")
+    return found
+
+
+def runs_of(recipes: Mapping[RunFolder, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield how each run folder was trained (see `recipes_of`).
 
     `seconds` is the time of the training itself, `parameters` their number, `origin` what the model was made from, and
     `course` says in words how far the training went and what was kept.
     """
-    for run in map(RunFolder, models):
-        if not run.is_finished:
-            continue
+    for run, values in recipes.items():
         manifest, training = run.read_manifest(), run.read_metrics()["training"]
         role = manifest["role"]
-        values = _flat(load_recipe(run.recipe).model_dump(mode="json"))
         yield {
             "model": str(run.path),
             "role": role,
@@ -46,7 +62,7 @@ def runs_of(models: Sequence[Path]) -> Iterator[dict[str, Any]]:
         }
 
 
-def recipe_differences(models: Sequence[Path]) -> list[dict[str, Any]]:
+def recipe_differences(recipes: Mapping[RunFolder, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the recipe keys in which run folders of the same kind differ: teachers, or students with their controls.
 
     Each kind has its `models`, and for each of the `keys` its name `key` and the `values` in the order of the models; a
@@ -54,22 +70,19 @@ def recipe_differences(models: Sequence[Path]) -> list[dict[str, Any]]:
     of its own section.
     """
     found = []
-    runs = [run for run in map(RunFolder, models) if run.is_finished]
     for roles in (("teacher",), ("student", "control")):
-        recipes = {
-            str(run.path): _flat(load_recipe(run.recipe).model_dump(mode="json"))
-            for run in runs
-            if run.read_manifest()["role"] in roles
+        alike = {
+            str(run.path): values for run, values in recipes.items() if values and run.read_manifest()["role"] in roles
         }
         keys = dict.fromkeys(
             key
-            for values in recipes.values()
+            for values in alike.values()
             for key in values
             if key.partition(".")[0] in ("data", *SECTIONS[roles[0]]) and not key.startswith(NOT_TRAINING)
         )
-        rows = [{"key": key, "values": [values.get(key) for values in recipes.values()]} for key in keys]
+        rows = [{"key": key, "values": [values.get(key) for values in alike.values()]} for key in keys]
         if differing := [row for row in rows if any(value != row["values"][0] for value in row["values"])]:
-            found.append({"models": list(recipes), "keys": differing})
+            found.append({"models": list(alike), "keys": differing})
     return found
 
 

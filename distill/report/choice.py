@@ -73,8 +73,8 @@ def choose(
     answer to every test text would score (see metrics.constant_score). `comparisons` are students against their
     controls (see metrics.compare_paired), each with the folders of its `student` and `control`. `baselines` are
     teachers and students against the baseline (see baselines.compare_with_baseline). `reason` begins with those that
-    are not above it; `summary` is the part of it that is about the choice. If there are baselines, `above_baseline` says
-    whether the chosen model is above them.
+    are not above it; its part about the choice is `summary`. If there are baselines, `above_baseline` says whether the
+    chosen model is above them.
 
     Without a budget, the choice is the student that is fastest at `shape`. Its formats passed their proof on
     validation, so test accuracy decides nothing. With a budget, teachers and students are candidates, and their test
