@@ -88,22 +88,26 @@ def test_a_report_says_how_its_models_were_trained_and_what_differs_between_thei
     for place, model in (("wrong", "model"), ("teacher_wrong", "teacher")):
         assert mistakes[place] == wrong[mistakes[model]]
 
+    scored = {row["folder"]: row for row in report["measurements"] if row["format"] == "torch-fp32"}
+    student, teacher = scored[mistakes["model"]], scored[mistakes["teacher"]]
+    low, high = student["against_teacher"]["gain_ci95"]
+    assert low <= student["accuracy"] - teacher["accuracy"] <= high and "against_teacher" not in teacher
+
     other = tmp_path / "other"
     code, _, err = run(
         "student", folder / "recipe.yaml", "--teacher", folder / "out" / "teacher", "--output", other,
-        "--set", "student.loss.temperature=4", "--set", "student.layers=1",
+        "--set", "student.loss.temperature=4", "--set", "student.layers=1", "--set", "data.train_samples=100",
     )  # fmt: skip
     assert code == 0, err
     notes: list[str] = []
-    assert recipe_differences(recipes_of([folder / "out" / "teacher", folder / "out" / "student", other], notes)) == [
-        {
-            "models": [str(folder / "out" / "student"), str(other)],
-            "keys": [
-                {"key": "student.layers", "values": [[0, 2], 1]},
-                {"key": "student.loss.temperature", "values": [2.0, 4.0]},
-            ],
-        }
-    ]
+    (found,) = recipe_differences(recipes_of([folder / "out" / "teacher", folder / "out" / "student", other], notes))
+    assert found["models"] == [str(folder / "out" / "student"), str(other)]
+    values = {row["key"]: row["values"] for row in found["keys"]}
+    texts = values.pop("data: train")  # the same file, of which the other student saw a part
+    assert values == {
+        "data.train_samples": [None, 100], "student.layers": [[0, 2], 1], "student.loss.temperature": [2.0, 4.0],
+    }  # fmt: skip
+    assert texts[0] != texts[1] and all(text.startswith("train.csv ") for text in texts)
     assert notes == []
     (other / "recipe.yaml").write_text("data: {from_an_earlier_version: 1}")
     recipes = recipes_of([folder / "out" / "student", other], notes)

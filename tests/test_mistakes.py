@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from distill.measuring.mistakes import LONGEST, SHOWN, mistakes_of
+from distill.measuring.mistakes import SHOWN, mistakes_of
+from distill.report.page import LONGEST
 
 NAMES = ("negative", "positive")
 
@@ -53,3 +54,10 @@ def test_a_text_of_several_labels_is_wrong_if_any_label_is_and_a_long_one_is_cut
     assert found["wrong"] == 1 and text["gold"] == "negative"
     assert text["answers"]["s"] == {"answer": "negative, positive", "probability": None}
     assert text["text"] == "b" * LONGEST + " ..."
+
+
+def test_a_probability_just_above_a_low_threshold_is_no_sure_mistake():
+    logit = lambda p: np.log(p / (1 - p))  # noqa: E731
+    logits = [[logit(0.11), -9.0], [logit(0.8), -9.0], [logit(0.02), -9.0]]
+    (found,) = found_in(model("s", "student", logits, (0.1, 0.5)), gold=[[0, 0], [0, 0], [1, 0]])
+    assert [text["example_id"] for text in found["surest"]["s"]] == ["test/2", "test/1", "test/0"]

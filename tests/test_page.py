@@ -232,6 +232,41 @@ def test_the_slider_picks_what_the_command_picks():
     assert len(seen) == 3  # a choice, a nearest one, nothing that is fit
 
 
+@pytest.mark.slow
+def test_a_page_of_many_models_classes_and_long_texts_can_be_mailed(tmp_path):
+    names = [f"class {index}" for index in range(50)]
+    matrix = np.full((50, 50), 1).tolist()
+    classes = [ROWS[0]["classes"][1] | {"class": name} for name in names]
+    rows = [
+        row("student" if number else "teacher", format, 5.0 + place, 0.8 + number / 100)
+        | {"model": f"runs/{number}", "folder": f"runs/{number}/{format}", "confusion": matrix, "classes": classes}
+        for number in range(4)
+        for place, format in enumerate(
+            ["torch-fp32", "torch-bf16", "onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-int8"]
+        )
+    ]
+    text = {"text": "字" * 50_000, "gold": "class 1", "example_id": "test/1"}
+    answers = {f"runs/{number}": {"answer": "class 2", "probability": 0.9} for number in range(4)}
+    flipped = text | {
+        "model": "class 1", "format": "class 2", "model_probabilities": {"class 1": 0.6},
+        "format_probabilities": {"class 2": 0.7},
+    }  # fmt: skip
+    mistakes = [
+        {"model": f"runs/{number}", "teacher": None, "examples": 100, "wrong": 9,
+         "surest": {f"runs/{number}": [text | {"text": "字" * 1_000, "answers": answers}] * 5}}
+        for number in range(4)
+    ]  # fmt: skip
+    write_report(
+        tmp_path,
+        Findings(
+            rows, ENVIRONMENT, ["1x128", "8x128"], label_names=names, mistakes=mistakes,
+            flipped=[{"model": f"runs/{number}", "format": "onnx-int8", "total": 30, "texts": [flipped] * 10}
+                     for number in range(15)],
+        ),
+    )  # fmt: skip
+    assert (tmp_path / "report.html").stat().st_size < 1_500_000
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 

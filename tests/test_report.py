@@ -155,7 +155,7 @@ def test_an_unfit_model_is_the_first_thing_in_the_report(tmp_path, capsys):
     assert [unfit["folder"] for unfit in report["choice"]["unfit"]] == ["runs/student"]
     assert (tmp_path / "report.md").read_text().split("\n\n")[1].startswith(said)
     html = (tmp_path / "report.html").read_text()
-    assert "<h1>Do not ship: no model is fit</h1>" in html and "Ship the" not in html
+    assert "<h1>Do not ship: no student is fit</h1>" in html and "Ship the" not in html
     lead = re.search(r'<p class="lead">(.*?)</p>', html, re.DOTALL)[1]
     assert lead.startswith("The student (runs/student) is not fit to ship: it predicts the same class")
     assert "What to do: take the control instead" in lead and html.count("is not fit to ship") == 2  # and why, folded

@@ -10,9 +10,9 @@ import numpy as np
 from distill.data.pairs import shown_text
 from distill.decisions import Thresholds, answers_of, are_equal, in_words, probabilities_of
 from distill.measuring.benchmark import Measurement
+from distill.report.page import shortened
 
 SHOWN = 5  # texts of each model
-LONGEST = 2_000  # characters of a text that are kept: a report is to be read, and mailed
 
 
 def mistakes_of(
@@ -48,7 +48,7 @@ def mistakes_of(
             entry["surest"][one.model] = [
                 {
                     "example_id": example_ids[index],
-                    "text": _cut(shown_text(texts[index])),
+                    "text": shortened(shown_text(texts[index])),
                     "gold": in_words(gold_labels[index], label_names),
                     "answers": {other.model: _answer(other, int(index), label_names) for other in pair},
                 }
@@ -63,8 +63,9 @@ def _sureness(logits: np.ndarray, thresholds: Thresholds, gold_labels: np.ndarra
     probabilities = probabilities_of(logits, thresholds)
     if thresholds is None:
         return probabilities.max(axis=1)
-    wrong = answers_of(logits, thresholds) != gold_labels
-    return np.where(wrong, np.maximum(probabilities, 1 - probabilities), 0.0).max(axis=1)
+    answers = answers_of(logits, thresholds)
+    sureness = np.where(answers == 1, probabilities, 1 - probabilities)
+    return np.where(answers != gold_labels, sureness, 0.0).max(axis=1)
 
 
 def _answer(item: Measurement, index: int, label_names: Sequence[str]) -> dict[str, Any]:
@@ -72,7 +73,3 @@ def _answer(item: Measurement, index: int, label_names: Sequence[str]) -> dict[s
     answer, probabilities = answers_of(logits, item.thresholds)[0], probabilities_of(logits, item.thresholds)[0]
     words = in_words(answer, label_names)
     return {"answer": words, "probability": float(probabilities[answer]) if item.thresholds is None else None}
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."

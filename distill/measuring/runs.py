@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import safe_open
@@ -15,7 +15,7 @@ from distill.recipe.file import load_recipe
 from distill.storage.run_folder import RunFolder
 
 SECTIONS = {"baseline": (), "teacher": ("teacher",), "student": ("student",), "control": ("student",)}  # by role
-# Keys that say where things are or what else is made, not how the model was trained.
+# Keys that say where things are or what else is made. What is in the files is compared by its fingerprint.
 NOT_TRAINING = ("data.files", "student.output", "teacher.output", "student.control")
 
 
@@ -67,7 +67,8 @@ def recipe_differences(recipes: Mapping[RunFolder, Mapping[str, Any]]) -> list[d
 
     Each kind has its `models`, and for each of the `keys` its name `key` and the `values` in the order of the models; a
     recipe that lacks the key has None. Only the keys that a stage's result depends on are compared: those of data, and
-    of its own section.
+    of its own section. Files and teachers are compared by their contents: a value has the name and the first digits of
+    the SHA-256.
     """
     found = []
     for roles in (("teacher",), ("student", "control")):
@@ -81,9 +82,29 @@ def recipe_differences(recipes: Mapping[RunFolder, Mapping[str, Any]]) -> list[d
             if key.partition(".")[0] in ("data", *SECTIONS[roles[0]]) and not key.startswith(NOT_TRAINING)
         )
         rows = [{"key": key, "values": [values.get(key) for values in alike.values()]} for key in keys]
+        runs = [run for run in recipes if str(run.path) in alike]
+        rows += _contents(runs, [recipes[run] for run in runs])
         if differing := [row for row in rows if any(value != row["values"][0] for value in row["values"])]:
             found.append({"models": list(alike), "keys": differing})
     return found
+
+
+def _contents(runs: Sequence[RunFolder], recipes: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each split, and for the teachers, of which the contents differ between runs."""
+    manifests = [run.read_manifest() for run in runs]
+    for split in ("train", "transfer", "test"):  # validation is mostly a part of train
+        digests = [manifest.get("data", {}).get(split) for manifest in manifests]
+        if len(set(digests)) > 1:
+            names = [PurePath(str(values.get(f"data.files.{split}", split))).name for values in recipes]
+            yield {
+                "key": f"data: {split}",
+                "values": [digest and f"{name} {digest[:12]}" for name, digest in zip(names, digests, strict=True)],
+            }
+    # A control has no teacher; its student's are in the student's column.
+    taught = [manifest["parents"].get("teachers", {}) for manifest in manifests]
+    if len({tuple(teachers.values()) for teachers in taught if teachers}) > 1:
+        shown = [", ".join(f"{PurePath(name).name} {digest[:12]}" for name, digest in each.items()) for each in taught]
+        yield {"key": "teachers", "values": [names or None for names in shown]}
 
 
 def _origin(values: Mapping[str, Any], role: str) -> str | None:
@@ -116,9 +137,12 @@ def _flat(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
 
 
 def _parameters(folder: Path) -> int | None:
-    """The number of parameters in a folder's safetensors files, read from their headers; None if it has none."""
+    """The number of parameters in a folder's safetensors files, read from their headers; None if it has none.
+
+    Beside its parameters, a baseline stores which n-grams it reads and how rare they are.
+    """
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "np") as tensors:
-            total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            total += sum(prod(tensors.get_slice(name).get_shape()) for name in {*tensors.keys()} - {"columns", "idf"})
     return total or None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_DIAGRAMS = 4  # more reliability diagrams would be too small to read
+MANY_CLASSES = 20
 RATE = "texts per second"
 # Columns of the table of all models that are shown only if the reader wants them, by what they are about.
 GROUPS = {
@@ -87,8 +88,14 @@ def dashboard(report: Mapping[str, Any], decisive: str | None) -> str:
             for one in report["sweeps"]
         ],
         detailed=[
-            {**row, "name": name, "rows": class_cells(row["classes"])}
-            for row, name in zip(detailed, their_names, strict=True)
+            {
+                **row,
+                "name": name,
+                "rows": class_cells(row["classes"]),
+                # Large matrices are half a page's size; two of them are enough to compare.
+                "confusion": row.get("confusion") if index < 2 or len(report["label_names"]) <= MANY_CLASSES else None,
+            }
+            for index, (row, name) in enumerate(zip(detailed, their_names, strict=True))
         ],
     )
 
@@ -123,6 +130,7 @@ def detailed_rows(report: Mapping[str, Any]) -> list[Row]:
     chosen = chosen_row(report)
     whole = [row for row in report["measurements"] if row["format"] == "torch-fp32" or row["role"] == "baseline"]
     rows = [*([chosen] if chosen else []), *(row for row in whole if row is not chosen)]
+    rows.sort(key=lambda row: (row is not chosen, row["role"] != "teacher"))
     return [row for row in rows if row.get("reliability")][:MOST_DIAGRAMS]
 
 
@@ -147,7 +155,7 @@ def _cells(report: Mapping[str, Any], decisive: str | None) -> list[dict[str, st
         first |= {name: shown.pop(name) for name in ("texts/s", "MB")}
         parameters, seconds = run.get("parameters"), run.get("seconds")
         trained = {
-            "M parameters": f"{parameters / 1e6:,.2f}" if parameters else "-",
+            "M parameters": f"{parameters / 1e6:,.3g}" if parameters else "-",
             "training min": f"{seconds / 60:.1f}" if seconds else "-",
         }
         found.append(first | shown | trained)
@@ -164,13 +172,11 @@ def script_data(report: Mapping[str, Any], decisive: str | None, names: Sequence
     return {
         "shape": decisive,
         "teacher": teacher["accuracy"] if teacher else None,
-        "chosen": next((i for i, row in enumerate(report["measurements"]) if row is chosen_row(report)), None),
         "budget": report["budget"],
         "rows": [
             {
                 "name": name,
                 "role": row["role"],
-                "folder": row["folder"],
                 "may_ship": row["role"] in CANDIDATES and is_fit(row, report["choice"]["unfit"]),
                 "accuracy": row["accuracy"],
                 "size_mb": row["size_bytes"] / 1e6,

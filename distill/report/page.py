@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-LONGEST = 2_000  # characters of a user's text on a page: it is to be read, and mailed
+LONGEST = 1_000  # characters of a user's text on a page: it is to be read, and mailed
 
 
 def render(template: str, **values: Any) -> str:
@@ -26,7 +26,7 @@ def render(template: str, **values: Any) -> str:
         "percent": _percent,
         "number": _number,
         "shown": shown,
-        "shortened": _shortened,
+        "shortened": shortened,
         "sentence": sentence,
     }
     return environment.get_template(template).render(**values)
@@ -52,7 +52,8 @@ def _percent(value: float, digits: int = 1) -> str:
     return f"{value:.{digits}%}"
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """Return a text, or its beginning if it is longer than `LONGEST`."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 

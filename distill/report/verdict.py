@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from distill.report.choice import (
     shown_speedup,
     speedup_in,
 )
-from distill.report.naming import row_names
+from distill.report.naming import model_names, row_names
 from distill.report.page import sentence
 from distill.report.sentences import control_sentence
 
@@ -58,16 +59,16 @@ def headline(report: Mapping[str, Any]) -> str:
         return f"Ship {_name(chosen, report)}"
     if "nearest" in choice:
         return "Not yet: no model is within the limits"
-    return "Do not ship: no model is fit" if choice["unfit"] else "No model can be chosen"
+    if choice["summary"]:
+        return "No model can be chosen"
+    return f"Do not ship: no {'model' if report['budget'] else 'student'} is fit"
 
 
 def verdict(report: Mapping[str, Any]) -> str:
     """Return the recommendation in one or two plain sentences."""
     choice, chosen, shape = report["choice"], chosen_row(report), report["choice"].get("shape")
     if chosen is None:
-        if choice["unfit"] and "nearest" not in choice:
-            return _unfit(choice["unfit"][0])
-        return sentence(choice["summary"])
+        return sentence(choice["summary"]) if choice["summary"] else _unfit(choice["unfit"][0])
     teacher = reference_teacher(report["measurements"], shape)
     if teacher is None or teacher is chosen:
         ms = shown_ms(chosen["latency_ms"][shape]["p50"])
@@ -89,10 +90,9 @@ def verdict(report: Mapping[str, Any]) -> str:
 def alerts(report: Mapping[str, Any]) -> list[str]:
     """Return what stands in the way of shipping and is not in the verdict, each with what to do."""
     choice, chosen = report["choice"], chosen_row(report)
-    said = 1 if chosen is None and "nearest" not in choice else 0  # by the verdict
-    found = [_unfit(one) for one in choice["unfit"][said:]]
+    found = [_unfit(one) for one in choice["unfit"][0 if choice["summary"] else 1 :]]  # the verdict says the first
     below = [
-        baseline_sentence(one)
+        _about(one["model"], baseline_sentence(one), report)
         for one in report["baselines"]
         if not is_above(one) and (chosen is None or one["model"] != chosen["model"])
     ]
@@ -115,9 +115,9 @@ def tiles(report: Mapping[str, Any]) -> list[Tile]:
         gain = chosen.get("against_teacher")
         points = "points" if chosen["thresholds"] is None else "points of F1 per text"
         between = (
-            f"; {100 * gain['gain']:+.1f} {points} (95 % interval {100 * gain['gain_ci95'][0]:+.1f} to "
-            f"{100 * gain['gain_ci95'][1]:+.1f})"
-            if gain
+            f"; {100 * gain['gain']:+z.1f} {points} (95 % interval {100 * gain['gain_ci95'][0]:+z.1f} to "
+            f"{100 * gain['gain_ci95'][1]:+z.1f})"
+            if gain and gain["gain_ci95"][0] < gain["gain_ci95"][1]  # without any difference, there is no interval
             else ""
         )
         accuracy = (
@@ -156,15 +156,25 @@ def facts(report: Mapping[str, Any]) -> list[Fact]:
     above = [baseline_sentence(one) for one in report["baselines"] if one["model"] == chosen["model"] and is_above(one)]
     if above:
         found.append(Fact("Is it worth having?", above[0], "worth"))
-    elif not report["baselines"]:
+    elif chosen["model"] not in {one["model"] for one in report["baselines"]}:
         found.append(Fact("Is it worth having?", "Not known: no baseline of the same texts is among these models."))
     if chosen["role"] == "student":
         its = [control_sentence(one) for one in report["controls"] if one["student"] == chosen["model"]]
         unknown = "Not known: this student has no control among these models (student.control: true trains one)."
         found.append(Fact("Did distilling help?", its[0], "worth") if its else Fact("Did distilling help?", unknown))
     found += [Fact("What does it get wrong?", errors, "errors") for errors in _errors(chosen, report)]
-    found.append(Fact("How to run it?", f"distill predict {chosen['folder']} --file texts.csv"))
+    command = f"distill predict {shlex.quote(chosen['folder'])} --file texts.csv"
+    if chosen["format"] == "torch-bf16":  # a precision to load a model in, not an export
+        command = f"distill.load({chosen['folder']!r}, dtype='bfloat16') in Python"
+    found.append(Fact("How to run it?", command))
     return found
+
+
+def _about(model: str, sentence: str, report: Mapping[str, Any]) -> str:
+    """A sentence about a model, with its name before it if its role has several models."""
+    name = model_names(report["measurements"]).get(model)
+    roles = {row["model"]: row["role"] for row in report["measurements"]}
+    return sentence if name in (None, roles.get(model)) else f"{name}: {sentence}"
 
 
 def _unfit(found: Mapping[str, Any]) -> str:
@@ -191,7 +201,7 @@ def _errors(row: Row, report: Mapping[str, Any]) -> list[str]:
         ]
     if not row["classes"]:
         return []
-    hardest = min(row["classes"], key=lambda one: one["f1"])
+    hardest = min((one for one in row["classes"] if one["examples"]), key=lambda one: one["f1"])
     return [f"{wrong}; it does worst on {hardest['class']!r} (F1 {hardest['f1']:.2f})."]
 
 

@@ -172,8 +172,10 @@ function limits(data, rows, points) {
       }
     }
     for (const [name, limit] of Object.entries(chosen)) {
-      const line = form.querySelector(`[name="${name}"]`);
-      if (line) line.closest("label").querySelector("b").textContent = inWords[name](limit);
+      const slider = form.querySelector(`[name="${name}"]`);
+      if (!slider) continue;
+      slider.closest("label").querySelector("b").textContent = inWords[name](limit);
+      slider.setAttribute("aria-valuetext", inWords[name](limit));
     }
     drawLimits(chosen, data);
     const row = found.index === null ? null : data.rows[found.index];
@@ -212,8 +214,9 @@ function limits(data, rows, points) {
   for (const [name, scale] of Object.entries(scales)) {
     const slider = form.querySelector(`[name="${name}"]`);
     slider.max = steps + 1;
-    // A limit that was given on the command line stays as it is until its slider is moved.
-    slider.value = steps + 1;
+    // A limit that was given on the command line stays as it is until its slider is moved from the step next to it.
+    const beyond = [...Array(steps + 1).keys()].find((step) => scale(step) >= chosen[name]);
+    slider.value = chosen[name] === null ? steps + 1 : (beyond ?? steps);
     slider.addEventListener("input", () => {
       chosen[name] = +slider.value > steps ? null : scale(+slider.value);
       apply();
