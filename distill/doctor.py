@@ -17,8 +17,8 @@ import torch
 from huggingface_hub import constants
 
 from distill.data.splits import SPLITS, Splits, read_splits
-from distill.errors import UserError
-from distill.inference.runtimes import OPENVINO_EXTRA, can_run, onnx_runs_on_cuda
+from distill.errors import GPU_EXTRA, UserError
+from distill.inference.runtimes import OPENVINO_EXTRA, can_run, load_cuda_libraries, onnx_runs_on_cuda
 from distill.machine.devices import describe_hardware, resolve_device, training_precision
 from distill.machine.packages import SWEEP_EXTRA, Finding
 from distill.models.loading import load_tokenizer, parameters_of
@@ -103,9 +103,9 @@ def _devices() -> Iterator[Finding]:
     yield Finding("training", "ok", f"on {device}, in {training_precision(device, {})[1]}")
     yield Finding("onnxruntime providers", "ok", ", ".join(onnxruntime.get_available_providers()))
     if device == "cuda" and not onnx_runs_on_cuda():
-        yield Finding(
-            "onnxruntime", "note", "no CUDA provider: ONNX formats run on the CPU", "pip install onnxruntime-gpu"
-        )
+        yield Finding("onnxruntime", "note", "no CUDA provider: ONNX formats run on the CPU", GPU_EXTRA)
+    elif device == "cuda" and (complaint := load_cuda_libraries()):
+        yield Finding("onnxruntime", "fault", f"its CUDA provider cannot start: {complaint}", GPU_EXTRA)
     if not can_run("openvino-int8", "cpu"):
         yield Finding("openvino", "note", "not installed: its formats can be neither made nor run", OPENVINO_EXTRA)
     if importlib.util.find_spec("optuna") is None:

@@ -18,6 +18,14 @@ from collections.abc import Collection, Iterator
 STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 TRAIN_EXTRA = "pip install 'distill[train]'"
 SERVE_EXTRA = "pip install 'distill[serve]'"
+# onnxruntime and onnxruntime-gpu are the same module. pip installs both, and the files of the one that comes last
+# remain; if one is uninstalled, the files of both are gone. The extra brings the CUDA libraries.
+GPU_LINES = (
+    "pip install 'distill[gpu]'",
+    "pip uninstall -y onnxruntime onnxruntime-gpu",
+    "pip install onnxruntime-gpu",
+)
+GPU_EXTRA = " && ".join(GPU_LINES)
 REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EEXIST,
     errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,

@@ -2,19 +2,27 @@
 
 import importlib.metadata
 import json
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections import namedtuple
+from pathlib import Path
 
+import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
 from distill import commands, doctor
 from distill.cli import app
+from distill.errors import GPU_EXTRA, GPU_LINES
+from distill.inference import runtimes
 from distill.machine import packages
 from distill.storage import hub
+
+ROOT = Path(__file__).parent.parent
 
 
 def findings(tmp_path):
@@ -50,15 +58,16 @@ main()
     assert "Traceback" not in done.stderr
 
 
+def only_for_gpus(installed, name):
+    """The version of a package on a machine that has onnxruntime-gpu in place of onnxruntime."""
+    if name == "onnxruntime":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return installed("onnxruntime" if name == "onnxruntime-gpu" else name)
+
+
 def test_onnxruntime_for_gpus_will_do(monkeypatch):
     installed = importlib.metadata.version
-
-    def version(name):
-        if name == "onnxruntime":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return installed("onnxruntime" if name == "onnxruntime-gpu" else name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: only_for_gpus(installed, name))
     (found,) = [item for item in packages.examine_packages() if item.subject == "onnxruntime"]
     assert found.state == "ok"
 
@@ -85,7 +94,35 @@ def test_packages_that_spoil_each_other_are_named(tmp_path, monkeypatch):
     names = ["onnxruntime", "onnxruntime_gpu", "torch"]
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: [Distribution({"Name": name}) for name in names])
     (fault,) = [item for item in faults(findings(tmp_path)) if " and " in item.subject]
-    assert fault.subject == "onnxruntime and onnxruntime-gpu" and "uninstall" in fault.cure
+    assert fault.subject == "onnxruntime and onnxruntime-gpu" and fault.cure == GPU_EXTRA
+
+
+@pytest.mark.parametrize(
+    ("providers", "said", "state", "found"),
+    [
+        (["CPUExecutionProvider"], "", "note", "no CUDA provider"),
+        (["CUDAExecutionProvider"], "Failed to load libcublas.so.13\nPlease", "fault", "libcublas"),
+        (["CUDAExecutionProvider"], "", None, ""),
+    ],
+)  # fmt: skip
+def test_an_onnxruntime_that_cannot_use_the_gpu_is_named(monkeypatch, capsys, providers, said, state, found):
+    monkeypatch.setattr(doctor, "resolve_device", lambda wanted: "cuda")
+    monkeypatch.setattr(doctor, "training_precision", lambda device, training: ({}, "bf16"))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(said))
+    runtimes.load_cuda_libraries.cache_clear()
+    findings = [item for item in doctor._devices() if item.subject == "onnxruntime"]
+    runtimes.load_cuda_libraries.cache_clear()
+    assert [item.state for item in findings] == ([state] if state else [])
+    assert all(found in item.found and item.cure == GPU_EXTRA for item in findings)
+    assert capsys.readouterr().out == ""  # where only results may go
+
+
+def test_the_pages_show_the_lines_that_the_errors_give():
+    for page in ("README.md", "README.zh-CN.md", "docs/gpu.md"):
+        assert "\n" + "\n".join(GPU_LINES) + "\n" in (ROOT / page).read_text(encoding="utf-8"), page
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert all(re.search(r"\[(\w+)\]", line)[1] in extras for line in GPU_LINES if "[" in line)
 
 
 class Session:

@@ -2,14 +2,16 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoModelForSequenceClassification, BertConfig
 
+from distill.errors import GPU_EXTRA, DeviceError
 from distill.export import fusion
 from distill.export.fusion import Executed, count_fused_nodes, missing_fusions
 from distill.export.onnx_graph import trace
-from distill.inference.runtimes import onnx_runs_on_cuda
+from distill.inference.runtimes import load_cuda_libraries, onnx_runs_on_cuda
 from distill.inference.sessions import OnnxSession, _run_bound
 from distill.inference.torch_session import TorchSession
 
@@ -83,6 +85,24 @@ def test_bound_inputs_and_outputs_change_no_logit(graph):
         mask[1, 4:] = 0
         feed = {"input_ids": ids, "attention_mask": mask}
         np.testing.assert_array_equal(_run_bound(session._session, feed, "cpu"), session.run(ids, mask))
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.skipif(onnx_runs_on_cuda(), reason="this onnxruntime has a CUDA provider")
+def test_a_session_that_cannot_use_the_gpu_says_why_and_what_to_type(graph, monkeypatch, capsys):
+    with pytest.raises(DeviceError, match="has no CUDA provider") as refused:
+        OnnxSession(graph, "cuda")
+    assert refused.value.hint == GPU_EXTRA
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    for said, hint in (("Failed to load libcublas.so.13", GPU_EXTRA), ("", "use the CPU: --device cpu")):
+        monkeypatch.setattr(onnxruntime, "preload_dlls", lambda said=said: print(said))
+        load_cuda_libraries.cache_clear()
+        with pytest.raises(DeviceError, match=f"could not start CUDA.*{said}") as refused:
+            OnnxSession(graph, "cuda")
+        assert refused.value.hint == hint
+    load_cuda_libraries.cache_clear()
+    assert capsys.readouterr().out == ""  # where only results may go
 
 
 @pytest.mark.gpu

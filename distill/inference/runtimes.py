@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
+import io
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,5 +106,17 @@ def onnx_providers(device: Device) -> list[str]:
     """Return ONNX Runtime's providers for `device`, best first; for CUDA, also load its libraries."""
     if device == "cpu":
         return ["CPUExecutionProvider"]
-    onnxruntime.preload_dlls()  # the CUDA libraries that torch installed
+    load_cuda_libraries()
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@functools.cache
+def load_cuda_libraries() -> str | None:
+    """Load the CUDA libraries that torch or the extra `gpu` installed; return why the first that fails cannot load.
+
+    ONNX Runtime prints that to stdout, where only results may go.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        onnxruntime.preload_dlls()
+    return next(iter(said.getvalue().strip().splitlines()), None)

@@ -17,8 +17,14 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
-from distill.errors import DeviceError, ModelError, one_line
-from distill.inference.runtimes import import_openvino, onnx_providers, onnx_runs_on_cuda, openvino_precision
+from distill.errors import GPU_EXTRA, DeviceError, ModelError, one_line
+from distill.inference.runtimes import (
+    import_openvino,
+    load_cuda_libraries,
+    onnx_providers,
+    onnx_runs_on_cuda,
+    openvino_precision,
+)
 from distill.machine.cpu import cores
 from distill.models.config import INPUTS, TOKEN_TYPES
 
@@ -83,15 +89,17 @@ class OnnxSession:
         self._path, self._threads = path, threads or cores()
         options.intra_op_num_threads = self._threads
         if device == "cuda" and not onnx_runs_on_cuda():
-            problem = f"{path.parent}: this onnxruntime has no CUDA provider"
-            raise DeviceError(problem, hint="pip install onnxruntime-gpu")
+            raise DeviceError(f"{path.parent}: this onnxruntime has no CUDA provider", hint=GPU_EXTRA)
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
         except ONNX_ERRORS as error:
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {_onnx_reason(error)}") from error
         # If CUDA cannot start, ONNX Runtime silently falls back to the CPU, and figures would name the wrong device.
         if device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
-            raise DeviceError(f"{path}: ONNX Runtime could not start CUDA", hint="use the CPU: --device cpu")
+            problem, reason = f"{path}: ONNX Runtime could not start CUDA", load_cuda_libraries()
+            if reason:
+                raise DeviceError(f"{problem}: {reason}", hint=GPU_EXTRA)
+            raise DeviceError(problem, hint="use the CPU: --device cpu")
         inputs = {item.name: (item.type, item.shape) for item in self._session.get_inputs()}
         outputs = {item.name: (item.type, item.shape) for item in self._session.get_outputs()}
         if "logits" not in outputs:

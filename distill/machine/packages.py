@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
-from distill.errors import TRAIN_EXTRA
+from distill.errors import GPU_EXTRA, TRAIN_EXTRA
 
 SWEEP_EXTRA = "pip install optuna"
 # The same module under another name.
@@ -19,8 +20,8 @@ INSTEAD = {"onnxruntime": ("onnxruntime-gpu",)}
 CLASHES = [
     (
         ("onnxruntime", "onnxruntime-gpu"),
-        "both write the same module, and which one runs is chance",
-        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
+        "both are the same module, and the one that pip installed last runs",
+        GPU_EXTRA,
     ),
     (
         ("optimum-onnx", "transformers"),
@@ -57,28 +58,29 @@ def examine_packages() -> Iterator[Finding]:
     needed = list(map(Requirement, requirements))
     for_all = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
     training = [one for one in needed if one not in for_all and one.marker.evaluate({"extra": "train"})]
-    if not any(_version(one.name) for one in training if one.name in ("torch", "transformers")):
+    if not any(installed(one.name) for one in training if one.name in ("torch", "transformers")):
         yield Finding("training", "note", "not installed; only exports can be used here", TRAIN_EXTRA)
         training = []
     for requirement in [*for_all, *training]:
         wanted = f'pip install "{requirement.name}{requirement.specifier}"'
-        versions = list(filter(None, map(_version, (requirement.name, *INSTEAD.get(requirement.name, ())))))
-        if not versions:
+        there = installed(requirement.name)
+        if there is None:
             yield Finding(requirement.name, "fault", "not installed", wanted)
             continue
-        version = versions[0]
+        _, version = there
         if requirement.specifier.contains(version, prereleases=True):
             yield Finding(requirement.name, "ok", version)
         else:
             yield Finding(requirement.name, "fault", f"{version}, tested with {requirement.specifier}", wanted)
-    there = {str(item.metadata["Name"]).lower().replace("_", "-") for item in importlib.metadata.distributions()}
-    for names, problem, cure in CLASHES:
-        if there.issuperset(names):
-            yield Finding(" and ".join(names), "fault", problem, cure)
+    names = {str(item.metadata["Name"]).lower().replace("_", "-") for item in importlib.metadata.distributions()}
+    for clash, problem, cure in CLASHES:
+        if names.issuperset(clash):
+            yield Finding(" and ".join(clash), "fault", problem, cure)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def installed(name: str) -> tuple[str, str] | None:
+    """Return name and version of the package `name`, or of one that is the same module; None if neither is there."""
+    for one in (name, *INSTEAD.get(name, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return one, importlib.metadata.version(one)
+    return None
