@@ -20,6 +20,7 @@ from distill.cli import app
 from distill.errors import GPU_EXTRA, GPU_LINES
 from distill.inference import runtimes
 from distill.machine import packages
+from distill.machine.provenance import versions
 from distill.storage import hub
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +124,13 @@ def test_the_pages_show_the_lines_that_the_errors_give():
         assert "\n" + "\n".join(GPU_LINES) + "\n" in (ROOT / page).read_text(encoding="utf-8"), page
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert all(re.search(r"\[(\w+)\]", line)[1] in extras for line in GPU_LINES if "[" in line)
+
+
+def test_versions_are_known_also_where_onnxruntime_is_the_one_for_gpus(monkeypatch):
+    installed = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: only_for_gpus(installed, name))
+    found = versions()
+    assert found["onnxruntime-gpu"] == installed("onnxruntime") and "onnxruntime" not in found
 
 
 class Session:
