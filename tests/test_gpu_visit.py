@@ -1,5 +1,6 @@
 """The tools of the GPU's measurement, as far as a machine without one can tell: they run, resume and count right."""
 
+import functools
 import json
 import os
 import shutil
@@ -11,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from conftest import make_classifier
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from distill.export.onnx_graph import trace
+from distill.inference.torch_session import TorchSession
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,6 +29,7 @@ import latency as gpu_latency  # noqa: E402
 import parts as gpu_parts  # noqa: E402
 import steps as gpu_steps  # noqa: E402
 import visit as gpu_visit  # noqa: E402
+from unpadded import UnpaddedSession  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +45,70 @@ def exported(tiny_bert, tmp_path_factory):
 
 @pytest.mark.slow  # torch.compile alone takes seconds to import
 def test_formats_agree_with_torch_also_at_a_fixed_shape_and_without_a_mask(exported):
-    found = gpu_latency.measure(gpu_latency.Bench(*exported, "cpu", "3x9"), None, 5)
-    assert all("skipped" in found[name] for name in found if "graph" in name)
-    for name, figures in found.items():
-        if "graph" not in name:
-            assert figures["agreement"] == 1 and figures["max_logit_diff"] < 0.1, name
-            assert len(figures["latency_ms"]["raw"]) == 5 and figures["sequences_per_second"] > 0
+    for shape in ("3x9", "3x4-9"):
+        found = gpu_latency.measure(gpu_latency.Bench(*exported, "cpu", shape), None, 5)
+        assert all("skipped" in found[name] for name in found if "graph" in name)
+        assert any("no mask" in name for name in found) == (shape == "3x9")  # it is wrong where a text is padded
+        for name, figures in found.items():
+            if "graph" not in name:
+                assert figures["agreement"] == 1 and figures["max_logit_diff"] < 0.1, (name, figures)
+                assert len(figures["latency_ms"]["raw"]) == 5 and figures["sequences_per_second"] > 0
+
+
+def test_texts_of_a_shape_are_padded_down_to_the_least_length(tiny_bert, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    for shape, lengths in (("3x8", [8, 8, 8]), ("3x2-8", [8, 5, 2]), ("1x2-8", [8])):
+        mask = gpu_latency.Bench(model, tmp_path, "cpu", shape).mask
+        assert mask.shape[1] == 8 and mask.sum(axis=1).tolist() == lengths
+        np.testing.assert_array_equal(mask, np.arange(8) < mask.sum(axis=1)[:, None])
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "modernbert", "gte"])
+@given(lengths=st.lists(st.integers(1, 14), min_size=1, max_size=5))
+@settings(max_examples=10, deadline=None)
+def test_unpadded_texts_get_the_logits_of_padded_ones(classifiers, architecture, lengths):
+    padded, unpadded = classifiers(architecture)
+    ids = np.random.default_rng(sum(lengths)).integers(5, 29, (len(lengths), max(lengths)))
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    np.testing.assert_allclose(unpadded.run(ids, mask), padded.run(ids, mask), atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory):
+    """For an architecture, a small classifier in distill's session and in the one without padding."""
+    folder = tmp_path_factory.mktemp("classifiers")
+
+    @functools.cache
+    def sessions(architecture):
+        name = make_classifier(folder / architecture, architecture)
+        models = (AutoModelForSequenceClassification.from_pretrained(name) for _ in range(2))
+        return TorchSession(next(models), "cpu"), UnpaddedSession(next(models), "cpu")
+
+    return sessions
+
+
+def test_a_model_that_reads_more_than_the_first_token_is_not_unpadded(tmp_path):
+    for architecture, config in (("qwen3", {}), ("mpnet", {}), ("modernbert", {"classifier_pooling": "mean"})):
+        name = make_classifier(tmp_path / architecture, architecture, **config)
+        model = AutoModelForSequenceClassification.from_pretrained(name)
+        with pytest.raises(ValueError, match="wants a head that reads the first token"):
+            UnpaddedSession(model, "cpu")
 
 
 @pytest.mark.slow  # with tracing, which the other default tests here do without
-def test_without_its_mask_a_graph_reads_padding_as_text(exported):
+def test_without_its_mask_a_graph_reads_padding_as_text_and_told_their_lengths_it_does_not(exported):
     path = exported[1] / "onnx-fp32" / "model.onnx"
     ids, mask = np.random.default_rng(0).integers(5, 29, (2, 8)), np.ones((2, 8), np.int64)
     padded = np.where(np.arange(8) < 5, mask, 0)
-    whole, blind = onnxruntime.InferenceSession(path), onnxruntime.InferenceSession(gpu_latency.without_mask(path))
-    for given in (mask, padded):
-        (found,) = blind.run(["logits"], {"input_ids": ids, "attention_mask": given})
+    padded[0] = 1
+    whole = onnxruntime.InferenceSession(path)
+    blind = onnxruntime.InferenceSession(gpu_latency.with_mask(path, "no mask"))
+    feed = {"input_ids": ids, "attention_mask": padded}
+    for kind in ("lengths", "starts"):
+        told = onnxruntime.InferenceSession(gpu_latency.with_mask(path, kind))
+        np.testing.assert_allclose(told.run(["logits"], feed)[0], whole.run(["logits"], feed)[0], atol=1e-5)
+    for kind in (mask, padded):
+        (found,) = blind.run(["logits"], {"input_ids": ids, "attention_mask": kind})
         (wanted,) = whole.run(["logits"], {"input_ids": ids, "attention_mask": mask})
         np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert np.abs(whole.run(["logits"], {"input_ids": ids, "attention_mask": padded})[0] - wanted).max() > 1e-3

@@ -4,9 +4,9 @@ usage: python3 tools/gpu/latency.py MODEL_DIR EXPORTS [--shape 8x128] [--device 
 
 EXPORTS/onnx-fp32 and onnx-fp16 are made of MODEL_DIR (torch, fp32) where they lack. Without --shape that is all,
 with the counts of what ONNX Runtime runs as one node and what on the CPU. With --shape every format is timed in turn,
-each call to its end. Input and output stay on the GPU, except in the formats called `distill ...`, which are distill's
-own sessions: numpy in, numpy out. A format that fails is named with its error. The last line of stdout is one JSON
-object.
+each call to its end. The shape 8x128 is eight texts of 128 tokens, 8x32-128 is eight texts of 128 down to 32 tokens,
+padded to 128. Input and output stay on the GPU, except in the formats called `distill ...`, which are distill's own
+sessions: numpy in, numpy out. A format that fails is named with its error. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnx import helper, numpy_helper
 from transformers import PreTrainedModel
+from unpadded import UnpaddedSession
 
 from distill.data.encoding import Truncation
 from distill.errors import one_line
@@ -44,6 +46,21 @@ from distill.models.weights import ONNX_WEIGHTS
 from distill.storage.files import atomic_path
 
 WARMUP_CALLS = 5  # the first captures or compiles; ONNX Runtime captures at its second
+NO_MASK = "no mask"
+# What `with_mask` puts before a graph: operator, inputs, output, attributes. ONNX Runtime drops what nothing reads.
+INT32 = {"to": onnx.TensorProto.INT32}
+MASK_NODES: list[tuple[str, list[str], str, dict[str, Any]]] = [
+    ("Cast", ["attention_mask"], "mask_as_int32", INT32),
+    ("ReduceSum", ["mask_as_int32", "axis_1"], "lengths", {"keepdims": 0}),
+    ("Shape", ["attention_mask"], "mask_shape", {}),
+    ("Gather", ["mask_shape", "zero"], "batch_size", {}),
+    ("Gather", ["mask_shape", "one"], "padded_length", {}),
+    ("Mul", ["batch_size", "padded_length"], "positions", {}),
+    ("Add", ["positions", "padded_length"], "after_the_last", {}),
+    ("Range", ["zero", "after_the_last", "padded_length"], "begins", {}),
+    ("Cast", ["begins"], "begins_as_int32", INT32),
+    ("Concat", ["lengths", "begins_as_int32", "begins_as_int32"], "starts", {"axis": 0}),
+]
 
 
 class NeedsCuda(Exception):
@@ -66,36 +83,47 @@ class Bench:
 
     def __init__(self, model: PreTrainedModel, exports: Path, device: str, shape: str):
         self.model, self.exports, self.device = model, exports, device
-        self.batch, self.tokens = map(int, shape.split("x"))
+        batch, lengths = shape.split("x")
+        least, _, most = lengths.rpartition("-")
+        self.batch, self.tokens = int(batch), int(most)
         vocabulary = model.config.vocab_size
         self.ids = np.random.default_rng(0).integers(5, vocabulary, (self.batch, self.tokens), dtype=np.int64)
-        self.mask = np.ones_like(self.ids)
+        ends = np.linspace(self.tokens, int(least or most), self.batch).round()
+        self.mask = (np.arange(self.tokens) < ends[:, None]).astype(np.int64)
         self.kept = contextlib.ExitStack()  # what changes a model for as long as this process lives
 
     def formats(self) -> dict[str, Callable[[], Made]]:
-        """Return how each format is made, what may harm the process last."""
+        """Return how each format that is right at this shape is made, what may harm the process last."""
         half = torch.float16
-        return {
+        made = {
             "torch-fp32": lambda: self.eager(torch.float32),
             "torch-fp16": lambda: self.eager(half),
             "torch-bf16": lambda: self.eager(torch.bfloat16),
+            "torch-fp16 unpadded": lambda: self.unpadded(half),
+            "torch-bf16 unpadded": lambda: self.unpadded(torch.bfloat16),
             "distill torch-fp16": lambda: self.session(TorchSession(copy.deepcopy(self.model).to(half), self.device)),
             "onnx-fp32": lambda: self.bound("onnx-fp32"),
             "onnx-fp16": lambda: self.bound("onnx-fp16"),
             "distill onnx-fp16": lambda: self.session(OnnxSession(self.graph("onnx-fp16"), self.device)),
             "onnx-fp32 fixed": lambda: self.bound("onnx-fp32", fixed=True),
             "onnx-fp16 fixed": lambda: self.bound("onnx-fp16", fixed=True),
-            # With a mask of 0 and 1, ONNX Runtime's CUDA attention is several kernels, without one it is fused, and
-            # torch's runs another kernel. This says what that costs; it is right only where nothing is padded.
-            "onnx-fp16 fixed, no mask": lambda: self.bound("onnx-fp16", fixed=True, masked=False),
-            "torch-fp16 graph, no mask": lambda: self.torch_graph(half, masked=False),
+            # With a mask of 0 and 1, ONNX Runtime's CUDA attention is several kernels. If it is told the lengths of the
+            # texts, or also where each begins, it may be one of two fused ones, and without a mask Flash Attention.
+            # torch's runs another kernel without one, too.
+            "onnx-fp16 fixed, lengths": lambda: self.bound("onnx-fp16", fixed=True, mask="lengths"),
+            "onnx-fp16 fixed, starts": lambda: self.bound("onnx-fp16", fixed=True, mask="starts"),
+            f"onnx-fp16 fixed, {NO_MASK}": lambda: self.bound("onnx-fp16", fixed=True, mask=NO_MASK),
+            f"torch-fp16 graph, {NO_MASK}": lambda: self.torch_graph(half, masked=False),
             "torch-fp16 graph": lambda: self.torch_graph(half),
             "torch-bf16 graph": lambda: self.torch_graph(torch.bfloat16),
             "torch-fp16 compiled": lambda: self.compiled(half),
             "onnx-fp32 graph": lambda: self.bound("onnx-fp32", fixed=True, captured=True),
             "onnx-fp16 graph": lambda: self.bound("onnx-fp16", fixed=True, captured=True),
-            "onnx-fp16 graph, no mask": lambda: self.bound("onnx-fp16", fixed=True, captured=True, masked=False),
+            "onnx-fp16 graph, lengths": lambda: self.bound("onnx-fp16", fixed=True, captured=True, mask="lengths"),
+            "onnx-fp16 graph, starts": lambda: self.bound("onnx-fp16", fixed=True, captured=True, mask="starts"),
+            f"onnx-fp16 graph, {NO_MASK}": lambda: self.bound("onnx-fp16", fixed=True, captured=True, mask=NO_MASK),
         }
+        return {name: make for name, make in made.items() if self.mask.all() or NO_MASK not in name}
 
     def eager(self, dtype: torch.dtype) -> Made:
         """transformers' model as it is, attention by torch's scaled_dot_product_attention."""
@@ -123,8 +151,17 @@ class Bench:
             output = forward()
         return Made(graph.replay, lambda: output.float().cpu().numpy())
 
-    def bound(self, name: str, *, fixed: bool = False, captured: bool = False, masked: bool = True) -> Made:
-        """ONNX Runtime with input and output bound to the device, the shape told to it (`fixed`), as a CUDA graph."""
+    def unpadded(self, dtype: torch.dtype) -> Made:
+        """The model on all texts in one row without padding (see unpadded), ids and lengths on the device."""
+        session = UnpaddedSession(copy.deepcopy(self.model).to(dtype), self.device)
+        packed = session.packed(self.ids, self.mask)
+        return self.kept_output(lambda: session.forward(packed))
+
+    def bound(self, name: str, *, fixed: bool = False, captured: bool = False, mask: str | None = None) -> Made:
+        """ONNX Runtime with input and output bound to the device, the shape told to it (`fixed`), as a CUDA graph.
+
+        `mask` is how its attention learns of padding (see with_mask); None is the graph as it is.
+        """
         if captured and self.device != "cuda":
             raise NeedsCuda
         options = onnxruntime.SessionOptions()
@@ -134,7 +171,7 @@ class Bench:
             options.add_free_dimension_override_by_name("sequence", self.tokens)
         wanted, *others = onnx_providers(self.device)
         providers = [(wanted, {"enable_cuda_graph": "1"}) if captured else wanted, *others]
-        graph = str(self.graph(name)) if masked else without_mask(self.graph(name))
+        graph = str(self.graph(name)) if mask is None else with_mask(self.graph(name), mask)
         session = onnxruntime.InferenceSession(graph, options, providers=providers)
         if session.get_providers()[0] != wanted:
             raise RuntimeError(f"ONNX Runtime could not start {wanted}")
@@ -265,12 +302,25 @@ def measure(bench: Bench, only: list[str] | None, rounds: int) -> dict[str, Any]
     return found
 
 
-def without_mask(path: Path) -> bytes:
-    """Return the graph with its attention told of no padding; it takes its mask as before, and reads nothing in it."""
+def with_mask(path: Path, kind: str) -> bytes:
+    """Return the graph, its attention told of padding in another way; its inputs stay, and texts begin at the left.
+
+    `kind` is "lengths" of the texts, int32 (batch,); "starts", the lengths, then where each text begins and the last
+    ends in queries and keys, int32 (3 batch + 2,); or `NO_MASK`, which is right only if nothing is padded. They are the
+    forms that ONNX Runtime's operator MultiHeadAttention takes for `key_padding_mask`.
+    """
     model = onnx.load(path)
-    for node in model.graph.node:
-        if node.op_type == attention.NODE:
-            node.input[4] = ""
+    nodes = [node for node in model.graph.node if node.op_type == attention.NODE]
+    if any(len(node.input) < 5 or not node.input[4] for node in nodes):
+        raise ValueError("its attention takes padding and windows as a bias")
+    for node in nodes:
+        node.input[4] = "" if kind == NO_MASK else kind
+    if kind != NO_MASK:
+        constants = {"axis_1": [1], "zero": 0, "one": 1}
+        for name, value in constants.items():
+            model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+        for index, (operator, inputs, output, attributes) in enumerate(MASK_NODES):
+            model.graph.node.insert(index, helper.make_node(operator, inputs, [output], **attributes))
     return model.SerializeToString()
 
 
