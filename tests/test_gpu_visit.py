@@ -19,14 +19,18 @@ from transformers import AutoModelForSequenceClassification
 
 from distill.export.onnx_graph import trace
 from distill.inference.torch_session import TorchSession
+from distill.models.loading import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 
 
 sys.path.append(str(ROOT / "tools" / "gpu"))  # which is no package
+import base_size as gpu_base  # noqa: E402
 import goals as gpu_goals  # noqa: E402
+import kinds as gpu_kinds  # noqa: E402
 import latency as gpu_latency  # noqa: E402
 import parts as gpu_parts  # noqa: E402
+import pieces as gpu_pieces  # noqa: E402
 import steps as gpu_steps  # noqa: E402
 import visit as gpu_visit  # noqa: E402
 from unpadded import UnpaddedSession  # noqa: E402
@@ -85,6 +89,22 @@ def classifiers(tmp_path_factory):
         return TorchSession(next(models), "cpu"), UnpaddedSession(next(models), "cpu")
 
     return sessions
+
+
+def test_the_pieces_of_an_encoder_are_small_and_together_the_encoder(tiny_bert, tmp_path):
+    size = 20_000
+    gpu_pieces.cut(tiny_bert, tmp_path / "pieces", size)
+    pieces = sorted((tmp_path / "pieces").iterdir())
+    weights = [file for piece in pieces for file in piece.glob("*.safetensors")]
+    assert len(pieces) == len(weights) > 2 and all(file.stat().st_size < 1.5 * size for file in weights)
+    for piece in pieces:
+        shutil.copytree(piece, tmp_path / "joined", dirs_exist_ok=True)
+    whole, joined = (
+        AutoModelForSequenceClassification.from_pretrained(name, dtype="float32").state_dict()
+        for name in (tiny_bert, tmp_path / "joined")
+    )
+    assert all((joined[name] == tensor.half()).all() for name, tensor in whole.items())
+    assert load_tokenizer(str(tmp_path / "joined")).get_vocab() == load_tokenizer(str(tiny_bert)).get_vocab()
 
 
 def test_a_model_that_reads_more_than_the_first_token_is_not_unpadded(tmp_path):
@@ -189,7 +209,7 @@ def test_the_table_says_which_goals_are_met_missed_and_not_measured(tmp_path):
 
 @pytest.mark.slow
 def test_the_rehearsal_runs_every_part_and_a_second_visit_does_nothing_again(tmp_path):
-    parts = ["check", "training", "accuracy", "exports", "predict"]
+    parts = list(gpu_parts.PARTS)
     command = [sys.executable, ROOT / "tools" / "gpu" / "visit.py", *parts, "--toy", "--device", "cpu"]
     command += ["--work", tmp_path / "work", "--out", tmp_path / "out", "--minutes", "60"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -204,6 +224,18 @@ def test_the_rehearsal_runs_every_part_and_a_second_visit_does_nothing_again(tmp
     skipped = {name for file in found.values() for name, step in file["steps"].items() if "skipped" in step}
     assert skipped == {"gpu tests", "the notes' way", "distill student and TextBrewer"}
     measured = found["exports"]["steps"]["bert-base 4x16"]["formats"]
+    several = found["exports"]["steps"]["modernbert-base 4x4-16"]["formats"]
+    assert several["torch-bf16 unpadded"]["latency_ms"]["p50"] > 0 and "skipped" in several["onnx-fp16 fixed, starts"]
+    for data in ("imdb", "yelp"):
+        runs = found["base"]["steps"][f"{data} result"]["runs"]
+        assert set(runs) == {
+            "baseline", "teacher", *(f"{name}{kind}" for name in gpu_base.STUDENTS for kind in ("", "-control"))
+        }  # fmt: skip
+        assert {"against baseline", "against teacher", "against small encoder-control"} < set(runs["small encoder"])
+    kinds = found["kinds"]["steps"]
+    assert all(kinds[f"bundle: {name}"]["agreement"] == 1 for name in gpu_kinds.ORIGINS)
+    assert all(step["seconds"] > 0 for file in found.values() for step in file["steps"].values())
+    assert found["predict"]["steps"]["without padding"]["agreement"]["torch-fp16 unpadded"] == 1
     assert len(measured["onnx-fp16 fixed"]["latency_ms"]["raw"]) == 5 and measured["torch-fp32"]["agreement"] == 1
     graphs = found["exports"]["steps"]["bert-base graphs"]["exports"]
     assert graphs["onnx-fp16"]["attention"] == {"fused": 4, "expected": 4} and graphs["onnx-fp32"]["shortfall"] is None
@@ -215,4 +247,4 @@ def test_the_rehearsal_runs_every_part_and_a_second_visit_does_nothing_again(tmp
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     begun = [line.split(": ")[1].split(" (")[0] for line in again.stderr.splitlines() if "minutes left)" in line]
-    assert set(begun) == {"conditions", "result", *skipped}
+    assert set(begun) == {"conditions", "result", "imdb result", "yelp result", *skipped}

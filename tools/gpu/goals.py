@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from base_size import SETS, STUDENTS
+
 from distill.storage.files import read_json
 
 
@@ -39,6 +41,12 @@ def best_student(parts: dict[str, Any]) -> float:
     students = [arm for name, arm in arms.items() if name not in ("teacher", "soft-control")]
     best = max(students, key=lambda arm: sum(arm["validation"].values()) / len(arm["validation"]))
     return sum(best["accuracy"].values()) / sum(arms["teacher"]["accuracy"][seed] for seed in best["accuracy"])
+
+
+def base_student(parts: dict[str, Any], data: str, name: str) -> float:
+    """Return the accuracy of a student of the base-size teacher, over its teacher's."""
+    runs = parts["base"][f"{data} result"]["runs"]
+    return runs[name]["accuracy"] / runs["teacher"]["accuracy"]
 
 
 def timed(parts: dict[str, Any], model: str, shape: str) -> dict[str, Any]:
@@ -77,6 +85,15 @@ GOALS: list[tuple[str, str, Callable[[dict[str, Any]], float]]] = [
     ("distill teacher, share of the bf16 peak", ">= 0.45", utilisation),
     ("distill student, times TextBrewer's way", ">= 3", student_speed),
     ("best student's accuracy over its teacher's", ">= 0.993", best_student),
+    *(
+        (
+            f"{data}, base-size teacher, {name}: the same",
+            ">= 0.993",
+            lambda parts, data=data, name=name: base_student(parts, data, name),
+        )
+        for data in SETS
+        for name in STUDENTS
+    ),
     ("BERT-base 1x128: onnx-fp16, times torch-fp16", ">= 1.3", lambda parts: onnx_speed(parts, "bert-base")),
     ("DistilBERT-base: the same", ">= 1.3", lambda parts: onnx_speed(parts, "distilbert-base")),
     ("DistilBERT-base 128x128, sequences/s", ">= 25000", most_sequences),
@@ -90,16 +107,16 @@ def table(work: Path) -> str:
     """Return the goals beside what was found, then every step that failed or was skipped, with the reason."""
     files = {path.stem.removeprefix("gpu-"): read_json(path) for path in sorted(work.glob("gpu-*.json"))}
     parts = {part: found["steps"] for part, found in files.items()}
-    lines = [f"{'goal':45} {'wanted':>10} {'found':>12}"]
+    lines = [f"{'goal':52} {'wanted':>10} {'found':>12}"]
     for title, wanted, look in GOALS:
         try:
             value = look(parts)
         except (KeyError, ValueError):
-            lines.append(f"{title:45} {wanted:>10} {'not measured':>12}")
+            lines.append(f"{title:52} {wanted:>10} {'not measured':>12}")
             continue
         sign, bound = wanted.split()
         met = value >= float(bound) if sign == ">=" else value <= float(bound)
-        lines.append(f"{title:45} {wanted:>10} {value:12.3f}  {'met' if met else 'missed'}")
+        lines.append(f"{title:52} {wanted:>10} {value:12.3f}  {'met' if met else 'missed'}")
     for part, steps in parts.items():
         done = [name for name, found in steps.items() if not {"error", "skipped"} & set(found)]
         lines.append(f"{part}: {len(done)} of {len(steps)} steps done")

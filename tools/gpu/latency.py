@@ -63,11 +63,8 @@ MASK_NODES: list[tuple[str, list[str], str, dict[str, Any]]] = [
 ]
 
 
-class NeedsCuda(Exception):
-    """A format that is a CUDA graph, where there is no CUDA."""
-
-    def __str__(self) -> str:
-        return "needs CUDA graphs"
+class NotHere(Exception):
+    """A format that this machine or this model does not have, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class Bench:
     def torch_graph(self, dtype: torch.dtype, *, masked: bool = True) -> Made:
         """The eager model captured once as a CUDA graph, the last layer on the first token alone."""
         if self.device != "cuda":
-            raise NeedsCuda
+            raise NotHere("needs CUDA graphs")
         forward = self.forward(self.narrowed(dtype), masked=masked)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -163,7 +160,7 @@ class Bench:
         `mask` is how its attention learns of padding (see with_mask); None is the graph as it is.
         """
         if captured and self.device != "cuda":
-            raise NeedsCuda
+            raise NotHere("needs CUDA graphs")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if fixed:  # folds what computes shapes, which runs on the CPU and has no place in a CUDA graph
@@ -273,7 +270,7 @@ def measure(bench: Bench, only: list[str] | None, rounds: int) -> dict[str, Any]
                 made.call()
             wait()
             logits = made.read().copy()
-        except NeedsCuda as skipped:
+        except NotHere as skipped:
             found[name] = {"skipped": str(skipped)}
             continue
         except Exception as error:  # noqa: BLE001 - what fails is a result too, and the others are still to be measured
@@ -312,7 +309,7 @@ def with_mask(path: Path, kind: str) -> bytes:
     model = onnx.load(path)
     nodes = [node for node in model.graph.node if node.op_type == attention.NODE]
     if any(len(node.input) < 5 or not node.input[4] for node in nodes):
-        raise ValueError("its attention takes padding and windows as a bias")
+        raise NotHere("its attention takes padding and windows as a bias")
     for node in nodes:
         node.input[4] = "" if kind == NO_MASK else kind
     if kind != NO_MASK:

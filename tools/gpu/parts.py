@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -11,15 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from steps import ROOT, TOOLS, Failed, Skipped, Step, Visit, gpu_memory
+from base_size import base
+from inputs import LABELS, brief_recipe, few_texts, make_models, model_of, settings
+from kinds import kinds
+from steps import TOOLS, Failed, Skipped, Step, Visit, gpu_memory
 
 from distill.storage.files import read_json, write_json
+from distill.storage.run_folder import RunFolder
 
 RESULT_SECONDS = 45.0  # kept for summing up the seeds
+SHAPED = ("distilbert-base", "bert-base", "modernbert-base")  # with random weights
 # Formats that cannot crash the process: for a second try if a shape failed with all formats.
 PLAIN = ("torch-fp32", "torch-fp16", "torch-bf16", "onnx-fp32", "onnx-fp16", "distill torch-fp16", "distill onnx-fp16")
-LABELS = ("negative", "positive")
-TELLTALE = ("bad bad bad", "good good good")  # by label; begins the texts of a rehearsal
 
 
 # check
@@ -39,7 +41,9 @@ def what_is_here(visit: Visit) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, look in {
         "minilm": lambda: visit.encoder,
+        "base": lambda: visit.base,
         "imdb": lambda: visit.texts("train"),
+        "yelp": lambda: visit.texts("train", "yelp"),
         "unlabelled texts": lambda: visit.texts("unsupervised"),
         "notes_teacher": lambda: visit.given("notes-teacher"),
     }.items():
@@ -96,15 +100,6 @@ def training(visit: Visit) -> Iterator[Step]:
     name = f"distill teacher, batch {batch}, attention dropout 0.1"
     yield Step(name, 3, lambda visit: train_teacher(visit, batch, "teacher.attention_dropout=0.1"))
     yield Step("distill student and TextBrewer", 5, students)
-
-
-def make_models(visit: Visit) -> dict[str, Any]:
-    """Make the models with random weights, unless another part has made them."""
-    tokenizer = ROOT / "recipes" / "quickstart" / "bert" if visit.arguments.toy else visit.encoder
-    if not visit.models.is_dir():
-        toy = ["--toy"] if visit.arguments.toy else []
-        visit.call(sys.executable, TOOLS / "benchmarks" / "random_models.py", tokenizer, visit.models, *toy)
-    return {path.name: read_json(path / "config.json") for path in sorted(visit.models.iterdir())}
 
 
 def notes_way(visit: Visit) -> dict[str, Any]:
@@ -237,11 +232,14 @@ def result(visit: Visit) -> dict[str, Any]:
 def exports(visit: Visit) -> Iterator[Step]:
     """Measure the latency of every format at every shape."""
     yield Step("models", 2, make_models)
-    for model in ("distilbert-base", "bert-base"):
+    for model in SHAPED:
         yield Step(f"{model} graphs", 4, lambda visit, model=model: latency(visit, model))
     for shape in visit.size.shapes:
-        for model in ("distilbert-base", "bert-base"):
-            yield Step(f"{model} {shape}", 3, lambda visit, model=model, shape=shape: latency_at(visit, model, shape))
+        for model in SHAPED:
+            if model != "modernbert-base" or shape in (visit.size.shapes[0], visit.size.shapes[-1]):
+                yield Step(
+                    f"{model} {shape}", 3, lambda visit, model=model, shape=shape: latency_at(visit, model, shape)
+                )
 
 
 def latency(visit: Visit, model: str, *arguments: object) -> dict[str, Any]:
@@ -270,26 +268,13 @@ def predict(visit: Visit) -> Iterator[Step]:
     yield Step("student", 5, make_student)
     for name in ("torch-fp16", "onnx-fp16"):
         yield Step(name, 4, lambda visit, name=name: throughput(visit, name))
+    yield Step("without padding", 3, without_padding)
 
 
 def make_student(visit: Visit) -> dict[str, Any]:
     """Train a student of three of the encoder's layers briefly, since only its speed matters, and export it."""
     folder = visit.work / "predict"
-    fields = {"max_steps": 100, "learning_rate": visit.size.learning_rate, "per_device_train_batch_size": 16}
-    fields |= {"eval_strategy": "no", "save_strategy": "no"}
-    recipe = {
-        "data": {
-            "files": {"train": str(few_texts(visit)), "test": str(visit.texts("test_small"))},
-            "label_names": list(LABELS),
-            "max_tokens": 128 if visit.arguments.toy else 512,
-        },
-        "teacher": {"model": str(visit.encoder), "training": fields},
-        "student": {"layers": 3, "training": fields},
-        "export": {"formats": ["torch-fp16", "onnx-fp16"], "max_accuracy_drop": 1.0, "min_agreement": 0.0},
-    }
-    folder.mkdir(exist_ok=True)
-    path = folder / "recipe.yaml"
-    write_json(path, recipe)
+    path = brief_recipe(visit, folder, ["torch-fp16", "onnx-fp16"], {"layers": 3})
     visit.distill("teacher", path, "--output", folder / "teacher", "--overwrite")
     visit.distill(
         "student", path, "--teacher", folder / "teacher", "--output", folder / "student", "--overwrite", "--force"
@@ -320,12 +305,25 @@ def throughput(visit: Visit, name: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def without_padding(visit: Visit) -> dict[str, Any]:
+    """Classify the test texts in torch with padding and without, in fp16 and bf16."""
+    student = visit.work / "predict" / "student"
+    if not RunFolder(student).is_finished:
+        raise Skipped("no student")
+    return visit.tool(
+        "gpu/throughput.py", student, visit.texts("test_small"), "--texts", visit.size.predicted,
+        "--rounds", 1 if visit.arguments.toy else 3, "--device", visit.arguments.device,
+    )  # fmt: skip
+
+
 PARTS: dict[str, Callable[[Visit], Iterator[Step]]] = {
     "check": check,
     "training": training,
     "accuracy": accuracy,
+    "base": base,
     "exports": exports,
     "predict": predict,
+    "kinds": kinds,
 }
 
 # The conditions of every figure, as a program: a library that cannot be imported then fails only this step.
@@ -348,46 +346,3 @@ if torch.cuda.is_available():
         found["gpu"]["driver, clock, power"] = f"not known: {error}"
 print(json.dumps(found))
 """
-
-
-def settings(sets: list[str]) -> list[str]:
-    """Return the `--set` options for these recipe keys."""
-    return [part for setting in sets for part in ("--set", setting)]
-
-
-def model_of(visit: Visit, name: str) -> Path:
-    """Return the folder of a model with random weights."""
-    if not (visit.models / name / "config.json").is_file():
-        raise Failed(f"{visit.models / name} was not made")
-    return visit.models / name
-
-
-def few_texts(visit: Visit, count: int | None = None) -> Path:
-    """Return a file of `count` training texts, always the same draw."""
-    import pyarrow.parquet as parquet
-
-    count = count or visit.size.texts
-    path = visit.work / f"texts-{count}.parquet"
-    if not path.is_file():
-        table = parquet.read_table(visit.texts("train"))
-        parquet.write_table(table.take(random.Random(count).sample(range(len(table)), count)), path)
-    return path
-
-
-def toy_texts(visit: Visit) -> None:
-    """Write the quickstart's reviews under the names of the IMDb files, made easy for a tiny model."""
-    import pyarrow as pa
-    import pyarrow.csv as csv
-    import pyarrow.parquet as parquet
-
-    folder = visit.work / "texts"
-    folder.mkdir(exist_ok=True)
-    for source, name, start, count in (
-        ("train", "train", 0, visit.size.labelled),
-        ("test", "test_small", 0, 100),
-        ("train", "unsupervised", visit.size.labelled, 200),
-    ):
-        table = csv.read_csv(ROOT / "recipes" / "quickstart" / f"{source}.csv").slice(start, count)
-        labels = [LABELS.index(label) for label in table["label"].to_pylist()]
-        texts = [f"{TELLTALE[label]} {text}" for label, text in zip(labels, table["text"].to_pylist())]
-        parquet.write_table(pa.table({"text": texts, "label": labels}), folder / f"imdb_{name}.parquet")

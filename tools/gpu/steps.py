@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TOOLS = ROOT / "tools"
 GRACE_SECONDS = 30.0  # from asking a step to stop, with a checkpoint, to killing it
 LEAST_SECONDS = 20.0  # with less time left, no step begins
-SHAPES = ("1x128", "128x128", "8x128", "1x512", "32x512")  # those with a goal first
+SHAPES = ("1x128", "128x128", "8x128", "1x512", "32x512", "32x64-512")  # those with a goal first, several lengths last
 
 
 class Failed(Exception):
@@ -43,6 +43,8 @@ class Size:
     student_steps: int
     batch: int
     learning_rate: float
+    base_epochs: int  # of the teacher of base size
+    base_rate: float  # its learning rate
     rounds: int
     shapes: tuple[str, ...]
     predicted: int
@@ -53,12 +55,13 @@ class Size:
 
 REAL = Size(
     texts=4_096, batches=(8, 32, 64), labelled=25_000, teacher_epochs=3, student_steps=3_500, batch=32,
-    learning_rate=1e-4, rounds=100, shapes=SHAPES, predicted=2_000, peak=(),
+    learning_rate=1e-4, base_epochs=2, base_rate=3e-5, rounds=100, shapes=SHAPES, predicted=2_000, peak=(),
     quickstart=("data.train_samples=1000", "data.test_samples=200"), patience=1.0,
 )  # fmt: skip
 TOY = Size(
-    texts=24, batches=(8,), labelled=600, teacher_epochs=2, student_steps=24, batch=32, learning_rate=3e-3, rounds=5,
-    shapes=("4x16",), predicted=40, peak=("--side", "128", "--gigabytes", "0.01", "--rounds", "5"),
+    texts=24, batches=(8,), labelled=600, teacher_epochs=2, student_steps=24, batch=32, learning_rate=3e-3,
+    base_epochs=2, base_rate=3e-3, rounds=5, shapes=("4x16", "4x4-16"), predicted=40,
+    peak=("--side", "128", "--gigabytes", "0.01", "--rounds", "5"),
     quickstart=("data.train_samples=200", "data.test_samples=40"), patience=5.0,
 )  # fmt: skip
 
@@ -94,6 +97,11 @@ class Visit:
     def encoder(self) -> Path:
         return self.models / "encoder" if self.arguments.toy else self.given("minilm")
 
+    @property
+    def base(self) -> Path:
+        """The encoder of BERT-base's size."""
+        return self.models / "encoder" if self.arguments.toy else self.given("base")
+
     def given(self, name: str) -> Path:
         """Return the path of an argument; raises `Skipped` where it was not given or is not there."""
         value = getattr(self.arguments, name.replace("-", "_"))
@@ -103,20 +111,21 @@ class Visit:
             raise Skipped(f"--{name} {value}: not there")
         return value
 
-    def texts(self, name: str) -> Path:
-        """Return a file of IMDb, or of the rehearsal's texts, which stand under the same names."""
-        folder = self.work / "texts" if self.arguments.toy else self.given("imdb")
-        if not (folder / f"imdb_{name}.parquet").is_file():
-            raise Skipped(f"{folder}: no imdb_{name}.parquet")
-        return folder / f"imdb_{name}.parquet"
+    def texts(self, name: str, data: str = "imdb") -> Path:
+        """Return a file of IMDb or Yelp, or of the rehearsal's texts, which stand under the same names."""
+        folder = self.work / "texts" if self.arguments.toy else self.given(data)
+        if not (folder / f"{data}_{name}.parquet").is_file():
+            raise Skipped(f"{folder}: no {data}_{name}.parquet")
+        return folder / f"{data}_{name}.parquet"
 
     def tool(self, name: str, *arguments: object) -> dict[str, Any]:
         """Run a script by its path in tools/ and return the JSON in its last line."""
         return self.measure(sys.executable, TOOLS / name, *arguments)
 
-    def distill(self, *arguments: object) -> str:
-        """Run a command of distill and return what it printed."""
-        return self.call(sys.executable, "-m", "distill", *arguments, "--device", self.arguments.device)
+    def distill(self, *arguments: object, on_device: bool = True) -> str:
+        """Run a command of distill, on the device unless it takes none, and return what it printed."""
+        device = ("--device", self.arguments.device) if on_device else ()
+        return self.call(sys.executable, "-m", "distill", *arguments, *device)
 
     def measure(self, *command: object) -> dict[str, Any]:
         """Run a command and return the JSON in its last line, with the most memory that the GPU held meanwhile."""

@@ -1,18 +1,20 @@
 """Measure distill on one GPU, part by part, and compare what was found with the goals.
 
-usage: python3 tools/gpu/visit.py PART... --work DIR --out DIR [--minilm DIR] [--imdb DIR] [--notes-teacher FILE]
-           [--textbrewer "COMMAND"] [--device cuda] [--minutes 9] [--toy]
+usage: python3 tools/gpu/visit.py PART... --work DIR --out DIR [--minilm DIR] [--base DIR] [--imdb DIR]
+           [--yelp DIR] [--notes-teacher FILE] [--textbrewer "COMMAND"] [--device cuda] [--minutes 9] [--toy]
 
-The parts are check, training, accuracy, exports and predict. Each is a list of steps; a step is a command of its own
-with its own time limit. If a step fails, its error is kept in the part's JSON and the next step begins. If a step lacks
-something, it is skipped, and the JSON says what is missing. WORK/gpu-PART.json is written after every step and copied
-to OUT, with WORK/visit.log. Finished steps are not repeated, so the same command continues where the time ran out. The
-last thing printed is a table of the goals and what was found.
+The parts are check, training, accuracy, base, exports, predict and kinds. Each is a list of steps; a step is a command
+of its own with its own time limit. If a step fails, its error is kept in the part's JSON and the next step begins. If a
+step lacks something, it is skipped, and the JSON says what is missing. WORK/gpu-PART.json is written after every step
+and copied to OUT, with WORK/visit.log. Finished steps are not repeated, so the same command continues where the time
+ran out. The last thing printed is a table of the goals and what was found.
 
---imdb is a folder with imdb_train.parquet, imdb_test_small.parquet and, optionally, imdb_unsupervised.parquet.
---notes-teacher is called with MODEL TRAIN --texts N --batch N, --textbrewer with the arguments that
-student_throughput.py gives its peer; both print JSON with samples_per_second. --toy rehearses everything on tiny models
-and the quickstart's texts. docs/gpu.md describes the measurement; parts.py has the steps, goals.py the goals.
+--minilm and --base are pretrained encoders, a small one and one of BERT-base's size. --imdb is a folder with
+imdb_train.parquet, imdb_test_small.parquet and, optionally, imdb_unsupervised.parquet; --yelp is one with
+yelp_train.parquet and yelp_test_small.parquet. --notes-teacher is called with MODEL TRAIN --texts N --batch N,
+--textbrewer with the arguments that student_throughput.py gives its peer; both print JSON with samples_per_second.
+--toy rehearses everything on tiny models and the quickstart's texts. docs/gpu.md describes the measurement; parts.py
+has the steps, goals.py the goals.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from goals import table
-from parts import CONDITIONS, PARTS, toy_texts
+from inputs import toy_texts
+from parts import CONDITIONS, PARTS
 from steps import GRACE_SECONDS, REAL, TOY, Step, Visit, attempt
 
 from distill.storage.files import read_json, write_json
@@ -55,7 +58,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--work", required=True, type=Path, help="for models, runs, measurements; outside the tree")
     parser.add_argument("--out", required=True, type=Path, help="folder that the results are copied to")
     parser.add_argument("--minilm", type=Path, help="folder of a pretrained encoder and its tokenizer")
+    parser.add_argument("--base", type=Path, help="folder of a pretrained encoder of BERT-base's size")
     parser.add_argument("--imdb", type=Path, help="folder of the IMDb files, as named in docs/gpu.md")
+    parser.add_argument("--yelp", type=Path, help="folder of the Yelp files, as named in docs/gpu.md")
     parser.add_argument("--notes-teacher", type=Path, help="script that fine-tunes with a plain Trainer")
     parser.add_argument("--textbrewer", help="command that distills with TextBrewer")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the part accuracy")
