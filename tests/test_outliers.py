@@ -17,12 +17,16 @@ BATCHES = [{"x": (RNG.normal(size=(6, WIDE)) * SCALES).astype(np.float32)} for _
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
+    return write_graph(tmp_path_factory.mktemp("graph") / "model.onnx", INNER)
+
+
+def write_graph(path, inner):
     """A feed-forward part whose middle has wide channels too: the first four, of which one by its bias."""
-    first = RNG.normal(size=(WIDE, INNER)).astype(np.float32) / SCALES[:, None] / 4
+    first = RNG.normal(size=(WIDE, inner)).astype(np.float32) / SCALES[:, None] / 4
     first[:, :3] *= 20
-    bias = RNG.normal(size=INNER).astype(np.float32) / 4
+    bias = RNG.normal(size=inner).astype(np.float32) / 4
     bias[3] = 60
-    second = RNG.normal(size=(INNER, WIDE)).astype(np.float32) / 4
+    second = RNG.normal(size=(inner, WIDE)).astype(np.float32) / 4
     second[:4] /= 20
     weights = {"first": first, "bias": bias, "second": second}
     nodes = [
@@ -38,7 +42,6 @@ def graph(tmp_path_factory):
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["rows", WIDE])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
-    path = tmp_path_factory.mktemp("graph") / "model.onnx"
     onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path
 
@@ -72,6 +75,18 @@ def test_a_graph_without_feed_forward_products_is_left_alone(graph, tmp_path):
     assert widest(tmp_path / "square.onnx", BATCHES) == {}
     assert isolated(tmp_path / "square.onnx", tmp_path / "isolated.onnx", {}) == []
     np.testing.assert_array_equal(answers(tmp_path / "isolated.onnx"), answers(tmp_path / "square.onnx"))
+
+
+def test_the_middle_of_a_pruned_part_may_be_narrower_than_the_rest(tmp_path):
+    graph = write_graph(tmp_path / "model.onnx", WIDE - 4)
+    fp32 = isolated(graph, tmp_path / "isolated.onnx", widest(graph, BATCHES))
+    assert fp32 == ["widen_wide", "narrow_wide"]
+    np.testing.assert_allclose(answers(tmp_path / "isolated.onnx"), answers(graph), rtol=1e-4, atol=1e-3)
+
+
+def test_a_middle_of_few_channels_is_not_isolated(tmp_path):
+    graph = write_graph(tmp_path / "model.onnx", 4)
+    assert isolated(graph, tmp_path / "isolated.onnx", widest(graph, BATCHES)) == []
 
 
 @pytest.mark.parametrize("leave", [[], ["narrow"], ["widen"], ["widen", "narrow"]])

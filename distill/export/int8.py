@@ -122,7 +122,7 @@ def _products(model: onnx.ModelProto, kinds: Sequence[str]) -> list[str]:
     """Return the names of the matrix products of these kinds."""
     chosen: list[str] = []
     if "feed_forward" in kinds:
-        chosen += [node.name for node, (inputs, outputs) in feed_forward(model) if inputs > outputs]
+        chosen += [node.name for node, narrows in feed_forward(model) if narrows]
     if "head" in kinds:  # the head reads only the first token, so its products have two dimensions and are Gemm nodes
         heads = [node.name for node in model.graph.node if node.op_type == "Gemm"]
         chosen += [*heads, *(f"{name}_MatMul" for name in heads)]  # the quantizer splits a Gemm first

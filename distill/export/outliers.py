@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from distill.export.int8_tables import replace_nodes
 WIDE_CHANNELS = 4  # for each product; 16 or 64 were hardly better
 RANGE_TEXTS = 100  # enough to find the wide channels, which are the same for every text
 ZERO_AT_ZERO = ("Gelu", "Relu")  # activations that map zero to zero
+ACTIVATIONS = ("Gelu", "Relu", "Mul", "Div", "Erf", "Tanh", "Sigmoid")  # and the nodes that some of them are traced to
 OWN_ACTIVATION = "_wide_activation"  # name suffix of the activation of isolated channels
 
 
@@ -70,16 +71,16 @@ def isolate(model: onnx.ModelProto, largest: dict[str, np.ndarray], *, leave: Se
         return numpy_helper.to_array(weights[name])
 
     middles = {middle.widen.name: middle for middle in _middles(model) if not {*middle.products} & {*leave}}
-    for node, (inputs, outputs) in feed_forward(model):
-        if node.name in leave or inputs > outputs:
+    for node, narrows in feed_forward(model):
+        if node.name in leave or narrows:
             continue
         source, name, weight = node.input[0], node.name, array(node.input[1])
-        if name in middles:
+        if name in middles and len(largest[middles[name].narrow.input[0]]) > WIDE_CHANNELS:
             _, biased, bias, activation, narrow = middles[name]
             wide = np.sort(np.argsort(-largest[narrow.input[0]])[:WIDE_CHANNELS])
             parts = {"columns": weight[:, wide], "bias": array(bias)[wide], "rows": array(narrow.input[1])[wide]}
             columns, own_bias, rows = (constant(f"{name}_wide_{part}", value) for part, value in parts.items())
-            others = np.ones(outputs, np.float32)
+            others = np.ones(weight.shape[1], np.float32)
             others[wide] = 0
             weight = weight * others
             kept_bias = constant(f"{name}_kept_bias", array(bias) * others)
@@ -132,9 +133,9 @@ def _middles(model: onnx.ModelProto) -> Iterator[Middle]:
     constants = {weight.name for weight in model.graph.initializer}
     makers = {node.output[0]: node for node in model.graph.node}
     uses = Counter(name for node in model.graph.node for name in node.input)
-    for narrow, (inputs, outputs) in feed_forward(model):
+    for narrow, narrows in feed_forward(model):
         activation = makers.get(narrow.input[0])
-        if inputs < outputs or activation is None or activation.op_type not in ZERO_AT_ZERO:
+        if not narrows or activation is None or activation.op_type not in ZERO_AT_ZERO:
             continue
         biased = makers.get(activation.input[0])
         if biased is None or biased.op_type != "Add":
@@ -146,10 +147,46 @@ def _middles(model: onnx.ModelProto) -> Iterator[Middle]:
             yield Middle(widen, biased, bias, activation, narrow)
 
 
-def feed_forward(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, tuple[int, int]]]:
-    """Yield node and weight shape of each product that widens or narrows, such as the two of a feed-forward part."""
+def feed_forward(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, bool]]:
+    """Yield the products of the feed-forward parts, in order, and whether each narrows: reads the middle of its part.
+
+    The middle is known by its activation, since a pruned one may be narrower than the rest of the model. A product that
+    widens a LayerNorm's output, such as one of narrow embeddings, counts too.
+    """
     shapes = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
-    for node in model.graph.node:
-        shape = shapes.get(node.input[1], ()) if node.op_type == "MatMul" else ()
-        if len(shape) == 2 and shape[0] != shape[1]:
-            yield node, shape
+    makers = {output: node for node in model.graph.node for output in node.output}
+    products = [node for node in model.graph.node if _multiplies(node, shapes)]
+    widening = {node.name: _behind_activation(node, makers, shapes) for node in products}
+    widen = {name for names in widening.values() for name in names}
+    for node in products:
+        inputs, outputs = shapes[node.input[1]]
+        maker = makers.get(node.input[0])
+        reads_norm = maker is not None and maker.op_type == "LayerNormalization"
+        if widening[node.name]:
+            yield node, True
+        elif node.name in widen or (reads_norm and inputs < outputs):
+            yield node, False
+
+
+def _multiplies(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return node.op_type == "MatMul" and len(shapes.get(node.input[1], ())) == 2
+
+
+def _behind_activation(
+    product: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], shapes: Mapping[str, tuple[int, ...]]
+) -> set[str]:
+    """Return the names of the products whose results reach `product` through an activation, gates and biases alone."""
+    found: set[str] = set()
+    waiting, seen = [product.input[0]], set()
+    while waiting:
+        name = waiting.pop()
+        node = makers.get(name)
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        if _multiplies(node, shapes):
+            found.add(node.name)
+        elif node.op_type in ACTIVATIONS or (node.op_type == "Add" and any(term in shapes for term in node.input)):
+            waiting += node.input
+    is_activated = any(makers[name].op_type in ACTIVATIONS for name in seen)
+    return found if is_activated else set()
