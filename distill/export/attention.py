@@ -182,7 +182,7 @@ def _modernbert_attention(
     query, key, value = (part(hidden_states).view(heads).transpose(1, 2) for part in module.parts)
     query, key = _rotated(query, key, *position_embeddings)
     output = _node(module, query, key, value, attention_mask)[0]
-    return module.Wo(output.reshape(hidden_states.shape)), None
+    return module.Wo(output.flatten(start_dim=2)), None
 
 
 def _modernbert_feed_forward(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
