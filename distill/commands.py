@@ -25,6 +25,7 @@ from distill.data.encoding import MOST_LOST, truncation_of
 from distill.data.splits import read_splits
 from distill.distillation.answer_file import AnswerFile, is_answer_file
 from distill.distillation.control import train_control
+from distill.distillation.pruned_student import BUDGET, FORMAT, check_export
 from distill.distillation.student import check_student, made_of, student_of, train_student
 from distill.distillation.teacher_logits import LogitCache, identify_teacher, load_or_compute
 from distill.distillation.teacher_review import SUREST, concerns_of, review, review_rows
@@ -294,6 +295,10 @@ def export(
         model, read_splits(recipe), folder, formats, bounds=bounds, device=resolved, about=recipe.card,
         base_model=push_to_hub if push_to_hub and "/" in push_to_hub else None,
     )  # fmt: skip
+    if any(proof.format == FORMAT and proof.passed for proof in made) and (
+        found := check_export(RunFolder(Path(model)), folder, rounds=recipe.benchmark.rounds)
+    ):
+        write_json(folder / BUDGET, found)
     failed = [proof for proof in made if not proof.passed]
     for proof in made if push_to_hub else ():
         if proof.passed:

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from distill.recipe.file import load_recipe
-from distill.recipe.schema import Ngrams, Recipe
+from distill.recipe.schema import Ngrams, Prune, Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "results.md")]
@@ -173,13 +173,15 @@ def test_the_page_on_recipes_shows_every_key_with_its_default(tmp_path):
     needed = {"data.dataset", "data.label_names", "teacher.model", "teacher.training", "student.training", "sweep.keys"}
     assert shown["baseline"] == defaults.pop("baseline")
     for section, keys in defaults.items():
-        commented = {"data": {"files"}, "student": {"model", "config", "ngrams"}}.get(section, set())
+        commented = {"data": {"files"}, "student": {"model", "config", "ngrams", "prune"}}.get(section, set())
         assert set(shown[section]) | commented == set(keys), section
         for key, value in keys.items():
             assert f"{section}.{key}" in needed or found[section][key] == value, f"{section}.{key}"
     assert set(shown["student"]["loss"]) == set(defaults["student"]["loss"])
     (ngrams,) = re.findall(r"# ngrams: (\{.*?\})", block)
     assert YAML(typ="safe").load(ngrams) == Ngrams().model_dump()
+    (prune,) = re.findall(r"# prune: (\{.*?\})", block)
+    assert YAML(typ="safe").load(prune) == {key: field.default for key, field in Prune.model_fields.items()}
 
 
 def test_links_lead_somewhere_and_nothing_is_left_to_fill_in():

@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from distill.distillation.budget import choose, estimate, grid, losses_of, sizes, smallest, what_to_keep
+from distill.distillation.budget import (
+    MOST_TRIES,
+    choose,
+    estimate,
+    grid,
+    losses_of,
+    search,
+    sizes,
+    smallest,
+    what_to_keep,
+)
 from distill.errors import ModelError
 from distill.export.attention import NODE
 from distill.export.onnx_graph import trace
@@ -172,8 +182,7 @@ def test_another_architecture_is_refused_and_traced_as_it_is(tmp_path):
 def test_importance_is_half_the_square_of_what_a_factor_on_the_part_changes(problem, tmp_path):
     """Compared with every class in turn, and with the mean over many random vectors."""
     model = load(make_classifier(tmp_path, id2label={0: "a", 1: "b", 2: "c"}, problem_type=problem)).double()
-    drawn = [importance_of(model, [BATCH], seed=seed) for seed in range(300)]
-    found = Importance(*(np.mean([one[kind] for one in drawn], axis=0) for kind in range(2)))
+    found = importance_of(model, [{name: tensor.repeat(300, 1) for name, tensor in BATCH.items()}], seed=1)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     reads = model.get_submodule("bert.encoder.layer.1.output.dense")
     step = 1e-4
@@ -254,6 +263,23 @@ def test_the_chosen_size_loses_least_of_those_within_the_budget(importance, budg
         assert costs[chosen] <= budget and losses[chosen] == min(losses[size] for size in within)
         looser = choose(costs, losses, budget * 1.5)
         assert losses[looser] <= losses[chosen]
+
+
+@given(importances, st.floats(0.5, 20), st.integers(0, 2**32 - 1))
+def test_a_search_ends_with_a_size_that_was_measured_within_the_budget(importance, budget, seed):
+    """Whatever is measured: here up to half more or less than was guessed."""
+    guesses = {size: 0.3 + size.layers * (0.2 + 0.1 * size.heads + 0.02 * size.channels) for size in sizes(FULL)}
+    losses, off = losses_of(importance, guesses), np.random.default_rng(seed)
+    measured = {smallest(FULL): 0.4, FULL: guesses[FULL]}
+
+    def measure(size):
+        assert size not in measured
+        measured[size] = guesses[size] * off.uniform(0.5, 1.5)
+        return measured[size]
+
+    found = search(losses, guesses, dict(measured), measure, budget)
+    assert measured[found] <= budget and len(measured) <= MOST_TRIES + 2
+    assert losses[found] == min(losses[size] for size, cost in measured.items() if cost <= budget)
 
 
 def test_costs_between_measured_ones_are_linear_in_each_number():

@@ -11,6 +11,7 @@ from distill.models.importance import Importance
 from distill.models.pruning import Kept, Size
 
 STEP = 32  # channels: int8 kernels compute blocks of them, so fewer would save nothing
+MOST_TRIES = 6  # sizes that are measured before one is taken
 FINEST = 16  # smallest share of the channels, one in so many, for models that are narrower than that
 
 
@@ -99,3 +100,28 @@ def choose(costs: Mapping[Size, float], losses: Mapping[Size, float], budget: fl
     """
     within = [size for size, cost in costs.items() if cost <= budget]
     return min(within, key=lambda size: (losses[size], costs[size], size), default=None)
+
+
+def search(
+    losses: Mapping[Size, float],
+    guesses: Mapping[Size, float],
+    measured: Mapping[Size, float],
+    measure: Callable[[Size], float],
+    budget: float,
+) -> Size:
+    """Return a size that is measured within `budget`, of as little loss as can be found in a few measurements.
+
+    `guesses` are estimated costs of all sizes, and `measured` the costs that are known, of which one must be within the
+    budget. The size that would lose least is measured. That corrects the other guesses by the same ratio, and so on
+    until the size that would lose least is one that was measured. After `MOST_TRIES`, the best of those is taken.
+    """
+    known, ratio = dict(measured), 1.0
+    for _ in range(MOST_TRIES):
+        chosen = choose({size: ratio * guess for size, guess in guesses.items()} | known, losses, budget)
+        if chosen is None or chosen in known:
+            break
+        known[chosen] = measure(chosen)
+        ratio = known[chosen] / guesses[chosen]
+    found = choose(known, losses, budget)
+    assert found is not None
+    return found

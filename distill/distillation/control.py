@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.distillation.answer_file import is_answer_file
+from distill.distillation.pruned_student import pruned, read_pruning
 from distill.distillation.student import architectures, base_of, begin, made_from, new_student, student_of
 from distill.errors import FolderError
 from distill.models.weights import weights_fingerprint
@@ -38,7 +39,8 @@ def train_control(
     settings = student_of(recipe)
     manifest = student.read_manifest()
     taught_by = [digest for name, digest in manifest["parents"]["teachers"].items() if not is_answer_file(name)]
-    is_made_of_teacher = settings.model is None and not (settings.ngrams and settings.ngrams.tokenizer)
+    others = (settings.model, settings.ngrams and settings.ngrams.tokenizer, settings.prune and settings.prune.model)
+    is_made_of_teacher = not any(others)
     if is_made_of_teacher and weights_fingerprint(teacher) != taught_by[0]:
         raise FolderError(f"{teacher}: is not the teacher of {student.path}, so its control cannot be made from it")
     figures = student.read_metrics()["training"]
@@ -58,13 +60,17 @@ def train_control(
         )
     model, tokenizer = new_student(settings, recipe, teacher, splits, seed=training.arguments.seed)
     log.info("control: %s; learns from the labels alone", made_from(settings, teacher))
+    pruning = read_pruning(student) if settings.prune else None
+    if pruning:
+        model = pruned(model, pruning)
     with training.clock("tokenising"):
         rows = tokenise_split("train", splits.train, tokenizer, training.truncation)
     with training.clock("start"):
         begin(settings, model, rows)
     origin = origin_of(splits, training.device, student=manifest["weights"], **base_of(settings, tokenizer))
     parents = {"student": str(student.path.absolute()), "student_weights": manifest["weights"]}
-    return fit(training, model, tokenizer, rows, origin=origin, parents={**parents, "model": settings.model})
+    parents["model"] = settings.model
+    return fit(training, model, tokenizer, rows, origin=origin, parents=parents, pruning=pruning)
 
 
 def _for_as_many_steps(training: Mapping[str, Any], steps: int, steps_per_epoch: float) -> dict[str, Any]:

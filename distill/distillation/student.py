@@ -16,6 +16,7 @@ from distill.data.splits import Splits
 from distill.distillation.answer_file import AnswerFile
 from distill.distillation.ngram_start import start_from_counts
 from distill.distillation.online_teacher import OnlineTeacher, map_layers, relation_heads
+from distill.distillation.pruned_student import check_prunable, plan_pruning, pruned, read_pruning, tell
 from distill.distillation.student_vocabulary import trim_to_texts
 from distill.distillation.teachers import (
     TEACHER_HINT,
@@ -28,7 +29,7 @@ from distill.distillation.teachers import (
     weights_of,
 )
 from distill.distillation.trainer import DistillationTrainer
-from distill.errors import RecipeError
+from distill.errors import ModelError, RecipeError
 from distill.export.formats import check_formats
 from distill.inference.torch_session import load_torch
 from distill.machine.devices import resolve_device
@@ -39,6 +40,7 @@ from distill.models.config import (
     check_fit,
     check_task,
     class_names,
+    is_classifier,
     name_classes,
     share_padding,
     task_of,
@@ -91,6 +93,9 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
     if settings.ngrams and settings.ngrams.tokenizer:
         with named_by("student.ngrams.tokenizer"):
             load_tokenizer(settings.ngrams.tokenizer)
+    if settings.prune and settings.prune.model:
+        with named_by("student.prune.model"):
+            _check_classifier(settings.prune.model)
     config = load_config(teacher)
     if settings.model is None:
         config = with_attention_dropout(config, settings.attention_dropout)
@@ -101,6 +106,9 @@ def check_student(recipe: Recipe, teacher: str, device: str) -> None:
         check_fit(student_config, "student.config", max_tokens=recipe.data.max_tokens, vocabulary=0)
     elif settings.ngrams is not None:
         student_config = ngram_config(settings.ngrams, load_tokenizer(teacher), recipe.data.label_names or ())
+    elif settings.prune is not None:
+        check_prunable(settings.prune, recipe.benchmark, teacher, trimmed=settings.vocabulary is not None)
+        student_config = config
     else:
         assert settings.model is not None
         with named_by("student.model"):
@@ -168,6 +176,16 @@ def train_student(
     origin = origin_of(splits, training.device, **fingerprints_of(known), **base_of(settings, tokenizer))
     if resume:
         training.folder.check_origin(origin)  # before the teachers classify all texts
+    pruning = None
+    if settings.prune:
+        begun = resume and training.folder.pruning.is_file()
+        with clock("pruning"):
+            pruning = read_pruning(training.folder) if begun else plan_pruning(
+                model, tokenizer, splits, training.truncation, settings.prune, recipe.benchmark, seed=arguments.seed,
+                device=training.device, fresh=overwrite,
+            )  # fmt: skip
+            tell(pruning)
+            model = pruned(model, pruning)
     online = online_teacher(settings, teachers, model, tokenizer, training.truncation)
     if online and online.projects and arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # DDP does not see projections, used outside forward
@@ -182,7 +200,7 @@ def train_student(
     parents = {str(Path(one.name).absolute() if Path(one.name).exists() else one.name): one.weights for one in known}
     return fit(
         training, model, tokenizer, rows, origin=origin,
-        parents={"teachers": parents, "answer_files": files, "model": settings.model},
+        parents={"teachers": parents, "answer_files": files, "model": settings.model}, pruning=pruning,
         trainer=functools.partial(
             DistillationTrainer, loss=settings.loss, teacher_weights=weights, online=online
         ),
@@ -197,6 +215,8 @@ def made_of(settings: Student, teachers: Sequence[str]) -> str:
     """
     if settings.ngrams and settings.ngrams.tokenizer:
         return settings.ngrams.tokenizer
+    if settings.prune and settings.prune.model:
+        return settings.prune.model
     if (teacher := model_among(teachers)) is not None:
         return teacher
     file = Path(teachers[0]).name
@@ -208,7 +228,8 @@ def made_of(settings: Student, teachers: Sequence[str]) -> str:
         raise RecipeError(f"student.loss: {_online_losses(settings)} need a model as teacher, and {file} is a file")
     if settings.model is None:
         raise RecipeError(
-            f"student: cannot be made of a teacher that is a file, {file}; give student.model or student.ngrams"
+            f"student: cannot be made of a teacher that is a file, {file}; give student.model, student.ngrams or "
+            "student.prune.model"
         )
     return settings.model
 
@@ -217,9 +238,10 @@ def base_of(settings: Student, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
     """Return the fingerprint of the student's pretrained base, by its recipe key; empty if it has none."""
     if settings.ngrams and settings.ngrams.tokenizer:
         return {"student.ngrams.tokenizer": tokenizer_fingerprint(tokenizer)}
-    if settings.model and settings.vocabulary is not None:
-        tokenizer = load_tokenizer(settings.model)  # the student's own is trimmed
-    return {"student.model": base_fingerprint(settings.model, tokenizer)} if settings.model else {}
+    base = settings.prune.model if settings.prune else settings.model
+    if base and settings.vocabulary is not None:
+        tokenizer = load_tokenizer(base)  # the student's own is trimmed
+    return {f"student.{'prune.' * bool(settings.prune)}model": base_fingerprint(base, tokenizer)} if base else {}
 
 
 def student_of(recipe: Recipe) -> Student:
@@ -234,7 +256,8 @@ def new_student(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the student before training and its tokenizer: its own, or the teacher's if made from it.
 
-    If the recipe says so, both have only the tokens that the texts of `splits` use.
+    If the recipe says so, both have only the tokens that the texts of `splits` use. A student that is to be pruned is
+    still whole (see pruned_student.py).
     """
     model, tokenizer = _whole_student(settings, recipe, teacher, splits.label_names, splits.task, seed=seed)
     if settings.vocabulary is None:
@@ -272,11 +295,11 @@ def _whole_student(
             model.config, "student.config", max_tokens=max_tokens, vocabulary=vocabulary_of(tokenizer, added=False)
         )
         return model, tokenizer
-    assert settings.layers is not None
     whole = load_torch(teacher, config, "float32")
     columns = align_labels(class_names(config, teacher), label_names, recipe.data.label_map or {}, teacher=teacher)
     set_seed(seed)
-    return build_from_layers(reorder_classes(whole, columns, label_names), settings.layers), tokenizer
+    layers = settings.layers or layer_count(config)  # to be pruned, all of them
+    return build_from_layers(reorder_classes(whole, columns, label_names), layers), tokenizer
 
 
 def ngram_config(settings: Ngrams, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]) -> NgramConfig:
@@ -324,6 +347,9 @@ def made_from(settings: Student, teacher: str) -> str:
     if settings.config is not None:
         sizes = ", ".join(f"{key} {value}" for key, value in settings.config.items())
         return f"the teacher's shape with {sizes}, from random weights"
+    if settings.prune is not None:
+        budget = ", ".join(f"{key} {value}" for key, value in settings.prune if value is not None and key != "model")
+        return f"cut out of {settings.prune.model or 'the teacher'} ({budget})"
     if settings.ngrams is not None:
         grams = settings.ngrams
         reads = f"at most {grams.max_tokens} tokens" if grams.max_tokens else "whole texts"
@@ -391,6 +417,15 @@ def online_teacher(
         relations=relations is not None,
         heads=relations.heads if relations else None,
     )
+
+
+def _check_classifier(name: str) -> None:
+    """Raise `ModelError` if the model to prune has no head: nothing would say which of its parts matter."""
+    if not is_classifier(load_config(name)):
+        raise ModelError(
+            f"student.prune.model: {name} has no classification head, so nothing says which of its parts matter; train "
+            "it first"
+        )
 
 
 def _online_losses(settings: Student) -> str:

@@ -31,7 +31,7 @@ SECRETS = ("token", "secret", "password")  # messages do not repeat the values o
 MOST_VALUES = 100_000  # after aliases are expanded; a recipe has a few dozen values
 MAX_RECIPE_BYTES = 1_000_000  # far above any recipe, so that a data file given by mistake is not parsed as YAML
 # A file may hold only one of these keys. If --set names another one, that replaces the one in the file.
-_EXCLUSIVE = {"data": ("dataset", "files"), "student": ("model", "layers", "config", "ngrams")}
+_EXCLUSIVE = {"data": ("dataset", "files"), "student": ("model", "layers", "config", "ngrams", "prune")}
 KeyPath = tuple[str | int, ...]
 LABEL_NAMES = ("data", "label_names")
 TYPED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float"))

@@ -328,6 +328,41 @@ class Ngrams(Section):
     tokenizer: NonEmptyStr | None = None
 
 
+def checked_shape(shape: str) -> str:
+    """Return a shape if it is BATCHxTOKENS; raise `ValueError` if not."""
+    if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", shape):
+        raise ValueError(f"wants BATCHxTOKENS such as 8x128, got {shape!r}")
+    return shape
+
+
+class Prune(Section):
+    """A student cut out of the teacher, or of the classifier `model`, as large as a budget for onnx-int8 allows.
+
+    The budget is the largest `latency_ms` (median) or `size_mb` of the exported file, or the least `speedup` over the
+    whole model. Latency is measured on this machine at `shape` (default: the first of benchmark.shapes), with
+    benchmark.threads.
+    """
+
+    latency_ms: Annotated[float, Field(gt=0)] | None = None
+    size_mb: Annotated[float, Field(gt=0)] | None = None
+    speedup: Annotated[float, Field(gt=1)] | None = None
+    shape: NonEmptyStr | None = None
+    model: NonEmptyStr | None = None
+
+    @field_validator("shape")
+    @classmethod
+    def _shape(cls, shape: str | None) -> str | None:
+        return None if shape is None else checked_shape(shape)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Prune:
+        if sum(budget is not None for budget in (self.latency_ms, self.size_mb, self.speedup)) != 1:
+            raise ValueError("wants one of latency_ms, size_mb and speedup")
+        if self.size_mb and self.shape:
+            raise ValueError("shape: a size does not depend on it; leave it out")
+        return self
+
+
 # Defaults of an n-gram student: a step moves only the rows that it reads, and costs the same for 8 texts or 32.
 NGRAM_TRAINING = {"learning_rate": 1e-2, "per_device_train_batch_size": 32}
 
@@ -336,7 +371,7 @@ FEWEST_TOKENS = 100  # of a vocabulary: an alphabet and the special tokens
 
 
 class Student(Stage):
-    """The small model: a pretrained `model`, `layers` of the teacher, a smaller `config` of the teacher, or `ngrams`.
+    """The small model: a pretrained `model`, `layers` of the teacher, a smaller `config` of it, `ngrams`, or `prune`.
 
     `layers` is a number of layers, evenly spread, or a list of them, from 0. `config` changes sizes in the teacher's
     configuration (hidden_size: 192) and starts from random weights. `teacher_weights` weights several teachers.
@@ -348,6 +383,7 @@ class Student(Stage):
     layers: Positive | tuple[Annotated[int, Field(ge=0)], ...] | None = None
     config: dict[NonEmptyStr, Any] | None = None
     ngrams: Ngrams | None = None
+    prune: Prune | None = None
     output: NonEmptyStr = "./distilbert-student"
     loss: Loss = Loss()
     teacher_weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], NotEmpty] | None = None
@@ -389,10 +425,21 @@ class Student(Stage):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:
-        if sum(origin is not None for origin in (self.model, self.layers, self.config, self.ngrams)) != 1:
+        origins = (self.model, self.layers, self.config, self.ngrams, self.prune)
+        if sum(origin is not None for origin in origins) != 1:
             raise ValueError(
                 "wants one of model (a pretrained one), layers (of the teacher), config (sizes to change in the "
-                "teacher's) and ngrams (a model without layers)"
+                "teacher's), ngrams (a model without layers) and prune (a budget)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prune_chooses_layers(self) -> Student:
+        hidden = self.loss.hidden_states
+        if self.prune and hidden and hidden.teacher_layers:
+            raise ValueError(
+                "loss.hidden_states.teacher_layers: names a layer for each of the student's, but prune chooses how "
+                "many it has; leave it out"
             )
         return self
 
@@ -437,10 +484,7 @@ class Benchmark(Section):
     @field_validator("shapes")
     @classmethod
     def _shapes(cls, shapes: tuple[str, ...]) -> tuple[str, ...]:
-        for shape in shapes:
-            if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", shape):
-                raise ValueError(f"wants BATCHxTOKENS such as 8x128, got {shape!r}")
-        return shapes
+        return tuple(map(checked_shape, shapes))
 
 
 class Card(Section):
@@ -483,6 +527,19 @@ class Recipe(Section):
         ngrams = self.student and self.student.ngrams
         if ngrams and not ngrams.max_tokens and self.data.padding == "max_length":
             raise ValueError("data.padding: max_length, but student.ngrams reads whole texts; give its max_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_is_of_a_format(self) -> Recipe:
+        if not (self.student and self.student.prune):
+            return self
+        if "onnx-int8" not in self.export.formats:
+            raise ValueError("student.prune: its budget is for onnx-int8, which export.formats leaves out; add it")
+        if self.sweep and self.sweep.stage == "student":
+            raise ValueError(
+                "sweep.keys: belong to a student with prune, whose size is measured on this machine, so trials could "
+                "not be repeated; search with student.layers"
+            )
         return self
 
     @model_validator(mode="after")
@@ -564,7 +621,7 @@ def with_last_names(recipe: Recipe) -> Recipe:
             paths = {"output": Path(stage.output).name}
             if stage.model and (Path(stage.model).is_absolute() or Path(stage.model).exists()):  # not a Hub name
                 paths["model"] = Path(stage.model).name
-            updates[name] = stage.model_copy(update=paths | _with_tokenizer(stage, lambda path: path.name))
+            updates[name] = stage.model_copy(update=paths | _with_sources(stage, lambda path: path.name))
     return recipe.model_copy(update=updates)
 
 
@@ -580,7 +637,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         stage = getattr(recipe, name)
         if stage is None:
             continue
-        paths = _with_tokenizer(stage, lambda path: str(path.absolute()))
+        paths = _with_sources(stage, lambda path: str(path.absolute()))
         if stage.model and Path(stage.model).is_dir():
             paths["model"] = str(Path(stage.model).absolute())
         if paths:
@@ -588,9 +645,12 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=updates)
 
 
-def _with_tokenizer(stage: Stage, changed: Callable[[Path], str]) -> dict[str, Any]:
-    """Return the update of an n-gram student whose tokenizer is in a local folder, of which `changed` is written."""
-    ngrams = stage.ngrams if isinstance(stage, Student) else None
-    if ngrams is None or not ngrams.tokenizer or not Path(ngrams.tokenizer).is_dir():
-        return {}
-    return {"ngrams": ngrams.model_copy(update={"tokenizer": changed(Path(ngrams.tokenizer))})}
+def _with_sources(stage: Stage, changed: Callable[[Path], str]) -> dict[str, Any]:
+    """Return the update of a student made of another model in a local folder, of which `changed` is written."""
+    updates = {}
+    for section, key in (("ngrams", "tokenizer"), ("prune", "model")):
+        settings = getattr(stage, section, None)
+        name = settings and getattr(settings, key)
+        if name and Path(name).is_dir():
+            updates[section] = settings.model_copy(update={key: changed(Path(name))})
+    return updates

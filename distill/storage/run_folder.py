@@ -119,6 +119,7 @@ class RunFolder:
     learning_curve = _Inside("learning_curve.png")
     metrics = _Inside("metrics.json")
     predictions = _Inside("predictions.parquet")
+    pruning = _Inside("pruning.json")  # of a pruned student: what it keeps of the model that it was cut out of
     checkpoints = _Inside("checkpoints")
     tensorboard = _Inside("tensorboard")
     card = _Inside("README.md")
@@ -224,6 +225,8 @@ class RunFolder:
             for path in {checkpoint, best or checkpoint}:  # their files are never changed, so links will do
                 shutil.copytree(path, self.replacement.checkpoints / path.name, copy_function=link_or_copy)
             shutil.copy2(self.metrics_log, self.replacement.metrics_log)
+            if self.pruning.is_file():
+                shutil.copy2(self.pruning, self.replacement.pruning)
             begun = self._begun()
             write_json(self.replacement.started, {**begun, "origin": {**begun["origin"], **origin}})
             write_text(self.replacement.recipe, dump_recipe(recipe))  # last: it marks the run as planned
@@ -384,7 +387,7 @@ class RunFolder:
     @property
     def sealed(self) -> tuple[str, ...]:
         """Name patterns of the files that are sealed when the run has finished."""
-        return (*ANSWERING, self.metrics.name, self.metrics_log.name, self.predictions.name)
+        return (*ANSWERING, self.metrics.name, self.metrics_log.name, self.predictions.name, self.pruning.name)
 
     def read_manifest(self) -> dict[str, Any]:
         """Return the manifest of the finished run; raises `FolderError` if it is missing or damaged."""
@@ -461,7 +464,7 @@ class RunFolder:
         The manifest comes first: if a kill interrupts the removal, the folder must not look finished.
         """
         yield self.manifest
-        yield from (self.metrics, self.metrics_log, self.predictions, self.learning_curve, self.started)
+        yield from (self.metrics, self.metrics_log, self.predictions, self.learning_curve, self.started, self.pruning)
         yield self.path / SEAL
         for pattern in MODEL_FILES:
             yield from self.path.glob(pattern)

@@ -135,10 +135,12 @@ def finished_with(
             *(f"{folder.path}: finished with other data: texts or labels of {split} have changed" for split in changed),
             hint="--overwrite to redo it, or --output for another folder",
         )
-    if role != "baseline" and (key := f"{stage_of(role)}.model") in folder.origin:
-        settings = getattr(wanted, stage_of(role))
+    settings = None if role == "baseline" else getattr(wanted, stage_of(role))
+    prune = getattr(settings, "prune", None)
+    bases = {f"{stage_of(role)}.model": settings and settings.model, "student.prune.model": prune and prune.model}
+    for key, base in bases.items():
         # A finished run no longer needs its base model, so one on the Hub, deleted or damaged is not checked.
-        if Path(base := settings.model).is_dir():
+        if key in folder.origin and Path(base).is_dir():
             current = folder.origin[key]
             with contextlib.suppress(ModelError):
                 current = base_fingerprint(base, load_tokenizer(base), pretrained=getattr(settings, "pretrained", True))

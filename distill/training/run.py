@@ -146,13 +146,15 @@ def fit(
     *,
     origin: Mapping[str, str],
     parents: dict[str, Any],
+    pruning: Mapping[str, Any] | None = None,
     trainer: Callable[..., ClassificationTrainer] = ClassificationTrainer,
 ) -> RunFolder:
     """Train `model` on the tokenized `train_rows` and write the run folder, the manifest last; return it.
 
     Checkpoint and temperature are chosen on validation. Each rank trains on its share of the texts and classifies its
     share, rank 0 writes, and all ranks return together once the folder is complete. `origin` is what the run depends
-    on (see `origin_of`) and `parents` what it was made from. `trainer` takes the arguments of Trainer.
+    on (see `origin_of`) and `parents` what it was made from. `pruning` is kept beside a pruned student, so that a
+    resumed run is not pruned otherwise. `trainer` takes the arguments of Trainer.
     """
     recipe, role, folder, splits, arguments = (
         training.recipe, training.role, training.folder, training.splits, training.arguments,
@@ -188,6 +190,8 @@ def fit(
             if state.is_main_process:
                 # The folder changes only after all checks of the user's input.
                 folder.start(recipe, origin, resume=training.resume, overwrite=training.overwrite)
+                if pruning:
+                    write_json(folder.pruning, pruning)
                 if folder != final:
                     log.info("%s: the finished run in %s stays until this one has finished", role, final.path)
         checkpoint = _to_go_on_from(folder, role) if training.resume else None

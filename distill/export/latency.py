@@ -1,0 +1,53 @@
+"""What a classifier costs once it is exported to onnx-int8: its latency on this machine, and its size."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from distill.export.int8 import int8_settings, quantise
+from distill.export.onnx_graph import graph_inputs, quiet, trace
+from distill.export.outliers import widest
+from distill.inference.sessions import OnnxSession, Session
+from distill.machine.timing import time_in_turn
+from distill.measuring.benchmark import call_at
+from distill.models.config import TOKEN_TYPES
+from distill.models.weights import ONNX_WEIGHTS
+
+SOME_TOKENS = 16  # enough to find wide channels, which change the graph but not its latency
+
+
+class Cost(NamedTuple):
+    """The median latency of a call, and the size of the file."""
+
+    latency_ms: float
+    size_bytes: int
+
+
+def int8_cost(model: PreTrainedModel, shape: str, *, rounds: int, threads: int | None) -> Cost:
+    """Export the fp32 `model` as onnx-int8 is first tried, and return its cost at `shape` ("8x128") on the CPU.
+
+    The latency is that of the model alone, on random tokens, as in a report. Nothing is kept.
+    """
+    with tempfile.TemporaryDirectory() as work, quiet():
+        graph, target = Path(work) / "fp32" / ONNX_WEIGHTS, Path(work) / "int8" / ONNX_WEIGHTS
+        graph.parent.mkdir()
+        target.parent.mkdir()
+        trace(model, graph)
+        ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, SOME_TOKENS))
+        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), TOKEN_TYPES: np.zeros_like(ids)}
+        largest = widest(graph, [{name: given[name] for name in graph_inputs(model.config)}])
+        quantise(graph, target, int8_settings()[0], largest)
+        session = OnnxSession(target, "cpu", threads)
+        latency = latency_of(session, shape, rounds=rounds, vocabulary=model.config.vocab_size)
+        return Cost(latency, sum(path.stat().st_size for path in target.parent.iterdir()))
+
+
+def latency_of(session: Session, shape: str, *, rounds: int, vocabulary: int) -> float:
+    """Return the median latency of a session at `shape` ("8x128") in milliseconds."""
+    return median(time_in_turn({shape: call_at(session, shape, vocabulary=vocabulary)}, rounds)[shape])

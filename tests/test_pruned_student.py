@@ -1,0 +1,231 @@
+"""A student that is cut out of its teacher as a budget allows: planned, recorded, resumed, exported, refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import BRIEFLY, check_refused, data_section, make_classifier, run
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from distill import commands
+from distill.distillation import pruned_student
+from distill.distillation.budget import MOST_TRIES
+from distill.errors import ModelError, RecipeError
+from distill.export.latency import Cost
+from distill.models.pruning import Size, parts_of, size_of, without_empty_heads
+from distill.recipe.file import load_recipe
+from distill.storage.run_folder import RunFolder
+
+TINY = Size(4, 4, 64)
+
+
+def cost_of(size):
+    """What a model of this size is said to cost: 5.6 ms if it is whole, 0.16 ms if it is the smallest."""
+    return Cost(0.08 + size.layers * (0.05 + 0.075 * size.heads + 0.01 * size.channels), 1_000 * sum(size))
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """The sizes that were measured, none of them in earnest."""
+    sizes = []
+
+    def cost(model, shape, *, rounds, threads):
+        layers = model.base_model.encoder.layer
+        model = without_empty_heads(model)
+        heads = {layer.attention.self.num_attention_heads for layer in layers}
+        sizes.append(Size(len(layers), heads.pop(), model.config.intermediate_size))
+        assert not heads
+        return cost_of(sizes[-1])
+
+    monkeypatch.setattr(pruned_student, "int8_cost", cost)
+    monkeypatch.setattr(pruned_student, "LATENCIES", tmp_path / "latencies")
+    pruned_student._rough_cost.cache_clear()
+    yield sizes
+    pruned_student._rough_cost.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, data, tiny_bert):
+    """A folder with a trained teacher and a recipe that prunes it."""
+    folder = tmp_path_factory.mktemp("pruning")
+    recipe = {
+        "data": data_section(data),
+        "teacher": {"model": str(tiny_bert), "pretrained": False, "training": {**BRIEFLY, "num_train_epochs": 4}},
+        "student": {"prune": {"latency_ms": 2.0, "shape": "1x8"}, "training": BRIEFLY},
+        "export": {"max_accuracy_drop": 1.0, "min_agreement": 0.0},
+        "benchmark": {"rounds": 5, "threads": 1, "shapes": ["1x8"]},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    commands.teacher(
+        load_recipe(folder / "recipe.yaml", ["student.prune=null", "student.layers=1"]), folder / "teacher"
+    )
+    return folder
+
+
+def student(world, output, *overrides, teacher=None, **options):
+    """A student of two steps, which all but what it learns is tested on."""
+    recipe = load_recipe(world / "recipe.yaml", ["student.training.max_steps=2", *overrides])
+    return commands.student(recipe, teacher or world / "teacher", output, device="cpu", **options)
+
+
+def kept(folder):
+    return pruned_student._kept(json.loads(folder.pruning.read_text()))
+
+
+def test_a_student_is_within_its_budget_and_learns(world, tmp_path, measured):
+    folder = student(world, tmp_path / "student", "student.training.max_steps=-1")
+    plan = json.loads(folder.pruning.read_text())
+    size = kept(folder).size
+    assert plan["cost"] == cost_of(size).latency_ms <= 2.0 and plan["whole"] == list(TINY)
+    assert size in measured and len(measured) == len(set(measured)) + 1  # the smallest was measured by the check too
+    model = AutoModelForSequenceClassification.from_pretrained(folder.path)  # with transformers alone
+    assert size_of(model.config) == size._replace(heads=4)
+    reads = parts_of(model.config).heads.reads
+    for layer, heads in zip(model.bert.encoder.layer, kept(folder).heads, strict=True):
+        weight = layer.get_submodule(reads).weight.unflatten(1, (4, -1))
+        assert [head for head in range(4) if weight[:, head].any()] == list(heads)
+    assert folder.read_metrics()["test"]["accuracy"] > 0.9
+
+
+@pytest.mark.slow
+def test_looser_budgets_cost_no_new_table_and_keep_what_tighter_ones_keep(world, tmp_path, measured):
+    small = student(world, tmp_path / "small")
+    first = set(measured)
+    large = student(world, tmp_path / "large", "student.prune.latency_ms=4")
+    assert len(measured) - len(first) <= MOST_TRIES + 1
+    lost = [json.loads(one.pruning.read_text())["lost"] for one in (large, small)]
+    assert lost[0] < lost[1]
+    count = len(measured)
+    student(world, tmp_path / "small", overwrite=True)
+    assert len(measured) - count >= 12  # measured anew
+
+
+def test_a_resumed_run_is_not_pruned_otherwise(world, tmp_path, measured, monkeypatch):
+    settings = ["student.training.save_strategy=steps", "student.training.save_steps=1"]
+    whole = student(world, tmp_path / "whole", *settings)
+    half = RunFolder(shutil.copytree(whole.path, tmp_path / "half"))
+    for path in (half.manifest, half.metrics, half.path / "model.safetensors"):
+        path.unlink()
+    shutil.rmtree(half.checkpoints / "checkpoint-2")
+    monkeypatch.setattr(pruned_student, "_planned", lambda *_: pytest.fail("planned again"))
+    student(world, half.path, *settings, resume=True)
+    ours, theirs = (load_file(folder.path / "model.safetensors") for folder in (half, whole))
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
+    student(world, half.path, *settings, "student.training.max_steps=3", resume=True)  # and made longer
+    assert kept(half) == kept(whole)
+
+
+def test_a_control_is_the_same_pruned_model(world, tmp_path, measured):
+    folder = student(world, tmp_path / "student", "student.control=true")
+    control = RunFolder(tmp_path / "student-control")
+    assert kept(control) == kept(folder) and control.is_finished
+    shapes = [
+        {name: tensor.shape for name, tensor in load_file(one.path / "model.safetensors").items()}
+        for one in (folder, control)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_another_classifier_than_the_teacher_can_be_pruned(world, tmp_path, measured, data):
+    origin = student(world, tmp_path / "origin", "student.layers=[0, 1, 3]")
+    folder = student(world, tmp_path / "student", f"student.prune={{size_mb: 0.05, model: {origin.path}}}")
+    plan = json.loads(folder.pruning.read_text())
+    assert plan["whole"] == [3, 4, 64] and plan["target"]["unit"] == "MB"
+    assert cost_of(kept(folder).size).size_bytes <= 50_000
+    assert student(world, folder.path, f"student.prune={{size_mb: 0.05, model: {origin.path}}}", resume=True)
+    encoder = make_classifier(tmp_path / "encoder")
+    config = json.loads((encoder / "config.json").read_text()) | {"architectures": ["BertModel"]}
+    (encoder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"student\.prune\.model: .*encoder has no classification head"):
+        student(world, tmp_path / "other", f"student.prune={{size_mb: 0.05, model: {encoder}}}")
+
+
+def test_a_speedup_is_over_the_whole_model(world, tmp_path, measured):
+    folder = student(world, tmp_path / "student", "student.prune={speedup: 4}")
+    assert json.loads(folder.pruning.read_text())["cost"] <= cost_of(TINY).latency_ms / 4
+
+
+def test_a_budget_that_takes_the_whole_model_is_said_to_prune_nothing(world, tmp_path, measured, caplog):
+    folder = student(world, tmp_path / "student", "student.prune.latency_ms=50")
+    assert kept(folder).size == TINY
+    assert "the whole model is within the budget, so nothing is cut away" in caplog.text
+
+
+def test_if_estimates_are_wrong_only_what_was_measured_counts(world, tmp_path, measured, monkeypatch):
+    """Costs jump where a number is odd, so every estimate in between is too low or too high."""
+    honest = pruned_student.int8_cost
+
+    def jumping(*arguments, **settings):
+        cost = honest(*arguments, **settings)
+        return cost._replace(latency_ms=cost.latency_ms * (1.3 if measured[-1].layers % 2 else 1.0))
+
+    monkeypatch.setattr(pruned_student, "int8_cost", jumping)
+    folder = student(world, tmp_path / "student", "student.prune.latency_ms=3")
+    size = kept(folder).size
+    assert size in measured and cost_of(size).latency_ms * (1.3 if size.layers % 2 else 1.0) <= 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["student.prune.latency_ms=0.1"],
+         "latency_ms: 0.1, so at most 0.1 ms, but the smallest student, of 1 layer, 1 head, 4 channels, takes 0.245"),
+        (["student.prune={speedup: 100}"], "student.prune.speedup: 100, so at most 0.0"),
+        (["student.prune={size_mb: 0.001}"], "student.prune.size_mb: 0.001, so at most 0.001 MB"),
+        (["student.prune.shape=1x65"], "student.prune.shape: 1x65, but"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_kept_is_refused_before_any_training(world, measured, overrides, expected):
+    with pytest.raises(RecipeError) as caught:
+        commands.check_models(load_recipe(world / "recipe.yaml", overrides))
+    assert expected in str(caught.value)
+
+
+def test_an_architecture_that_cannot_be_cut_is_refused(world, tmp_path):
+    teacher = make_classifier(tmp_path / "teacher", "qwen3")
+    sets = ("--set", f"teacher.model={teacher}", "--set", "student.attention_dropout=0.0")
+    check_refused(world, ["student.prune: qwen3 is no architecture"], "check", world / "recipe.yaml", *sets)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("student.prune={}", "student.prune: wants one of latency_ms, size_mb and speedup"),
+        ("student.prune.speedup=2", "student.prune: wants one of latency_ms, size_mb and speedup"),
+        ("student.prune={speedup: 1.0}", "student.prune.speedup: input should be greater than 1"),
+        ("student.prune.latency_ms=[1, 2]", "student.prune.latency_ms: input should be a valid number"),
+        ("student.prune.shape=128", "student.prune.shape"),
+        ("student.prune.shape=1X128", "student.prune.shape: wants BATCHxTOKENS such as 8x128, got '1X128'"),
+        ("student.prune={size_mb: 3, shape: 1x8}", "student.prune: shape: a size does not depend on it; leave it out"),
+        ("student.loss.hidden_states={teacher_layers: [1]}", "but prune chooses how many it has; leave it out"),
+        ("export.formats=[onnx-fp32]", "student.prune: its budget is for onnx-int8, which export.formats leaves out"),
+        ("sweep={keys: {student.loss.temperature: [1, 2]}}", "sweep.keys: belong to a student with prune"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_recipe_is_one_line(world, override, expected):
+    check_refused(world, [expected], "check", world / "recipe.yaml", "--set", override)
+
+
+def test_a_prune_beside_layers_is_one_mistake_with_its_line(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {dataset: x}\nstudent:\n  layers: 2\n  prune: {latency_ms: 1, size_mb: 2}\n")
+    check_refused(tmp_path, ["recipe.yaml:4: student.prune: wants one of latency_ms"], "check", path)
+    path.write_text("data: {dataset: x}\nstudent:\n  layers: 2\n  prune: {latency_ms: 1}\n")
+    check_refused(tmp_path, ["recipe.yaml:2: student: wants one of model"], "check", path)
+
+
+@pytest.mark.slow
+def test_a_pruned_student_is_exported_and_held_against_its_budget(world, tmp_path, monkeypatch):
+    """Measured in earnest."""
+    monkeypatch.setattr(pruned_student, "LATENCIES", tmp_path / "latencies")
+    code, _, err = run(
+        "student", world / "recipe.yaml", "--teacher", world / "teacher", "--output", tmp_path / "student",
+        "--set", "student.prune={speedup: 1.5}",
+    )  # fmt: skip
+    assert code == 0 and "of the importance is lost" in err and "the budget of" in err
+    code, _, err = run("export", tmp_path / "student", "--set", "export.formats=[onnx-fp32, onnx-int8]")
+    assert code == 0 and "export: onnx-int8: " in err, err
+    found = json.loads((tmp_path / "student" / "export" / "budget.json").read_text())
+    assert found["measured"] > 0 and found["budget"]["shape"] == "1x8"
