@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from distill.distillation.budget import (
     MOST_TRIES,
     choose,
+    contradiction,
     estimate,
     grid,
     losses_of,
@@ -290,6 +291,12 @@ def test_costs_between_measured_ones_are_linear_in_each_number():
     assert len(grid(FULL)) == 12
     for size in sizes(FULL):
         assert estimated(size) == pytest.approx(cost(size))
+
+
+def test_a_small_model_that_costs_more_than_a_large_one_is_noticed():
+    measured = {Size(1, 1, 8): 1.0, Size(2, 1, 8): 2.0, Size(2, 4, 8): 1.9, Size(1, 4, 40): 1.8}
+    assert contradiction(measured) is None
+    assert contradiction({**measured, Size(1, 1, 8): 2.9}) == (Size(1, 1, 8), Size(1, 4, 40))
 
 
 @pytest.mark.parametrize("full", [Size(1, 1, 1), Size(1, 12, 3072), Size(12, 1, 20), Size(6, 12, 1536), Size(2, 2, 33)])

@@ -12,6 +12,7 @@ from distill.models.pruning import Kept, Size
 
 STEP = 32  # channels: int8 kernels compute blocks of them, so fewer would save nothing
 MOST_TRIES = 6  # sizes that are measured before one is taken
+UNLIKELY = 1.2  # times the cost of a larger model
 FINEST = 16  # smallest share of the channels, one in so many, for models that are narrower than that
 
 
@@ -59,6 +60,17 @@ def estimate(measured: Mapping[Size, float]) -> Callable[[Size], float]:
         return sum(weight * measured[Size(*corner)] for corner, weight in corners)
 
     return estimated
+
+
+def contradiction(measured: Mapping[Size, float]) -> tuple[Size, Size] | None:
+    """Return the pair of sizes of which the smaller costs most more than the larger; None if it is below `UNLIKELY`."""
+    pairs = [
+        (small, large)
+        for small, large in itertools.permutations(measured, 2)
+        if all(low <= high for low, high in zip(small, large, strict=True))
+    ]
+    worst = max(pairs, key=lambda pair: measured[pair[0]] / measured[pair[1]], default=None)
+    return worst if worst and measured[worst[0]] >= UNLIKELY * measured[worst[1]] else None
 
 
 def what_to_keep(importance: Importance, size: Size) -> Kept:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ from typing_extensions import TypedDict
 
 from distill.data.encoding import Truncation, encode
 from distill.data.splits import Splits
-from distill.distillation.budget import estimate, grid, losses_of, search, sizes, smallest, what_to_keep
+from distill.distillation.budget import contradiction, estimate, grid, losses_of, search, sizes, smallest, what_to_keep
 from distill.errors import RecipeError
-from distill.export.latency import Cost, int8_cost, latency_of
+from distill.export.latency import Cost, int8_cost, latencies_of
 from distill.inference.classifier import open_session, pad, weights_bytes
 from distill.machine.cpu import cores, cpu_kind
 from distill.machine.devices import Device
@@ -218,6 +219,13 @@ def _planned(
         for size in grid(whole):
             measure(size)
             bar.update(1)
+    if found := contradiction({size: table.costs[size].latency_ms for size in grid(whole)}):
+        small, large = found
+        log.warning(
+            "student: %s took %.3g ms and %s only %.3g ms, so other work disturbs the measurements; stop it and "
+            "measure again (--overwrite)",
+            _in_words(small), table.costs[small].latency_ms, _in_words(large), table.costs[large].latency_ms,
+        )  # fmt: skip
     target = _target(settings, benchmark, table.costs[whole])
     _check_reachable(settings, target, smallest(whole), table.costs[smallest(whole)])
     losses = losses_of(importance, sizes(whole))
@@ -348,7 +356,7 @@ def check_export(run: RunFolder, exports: Path, *, rounds: int) -> dict[str, Any
         return None
     target, config = Target(**read_pruning(run)["target"]), load_config(str(folder))
     session = open_session(str(folder), config, "cpu", threads=target.threads)
-    latency = latency_of(session, target.shape, rounds=rounds, vocabulary=config.vocab_size)
-    value = target.of(Cost(latency, weights_bytes(folder)))
+    latencies = latencies_of(session, target.shape, rounds=rounds, vocabulary=config.vocab_size)
+    value = target.of(Cost(median(latencies), weights_bytes(folder)))  # the median, as in a report
     _compare(f"export: {FORMAT}", target, value)
     return {"budget": asdict(target), "measured": value, "above_budget": value / target.most - 1}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from distill.export.int8 import int8_settings, quantise
 from distill.export.onnx_graph import graph_inputs, quiet, trace
 from distill.export.outliers import widest
 from distill.inference.sessions import OnnxSession, Session
-from distill.machine.timing import time_in_turn
+from distill.machine.timing import calmest, time_in_turn
 from distill.measuring.benchmark import call_at
 from distill.models.config import TOKEN_TYPES
 from distill.models.weights import ONNX_WEIGHTS
@@ -23,7 +22,7 @@ SOME_TOKENS = 16  # enough to find wide channels, which change the graph but not
 
 
 class Cost(NamedTuple):
-    """The median latency of a call, and the size of the file."""
+    """The latency of a call in its calmest block (see timing.calmest), and the size of the file."""
 
     latency_ms: float
     size_bytes: int
@@ -44,10 +43,10 @@ def int8_cost(model: PreTrainedModel, shape: str, *, rounds: int, threads: int |
         largest = widest(graph, [{name: given[name] for name in graph_inputs(model.config)}])
         quantise(graph, target, int8_settings()[0], largest)
         session = OnnxSession(target, "cpu", threads)
-        latency = latency_of(session, shape, rounds=rounds, vocabulary=model.config.vocab_size)
-        return Cost(latency, sum(path.stat().st_size for path in target.parent.iterdir()))
+        latencies = latencies_of(session, shape, rounds=rounds, vocabulary=model.config.vocab_size)
+        return Cost(calmest(latencies), sum(path.stat().st_size for path in target.parent.iterdir()))
 
 
-def latency_of(session: Session, shape: str, *, rounds: int, vocabulary: int) -> float:
-    """Return the median latency of a session at `shape` ("8x128") in milliseconds."""
-    return median(time_in_turn({shape: call_at(session, shape, vocabulary=vocabulary)}, rounds)[shape])
+def latencies_of(session: Session, shape: str, *, rounds: int, vocabulary: int) -> list[float]:
+    """Return at least `rounds` latencies of a session at `shape` ("8x128"), in milliseconds."""
+    return time_in_turn({shape: call_at(session, shape, vocabulary=vocabulary)}, rounds)[shape]
