@@ -1,0 +1,144 @@
+"""Compare pruned students with students of N layers that take as long in int8, over several seeds.
+
+usage: python3 tools/benchmarks/pruned_students.py RECIPE --teacher DIR --work DIR [--layers 1 2 3] [--faster 1.0 1.5]
+           [--seeds 1 2 3] [--shape 1x128] [--rounds 30] [--threads 2]
+
+RECIPE has the data and the training of all students. For each number in --layers, a student of so many layers is
+trained and exported to onnx-int8. For each number in --faster, a pruned student gets the latency of that student, over
+that number, as its budget. At the end all exports are timed in turn.
+
+You can stop the script and start it again: it keeps finished runs in WORK and resumes interrupted ones. It prints a
+table; the last line is the whole result as JSON: accuracy by seed, the latencies of each export, and the differences of
+a pruned student to the other with a permutation test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+from seeded_runs import correct_texts, distill, pooled_p_value
+
+from distill.inference.classifier import open_session, weights_bytes
+from distill.machine.cpu import cores
+from distill.machine.devices import describe_hardware
+from distill.machine.provenance import versions
+from distill.machine.timing import speedup, time_in_turn
+from distill.measuring.benchmark import call_at
+from distill.models.loading import load_config
+from distill.storage.files import read_json, write_json
+from distill.storage.run_folder import RunFolder
+
+FORMAT = "onnx-int8"
+
+
+def main() -> None:
+    """Train what is missing, time all exports in turn and print the comparison."""
+    parser = argparse.ArgumentParser(description="Compare pruned students with students of N layers.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--teacher", required=True, type=Path)
+    parser.add_argument("--work", required=True, type=Path)
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--faster", type=float, nargs="+", default=[1.0, 1.5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--shape", default="1x128")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--set", nargs="*", default=[], dest="sets", metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    for seed in arguments.seeds:
+        for layers in arguments.layers:
+            make(arguments, seed, f"layers-{layers}", f"student.layers={layers}")
+    budgets = budgets_of(arguments)
+    for seed in arguments.seeds:
+        for name, budget in budgets.items():
+            make(arguments, seed, name, f"student.prune={{latency_ms: {budget}, shape: {arguments.shape}}}")
+    report(arguments, budgets)
+
+
+def make(arguments: argparse.Namespace, seed: int, name: str, setting: str) -> None:
+    """Train and export a student, unless it is finished."""
+    run = RunFolder(arguments.work / f"seed-{seed}" / name)
+    settings = (
+        setting, f"student.training.seed={seed}", f"benchmark.threads={arguments.threads}",
+        f"export.formats=[{FORMAT}]", *arguments.sets,
+    )  # fmt: skip
+    sets = [part for one in settings for part in ("--set", one)]
+    if not run.is_finished:
+        distill("student", arguments.recipe, "--teacher", arguments.teacher, "--output", run.path, "--resume", *sets)
+    if not (run.export / FORMAT / "proof.json").is_file():
+        distill("export", run.path)
+
+
+def budgets_of(arguments: argparse.Namespace) -> dict[str, float]:
+    """Return the budget of each pruned student in milliseconds; it is measured once and kept."""
+    path = arguments.work / "budgets.json"
+    if not path.is_file():
+        first = arguments.work / f"seed-{arguments.seeds[0]}"
+        found = timed(arguments, {str(layers): first / f"layers-{layers}" for layers in arguments.layers})
+        write_json(path, {layers: median(latencies) for layers, latencies in found.items()})
+    latencies = read_json(path)
+    return {
+        f"pruned-as-{layers}-over-{faster:g}": round(latencies[str(layers)] / faster, 4)
+        for layers in arguments.layers
+        for faster in arguments.faster
+    }
+
+
+def timed(arguments: argparse.Namespace, runs: dict[str, Path]) -> dict[str, list[float]]:
+    """Return the latencies of the runs' exports in milliseconds, timed in turn."""
+    calls = {}
+    for name, run in runs.items():
+        folder = str(run / "export" / FORMAT)
+        config = load_config(folder)
+        session = open_session(folder, config, "cpu", threads=arguments.threads)
+        calls[name] = call_at(session, arguments.shape, vocabulary=config.vocab_size)
+    return time_in_turn(calls, arguments.rounds)
+
+
+def report(arguments: argparse.Namespace, budgets: dict[str, float]) -> None:
+    """Print accuracy and latency of each student, and each pruned one against the one that it was measured by."""
+    names = [*(f"layers-{layers}" for layers in arguments.layers), *budgets]
+    runs = {
+        (name, seed): RunFolder(arguments.work / f"seed-{seed}" / name) for name in names for seed in arguments.seeds
+    }
+    latencies = timed(arguments, {f"{name} {seed}": run.path for (name, seed), run in runs.items()})
+    correct = {key: correct_texts(run) for key, run in runs.items()}
+    result: dict[str, Any] = {}
+    for name in names:
+        own = {seed: latencies[f"{name} {seed}"] for seed in arguments.seeds}
+        entry: dict[str, Any] = {
+            "accuracy": {seed: float(correct[name, seed].mean()) for seed in arguments.seeds},
+            "latency_ms": {seed: median(values) for seed, values in own.items()},
+            "raw_ms": {seed: [round(value, 4) for value in values] for seed, values in own.items()},
+            "size_bytes": weights_bytes(runs[name, arguments.seeds[0]].export / FORMAT),
+        }
+        row = f"{name:24} {mean(entry['accuracy'].values()):.4f} {mean(entry['latency_ms'].values()):8.3f} ms"
+        if name in budgets:
+            other = f"layers-{name.split('-')[2]}"
+            theirs = [correct[other, seed] for seed in arguments.seeds]
+            ours = [correct[name, seed] for seed in arguments.seeds]
+            ratios = [speedup(latencies[f"{other} {seed}"], own[seed])._asdict() for seed in arguments.seeds]
+            entry |= {
+                "budget_ms": budgets[name],
+                "over_budget": {seed: value / budgets[name] - 1 for seed, value in entry["latency_ms"].items()},
+                "kept": {seed: read_json(runs[name, seed].pruning)["kept"]["layers"] for seed in arguments.seeds},
+                "compared_with": other,
+                "gain": float(np.mean(ours) - np.mean(theirs)),
+                "p_value": pooled_p_value(ours, theirs),
+                "times_as_fast": dict(zip(arguments.seeds, ratios, strict=True)),
+            }
+            row += f"  {100 * entry['gain']:+.2f} points and x{mean(one['median'] for one in ratios):.2f} of {other}"
+        result[name] = entry
+        print(row)
+    shown = {name: str(value) for name, value in vars(arguments).items()}
+    print(json.dumps({"arguments": shown, "students": result, "hardware": describe_hardware(), "versions": versions()}))
+
+
+if __name__ == "__main__":
+    main()
