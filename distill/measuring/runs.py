@@ -118,9 +118,14 @@ def _origin(values: Mapping[str, Any], role: str) -> str | None:
                 if isinstance(layers, list)
                 else (f"{layers} of the teacher's layers")
             )
-        for key, meaning in (("config", "the teacher's architecture with"), ("ngrams", "n-grams with")):
+        if place := values.get(f"{section}.prune.model"):
+            return f"pruned from {place}"
+        made = {"config": "the teacher's architecture with", "ngrams": "n-grams with", "prune": "the teacher pruned to"}
+        for key, meaning in made.items():
             place = f"{section}.{key}."
-            if sizes := [f"{name.removeprefix(place)} {value}" for name, value in values.items() if place in name]:
+            if sizes := [
+                f"{name.removeprefix(place)} {value}" for name, value in values.items() if name.startswith(place)
+            ]:
                 return f"{meaning} {', '.join(sizes)}"
     return None
 
