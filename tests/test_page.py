@@ -159,7 +159,7 @@ def test_the_figures_are_those_of_the_json(report, page):
     assert found["controls"][0]["sentence"] in text
     assert "Ship the student onnx-int8" in text
     assert "It keeps 96.7% of the teacher's accuracy (87.0% against 90.0%) and is 8.0x as fast." in text
-    assert "5.0 against 40.0 ms at 1x128; 8.0 to 8.0 in 3 blocks" in text
+    assert "5.0 against 40.0 ms at 1x128; 8.0 to 8.0 in 3 blocks of calls" in text
     assert "most often it answers 'b' for" in text and "(7 of 47 such texts)" in text
     assert "gets 12 of 100 test texts wrong, the teacher 10. 7 of these texts are the same." in text
 

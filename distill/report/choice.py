@@ -294,7 +294,7 @@ def _facts(row: Row, found: Row, teacher: Row | None) -> str:
     shape = found["shape"]
     parts = [
         f"{row['format']} on {row['device']}: {row['accuracy']:.2%} {accuracy_of(row)}, "
-        f"{row['size_bytes'] / 1e6:.1f} MB, {shown_ms(_p50(row, shape))} ms at {shape}, "
+        f"{row['size_bytes'] / 1e6:.1f} MB, {shown_amount(_p50(row, shape))} ms at {shape}, "
         f"{row['texts_per_second']:.0f} texts/s"
     ]
     if teacher is None or row is teacher:
@@ -343,9 +343,9 @@ def baseline_sentence(comparison: Mapping[str, Any]) -> str:
     return f"The {comparison['role']} is not better than {BASELINE}: it is {side} it {figures}."
 
 
-def shown_ms(milliseconds: float) -> str:
-    """Return a latency with one decimal, or two if it is so short that one would say nothing."""
-    return f"{milliseconds:.1f}" if milliseconds >= 0.1 else f"{milliseconds:.2f}"
+def shown_amount(value: float) -> str:
+    """Return milliseconds or megabytes with one decimal, or two if there are so few that one would say nothing."""
+    return f"{value:.1f}" if value >= 0.1 else f"{value:.2f}"
 
 
 def shown_p(value: float) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from distill.report.choice import POINTS, SIGNIFICANT, is_above, shown_ms, shown_p
+from distill.report.choice import POINTS, SIGNIFICANT, is_above, shown_amount, shown_p
 
 
 def control_sentence(comparison: Mapping[str, Any]) -> str:
@@ -63,8 +63,8 @@ def cascade_sentence(cascade: Mapping[str, Any]) -> str:
     return (
         f"If the student passes on the {enough['escalated']:.0%} of texts that it classifies with a probability below "
         f"{enough['below']:.4g}, accuracy is {enough['accuracy']:.2%} (the teacher alone: {teacher['accuracy']:.2%}). "
-        f"This takes {shown_ms(enough['latency_ms'])} ms per text on average, not {shown_ms(cascade['teacher_ms'])} "
-        f"({pair}). "
+        f"This takes {shown_amount(enough['latency_ms'])} ms per text on average, not "
+        f"{shown_amount(cascade['teacher_ms'])} ({pair}). "
         "The probability was chosen on these test texts, so the accuracy is slightly optimistic."
     )
 
@@ -83,8 +83,8 @@ def promise_sentence(found: Mapping[str, Any]) -> str:
         f"{'The cascade breaks its promise on the test texts: it' if broken else 'The cascade'} agrees with its last "
         f"classifier on {found['agreement']:.2%} of test texts (95 % interval {low:.1%} to {high:.1%}); {promised}. "
         f"Its accuracy is {found['accuracy']:.2%}, that of the last classifier {found['last_accuracy']:.2%}. It reads "
-        f"{found['texts_per_second']:.0f} texts/s. A text that comes alone takes {shown_ms(found['mean_ms'])} ms on "
-        f"average, and one of twenty takes more than {shown_ms(found['p95_ms'])} ms."
+        f"{found['texts_per_second']:.0f} texts/s. A text that comes alone takes {shown_amount(found['mean_ms'])} ms "
+        f"on average, and one of twenty takes more than {shown_amount(found['p95_ms'])} ms."
     )
 
 

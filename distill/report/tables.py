@@ -8,7 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from distill.recipe.schema import Task
-from distill.report.choice import accuracy_of, shown_ms
+from distill.report.choice import accuracy_of, shown_amount
 from distill.report.classes import shown_figure
 from distill.report.page import as_code
 
@@ -125,7 +125,7 @@ def measurement_cells(measurements: Rows, shapes: Sequence[str], percentiles: Se
             "agreement": shown_figure(row["agreement"]),
             **{f"{shape} {' / '.join(percentiles)} ms": _latencies(row, shape, percentiles) for shape in shapes},
             "texts/s": f"{row['texts_per_second']:.1f}",
-            "MB": f"{row['size_bytes'] / 1e6:.1f}",
+            "MB": shown_amount(row["size_bytes"] / 1e6),
             "load s": f"{row['load_seconds']:.2f}",
         }
         for row in measurements
@@ -134,4 +134,4 @@ def measurement_cells(measurements: Rows, shapes: Sequence[str], percentiles: Se
 
 def _latencies(row: Mapping[str, Any], shape: str, percentiles: Sequence[str]) -> str:
     found = row["latency_ms"].get(shape)
-    return " / ".join(shown_ms(found[name]) for name in percentiles) if found else "-"
+    return " / ".join(shown_amount(found[name]) for name in percentiles) if found else "-"

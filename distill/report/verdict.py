@@ -15,7 +15,7 @@ from distill.report.choice import (
     baseline_sentence,
     is_above,
     reference_teacher,
-    shown_ms,
+    shown_amount,
     shown_ratio,
     shown_speedup,
     speedup_in,
@@ -71,7 +71,7 @@ def verdict(report: Mapping[str, Any]) -> str:
         return sentence(choice["summary"]) if choice["summary"] else _unfit(choice["unfit"][0])
     teacher = reference_teacher(report["measurements"], shape)
     if teacher is None or teacher is chosen:
-        ms = shown_ms(chosen["latency_ms"][shape]["p50"])
+        ms = shown_amount(chosen["latency_ms"][shape]["p50"])
         found = f"It has {chosen['accuracy']:.1%} {accuracy_of(chosen)} and takes {ms} ms at {shape}."
     else:
         kept = (
@@ -125,16 +125,18 @@ def tiles(report: Mapping[str, Any]) -> list[Tile]:
             f"of the teacher's {accuracy_of(chosen)} kept",
             f"{chosen['accuracy']:.1%} against {teacher['accuracy']:.1%}{between}",
         )
-    speed = f"{shown_ms(timed['p50'])} ms", f"at {shape}", f"99 of 100 calls within {shown_ms(timed['p99'])} ms"
+    speed = f"{shown_amount(timed['p50'])} ms", f"at {shape}", f"99 of 100 calls within {shown_amount(timed['p99'])} ms"
     if teacher and choice.get("speedup_blocks", 0) >= LEAST_BLOCKS:
         over = speedup_in(choice)
         low, median, high = map(shown_ratio, (over.low, over.median, over.high))
         times = f"{low} to {high}x" if over.is_scattered else f"{median}x"
-        spread = "timings vary" if over.is_scattered else f"{low} to {high} in {over.blocks} blocks"
+        spread = f"{over.blocks} blocks of calls"
+        spread = f"the timings of {spread} vary" if over.is_scattered else f"{low} to {high} in {spread}"
+        ours, its = (shown_amount(row["latency_ms"][shape]["p50"]) for row in (chosen, teacher))
         speed = (
             times,
             "as fast as the teacher",
-            f"{shown_ms(timed['p50'])} against {shown_ms(teacher['latency_ms'][shape]['p50'])} ms at {shape}; {spread}",
+            f"{ours} against {its} ms at {shape}; {spread}",
         )
     of_teacher = f"teacher: {teacher['texts_per_second']:,.0f}" if teacher else "with tokenizing"
     size = f"teacher: {teacher['size_bytes'] / 1e6:,.1f} MB" if teacher else f"loads in {chosen['load_seconds']:.2f} s"
@@ -152,7 +154,9 @@ def facts(report: Mapping[str, Any]) -> list[Fact]:
     chosen = chosen_row(report)
     if chosen is None:
         return []
-    found = []
+    name = row_names(report["measurements"])[report["measurements"].index(chosen)]
+    made = next((run["origin"] for run in report["runs"] if run["model"] == chosen["model"] and run["origin"]), None)
+    found = [Fact("Which model is it?", f"{name} ({made})" if made else name)]
     above = [baseline_sentence(one) for one in report["baselines"] if one["model"] == chosen["model"] and is_above(one)]
     if above:
         found.append(Fact("Is it worth having?", above[0], "worth"))
