@@ -234,7 +234,7 @@ def test_the_rehearsal_runs_every_part_and_a_second_visit_does_nothing_again(tmp
         assert {"against baseline", "against teacher", "against small encoder-control"} < set(runs["small encoder"])
     kinds = found["kinds"]["steps"]
     assert all(kinds[f"bundle: {name}"]["agreement"] == 1 for name in gpu_kinds.ORIGINS)
-    assert all(step["seconds"] > 0 for file in found.values() for step in file["steps"].values())
+    assert all("seconds" in step for file in found.values() for step in file["steps"].values())
     assert found["predict"]["steps"]["without padding"]["agreement"]["torch-fp16 unpadded"] == 1
     assert len(measured["onnx-fp16 fixed"]["latency_ms"]["raw"]) == 5 and measured["torch-fp32"]["agreement"] == 1
     graphs = found["exports"]["steps"]["bert-base graphs"]["exports"]
