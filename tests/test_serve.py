@@ -213,9 +213,11 @@ def ask_at_once(client, one, first, *others):
     with ThreadPoolExecutor(1 + len(others)) as pool:
         asked = [pool.submit(client.post, "/predict", json={"inputs": first})]
         assert one.begun.wait(30)
-        for number, inputs in enumerate(others, start=1):
+        texts = 0
+        for inputs in others:
             asked.append(pool.submit(client.post, "/predict", json={"inputs": inputs}))
-            until(lambda number=number: waiting(client) >= number)
+            texts += len(inputs) if isinstance(inputs, list) else 1
+            until(lambda texts=texts: waiting(client) >= texts)
         one.go.set()
         return [answer.result(30) for answer in asked]
 
