@@ -111,7 +111,7 @@ def findings_of(
             "data": splits.fingerprints,
             "leaks_dropped": dict(splits.leaks),
         },
-        data_name=recipe.data.dataset or Path(recipe.data.files.train).name,
+        data_name=recipe.data.dataset or Path(recipe.data.files.test or recipe.data.files.train).name,
         shapes=benchmark.shapes,
         task=splits.task,
         notes=notes,

@@ -53,10 +53,7 @@ def early_stop_in_words(training: Mapping[str, Any]) -> str:
     text = f"stopped early, at step {found['step']} of {found['planned_steps']}"
     if found["epoch"]:
         text += f" (epoch {found['epoch']:.4g} of {found['planned_epochs']:.4g})"
-    if found["kept"] is None:
-        return f"{text}; the last step is kept"
-    metric = training["selected_by"].removeprefix("eval_").replace("_", " ")
-    return f"{text}; {found['kept']} is kept, with the best validation {metric} ({training['selected_at']:.4f})"
+    return f"{text}; {_kept_in_words(found['kept'], training)}"
 
 
 def course_in_words(training: Mapping[str, Any]) -> str | None:
@@ -66,12 +63,14 @@ def course_in_words(training: Mapping[str, Any]) -> str | None:
     if training.get("stopped_early"):
         return early_stop_in_words(training)
     epochs = f" ({training['steps'] / each:.3g} epochs)" if (each := training.get("steps_per_epoch")) else ""
-    text = f"ran all {training['steps']} steps{epochs}"
-    if training.get("best_checkpoint") is None:
-        return f"{text}; the last step is kept"
+    return f"ran all {training['steps']} steps{epochs}; {_kept_in_words(training.get('best_checkpoint'), training)}"
+
+
+def _kept_in_words(checkpoint: str | None, training: Mapping[str, Any]) -> str:
+    if checkpoint is None:
+        return "the last step is kept"
     metric = training["selected_by"].removeprefix("eval_").replace("_", " ")
-    kept = training["best_checkpoint"]
-    return f"{text}; {kept} is kept, with the best validation {metric} ({training['selected_at']:.4f})"
+    return f"{checkpoint} is kept, with the best validation {metric} ({training['selected_at']:.4f})"
 
 
 def warnings_of(log: Sequence[Mapping[str, Any]], *, loss_is_scheduled: bool = False) -> list[str]:

@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.report import plots
-from distill.report.choice import ACCURACY, CANDIDATES, Row, is_fit, pareto_front, reference_teacher
+from distill.report.choice import (
+    ACCURACY,
+    CANDIDATES,
+    Row,
+    decisive_shape,
+    is_fit,
+    pareto_front,
+    reference_teacher,
+    shown_amount,
+)
 from distill.report.classes import class_cells
 from distill.report.naming import model_colours, model_names, row_names
 from distill.report.page import inlined_script, render
@@ -103,11 +112,9 @@ def dashboard(report: Mapping[str, Any], decisive: str | None) -> str:
 def front_picture(report: Mapping[str, Any], measure: str, *, width: float = plots.WIDE) -> Figure:
     """Return the picture of accuracy against the latency at a shape, or against texts per second (`RATE`)."""
     chosen, budget = chosen_row(report), report["budget"] or {}
-    teacher = next((row for row in report["measurements"] if row["role"] == "teacher"), None)
-    shape = report["choice"].get("shape") or report["choice"].get("nearest", {}).get("shape")
-    if shape:
-        teacher = reference_teacher(report["measurements"], shape)
     rows: Rows = report["measurements"]
+    shape = decisive_shape(rows, report["shapes"])
+    teacher = reference_teacher(rows, shape) if shape else None
     cost, label = _rate, f"{RATE}, with tokenizing (log scale; right is faster)"
     if measure != RATE:
         cost, label = _latency_at(measure), f"median latency at {measure} in ms (log scale; left is faster)"
@@ -149,9 +156,7 @@ def _cells(report: Mapping[str, Any], decisive: str | None) -> list[dict[str, st
         accuracy = next(iter(shown))
         first = {accuracy: shown.pop(accuracy), "95 % interval": interval}
         if decisive:
-            first[f"{decisive} ms"] = measurement_cells([row], [decisive], percentiles=("p50",))[0][
-                f"{decisive} p50 ms"
-            ]
+            first[f"{decisive} ms"] = shown_amount(row["latency_ms"][decisive]["p50"])
         first |= {name: shown.pop(name) for name in ("texts/s", "MB")}
         parameters, seconds = run.get("parameters"), run.get("seconds")
         trained = {

@@ -69,22 +69,20 @@ def verdict(report: Mapping[str, Any]) -> str:
     choice, chosen, shape = report["choice"], chosen_row(report), report["choice"].get("shape")
     if chosen is None:
         return sentence(choice["summary"]) if choice["summary"] else _unfit(choice["unfit"][0])
-    teacher = reference_teacher(report["measurements"], shape)
-    if teacher is None or teacher is chosen:
-        ms = shown_amount(chosen["latency_ms"][shape]["p50"])
-        found = f"It has {chosen['accuracy']:.1%} {accuracy_of(chosen)} and takes {ms} ms at {shape}."
-    else:
-        kept = (
-            f"It keeps {choice['accuracy_of_teacher']:.1%} of the teacher's {accuracy_of(chosen)} "
-            f"({chosen['accuracy']:.1%} against {teacher['accuracy']:.1%})"
-            if "accuracy_of_teacher" in choice
-            else f"It has {chosen['accuracy']:.1%} {accuracy_of(chosen)}"
-        )
-        found = f"{kept}{_speed(choice)}."
     if choice.get("above_baseline") is False:
         below = [baseline_sentence(one) for one in report["baselines"] if one["model"] == chosen["model"]]
         return " ".join([*below, TO_TRY])
-    return found
+    teacher = reference_teacher(report["measurements"], shape)
+    if teacher is None or teacher is chosen:
+        ms = shown_amount(chosen["latency_ms"][shape]["p50"])
+        return f"It has {chosen['accuracy']:.1%} {accuracy_of(chosen)} and takes {ms} ms at {shape}."
+    kept = (
+        f"It keeps {choice['accuracy_of_teacher']:.1%} of the teacher's {accuracy_of(chosen)} "
+        f"({chosen['accuracy']:.1%} against {teacher['accuracy']:.1%})"
+        if "accuracy_of_teacher" in choice
+        else f"It has {chosen['accuracy']:.1%} {accuracy_of(chosen)}"
+    )
+    return f"{kept}{_speed(choice)}."
 
 
 def alerts(report: Mapping[str, Any]) -> list[str]:

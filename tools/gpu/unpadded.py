@@ -117,10 +117,8 @@ def _attention(
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (tokens, heads, size)
     settings: dict[str, Any] = {}  # only what differs from the defaults, since torch 2.11 knows fewer than 2.13
     if sliding_window is not None:
-        settings["window_size"] = (
-            sliding_window - 1,
-            sliding_window - 1,
-        )  # transformers adds 1, as for Flash Attention
+        each_side = sliding_window - 1  # transformers adds 1, as for Flash Attention
+        settings["window_size"] = (each_side, each_side)
     if scaling not in (None, query.shape[-1] ** -0.5):
         settings["scale"] = scaling
     kernel = varlen_attn if query.is_cuda else text_by_text
