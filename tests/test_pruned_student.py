@@ -234,14 +234,15 @@ def test_a_prune_beside_layers_is_one_mistake_with_its_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_pruned_student_is_exported_and_held_against_its_budget(world, tmp_path, monkeypatch):
-    """Measured in earnest."""
+    """Measured in earnest; bytes, unlike milliseconds, do not depend on what else the machine does."""
     monkeypatch.setattr(pruned_student, "LATENCIES", tmp_path / "latencies")
     code, _, err = run(
         "student", world / "recipe.yaml", "--teacher", world / "teacher", "--output", tmp_path / "student",
-        "--set", "student.prune={speedup: 1.5}",
+        "--set", "student.prune={size_mb: 0.07}",
     )  # fmt: skip
-    assert code == 0 and "of the importance is lost" in err and "the budget of" in err
+    assert code == 0 and "of the importance is lost" in err and "the budget of" in err, err
+    plan = json.loads((tmp_path / "student" / "pruning.json").read_text())
     code, _, err = run("export", tmp_path / "student", "--set", "export.formats=[onnx-fp32, onnx-int8]")
     assert code == 0 and "export: onnx-int8: " in err, err
     found = json.loads((tmp_path / "student" / "export" / "budget.json").read_text())
-    assert found["measured"] > 0 and found["budget"]["shape"] == "1x8"
+    assert 0 < found["measured"] <= 0.07 and all(one["latency_ms"] > 0 for one in plan["measured"])

@@ -16,7 +16,7 @@ from distill.errors import FolderError
 from distill.recipe.file import load_recipe
 from distill.storage.checksums import SEAL, seal
 from distill.storage.files import PARTIAL, REPLACED, recover
-from distill.storage.lock import LOCK, hold
+from distill.storage.lock import LOCK, NEXT, hold
 from distill.storage.run_folder import RunFolder, SweepFolder
 from distill.training.callbacks import SealCheckpoints
 
@@ -274,6 +274,14 @@ def test_a_second_run_is_refused_until_the_first_is_gone_however_it_went(tmp_pat
     folder.prepare(recipe, resume=False, overwrite=False)  # what is left is no run
     with hold(folder.path):
         assert [path.name for path in folder.path.iterdir()] == [LOCK]
+
+
+def test_what_a_kill_left_in_a_checkpoint_that_was_just_sealed_is_cleared_away(tmp_path):
+    folder = RunFolder(tmp_path)
+    for run in (folder.path, folder.path / NEXT):
+        (run / "checkpoints" / "checkpoint-1" / f"{PARTIAL}x").mkdir(parents=True)
+    with hold(folder.path):
+        assert not list(tmp_path.rglob(f"{PARTIAL}*"))
 
 
 @pytest.mark.parametrize("killed", ["before the recipe", "before the checkpoints"])

@@ -99,10 +99,11 @@ def losses_of(importance: Importance, sizes: Iterable[Size]) -> dict[Size, float
     heads, channels = (-np.sort(-values[order], axis=1) for values in importance)
     of_heads, of_channels = (values.cumsum(axis=1).cumsum(axis=0) for values in (heads, channels))
     total = of_heads[-1, -1] + of_channels[-1, -1]
-    return {
-        size: float(total - of_heads[size.layers - 1, size.heads - 1] - of_channels[size.layers - 1, size.channels - 1])
+    left = {
+        size: of_heads[size.layers - 1, size.heads - 1] + of_channels[size.layers - 1, size.channels - 1]
         for size in sizes
     }
+    return {size: max(0.0, float(total - kept)) for size, kept in left.items()}  # rounding may go below
 
 
 def choose(costs: Mapping[Size, float], losses: Mapping[Size, float], budget: float) -> Size | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import sys
+from typing import NoReturn
 
 from distill.errors import UserError
 
@@ -51,3 +54,16 @@ def leave() -> None:
 
         if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def end_rank(code: int) -> NoReturn:
+    """End this process as `sys.exit` would, but without ending Python's and torch's threads one by one.
+
+    While they end, a thread of torch 2.13's gloo sometimes aborts the process, and the launcher then reports a failure
+    of a run that is complete.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -39,8 +39,9 @@ def hold(folder: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         raise FolderError(f"{folder}: cannot be written: {one_line(error)}", hint="--output DIR") from None
     try:
-        for left in (*folder.glob(f"{PARTIAL}*"), *(folder / NEXT).glob(f"{PARTIAL}*")):
-            recover(left)
+        for run in (folder, folder / NEXT):
+            for left in (*run.glob(f"{PARTIAL}*"), *run.glob(f"checkpoints/*/{PARTIAL}*")):
+                recover(left)
         yield
     finally:
         held.release()
