@@ -31,7 +31,10 @@ def measured(monkeypatch, tmp_path):
     """The sizes that were measured, none of them in earnest."""
     sizes = []
 
-    def cost(model, shape, *, rounds, threads):
+    def costs(models, shape, *, rounds, threads, progress=lambda exported: None):
+        return {size: cost(model) for size, model in models}
+
+    def cost(model):
         layers = model.base_model.encoder.layer
         model = without_empty_heads(model)
         heads = {layer.attention.self.num_attention_heads for layer in layers}
@@ -39,7 +42,7 @@ def measured(monkeypatch, tmp_path):
         assert not heads
         return cost_of(sizes[-1])
 
-    monkeypatch.setattr(pruned_student, "int8_cost", cost)
+    monkeypatch.setattr(pruned_student, "int8_costs", costs)
     monkeypatch.setattr(pruned_student, "LATENCIES", tmp_path / "latencies")
     yield sizes
 
@@ -154,16 +157,17 @@ def test_a_budget_that_takes_the_whole_model_is_said_to_prune_nothing(world, tmp
 def test_a_disturbed_measurement_is_repeated_and_does_not_choose(world, tmp_path, measured, monkeypatch, caplog):
     """The smallest size takes as long as ten of the whole model, the first time that it is measured."""
     quiet = student(world, tmp_path / "quiet")
-    honest, smallest = pruned_student.int8_cost, min(measured)
+    honest, smallest = pruned_student.int8_costs, min(measured)
     monkeypatch.setattr(pruned_student, "LATENCIES", tmp_path / "others")
     measured.clear()
 
     def disturbed(*arguments, **settings):
-        cost = honest(*arguments, **settings)
-        first = measured[-1] == smallest and measured.count(smallest) == 1
-        return cost._replace(latency_ms=10 * cost_of(TINY).latency_ms) if first else cost
+        costs = honest(*arguments, **settings)
+        if smallest in costs and measured.count(smallest) == 1:
+            costs[smallest] = costs[smallest]._replace(latency_ms=10 * cost_of(TINY).latency_ms)
+        return costs
 
-    monkeypatch.setattr(pruned_student, "int8_cost", disturbed)
+    monkeypatch.setattr(pruned_student, "int8_costs", disturbed)
     monkeypatch.setattr("distill.distillation.student.check_prunable", lambda *arguments, **settings: None)
     assert kept(student(world, tmp_path / "student")) == kept(quiet) and measured.count(smallest) > 1
     assert "other work disturbs" not in caplog.text
@@ -171,13 +175,15 @@ def test_a_disturbed_measurement_is_repeated_and_does_not_choose(world, tmp_path
 
 def test_if_estimates_are_wrong_only_what_was_measured_counts(world, tmp_path, measured, monkeypatch):
     """Costs jump where a number is odd, so every estimate in between is too low or too high."""
-    honest = pruned_student.int8_cost
+    honest = pruned_student.int8_costs
 
     def jumping(*arguments, **settings):
-        cost = honest(*arguments, **settings)
-        return cost._replace(latency_ms=cost.latency_ms * (1.3 if measured[-1].layers % 2 else 1.0))
+        return {
+            size: cost._replace(latency_ms=cost.latency_ms * (1.3 if size.layers % 2 else 1.0))
+            for size, cost in honest(*arguments, **settings).items()
+        }
 
-    monkeypatch.setattr(pruned_student, "int8_cost", jumping)
+    monkeypatch.setattr(pruned_student, "int8_costs", jumping)
     folder = student(world, tmp_path / "student", "student.prune.latency_ms=3")
     size = kept(folder).size
     assert size in measured and cost_of(size).latency_ms * (1.3 if size.layers % 2 else 1.0) <= 3

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -25,7 +25,7 @@ from distill.data.encoding import Truncation, encode
 from distill.data.splits import Splits
 from distill.distillation.budget import contradiction, estimate, grid, losses_of, search, sizes, smallest, what_to_keep
 from distill.errors import RecipeError
-from distill.export.latency import Cost, int8_cost, latencies_of
+from distill.export.latency import Cost, int8_costs, latencies_of
 from distill.inference.classifier import open_session, pad, weights_bytes
 from distill.machine.cpu import cores, cpu_kind
 from distill.machine.devices import Device
@@ -47,7 +47,7 @@ BUDGET = "budget.json"  # beside the exports: what the finished one costs
 TEXTS = 512  # whose logits say how important a part is
 AT_ONCE = 16  # texts
 NEAR = 0.1  # share of the budget: if a student misses it by more, that is a warning
-REPEATS = 4  # measurements of a pair of sizes that contradict each other; other work may have disturbed one
+REPEATS = 4  # measurements of all sizes if two of them contradict each other; other work may have disturbed one
 ROUGH_ROUNDS = 5  # timed calls of a model that only has to be possible
 LATENCIES = Path(HF_HOME) / "distill" / "latencies"
 
@@ -130,7 +130,7 @@ def _rough_cost(name: str, shape: str, threads: int | None, size: Size) -> Cost:
     model = build_from_config(config, count, seed=0)
     heads, channels = tuple(range(size.heads)), tuple(range(size.channels))
     kept = Kept(tuple(range(size.layers)), (heads,) * size.layers, (channels,) * size.layers)
-    return int8_cost(prune(model, kept), shape, rounds=ROUGH_ROUNDS, threads=threads)
+    return int8_costs([(size, prune(model, kept))], shape, rounds=ROUGH_ROUNDS, threads=threads)[size]
 
 
 def _target(settings: Prune, benchmark: Benchmark, whole: Cost | None) -> Target:
@@ -195,23 +195,20 @@ def plan_pruning(
     whole, shape = size_of(model.config), settings.shape or benchmark.shapes[0]
     table = _Table(model, shape, benchmark, fresh=fresh)
 
-    def measure(size: Size, *, again: bool = False) -> Cost:
-        if again or size not in table.costs:
-            student = prune(model, what_to_keep(importance, size))
-            cost = int8_cost(student, shape, rounds=benchmark.rounds, threads=benchmark.threads)
-            table.add(size, min(cost, table.costs.get(size, cost)))  # other work only adds to a latency
-        return table.costs[size]
+    def measure(wanted: Sequence[Size], progress: Callable[[int], None] = lambda exported: None) -> None:
+        students = ((size, prune(model, what_to_keep(importance, size))) for size in wanted)
+        costs = int8_costs(students, shape, rounds=benchmark.rounds, threads=benchmark.threads, progress=progress)
+        table.add({size: min(cost, table.costs.get(size, cost)) for size, cost in costs.items()})  # others only add
 
     def disturbed() -> tuple[Size, Size] | None:
         return contradiction({size: table.costs[size].latency_ms for size in grid(whole)})
 
-    with progress_line("latencies in int8", len(grid(whole)), "size") as bar:
-        for size in grid(whole):
-            measure(size)
-            bar.update(1)
+    missing = [size for size in grid(whole) if size not in table.costs]
+    with progress_line("latencies in int8", len(missing), "size") as bar:
+        measure(missing, bar.update)
     for _ in range(REPEATS):
-        for size in disturbed() or ():
-            measure(size, again=True)
+        if disturbed():
+            measure(grid(whole))
     if found := disturbed():
         small, large = found
         log.warning(
@@ -221,13 +218,18 @@ def plan_pruning(
         )  # fmt: skip
     target = _target(settings, benchmark, table.costs[whole])
     _check_reachable(settings, target, smallest(whole), table.costs[smallest(whole)])
+
+    def measured_cost(size: Size) -> float:
+        measure([size])
+        return target.of(table.costs[size])
+
     losses = losses_of(importance, sizes(whole))
     estimated = estimate({size: target.of(table.costs[size]) for size in grid(whole)})
     chosen = search(
         losses,
         {size: estimated(size) for size in losses},
         {size: target.of(cost) for size, cost in table.costs.items()},
-        lambda size: target.of(measure(size)),
+        measured_cost,
         target.most,
     )
     kept, lost = what_to_keep(importance, chosen), losses[chosen] / max(losses.values())
@@ -290,9 +292,9 @@ class _Table:
             self.costs = {Size(*one["size"]): Cost(one["latency_ms"], one["size_bytes"]) for one in found}
             log.info("student: %d latencies were measured before (%s)", len(self.costs), self.path)
 
-    def add(self, size: Size, cost: Cost) -> None:
-        """Keep the cost of a size."""
-        self.costs[size] = cost
+    def add(self, costs: Mapping[Size, Cost]) -> None:
+        """Keep the costs of sizes."""
+        self.costs |= costs
         write_json(self.path, {"depends": self.depends, "measured": self.as_json()})
 
     def as_json(self) -> list[_Measured]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -18,6 +19,8 @@ from distill.measuring.benchmark import call_at
 from distill.models.config import TOKEN_TYPES
 from distill.models.weights import ONNX_WEIGHTS
 
+Key = TypeVar("Key", bound=Hashable)
+
 SOME_TOKENS = 16  # enough to find wide channels, which change the graph but not its latency
 
 
@@ -28,23 +31,38 @@ class Cost(NamedTuple):
     size_bytes: int
 
 
-def int8_cost(model: PreTrainedModel, shape: str, *, rounds: int, threads: int | None) -> Cost:
-    """Export the fp32 `model` as onnx-int8 is first tried, and return its cost at `shape` ("8x128") on the CPU.
+def int8_costs(
+    models: Iterable[tuple[Key, PreTrainedModel]],
+    shape: str,
+    *,
+    rounds: int,
+    threads: int | None,
+    progress: Callable[[int], None] = lambda exported: None,
+) -> dict[Key, Cost]:
+    """Export fp32 models as onnx-int8 is first tried, time them in turn, and return each one's cost.
 
-    The latency is that of the model alone, on random tokens, as in a report. Nothing is kept.
+    The latency is that of the model alone at `shape` ("8x128") on the CPU, on random tokens, as in a report. `models`
+    are taken one by one, each under a key of its own; nothing is kept. `progress` is called with 1 after each export.
     """
+    calls: dict[Key, Callable[[], object]] = {}
+    sizes: dict[Key, int] = {}
     with tempfile.TemporaryDirectory() as work, quiet():
-        graph, target = Path(work) / "fp32" / ONNX_WEIGHTS, Path(work) / "int8" / ONNX_WEIGHTS
+        graph = Path(work) / "fp32" / ONNX_WEIGHTS
         graph.parent.mkdir()
-        target.parent.mkdir()
-        trace(model, graph)
-        ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, SOME_TOKENS))
-        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), TOKEN_TYPES: np.zeros_like(ids)}
-        largest = widest(graph, [{name: given[name] for name in graph_inputs(model.config)}])
-        quantise(graph, target, int8_settings()[0], largest)
-        session = OnnxSession(target, "cpu", threads)
-        latencies = latencies_of(session, shape, rounds=rounds, vocabulary=model.config.vocab_size)
-        return Cost(calmest(latencies), sum(path.stat().st_size for path in target.parent.iterdir()))
+        for number, (key, model) in enumerate(models):
+            target = Path(work) / f"int8-{number}" / ONNX_WEIGHTS
+            target.parent.mkdir()
+            trace(model, graph)
+            ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, SOME_TOKENS))
+            given = {"input_ids": ids, "attention_mask": np.ones_like(ids), TOKEN_TYPES: np.zeros_like(ids)}
+            largest = widest(graph, [{name: given[name] for name in graph_inputs(model.config)}])
+            quantise(graph, target, int8_settings()[0], largest)
+            session = OnnxSession(target, "cpu", threads)
+            calls[key] = call_at(session, shape, vocabulary=model.config.vocab_size)
+            sizes[key] = sum(path.stat().st_size for path in target.parent.iterdir())
+            progress(1)
+        latencies = time_in_turn(calls, rounds)
+    return {key: Cost(calmest(latencies[key]), size) for key, size in sizes.items()}
 
 
 def latencies_of(session: Session, shape: str, *, rounds: int, vocabulary: int) -> list[float]:
