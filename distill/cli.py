@@ -442,11 +442,11 @@ def student(
         hint = f"distill teacher RECIPE --output {teacher[0]} makes one"
         raise UserError(f"--teacher: {teacher[0]}: no such folder", hint=hint)
     resolved = _recipe(recipe or Path(teacher[0], "recipe.yaml"), set_)
-    folder = commands.student(
+    for folder in commands.students(
         resolved, teacher, output, teacher_logits=teacher_logits, resume=resume, overwrite=overwrite, force=force,
         device=device, push_to_hub=push_to_hub,
-    )  # fmt: skip
-    _print_run(folder, json_)
+    ):  # fmt: skip
+        _print_run(folder, json_)
 
 
 @app.command()
@@ -523,7 +523,7 @@ def export(
     commands = _commands()
     named = _formats(onnx=onnx, fp16=fp16, int8=int8, openvino=openvino)
     resolved = _recipe(recipe or Path(model, "recipe.yaml"), set_) if recipe or set_ else None
-    entries = commands.export(model, named, recipe=resolved, output=output, device=device, push_to_hub=push_to_hub)
+    entries = commands.exports(model, named, recipe=resolved, output=output, device=device, push_to_hub=push_to_hub)
     if json_:
         print(json.dumps(entries))
         return

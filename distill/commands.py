@@ -31,7 +31,7 @@ from distill.distillation.teacher_logits import LogitCache, identify_teacher, lo
 from distill.distillation.teacher_review import SUREST, concerns_of, review, review_rows
 from distill.distillation.teachers import check_teachers, logit_caches
 from distill.doctor import examine, examine_recipe, finding_of
-from distill.errors import BudgetError, ExportError, FolderError, RecipeError
+from distill.errors import BudgetError, ExportError, FolderError, RecipeError, UserError
 from distill.export.bundle import make_bundle
 from distill.export.formats import check_formats
 from distill.export.model import export_model
@@ -50,6 +50,7 @@ from distill.measuring.promise import Promise
 from distill.models import pickles
 from distill.models.loading import check_base, load_config, load_tokenizer
 from distill.models.names import named_by
+from distill.recipe.budgets import each_budget
 from distill.recipe.file import load_recipe
 from distill.recipe.schema import Recipe, with_absolute_paths
 from distill.report.choice import TO_TRY, Budget, baseline_sentence, is_above
@@ -57,7 +58,7 @@ from distill.report.document import REPORT_HTML, write_report
 from distill.report.page import render
 from distill.search import run_search
 from distill.storage.cascades import check_place
-from distill.storage.contents import find_recipe, manifest_of, models_in, sweeps_in
+from distill.storage.contents import find_recipe, manifest_of, models_in, models_of_budgets, sweeps_in
 from distill.storage.exports import EXPORT_PROOFS, is_exported
 from distill.storage.files import atomic_path, write_json, write_text
 from distill.storage.hub import check_can_push, is_here, push
@@ -97,8 +98,8 @@ def check_models(recipe: Recipe, device: str = "auto") -> None:
         check_base(
             recipe.teacher.model, recipe.data.label_names, recipe.data.task, pretrained=recipe.teacher.pretrained
         )
-        if recipe.student:
-            check_student(recipe, made_of(recipe.student, [recipe.teacher.model]), device)
+        for one in (each_budget(recipe) or {"": recipe}).values() if recipe.student else ():
+            check_student(one, made_of(student_of(one), [recipe.teacher.model]), device)
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -188,6 +189,8 @@ def student(
     `push_to_hub` names a repository, the student is uploaded to it.
     """
     settings = student_of(recipe)
+    if settings.prune and settings.prune.is_several:
+        raise RecipeError("student.prune: has several budgets; give one, or call `students`")
     if push_to_hub:
         check_can_push(push_to_hub)
     names = _names(teachers)
@@ -227,6 +230,38 @@ def student(
     if push_to_hub and rank() == 0:
         push(folder.path, push_to_hub)
     return folder
+
+
+def students(
+    recipe: Recipe,
+    teachers: Sequence[Path | str] | Path | str,
+    output: Path | str | None = None,
+    *,
+    push_to_hub: str | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> list[RunFolder]:
+    """Distill a student for each budget that the recipe has, or the one student of any other recipe (see `student`).
+
+    Each of several budgets gets a folder of its own in `output`, such as latency_ms-2. All budgets are checked before
+    the first student is trained. Several students cannot be pushed to one repository.
+    """
+    recipes = each_budget(recipe)
+    if not recipes:
+        return [student(recipe, teachers, output, push_to_hub=push_to_hub, device=device, **options)]
+    if push_to_hub:
+        raise UserError(
+            f"--push-to-hub: {push_to_hub}: is for one student, but the recipe has {len(recipes)} budgets",
+            hint="distill export STUDENT --push-to-hub NAME uploads one of them",
+        )
+    root, names = Path(output or student_of(recipe).output), _names(teachers)
+    check_teachers(names)
+    if RunFolder(root).started.is_file():
+        raise FolderError(f"{root}: holds one student; those of several budgets need a folder", hint="--output DIR")
+    made = made_of(student_of(recipe), names)
+    for one in recipes.values():
+        check_student(one, made, device)
+    return [student(one, names, root / name, device=device, **options) for name, one in recipes.items()]
 
 
 def sweep(
@@ -310,6 +345,36 @@ def export(
             + (", the texts whose label changed in flipped-*.jsonl there" if any(p.flipped for p in failed) else ""),
         )
     return {proof.format: proof.as_json() for proof in made}
+
+
+def exports(
+    model: Path | str,
+    formats: Sequence[str] | None = None,
+    *,
+    output: Path | str | None = None,
+    push_to_hub: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Export a classifier as `export` does, or each student of several budgets in the folder `model`.
+
+    The proofs of several students are named STUDENT/FORMAT. All are exported before `ExportError` is raised for one.
+    """
+    several = models_of_budgets(Path(model))
+    if not several:
+        return export(model, formats, output=output, push_to_hub=push_to_hub, **options)
+    for option, value in (("--output", output), ("--push-to-hub", push_to_hub)):
+        if value:
+            raise UserError(f"{option}: {value}: is for one model, but {model} holds {len(several)}; name one of them")
+    proofs, problems, hints = {}, [], []
+    for folder in several:
+        try:
+            proofs |= {f"{folder.name}/{name}": proof for name, proof in export(folder, formats, **options).items()}
+        except ExportError as error:
+            problems += error.problems
+            hints.append(error.hint or "")
+    if problems:
+        raise ExportError(*problems, hint="; ".join(filter(None, hints)))
+    return proofs
 
 
 def bundle(
@@ -529,14 +594,18 @@ def run(
     check_models(recipe, device)
     arguments.check_training(recipe.teacher.training, resolve_device(device), "teacher")
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
-    names = ["teacher", "student", *(["control"] if recipe.student.control else [])]
+    recipes = {"teacher": recipe}  # by folder
+    for name, one in (each_budget(recipe) or {"": recipe}).items():
+        recipes |= {
+            str(Path(role, name)): one for role in ("student", *(["control"] if recipe.student.control else []))
+        }
     if recipe.baseline and rank() == 0:  # it takes seconds, so rank 0 trains it while the others wait for the teacher
-        names.insert(0, "baseline")
-    folders = {name: RunFolder(root / name) for name in names}
-    for folder in folders.values():  # all now, so that a folder in use is reported before hours of training
+        recipes = {"baseline": recipe} | recipes
+    folders = {name: RunFolder(root / name) for name in recipes}
+    for name, folder in folders.items():  # all now, so that a folder in use is reported before hours of training
         folder.recover()
         if overwrite or not folder.is_finished or folder.is_being_replaced:
-            folder.prepare(with_absolute_paths(recipe), resume=resume, overwrite=overwrite)
+            folder.prepare(with_absolute_paths(recipes[name]), resume=resume, overwrite=overwrite)
 
     @functools.cache
     def data() -> dict[str, str]:
@@ -544,36 +613,42 @@ def run(
 
     if overwrite:
         data()  # if the data is bad, nothing may be marked as being redone
-        for folder in folders.values():  # all now, so that --resume redoes the later ones too
-            folder.mark_for_replacement(with_absolute_paths(recipe))
+        for name, folder in folders.items():  # all now, so that --resume redoes the later ones too
+            folder.mark_for_replacement(with_absolute_paths(recipes[name]))
     for name, folder in folders.items():
+        (role, *rest), one = Path(name).parts, recipes[name]
+        its_student = folders[str(Path("student", *rest))] if role == "control" else None
         is_done = folder.is_finished and not folder.is_being_replaced and not overwrite
-        if is_done and finished_with(folder, recipe, [str(root / "teacher")], data):
+        if is_done and finished_with(folder, one, [str(root / "teacher")], data, student=its_student):
             log.info("%s: finished before, skipped (%s)", name, folder.path)
             _clean_up(folder.path)
-        elif name == "baseline":
+        elif role == "baseline":
             train_baseline(recipe, folder, resume=resume, overwrite=overwrite)
-        elif name == "teacher":
+        elif role == "teacher":
             teacher(recipe, folder.path, **options)
-        elif name == "student":
-            _tell_baseline(train_student(recipe, [str(root / "teacher")], folder, force=force, **options))
+        elif role == "student":
+            _tell_baseline(train_student(one, [str(root / "teacher")], folder, force=force, **options))
         else:
+            assert its_student
             made = made_of(recipe.student, [str(root / "teacher")])
-            train_control(recipe, made, folders["student"], folder, **options)
+            train_control(one, made, its_student, folder, **options)
     leave()  # rank 0 does the rest alone and must not wait for the other ranks
     if rank():
         return None
     failure: ExportError | None = None
-    student_folder = RunFolder(root / "student")
-    missing = [name for name in recipe.export.formats if not is_exported(student_folder.export, name)]
-    if missing:
-        try:
-            export(student_folder.path, missing, recipe=recipe, device=device)
-        except ExportError as error:  # raised after the report, which is useful without these formats too
-            failure = error
-    else:
-        log.info("export: finished before, skipped (%s)", student_folder.export)
-        _clean_up(student_folder.export)
+    for name, one in recipes.items():
+        if Path(name).parts[0] != "student":
+            continue
+        exports = folders[name].export
+        missing = [form for form in recipe.export.formats if not is_exported(exports, form)]
+        if missing:
+            try:
+                export(folders[name].path, missing, recipe=one, device=device)
+            except ExportError as error:  # raised after the report, which is useful without these formats too
+                failure = failure or error
+        else:
+            log.info("export: finished before, skipped (%s)", exports)
+            _clean_up(exports)
     result = report([root], root / "report", recipe=recipe, device=device)
     if failure:
         raise failure

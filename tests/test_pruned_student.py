@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from distill import commands
 from distill.distillation import pruned_student
 from distill.distillation.budget import MOST_TRIES
-from distill.errors import ModelError, RecipeError
+from distill.errors import FolderError, ModelError, RecipeError, UserError
 from distill.export.latency import Cost
 from distill.models.pruning import Size, parts_of, size_of, without_empty_heads
 from distill.recipe.file import load_recipe
@@ -189,6 +189,43 @@ def test_if_estimates_are_wrong_only_what_was_measured_counts(world, tmp_path, m
     assert size in measured and cost_of(size).latency_ms * (1.3 if size.layers % 2 else 1.0) <= 3
 
 
+def test_a_list_of_budgets_makes_a_student_for_each_and_a_report_of_all(world, tmp_path, measured):
+    run_folder = tmp_path / "run"
+    shutil.copytree(world / "teacher", run_folder / "teacher")
+    sets = ["student.training.max_steps=2", "student.prune.latency_ms=[4, 1.5]", "student.control=true"]
+    recipe = load_recipe(world / "recipe.yaml", [*sets, "baseline=false", "export.formats=[onnx-int8]"])
+    commands.run(recipe, run_folder, resume=True, device="cpu")
+    report = json.loads((run_folder / "report" / "report.json").read_text())
+    names = [f"{role}/latency_ms-{budget}" for role in ("student", "control") for budget in ("1.5", "4")]
+    assert [one["model"] for one in report["runs"]][1:] == [str(run_folder / name) for name in names]
+    plans = [pruned_student.read_pruning(RunFolder(run_folder / name)) for name in names]
+    assert [plan["target"]["most"] for plan in plans] == [1.5, 4, 1.5, 4]
+    tight, loose = (kept(RunFolder(run_folder / name)).size for name in names[:2])
+    assert cost_of(tight).latency_ms <= 1.5 < cost_of(loose).latency_ms <= 4
+    assert len(measured) <= 12 + 2 * MOST_TRIES + 2  # one table for both, and what the check measures
+    count = len(measured)
+    commands.run(recipe, run_folder, resume=True, device="cpu")
+    assert len(measured) == count
+
+    folders = commands.students(recipe, world / "teacher", tmp_path / "students", device="cpu")
+    assert [folder.path.name for folder in folders] == ["latency_ms-4", "latency_ms-1.5"]
+    proofs = commands.exports(tmp_path / "students", device="cpu")
+    assert set(proofs) == {f"latency_ms-{name}/onnx-int8" for name in ("1.5", "4", "1.5-control", "4-control")}
+    with pytest.raises(UserError, match=r"--output: x: is for one model, but .*students holds 4; name one"):
+        commands.exports(tmp_path / "students", output="x")
+    with pytest.raises(UserError, match="--push-to-hub: me/x: is for one student, but the recipe has 2 budgets"):
+        commands.students(recipe, world / "teacher", tmp_path / "students", push_to_hub="me/x")
+    with pytest.raises(FolderError, match="latency_ms-4: holds one student"):
+        commands.students(recipe, world / "teacher", folders[0].path)
+
+
+def test_all_budgets_are_checked_before_the_first_student_is_trained(world, tmp_path, measured):
+    recipe = load_recipe(world / "recipe.yaml", ["student.prune.latency_ms=[4, 0.1]"])
+    with pytest.raises(RecipeError, match=r"latency_ms: 0\.1, so at most 0\.1 ms"):
+        commands.students(recipe, world / "teacher", tmp_path / "students", device="cpu")
+    assert not (tmp_path / "students").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -216,8 +253,11 @@ def test_an_architecture_that_cannot_be_cut_is_refused(world, tmp_path):
     [
         ("student.prune={}", "student.prune: wants one of latency_ms, size_mb and speedup"),
         ("student.prune.speedup=2", "student.prune: wants one of latency_ms, size_mb and speedup"),
-        ("student.prune={speedup: 1.0}", "student.prune.speedup: input should be greater than 1"),
-        ("student.prune.latency_ms=[1, 2]", "student.prune.latency_ms: input should be a valid number"),
+        ("student.prune={speedup: 1.0}", "student.prune.speedup: wants a number above 1, or a list of such numbers"),
+        ("student.prune={speedup: [2, 1]}", "student.prune.speedup: wants a number above 1"),
+        ("student.prune.latency_ms=[]", "student.prune.latency_ms: wants a number above 0, or a list of such numbers"),
+        ("student.prune.latency_ms=[1, 1.0]", "student.prune.latency_ms: wants budgets that differ, got [1, 1.0]"),
+        ("student.prune.latency_ms=fast", "student.prune.latency_ms: wants a number above 0"),
         ("student.prune.shape=128", "student.prune.shape"),
         ("student.prune.shape=1X128", "student.prune.shape: wants BATCHxTOKENS such as 8x128, got '1X128'"),
         ("student.prune={size_mb: 3, shape: 1x8}", "student.prune: shape: a size does not depend on it; leave it out"),

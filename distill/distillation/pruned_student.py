@@ -135,23 +135,20 @@ def _rough_cost(name: str, shape: str, threads: int | None, size: Size) -> Cost:
 
 def _target(settings: Prune, benchmark: Benchmark, whole: Cost | None) -> Target:
     """Return what the budget comes to; a speed-up is over the cost of the `whole` model."""
-    shape = settings.shape or benchmark.shapes[0]
-    if settings.size_mb:
-        return Target(settings.size_mb, "MB", shape, benchmark.threads)
-    if settings.speedup:
+    shape, (key, (budget,)) = settings.shape or benchmark.shapes[0], settings.budgets
+    if key == "speedup":
         assert whole is not None
-        return Target(whole.latency_ms / settings.speedup, "ms", shape, benchmark.threads)
-    assert settings.latency_ms
-    return Target(settings.latency_ms, "ms", shape, benchmark.threads)
+        budget = whole.latency_ms / budget
+    return Target(budget, "MB" if key == "size_mb" else "ms", shape, benchmark.threads)
 
 
 def _check_reachable(settings: Prune, target: Target, least: Size, cost: Cost) -> None:
     if target.of(cost) <= target.most:
         return
-    key = next(key for key in ("latency_ms", "size_mb", "speedup") if getattr(settings, key))
+    key, (budget,) = settings.budgets
     where = f" at {target.shape}" if target.unit == "ms" else ""
     raise RecipeError(
-        f"student.prune.{key}: {getattr(settings, key):g}, so at most {target.most:.3g} {target.unit}, but the "
+        f"student.prune.{key}: {budget:g}, so at most {target.most:.3g} {target.unit}, but the "
         f"smallest student, of {_in_words(least)}, takes {target.of(cost):.3g} {target.unit}{where}; "
         + ("give more" if key != "speedup" else "give less")
     )

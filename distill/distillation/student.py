@@ -348,8 +348,7 @@ def made_from(settings: Student, teacher: str) -> str:
         sizes = ", ".join(f"{key} {value}" for key, value in settings.config.items())
         return f"the teacher's shape with {sizes}, from random weights"
     if settings.prune is not None:
-        budget = ", ".join(f"{key} {value}" for key, value in settings.prune if value is not None and key != "model")
-        return f"cut out of {settings.prune.model or 'the teacher'} ({budget})"
+        return f"cut out of {settings.prune.model or 'the teacher'}, to {settings.prune.in_words}"
     if settings.ngrams is not None:
         grams = settings.ngrams
         reads = f"at most {grams.max_tokens} tokens" if grams.max_tokens else "whole texts"

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from distill.errors import UserError
 from distill.measuring.training_log import course_in_words
 from distill.recipe.file import load_recipe
+from distill.recipe.schema import Prune
 from distill.storage.run_folder import RunFolder
 
 SECTIONS = {"baseline": (), "teacher": ("teacher",), "student": ("student",), "control": ("student",)}  # by role
@@ -118,10 +119,9 @@ def _origin(values: Mapping[str, Any], role: str) -> str | None:
                 if isinstance(layers, list)
                 else (f"{layers} of the teacher's layers")
             )
-        if place := values.get(f"{section}.prune.model"):
-            return f"pruned from {place}"
-        made = {"config": "the teacher's architecture with", "ngrams": "n-grams with", "prune": "the teacher pruned to"}
-        for key, meaning in made.items():
+        if prune := {key: value for key in Prune.model_fields if (value := values.get(f"{section}.prune.{key}"))}:
+            return f"{prune.get('model', 'the teacher')} pruned to {Prune(**prune).in_words}"
+        for key, meaning in {"config": "the teacher's architecture with", "ngrams": "n-grams with"}.items():
             place = f"{section}.{key}."
             if sizes := [
                 f"{name.removeprefix(place)} {value}" for name, value in values.items() if name.startswith(place)

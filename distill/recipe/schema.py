@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_serializer, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_serializer, model_validator
 
 from distill.recipe.labels import classes_of, label_key, renamed
 from distill.recipe.search_space import Sweep
@@ -335,19 +335,33 @@ def checked_shape(shape: str) -> str:
     return shape
 
 
+BUDGETS = ("latency_ms", "size_mb", "speedup")
+
+
 class Prune(Section):
     """A student cut out of the teacher, or of the classifier `model`, as large as a budget for onnx-int8 allows.
 
     The budget is the largest `latency_ms` (median) or `size_mb` of the exported file, or the least `speedup` over the
     whole model. Latency is measured on this machine at `shape` (default: the first of benchmark.shapes), with
-    benchmark.threads.
+    benchmark.threads. A list of budgets makes a student for each.
     """
 
-    latency_ms: Annotated[float, Field(gt=0)] | None = None
-    size_mb: Annotated[float, Field(gt=0)] | None = None
-    speedup: Annotated[float, Field(gt=1)] | None = None
+    latency_ms: float | tuple[float, ...] | None = None
+    size_mb: float | tuple[float, ...] | None = None
+    speedup: float | tuple[float, ...] | None = None
     shape: NonEmptyStr | None = None
     model: NonEmptyStr | None = None
+
+    @field_validator(*BUDGETS, mode="before")
+    @classmethod
+    def _numbers(cls, given: Any, info: ValidationInfo) -> Any:
+        least, is_list = 1 if info.field_name == "speedup" else 0, isinstance(given, (list, tuple))
+        values = given if is_list else [] if given is None else [given]
+        if (is_list and not values) or not all(type(one) in (int, float) and least < one < math.inf for one in values):
+            raise ValueError(f"wants a number above {least}, or a list of such numbers, got {given!r}")
+        if len({f"{one:g}" for one in values}) < len(values):
+            raise ValueError(f"wants budgets that differ, got {given!r}")
+        return tuple(map(float, values)) if is_list else given
 
     @field_validator("shape")
     @classmethod
@@ -356,11 +370,30 @@ class Prune(Section):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Prune:
-        if sum(budget is not None for budget in (self.latency_ms, self.size_mb, self.speedup)) != 1:
+        if sum(getattr(self, key) is not None for key in BUDGETS) != 1:
             raise ValueError("wants one of latency_ms, size_mb and speedup")
         if self.size_mb and self.shape:
             raise ValueError("shape: a size does not depend on it; leave it out")
         return self
+
+    @property
+    def budgets(self) -> tuple[str, tuple[float, ...]]:
+        """The key of the budget, and its values: one, unless the recipe has a list of them."""
+        key = next(key for key in BUDGETS if getattr(self, key) is not None)
+        given = getattr(self, key)
+        return key, given if isinstance(given, tuple) else (given,)
+
+    @property
+    def in_words(self) -> str:
+        """The budget, or the budgets: "1 or 2 ms at 1x128"."""
+        key, budgets = self.budgets
+        unit = {"latency_ms": "ms", "size_mb": "MB", "speedup": "times the speed"}[key]
+        return f"{' or '.join(f'{one:g}' for one in budgets)} {unit}{f' at {self.shape}' if self.shape else ''}"
+
+    @property
+    def is_several(self) -> bool:
+        """Whether the recipe has a list of budgets, so that there are several students (see `each_budget`)."""
+        return any(isinstance(getattr(self, key), tuple) for key in BUDGETS)
 
 
 # Defaults of an n-gram student: a step moves only the rows that it reads, and costs the same for 8 texts or 32.

@@ -11,17 +11,21 @@ STUDENT_COLOURS = ("student", "student-2", "student-3", "student-4")  # a fifth 
 
 
 def model_names(measurements: Rows) -> dict[str, str]:
-    """Return a name for each model folder: its role, or the folder's last name if several models have that role.
+    """Return a name for each model folder: its role, or the end of its path if several models have that role.
 
-    If two of these folders have the same last name, theirs are the whole paths.
+    The end is the folder's own name, with as many of its parents as tell it from the others.
     """
     roles = {row["model"]: row["role"] for row in measurements}
     alone = [role for role in set(roles.values()) if list(roles.values()).count(role) == 1]
-    last = [PurePath(model).name for model in roles]
-    return {
-        model: role if role in alone else name if name and last.count(name) == 1 else model
-        for (model, role), name in zip(roles.items(), last, strict=True)
-    }
+    return {model: role if role in alone else _end_of(model, list(roles)) for model, role in roles.items()}
+
+
+def _end_of(model: str, models: Sequence[str]) -> str:
+    parts = PurePath(model).parts
+    for count in range(1, len(parts) + 1):
+        if sum(PurePath(other).parts[-count:] == parts[-count:] for other in models) == 1:
+            return str(PurePath(*parts[-count:]))
+    return model
 
 
 def row_names(measurements: Rows) -> list[str]:

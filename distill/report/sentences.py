@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.report.choice import POINTS, SIGNIFICANT, is_above, shown_amount, shown_p
+from distill.report.naming import model_names
 
 
 def control_sentence(comparison: Mapping[str, Any]) -> str:
@@ -31,10 +32,11 @@ def control_sentence(comparison: Mapping[str, Any]) -> str:
 
 
 def control_sentences(report: Mapping[str, Any]) -> list[str]:
-    """Return the sentence of each control in report.json, with the student's folder if there are several."""
-    several = len(report["controls"]) > 1
+    """Return the sentence of each control in report.json, with the student's name if there are several."""
+    several, names = len(report["controls"]) > 1, model_names(report["measurements"])
     return [
-        f"{found['student']}: {found['sentence']}" if several else found["sentence"] for found in report["controls"]
+        f"{names.get(found['student'], found['student'])}: {found['sentence']}" if several else found["sentence"]
+        for found in report["controls"]
     ]
 
 

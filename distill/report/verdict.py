@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from distill.report.choice import (
@@ -209,13 +208,14 @@ def _errors(row: Row, report: Mapping[str, Any]) -> list[str]:
 
 def models_in_words(report: Mapping[str, Any]) -> list[str]:
     """Return a line for each teacher and student: its name, what it is made from, and its parameters."""
-    lines = []
+    lines, names = [], model_names(report["measurements"])
     for run in report["runs"]:
         if run["role"] not in ("teacher", "student"):
             continue
         parameters = f"{run['parameters'] / 1e6:,.1f} M parameters" if run["parameters"] else None
         details = ", ".join(filter(None, [run["origin"], parameters]))
-        name = run["role"] if PurePath(run["model"]).name == run["role"] else f"{run['role']} {run['model']}"
+        name = names.get(run["model"], run["model"])
+        name = name if name.startswith(run["role"]) else f"{run['role']} {name}"
         lines.append(f"{name} ({details})" if details else name)
     return lines
 

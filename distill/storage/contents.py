@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.errors import FolderError
 from distill.recipe.file import load_data
+from distill.recipe.schema import BUDGETS
 from distill.storage.cascades import is_cascade, read_cascade
 from distill.storage.checksums import CASCADE, LINEAR_SETTINGS
 from distill.storage.run_folder import RunFolder, SweepFolder
@@ -56,19 +58,31 @@ def run_of(model: Path) -> RunFolder | None:
 
 
 def models_in(folder: Path) -> list[Path]:
-    """Return the folder itself if it is a model, else the models of a `distill run` in it; nothing for a search.
+    """Return the folder itself if it is a model, else the models in it; nothing for a search.
 
-    Raises `FolderError` if there is no model.
+    Those are the models of a `distill run`, or of a `distill student` with several budgets. Raises `FolderError` if
+    there is no model.
     """
     if SweepFolder(folder).results.is_file():
         return []
     if _is_model(folder):
         return [folder]
-    inner = [folder / name for name in ("baseline", "teacher", "student", "control") if _is_model(folder / name)]
+    inner = [
+        model
+        for role in ("baseline", "teacher", "student", "control")
+        for model in ([folder / role] if _is_model(folder / role) else models_of_budgets(folder / role))
+    ] or models_of_budgets(folder)
     if not inner:
         problem = "no model there (no config.json)" if folder.is_dir() else "no such folder"
         raise FolderError(f"{folder}: {problem}")
     return inner
+
+
+def models_of_budgets(folder: Path) -> list[Path]:
+    """Return the models of a list of budgets in a folder (see recipe.budgets), by rising budget; controls come last."""
+    names = re.compile(rf"({'|'.join(BUDGETS)})-([0-9.e+-]+?)(-control)?")
+    found = [(match, path) for path in folder.glob("*") if (match := names.fullmatch(path.name)) and _is_model(path)]
+    return [path for _, path in sorted(found, key=lambda one: (one[0][3] or "", one[0][1], float(one[0][2])))]
 
 
 def _is_model(folder: Path) -> bool:
