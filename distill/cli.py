@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -381,7 +381,7 @@ def baseline(
     folder = commands.baseline(
         commands.check(recipe, set_ or ()), output or "baseline", resume=resume, overwrite=overwrite
     )
-    _print_run(folder, json_)
+    _print_runs([folder], json_)
 
 
 @app.command()
@@ -401,7 +401,7 @@ def teacher(
         commands.check(recipe, set_ or ()), output, resume=resume, overwrite=overwrite, device=device,
         push_to_hub=push_to_hub,
     )  # fmt: skip
-    _print_run(folder, json_)
+    _print_runs([folder], json_)
 
 
 @app.command()
@@ -442,11 +442,11 @@ def student(
         hint = f"distill teacher RECIPE --output {teacher[0]} makes one"
         raise UserError(f"--teacher: {teacher[0]}: no such folder", hint=hint)
     resolved = _recipe(recipe or Path(teacher[0], "recipe.yaml"), set_)
-    for folder in commands.students(
+    folders = commands.students(
         resolved, teacher, output, teacher_logits=teacher_logits, resume=resume, overwrite=overwrite, force=force,
         device=device, push_to_hub=push_to_hub,
-    ):  # fmt: skip
-        _print_run(folder, json_)
+    )  # fmt: skip
+    _print_runs(folders, json_)
 
 
 @app.command()
@@ -1065,14 +1065,17 @@ def _shown_proof(proof: dict[str, Any]) -> str:
     return "\t".join(parts)
 
 
-def _print_run(folder: Any, json_: bool) -> None:
+def _print_runs(folders: Sequence[Any], json_: bool) -> None:
+    """Print the folder of each run; as JSON, one object with its figures, or a list of them if there are several."""
     if rank():
         return
-    metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
     if json_:
-        print(json.dumps({"folder": str(folder.path), **metrics}))
+        found = [
+            {"folder": str(folder.path), **json.loads(folder.metrics.read_text(encoding="utf-8"))} for folder in folders
+        ]
+        print(json.dumps(found if len(found) > 1 else found[0]))
     else:
-        print(folder.path)
+        print(*(folder.path for folder in folders), sep="\n")
 
 
 def _print_report(result: dict[str, Any], folder: Path, json_: bool) -> None:

@@ -14,6 +14,7 @@ from distill.distillation import pruned_student
 from distill.distillation.budget import MOST_TRIES
 from distill.errors import FolderError, ModelError, RecipeError, UserError
 from distill.export.latency import Cost
+from distill.measuring.baselines import baseline_beside
 from distill.models.pruning import Size, parts_of, size_of, without_empty_heads
 from distill.recipe.file import load_recipe
 from distill.storage.run_folder import RunFolder
@@ -193,11 +194,13 @@ def test_a_list_of_budgets_makes_a_student_for_each_and_a_report_of_all(world, t
     run_folder = tmp_path / "run"
     shutil.copytree(world / "teacher", run_folder / "teacher")
     sets = ["student.training.max_steps=2", "student.prune.latency_ms=[4, 1.5]", "student.control=true"]
-    recipe = load_recipe(world / "recipe.yaml", [*sets, "baseline=false", "export.formats=[onnx-int8]"])
+    recipe = load_recipe(world / "recipe.yaml", [*sets, "export.formats=[onnx-int8]"])
     commands.run(recipe, run_folder, resume=True, device="cpu")
     report = json.loads((run_folder / "report" / "report.json").read_text())
     names = [f"{role}/latency_ms-{budget}" for role in ("student", "control") for budget in ("1.5", "4")]
-    assert [one["model"] for one in report["runs"]][1:] == [str(run_folder / name) for name in names]
+    assert [one["model"] for one in report["runs"]][2:] == [str(run_folder / name) for name in names]
+    assert {found["model"] for found in report["baselines"]} >= {str(run_folder / name) for name in names[:2]}
+    assert baseline_beside(run_folder / names[0]) == baseline_beside(run_folder / "teacher") is not None
     plans = [pruned_student.read_pruning(RunFolder(run_folder / name)) for name in names]
     assert [plan["target"]["most"] for plan in plans] == [1.5, 4, 1.5, 4]
     tight, loose = (kept(RunFolder(run_folder / name)).size for name in names[:2])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.measuring.metrics import compare_predictions
+from distill.storage.contents import OF_BUDGET
 from distill.storage.predictions import read_predictions
 from distill.storage.run_folder import RunFolder
 
@@ -38,6 +39,10 @@ def compare_with_baseline(models: Sequence[Path], notes: list[str]) -> list[dict
 
 
 def baseline_beside(folder: Path) -> Path | None:
-    """Return the folder `baseline` beside a run folder, if a finished baseline is there."""
-    run = RunFolder(folder.absolute().parent / "baseline")
+    """Return the folder `baseline` beside a run folder, if a finished baseline is there.
+
+    Beside a student of several budgets means beside the folder of all of them.
+    """
+    own = folder.absolute()
+    run = RunFolder((own.parent if OF_BUDGET.fullmatch(own.name) else own).parent / "baseline")
     return run.path if run.is_finished and run.read_manifest()["role"] == "baseline" else None

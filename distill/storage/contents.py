@@ -14,6 +14,8 @@ from distill.storage.cascades import is_cascade, read_cascade
 from distill.storage.checksums import CASCADE, LINEAR_SETTINGS
 from distill.storage.run_folder import RunFolder, SweepFolder
 
+OF_BUDGET = re.compile(rf"({'|'.join(BUDGETS)})-([0-9.e+-]+?)(-control)?")  # a folder's name (see recipe.budgets)
+
 
 def manifest_of(model: str) -> dict[str, Any] | None:
     """Return the manifest of a model that distill trained; None for any other model, or if the manifest is damaged."""
@@ -80,8 +82,9 @@ def models_in(folder: Path) -> list[Path]:
 
 def models_of_budgets(folder: Path) -> list[Path]:
     """Return the models of a list of budgets in a folder (see recipe.budgets), by rising budget; controls come last."""
-    names = re.compile(rf"({'|'.join(BUDGETS)})-([0-9.e+-]+?)(-control)?")
-    found = [(match, path) for path in folder.glob("*") if (match := names.fullmatch(path.name)) and _is_model(path)]
+    found = [
+        (match, path) for path in folder.glob("*") if (match := OF_BUDGET.fullmatch(path.name)) and _is_model(path)
+    ]
     return [path for _, path in sorted(found, key=lambda one: (one[0][3] or "", one[0][1], float(one[0][2])))]
 
 
