@@ -421,7 +421,10 @@ def student(
     set_: SetOption = None,
     output: Annotated[
         Path | None,
-        _output("Where to write (default: `output` in the recipe). The control goes to the folder DIR-control."),
+        _output(
+            "Where to write (default: `output` in the recipe). The control goes to the folder DIR-control. If the "
+            "recipe has several budgets, DIR gets a folder for each."
+        ),
     ] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -498,7 +501,8 @@ def export(
         str,
         typer.Argument(
             metavar="[MODEL]",
-            help="The model: a folder of `distill student` or `distill teacher`, or another transformers classifier.",
+            help="The model: a folder of `distill student` (also of several budgets) or `distill teacher`, or another "
+            "transformers classifier.",
         ),
     ] = "./distilbert-student",
     onnx: Annotated[bool, typer.Option("--onnx", help="Write onnx-fp32.")] = False,
@@ -522,7 +526,7 @@ def export(
     refuse_ranks("export")
     commands = _commands()
     named = _formats(onnx=onnx, fp16=fp16, int8=int8, openvino=openvino)
-    resolved = _recipe(recipe or Path(model, "recipe.yaml"), set_) if recipe or set_ else None
+    resolved = _recipe(recipe or commands.find_recipe([Path(model)]), set_) if recipe or set_ else None
     entries = commands.exports(model, named, recipe=resolved, output=output, device=device, push_to_hub=push_to_hub)
     if json_:
         print(json.dumps(entries))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -238,6 +238,8 @@ def students(
     output: Path | str | None = None,
     *,
     push_to_hub: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
     device: str = "auto",
     **options: Any,
 ) -> list[RunFolder]:
@@ -248,20 +250,54 @@ def students(
     """
     recipes = each_budget(recipe)
     if not recipes:
-        return [student(recipe, teachers, output, push_to_hub=push_to_hub, device=device, **options)]
+        options |= {"push_to_hub": push_to_hub, "resume": resume, "overwrite": overwrite, "device": device}
+        return [student(recipe, teachers, output, **options)]
     if push_to_hub:
         raise UserError(
             f"--push-to-hub: {push_to_hub}: is for one student, but the recipe has {len(recipes)} budgets",
             hint="distill export STUDENT --push-to-hub NAME uploads one of them",
         )
-    root, names = Path(output or student_of(recipe).output), _names(teachers)
+    settings, names = student_of(recipe), _names(teachers)
+    root = Path(output or settings.output)
     check_teachers(names)
-    if RunFolder(root).started.is_file():
-        raise FolderError(f"{root}: holds one student; those of several budgets need a folder", hint="--output DIR")
-    made = made_of(student_of(recipe), names)
+    _check_for_budgets(root, recipes, overwrite=overwrite)
+    made = made_of(settings, names)
     for one in recipes.values():
         check_student(one, made, device)
-    return [student(one, names, root / name, device=device, **options) for name, one in recipes.items()]
+    stages = recipes | {f"{name}-control": one for name, one in recipes.items() if settings.control}
+    folders = {name: RunFolder(root / name) for name in stages}
+    _prepare(folders, stages, resume=resume, overwrite=overwrite, finished=resume)
+    if overwrite:
+        read_splits(recipe)
+        for name, folder in folders.items():
+            folder.mark_for_replacement(with_absolute_paths(stages[name]))
+    options |= {"resume": resume, "overwrite": overwrite, "device": device}
+    return [student(one, names, root / name, **options) for name, one in recipes.items()]
+
+
+def _check_for_budgets(root: Path, recipes: Mapping[str, Recipe], *, overwrite: bool) -> None:
+    """Raise `FolderError` if a folder for the students of several budgets holds another student."""
+    if any(path.is_file() for path in (RunFolder(root).recipe, root / "config.json")):
+        raise FolderError(f"{root}: holds a run; students of several budgets need a folder", hint="--output DIR")
+    known = {f"{name}{kind}" for name in recipes for kind in ("", "-control")}
+    for path in models_of_budgets(root) if overwrite else ():  # a report would take it for one of the new ones
+        if path.name not in known:
+            raise FolderError(f"{path}: is of a budget that the recipe no longer has", hint="remove it")
+
+
+def _prepare(
+    folders: Mapping[str, RunFolder],
+    recipes: Mapping[str, Recipe],
+    *,
+    resume: bool,
+    overwrite: bool,
+    finished: bool,
+) -> None:
+    """Check and prepare all run folders before the first training; `finished` ones may be left as they are."""
+    for name, folder in folders.items():
+        folder.recover()
+        if overwrite or not finished or not folder.is_finished or folder.is_being_replaced:
+            folder.prepare(with_absolute_paths(recipes[name]), resume=resume, overwrite=overwrite)
 
 
 def sweep(
@@ -355,26 +391,31 @@ def exports(
     push_to_hub: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Export a classifier as `export` does, or each student of several budgets in the folder `model`.
+    """Export a classifier as `export` does, or each student of several budgets (no control) in the folder `model`.
 
     The proofs of several students are named STUDENT/FORMAT. All are exported before `ExportError` is raised for one.
     """
-    several = models_of_budgets(Path(model))
+    several = [folder for folder in models_of_budgets(Path(model)) if not folder.name.endswith("-control")]
     if not several:
         return export(model, formats, output=output, push_to_hub=push_to_hub, **options)
     for option, value in (("--output", output), ("--push-to-hub", push_to_hub)):
         if value:
             raise UserError(f"{option}: {value}: is for one model, but {model} holds {len(several)}; name one of them")
-    proofs, problems, hints = {}, [], []
+    proofs: dict[str, Any] = {}
+    failures: list[ExportError] = []
     for folder in several:
         try:
             proofs |= {f"{folder.name}/{name}": proof for name, proof in export(folder, formats, **options).items()}
         except ExportError as error:
-            problems += error.problems
-            hints.append(error.hint or "")
-    if problems:
-        raise ExportError(*problems, hint="; ".join(filter(None, hints)))
+            failures.append(error)
+    if failures:
+        raise _joined(failures)
     return proofs
+
+
+def _joined(failures: Sequence[ExportError]) -> ExportError:
+    hints = [failure.hint for failure in failures if failure.hint]
+    return ExportError(*(problem for failure in failures for problem in failure.problems), hint="; ".join(hints))
 
 
 def bundle(
@@ -594,18 +635,18 @@ def run(
     check_models(recipe, device)
     arguments.check_training(recipe.teacher.training, resolve_device(device), "teacher")
     options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device}
-    recipes = {"teacher": recipe}  # by folder
-    for name, one in (each_budget(recipe) or {"": recipe}).items():
+    recipes, several = {"teacher": recipe}, each_budget(recipe)  # by folder
+    for name, one in (several or {"": recipe}).items():
         recipes |= {
             str(Path(role, name)): one for role in ("student", *(["control"] if recipe.student.control else []))
         }
     if recipe.baseline and rank() == 0:  # it takes seconds, so rank 0 trains it while the others wait for the teacher
         recipes = {"baseline": recipe} | recipes
     folders = {name: RunFolder(root / name) for name in recipes}
-    for name, folder in folders.items():  # all now, so that a folder in use is reported before hours of training
-        folder.recover()
-        if overwrite or not folder.is_finished or folder.is_being_replaced:
-            folder.prepare(with_absolute_paths(recipes[name]), resume=resume, overwrite=overwrite)
+    if several:
+        for role in ("student", "control"):
+            _check_for_budgets(root / role, several, overwrite=overwrite)
+    _prepare(folders, recipes, resume=resume, overwrite=overwrite, finished=True)
 
     @functools.cache
     def data() -> dict[str, str]:
@@ -635,23 +676,23 @@ def run(
     leave()  # rank 0 does the rest alone and must not wait for the other ranks
     if rank():
         return None
-    failure: ExportError | None = None
+    failures: list[ExportError] = []
     for name, one in recipes.items():
         if Path(name).parts[0] != "student":
             continue
-        exports = folders[name].export
-        missing = [form for form in recipe.export.formats if not is_exported(exports, form)]
+        made = folders[name].export
+        missing = [form for form in recipe.export.formats if not is_exported(made, form)]
         if missing:
             try:
                 export(folders[name].path, missing, recipe=one, device=device)
             except ExportError as error:  # raised after the report, which is useful without these formats too
-                failure = failure or error
+                failures.append(error)
         else:
-            log.info("export: finished before, skipped (%s)", exports)
-            _clean_up(exports)
+            log.info("export: finished before, skipped (%s)", made)
+            _clean_up(made)
     result = report([root], root / "report", recipe=recipe, device=device)
-    if failure:
-        raise failure
+    if failures:
+        raise _joined(failures)
     return result
 
 

@@ -24,6 +24,7 @@ from distill.machine.packages import SWEEP_EXTRA, Finding
 from distill.models.loading import load_tokenizer, parameters_of
 from distill.models.names import named_by
 from distill.models.weights import weight_files
+from distill.recipe.budgets import each_budget
 from distill.recipe.schema import Recipe
 from distill.storage.hub import ask_hub
 
@@ -72,7 +73,8 @@ def examine_recipe(recipe: Recipe, folder: Path, device: str) -> Iterator[Findin
     """Yield whether the data and models of `recipe` load, and whether the memory of `device` and the disk suffice."""
     yield finding_of("data", lambda: _sizes(read_splits(recipe)))
     largest = checkpoints = 0
-    runs = (recipe.teacher is not None) + (1 + recipe.student.control if recipe.student else 0)
+    students = len(each_budget(recipe)) or 1
+    runs = (recipe.teacher is not None) + (students * (1 + recipe.student.control) if recipe.student else 0)
     for name, stage in (("teacher.model", recipe.teacher), ("student.model", recipe.student)):
         model = stage.model if stage else None
         if model is None:

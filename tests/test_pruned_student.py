@@ -1,5 +1,6 @@
 """A student that is cut out of its teacher as a budget allows: planned, recorded, resumed, exported, refused."""
 
+import functools
 import json
 import shutil
 
@@ -213,13 +214,36 @@ def test_a_list_of_budgets_makes_a_student_for_each_and_a_report_of_all(world, t
     folders = commands.students(recipe, world / "teacher", tmp_path / "students", device="cpu")
     assert [folder.path.name for folder in folders] == ["latency_ms-4", "latency_ms-1.5"]
     proofs = commands.exports(tmp_path / "students", device="cpu")
-    assert set(proofs) == {f"latency_ms-{name}/onnx-int8" for name in ("1.5", "4", "1.5-control", "4-control")}
-    with pytest.raises(UserError, match=r"--output: x: is for one model, but .*students holds 4; name one"):
+    assert set(proofs) == {f"latency_ms-{name}/onnx-int8" for name in ("1.5", "4")}
+    with pytest.raises(UserError, match=r"--output: x: is for one model, but .*students holds 2; name one"):
         commands.exports(tmp_path / "students", output="x")
     with pytest.raises(UserError, match="--push-to-hub: me/x: is for one student, but the recipe has 2 budgets"):
         commands.students(recipe, world / "teacher", tmp_path / "students", push_to_hub="me/x")
-    with pytest.raises(FolderError, match="latency_ms-4: holds one student"):
+    with pytest.raises(FolderError, match="latency_ms-4: holds a run; "):
         commands.students(recipe, world / "teacher", folders[0].path)
+
+
+def test_several_budgets_are_redone_together_and_none_is_left_behind(world, tmp_path, measured):
+    sets = ["student.training.max_steps=2", "export.formats=[onnx-int8]"]
+    recipe = load_recipe(world / "recipe.yaml", [*sets, "student.prune.latency_ms=[1.5, 4]"])
+    made = functools.partial(commands.students, teachers=world / "teacher", output=tmp_path / "all", device="cpu")
+    first = [folder.manifest.stat().st_mtime_ns for folder in made(recipe)]
+    with pytest.raises(FolderError, match=r"latency_ms-1\.5: .*finished"):
+        made(recipe)
+    assert [folder.manifest.stat().st_mtime_ns for folder in made(recipe, resume=True)] == first
+    count = len(measured)
+    redone = [folder.manifest.stat().st_mtime_ns for folder in made(recipe, overwrite=True)]
+    assert not set(redone) & set(first)
+    assert len(measured) - count <= 12 + 2 * (2 * MOST_TRIES)  # one table for both
+    fewer = load_recipe(world / "recipe.yaml", [*sets, "student.prune.latency_ms=[1.5, 5]"])
+    with pytest.raises(FolderError, match="latency_ms-4: is of a budget that the recipe no longer has"):
+        made(fewer, overwrite=True)
+    one = load_recipe(world / "recipe.yaml", [*sets, "student.prune.latency_ms=[1.5]"])
+    assert one == load_recipe(world / "recipe.yaml", [*sets, "student.prune.latency_ms=1.5"])
+
+    shutil.copytree(tmp_path / "all" / "latency_ms-4", tmp_path / "run" / "student")
+    with pytest.raises(FolderError, match="student: holds a run; students of several budgets need a folder"):
+        commands.run(recipe, tmp_path / "run", resume=True, device="cpu")
 
 
 def test_all_budgets_are_checked_before_the_first_student_is_trained(world, tmp_path, measured):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
@@ -47,16 +48,16 @@ def int8_costs(
     calls: dict[Key, Callable[[], object]] = {}
     sizes: dict[Key, int] = {}
     with tempfile.TemporaryDirectory() as work, quiet():
-        graph = Path(work) / "fp32" / ONNX_WEIGHTS
-        graph.parent.mkdir()
         for number, (key, model) in enumerate(models):
-            target = Path(work) / f"int8-{number}" / ONNX_WEIGHTS
+            graph, target = Path(work) / "fp32" / ONNX_WEIGHTS, Path(work) / f"int8-{number}" / ONNX_WEIGHTS
+            graph.parent.mkdir()
             target.parent.mkdir()
             trace(model, graph)
             ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, SOME_TOKENS))
             given = {"input_ids": ids, "attention_mask": np.ones_like(ids), TOKEN_TYPES: np.zeros_like(ids)}
             largest = widest(graph, [{name: given[name] for name in graph_inputs(model.config)}])
             quantise(graph, target, int8_settings()[0], largest)
+            shutil.rmtree(graph.parent)
             session = OnnxSession(target, "cpu", threads)
             calls[key] = call_at(session, shape, vocabulary=model.config.vocab_size)
             sizes[key] = sum(path.stat().st_size for path in target.parent.iterdir())

@@ -57,7 +57,7 @@ def leave() -> None:
 
 
 def end_rank(code: int) -> NoReturn:
-    """End this process as `sys.exit` would, but without ending Python's and torch's threads one by one.
+    """End this process after its exit functions, but without ending Python's and torch's threads one by one.
 
     While they end, a thread of torch 2.13's gloo sometimes aborts the process, and the launcher then reports a failure
     of a run that is complete.

@@ -41,8 +41,11 @@ def compare_with_baseline(models: Sequence[Path], notes: list[str]) -> list[dict
 def baseline_beside(folder: Path) -> Path | None:
     """Return the folder `baseline` beside a run folder, if a finished baseline is there.
 
-    Beside a student of several budgets means beside the folder of all of them.
+    That of a student of several budgets may be beside the folder of all of them.
     """
     own = folder.absolute()
-    run = RunFolder((own.parent if OF_BUDGET.fullmatch(own.name) else own).parent / "baseline")
-    return run.path if run.is_finished and run.read_manifest()["role"] == "baseline" else None
+    for beside in (own, own.parent) if OF_BUDGET.fullmatch(own.name) else (own,):
+        run = RunFolder(beside.parent / "baseline")
+        if run.is_finished and run.read_manifest()["role"] == "baseline":
+            return run.path
+    return None

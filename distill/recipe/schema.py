@@ -361,7 +361,7 @@ class Prune(Section):
             raise ValueError(f"wants a number above {least}, or a list of such numbers, got {given!r}")
         if len({f"{one:g}" for one in values}) < len(values):
             raise ValueError(f"wants budgets that differ, got {given!r}")
-        return tuple(map(float, values)) if is_list else given
+        return tuple(map(float, values)) if len(values) > 1 else values[0] if values else None
 
     @field_validator("shape")
     @classmethod

@@ -14,7 +14,9 @@ from distill.storage.cascades import is_cascade, read_cascade
 from distill.storage.checksums import CASCADE, LINEAR_SETTINGS
 from distill.storage.run_folder import RunFolder, SweepFolder
 
-OF_BUDGET = re.compile(rf"({'|'.join(BUDGETS)})-([0-9.e+-]+?)(-control)?")  # a folder's name (see recipe.budgets)
+OF_BUDGET = re.compile(
+    rf"({'|'.join(BUDGETS)})-(\d+(?:\.\d+)?(?:e[+-]\d+)?)(-control)?"
+)  # a folder's name (see recipe.budgets)
 
 
 def manifest_of(model: str) -> dict[str, Any] | None:
@@ -73,7 +75,8 @@ def models_in(folder: Path) -> list[Path]:
         model
         for role in ("baseline", "teacher", "student", "control")
         for model in ([folder / role] if _is_model(folder / role) else models_of_budgets(folder / role))
-    ] or models_of_budgets(folder)
+    ]
+    inner += models_of_budgets(folder)
     if not inner:
         problem = "no model there (no config.json)" if folder.is_dir() else "no such folder"
         raise FolderError(f"{folder}: {problem}")
