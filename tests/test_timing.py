@@ -1,6 +1,6 @@
 import pytest
 
-from distill.machine.timing import calmest, speedup, summarise, time_in_turn
+from distill.machine.timing import speedup, summarise, time_in_turn
 
 
 def test_calls_are_timed_in_blocks_in_turn_after_a_warm_up():
@@ -37,8 +37,3 @@ def test_a_speed_up_is_of_blocks_timed_in_turn():
     assert found == (4.0, 4.0, 5.0, 3) and not found.is_scattered
     with pytest.raises(ValueError):
         speedup([40.0] * 10, [10.0] * 5)
-
-
-def test_the_calmest_block_counts_whatever_disturbs_the_others():
-    quiet, busy = [1.0, 1.1, 1.2, 1.0, 9.0], [5.0, 5.1, 1.0, 7.0, 8.0]
-    assert calmest([*busy, *quiet, *busy]) == 1.1

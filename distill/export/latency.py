@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from distill.export.int8 import int8_settings, quantise
 from distill.export.onnx_graph import graph_inputs, quiet, trace
 from distill.export.outliers import widest
 from distill.inference.sessions import OnnxSession, Session
-from distill.machine.timing import calmest, time_in_turn
+from distill.machine.timing import time_in_turn
 from distill.measuring.benchmark import call_at
 from distill.models.config import TOKEN_TYPES
 from distill.models.weights import ONNX_WEIGHTS
@@ -26,7 +27,7 @@ SOME_TOKENS = 16  # enough to find wide channels, which change the graph but not
 
 
 class Cost(NamedTuple):
-    """The latency of a call in its calmest block (see timing.calmest), and the size of the file."""
+    """The median latency of a call, and the size of the file."""
 
     latency_ms: float
     size_bytes: int
@@ -63,7 +64,7 @@ def int8_costs(
             sizes[key] = sum(path.stat().st_size for path in target.parent.iterdir())
             progress(1)
         latencies = time_in_turn(calls, rounds)
-    return {key: Cost(calmest(latencies[key]), size) for key, size in sizes.items()}
+    return {key: Cost(median(latencies[key]), size) for key, size in sizes.items()}
 
 
 def latencies_of(session: Session, shape: str, *, rounds: int, vocabulary: int) -> list[float]:

@@ -96,14 +96,6 @@ def speedup(slower_ms: Sequence[float], faster_ms: Sequence[float]) -> Speedup:
     return Speedup(median(ratios), min(ratios), max(ratios), len(ratios))
 
 
-def calmest(latencies_ms: Sequence[float]) -> float:
-    """Return the median of the fastest block of latencies that `time_in_turn` returned, in milliseconds.
-
-    On a quiet machine it is close to the median of all. It stays so if other work disturbs some of the blocks.
-    """
-    return min(_blocks(latencies_ms))
-
-
 def _blocks(latencies_ms: Sequence[float]) -> list[float]:
     """Return the median of each block, in order."""
     return [median(latencies_ms[start : start + BLOCK_CALLS]) for start in range(0, len(latencies_ms), BLOCK_CALLS)]
