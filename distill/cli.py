@@ -25,7 +25,7 @@ import typer
 from typer.core import TyperGroup
 
 from distill.errors import SERVE_EXTRA, TRAIN_EXTRA, Interrupted, UserError, lacking, printable, refusal_of
-from distill.machine.ranks import check_launcher, end_rank, leave, rank, refuse_ranks, world_size
+from distill.machine.ranks import check_launcher, end_rank, is_launched, leave, rank, refuse_ranks, world_size
 from distill.machine.terminal import Guarded, NotWritten, give_up_stdout, guarded
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -124,7 +124,7 @@ class _Group(TyperGroup):
                     return super().main(*arguments, **settings)
                 except SystemExit as done:  # raised again once stdout is flushed
                     code = done.code
-            if world_size() > 1:
+            if world_size() > 1 and is_launched():
                 end_rank(code if isinstance(code, int) else 0 if code is None else 1)
             raise SystemExit(code)
         except NotWritten as error:

@@ -56,6 +56,11 @@ def leave() -> None:
             distributed.destroy_process_group()
 
 
+def is_launched() -> bool:
+    """Say whether torchrun, or accelerate launch by means of it, started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def end_rank(code: int) -> NoReturn:
     """End this process after its exit functions, but without ending Python's and torch's threads one by one.
 
