@@ -272,7 +272,11 @@ def students(
         for name, folder in folders.items():
             folder.mark_for_replacement(with_absolute_paths(stages[name]))
     options |= {"resume": resume, "overwrite": overwrite, "device": device}
-    return [student(one, names, root / name, **options) for name, one in recipes.items()]
+    made_students = []
+    for number, (name, one) in enumerate(recipes.items(), 1):
+        log.info("student: %d of %d budgets, in %s", number, len(recipes), root / name)
+        made_students.append(student(one, names, root / name, **options))
+    return made_students
 
 
 def _check_for_budgets(root: Path, recipes: Mapping[str, Recipe], *, overwrite: bool) -> None:
