@@ -684,16 +684,16 @@ def run(
     for name, one in recipes.items():
         if Path(name).parts[0] != "student":
             continue
-        made = folders[name].export
-        missing = [form for form in recipe.export.formats if not is_exported(made, form)]
+        place = folders[name].export
+        missing = [form for form in recipe.export.formats if not is_exported(place, form)]
         if missing:
             try:
                 export(folders[name].path, missing, recipe=one, device=device)
             except ExportError as error:  # raised after the report, which is useful without these formats too
                 failures.append(error)
         else:
-            log.info("export: finished before, skipped (%s)", made)
-            _clean_up(made)
+            log.info("export: finished before, skipped (%s)", place)
+            _clean_up(place)
     result = report([root], root / "report", recipe=recipe, device=device)
     if failures:
         raise _joined(failures)

@@ -283,6 +283,7 @@ class _Table:
             "rounds": benchmark.rounds,
             "cpu": cpu_kind(),
             "onnxruntime": onnxruntime.__version__,
+            "figure": "median in turn",  # tables of earlier versions hold other figures
         }
         key = hashlib.sha256(json.dumps(self.depends).encode()).hexdigest()[:16]
         self.path = LATENCIES / f"{key}.json"

@@ -393,7 +393,7 @@ class Prune(Section):
     @property
     def is_several(self) -> bool:
         """Whether the recipe has a list of budgets, so that there are several students (see `each_budget`)."""
-        return any(isinstance(getattr(self, key), tuple) for key in BUDGETS)
+        return len(self.budgets[1]) > 1
 
 
 # Defaults of an n-gram student: a step moves only the rows that it reads, and costs the same for 8 texts or 32.

@@ -14,9 +14,8 @@ from distill.storage.cascades import is_cascade, read_cascade
 from distill.storage.checksums import CASCADE, LINEAR_SETTINGS
 from distill.storage.run_folder import RunFolder, SweepFolder
 
-OF_BUDGET = re.compile(
-    rf"({'|'.join(BUDGETS)})-(\d+(?:\.\d+)?(?:e[+-]\d+)?)(-control)?"
-)  # a folder's name (see recipe.budgets)
+# The name of a folder that a list of budgets makes (see recipe.budgets).
+OF_BUDGET = re.compile(rf"({'|'.join(BUDGETS)})-(\d+(?:\.\d+)?(?:e[+-]\d+)?)(-control)?")
 
 
 def manifest_of(model: str) -> dict[str, Any] | None:
