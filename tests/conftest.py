@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is importe
 
 import pytest
 import torch
+import transformers
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -21,7 +22,6 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
-    GteConfig,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedTokenizerFast,
@@ -83,7 +83,7 @@ MORE_CONFIGS = {
     "modernbert": lambda **kw: ModernBertConfig(  # rotary positions, and windows in most layers
         **SIZES, **SPECIAL_IDS, max_position_embeddings=64, local_attention=8, **kw
     ),
-    "gte": lambda **kw: GteConfig(**SIZES, **SPECIAL_IDS, max_position_embeddings=64, **kw),
+    "gte": lambda **kw: transformers.GteConfig(**SIZES, **SPECIAL_IDS, max_position_embeddings=64, **kw),
     "deberta-v2": lambda **kw: DebertaV2Config(  # attention that is no single node
         **SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16, max_position_embeddings=64,
         position_biased_input=False, type_vocab_size=0, pad_token_id=0, **kw,

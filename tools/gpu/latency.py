@@ -146,6 +146,8 @@ class Bench:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = forward()
+        # A replay reads the weights and inputs where they lay, so they must live as long as the graph.
+        self.kept.callback(lambda held: None, forward)
         return Made(graph.replay, lambda: output.float().cpu().numpy())
 
     def unpadded(self, dtype: torch.dtype) -> Made:

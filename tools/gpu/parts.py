@@ -13,7 +13,7 @@ from typing import Any
 from base_size import base
 from inputs import LABELS, brief_recipe, few_texts, make_models, model_of, settings
 from kinds import kinds
-from steps import TOOLS, Failed, Skipped, Step, Visit, gpu_memory
+from steps import ROOT, TOOLS, Failed, Skipped, Step, Visit, gpu_memory
 
 from distill.storage.files import read_json, write_json
 from distill.storage.run_folder import RunFolder
@@ -80,8 +80,10 @@ def gpu_tests(visit: Visit) -> dict[str, Any]:
     """Run the tests marked gpu, and return the last lines of pytest."""
     if visit.arguments.device != "cuda":
         raise Skipped("they need a GPU")
+    # Other tests may need packages that are not on this machine.
+    files = [path for path in (ROOT / "tests").glob("test_*.py") if "@pytest.mark.gpu" in path.read_text()]
     said = visit.call(
-        sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests", may_fail=True
+        sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files, may_fail=True
     )
     return {"said": said.strip()[-3_000:]}
 
@@ -252,8 +254,9 @@ def latency(visit: Visit, model: str, *arguments: object) -> dict[str, Any]:
 
 def latency_at(visit: Visit, model: str, shape: str) -> dict[str, Any]:
     """Time all formats at a shape; if that fails as a whole, only the formats that cannot crash the process."""
+    only = ["--formats", *visit.arguments.formats] if visit.arguments.formats else []
     try:
-        return latency(visit, model, "--shape", shape)
+        return latency(visit, model, "--shape", shape, *only)
     except Failed as failure:
         return latency(visit, model, "--shape", shape, "--formats", *PLAIN) | {"with all formats": str(failure)}
 

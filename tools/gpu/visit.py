@@ -1,7 +1,8 @@
 """Measure distill on one GPU, part by part, and compare what was found with the goals.
 
 usage: python3 tools/gpu/visit.py PART... --work DIR --out DIR [--minilm DIR] [--base DIR] [--imdb DIR]
-           [--yelp DIR] [--notes-teacher FILE] [--textbrewer "COMMAND"] [--device cuda] [--minutes 9] [--toy]
+           [--yelp DIR] [--notes-teacher FILE] [--textbrewer "COMMAND"] [--steps NAME...] [--formats NAME...]
+           [--device cuda] [--minutes 9] [--toy]
 
 The parts are check, training, accuracy, base, exports, predict and kinds. Each is a list of steps; a step is a command
 of its own with its own time limit. If a step fails, its error is kept in the part's JSON and the next step begins. If a
@@ -64,6 +65,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--notes-teacher", type=Path, help="script that fine-tunes with a plain Trainer")
     parser.add_argument("--textbrewer", help="command that distills with TextBrewer")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the part accuracy")
+    parser.add_argument("--steps", nargs="+", help="do only these steps of the parts, by name")
+    parser.add_argument("--formats", nargs="+", help="time only these formats in the part exports, by name")
     parser.add_argument("--before", type=Path, help="distillation-gain-gpu.json of an earlier run with other seeds")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--minutes", type=float, default=9.0, help="time limit of the command; the next continues")
@@ -83,6 +86,8 @@ def do(part: str, visit: Visit, conditions: dict[str, Any]) -> None:
     found = read_json(path) if path.is_file() else {"part": part, "toy": visit.arguments.toy, "steps": {}}
     found["conditions"] = [*found.get("conditions", []), conditions]  # of each command that added to it
     for step in PARTS[part](visit):
+        if visit.arguments.steps and step.name not in visit.arguments.steps:
+            continue
         before = found["steps"].get(step.name)
         if before and not step.again and not {"error", "skipped"} & set(before):
             continue
