@@ -23,8 +23,9 @@ class Limits(NamedTuple):
 
 
 # On a CPU a single text of 512 tokens keeps all cores busy, and its attention scores fit into the cache
-# (docs/results.md). A GPU needs more at once; how much more has not been measured.
-MICRO_BATCH_LIMITS: dict[Device, Limits] = {"cpu": Limits(1_024, 512**2), "cuda": Limits(8_192)}
+# (docs/results.md). On a GPU a pass costs the time that Python takes to launch it, so it should hold a whole batch: 32
+# texts of 512 tokens take some 8 GB in BERT-base.
+MICRO_BATCH_LIMITS: dict[Device, Limits] = {"cpu": Limits(1_024, 512**2), "cuda": Limits(16_384)}
 NGRAM_LIMITS = Limits(16_384)  # an n-gram model computes so little that only padding costs anything
 TOKENS = (*INPUTS, TOKEN_TYPES)
 MICRO_BATCHES = "micro_batches"  # key in a batch: for each micro-batch, its number of texts and longest length
