@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or Path(name).is_absolute() or name.count("/") > 1
 
 
+def _inner_models(folder: Path) -> str:
+    """Return a half-sentence that names models in the subfolders, such as those of several budgets; "" if none."""
+    files = (file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/config.json"))
+    found = sorted(str(file.parent) for file in itertools.islice(files, 100))
+    others = f" or another of its {len(found)} models" if len(found) > 2 else ""
+    return f"; name a model in it: {' or '.join(found[:2])}{others}" if found else ""
+
+
 def require_reachable(name: str) -> None:
     """Raise `ModelError` if `name` is neither a model folder nor possibly a name on the Hub.
 
@@ -56,7 +65,7 @@ def require_reachable(name: str) -> None:
     if is_baseline(path):
         raise ModelError(f"{name}: is a baseline, not a transformer")
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(f"{name}: not a model folder: it has no config.json")
+        raise ModelError(f"{name}: not a model folder: it has no config.json{_inner_models(path)}")
     if not path.is_dir():
         from distill.storage.hub import ask_hub  # not at the top: it takes a while to import
 
