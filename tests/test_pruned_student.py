@@ -16,6 +16,7 @@ from distill.distillation.budget import MOST_TRIES
 from distill.errors import FolderError, ModelError, RecipeError, UserError
 from distill.export.latency import Cost
 from distill.measuring.baselines import baseline_beside
+from distill.models.importance import importance_of
 from distill.models.pruning import Size, parts_of, size_of, without_empty_heads
 from distill.recipe.file import load_recipe
 from distill.storage.run_folder import RunFolder
@@ -191,8 +192,12 @@ def test_if_estimates_are_wrong_only_what_was_measured_counts(world, tmp_path, m
     assert size in measured and cost_of(size).latency_ms * (1.3 if size.layers % 2 else 1.0) <= 3
 
 
-def test_a_list_of_budgets_makes_a_student_for_each_and_a_report_of_all(world, tmp_path, measured):
-    run_folder = tmp_path / "run"
+def test_a_list_of_budgets_makes_a_student_for_each_and_a_report_of_all(world, tmp_path, measured, monkeypatch):
+    run_folder, passes = tmp_path / "run", []
+    monkeypatch.setattr(pruned_student, "KNOWN", {})
+    monkeypatch.setattr(
+        pruned_student, "importance_of", lambda *args, **options: passes.append(1) or importance_of(*args, **options)
+    )
     shutil.copytree(world / "teacher", run_folder / "teacher")
     sets = ["student.training.max_steps=2", "student.prune.latency_ms=[4, 1.5]", "student.control=true"]
     recipe = load_recipe(world / "recipe.yaml", [*sets, "export.formats=[onnx-int8]"])
@@ -207,6 +212,7 @@ def test_a_list_of_budgets_makes_a_student_for_each_and_a_report_of_all(world, t
     tight, loose = (kept(RunFolder(run_folder / name)).size for name in names[:2])
     assert cost_of(tight).latency_ms <= 1.5 < cost_of(loose).latency_ms <= 4
     assert len(measured) <= 12 + 2 * MOST_TRIES + 2  # one table for both, and what the check measures
+    assert len(passes) == 1
     count = len(measured)
     commands.run(recipe, run_folder, resume=True, device="cpu")
     assert len(measured) == count

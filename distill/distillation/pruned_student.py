@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +31,7 @@ from distill.machine.cpu import cores, cpu_kind
 from distill.machine.devices import Device
 from distill.machine.progress import progress_line
 from distill.models.config import TOKEN_TYPES, inputs_of, token_limit
-from distill.models.importance import importance_of
+from distill.models.importance import Importance, importance_of
 from distill.models.loading import load_config, normalized_config
 from distill.models.pruning import Kept, Size, parts_of, prune, size_of
 from distill.models.students import build_from_config
@@ -51,6 +51,7 @@ REPEATS = 4  # measurements of a pair of sizes that contradict each other; other
 ROUGH_ROUNDS = 5  # timed calls of a model that only has to be possible
 LATENCIES = Path(HF_HOME) / "distill" / "latencies"
 MEASURED_ANEW: set[Path] = set()  # in this process, for the first of several budgets
+KNOWN: dict[bytes, Importance] = {}  # in this process, by a digest of all that the importance depends on
 
 
 @dataclass(frozen=True)
@@ -185,11 +186,7 @@ def plan_pruning(
         (found,) = broadcast_object_list([None])
         assert found is not None
         return found
-    texts = _some_texts(splits, seed)
-    with progress_line("importance of heads and channels", len(texts), "text") as bar:
-        batches = _batches(model, tokenizer, texts, truncation)
-        importance = importance_of(model.to(torch.device(device)), batches, seed=seed, progress=bar.update)
-    model.to("cpu")
+    importance = _importance(model, tokenizer, _some_texts(splits, seed), truncation, seed=seed, device=device)
     whole, shape = size_of(model.config), settings.shape or benchmark.shapes[0]
     table = _Table(model, shape, benchmark, fresh=fresh)
 
@@ -243,6 +240,29 @@ def plan_pruning(
     }
     broadcast_object_list([planned])
     return planned
+
+
+def _importance(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    truncation: Truncation,
+    *,
+    seed: int,
+    device: Device,
+) -> Importance:
+    """Compute the importance of the parts of `model` on the texts, unless that was done for an earlier budget."""
+    settings = [model.config.to_json_string(), list(texts), astuple(truncation), seed]
+    read = hashlib.sha256(json.dumps(settings).encode())
+    for tensor in model.state_dict().values():
+        read.update(tensor.contiguous().view(torch.uint8).numpy())
+    if read.digest() not in KNOWN:
+        with progress_line("importance of heads and channels", len(texts), "text") as bar:
+            batches = _batches(model, tokenizer, texts, truncation)
+            found = importance_of(model.to(torch.device(device)), batches, seed=seed, progress=bar.update)
+        model.to("cpu")
+        KNOWN[read.digest()] = found
+    return KNOWN[read.digest()]
 
 
 def _some_texts(splits: Splits, seed: int) -> list[str]:
