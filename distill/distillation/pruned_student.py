@@ -191,18 +191,23 @@ def plan_pruning(
     table = _Table(model, shape, benchmark, fresh=fresh)
 
     def measure(wanted: Sequence[Size], progress: Callable[[int], None] = lambda exported: None) -> None:
-        students = ((size, prune(model, what_to_keep(importance, size))) for size in wanted)
+        # In turn with the whole model, whose earlier latency tells how much slower or faster the machine has become.
+        students = ((size, prune(model, what_to_keep(importance, size))) for size in dict.fromkeys((*wanted, whole)))
         costs = int8_costs(students, shape, rounds=benchmark.rounds, threads=benchmark.threads, progress=progress)
+        drift = costs[whole].latency_ms / table.costs.get(whole, costs[whole]).latency_ms
+        costs = {size: cost._replace(latency_ms=cost.latency_ms / drift) for size, cost in costs.items()}
         table.add({size: min(cost, table.costs.get(size, cost)) for size, cost in costs.items()})  # others only add
 
     def disturbed() -> tuple[Size, Size] | None:
         return contradiction({size: table.costs[size].latency_ms for size in grid(whole)})
 
     missing = [size for size in grid(whole) if size not in table.costs]
-    with progress_line("latencies in int8", len(missing), "size") as bar:
-        measure(missing, bar.update)
+    if missing:
+        with progress_line("latencies in int8", len(missing), "size") as bar:
+            measure(missing, bar.update)
     for _ in range(REPEATS):
-        measure(disturbed() or ())
+        if pair := disturbed():
+            measure(pair)
     if found := disturbed():
         small, large = found
         log.warning(

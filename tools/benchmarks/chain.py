@@ -1,7 +1,7 @@
 """The chain in one table: texts a second and accuracy from plain transformers to the fastest student, step by step.
 
 usage: python3 tools/benchmarks/chain.py RECIPE --teacher DIR [--student DIR] [--pruned DIR] [--ngrams DIR]
-           [--cascade DIR] [--base DIR] [--plain-texts 20] [--texts 500] [--rounds 3]
+           [--cascade DIR] [--base DIR] [--base-tokens 512] [--plain-texts 20] [--texts 500] [--rounds 3]
 
 It begins where FastFormers counts from (Kim and Awadalla 2020, table 1): the teacher in transformers alone, fp32, each
 text padded to the most tokens, one at a time. Then come texts at their own length; the same model in distill, which
@@ -9,7 +9,8 @@ packs texts by length and gives each core batches of its own; the student; its o
 n-grams; and a cascade. DIR is a run folder with its exports. The steps that are not given are left out.
 
 If --base names a model of another shape with random weights, such as BERT-base's, the first three steps are timed with
-it too. Its answers mean nothing, so these rows have no accuracy.
+it too, at up to --base-tokens, which is what FastFormers pads to. Its answers mean nothing, so these rows have no
+accuracy.
 
 Each step classifies the first test texts of RECIPE, tokenization included: --plain-texts of them in transformers alone,
 --texts in the others. The steps take turns, and the best round counts. The last line of stdout is one JSON object.
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--teacher", required=True, type=Path)
     parser.add_argument("--base", type=Path, help="a model with random weights, for time only")
+    parser.add_argument("--base-tokens", type=int, default=512)
     for name in ("student", "pruned", "ngrams", "cascade"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--plain-texts", type=int, default=20)
@@ -67,11 +69,12 @@ def main() -> None:
         orders[name], _ = align(classifier, splits.label_names, splits.label_map, task=splits.task, name=str(folder))
         steps[name] = (lambda some: timed_logits(classifier, some)), len(texts)
 
-    for title, folder in (("base", arguments.base), ("teacher", arguments.teacher)):
+    models = ("base", arguments.base, arguments.base_tokens), ("teacher", arguments.teacher, recipe.data.max_tokens)
+    for title, folder, most in models:
         if folder:
             for padded in (True, False):
                 name = f"{title}: transformers, {'padded' if padded else 'own lengths'}"
-                steps[name] = plain(folder, recipe.data.max_tokens, padded=padded), arguments.plain_texts
+                steps[name] = plain(folder, most, padded=padded), arguments.plain_texts
             add(f"{title}: packed", folder)
     if arguments.student:
         add("student: torch", arguments.student)

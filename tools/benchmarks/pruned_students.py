@@ -4,8 +4,9 @@ usage: python3 tools/benchmarks/pruned_students.py RECIPE --teacher DIR --work D
            [--seeds 1 2 3] [--shape 1x128] [--rounds 30] [--threads 2]
 
 RECIPE has the data and the training of all students. For each number in --layers, a student of so many layers is
-trained and exported to onnx-int8. For each number in --faster, a pruned student gets the latency of that student, over
-that number, as its budget. At the end all exports are timed in turn.
+trained and exported to onnx-int8. For each number in --faster, a pruned student has to be that many times as fast as
+that student. Its budget is a speed-up over the teacher, since a budget in milliseconds would mean another model
+whenever the machine becomes slower or faster. At the end all exports are timed in turn.
 
 You can stop the script and start it again: it keeps finished runs in WORK and resumes interrupted ones. It prints a
 table; the last line is the whole result as JSON: accuracy by seed, the latencies of each export, and the differences of
@@ -34,6 +35,7 @@ from distill.storage.files import read_json, write_json
 from distill.storage.run_folder import RunFolder
 
 FORMAT = "onnx-int8"
+TEACHER = "teacher"
 
 
 def main() -> None:
@@ -57,7 +59,7 @@ def main() -> None:
     budgets = budgets_of(arguments)
     for seed in arguments.seeds:
         for name, budget in budgets.items():
-            make(arguments, seed, name, f"student.prune={{latency_ms: {budget}, shape: {arguments.shape}}}")
+            make(arguments, seed, name, f"student.prune={{speedup: {budget}, shape: {arguments.shape}}}")
     report(arguments, budgets)
 
 
@@ -76,15 +78,18 @@ def make(arguments: argparse.Namespace, seed: int, name: str, setting: str) -> N
 
 
 def budgets_of(arguments: argparse.Namespace) -> dict[str, float]:
-    """Return the budget of each pruned student in milliseconds; it is measured once and kept."""
+    """Return the budget of each pruned student, a speed-up over the teacher; it is measured once and kept."""
     path = arguments.work / "budgets.json"
     if not path.is_file():
+        if not (arguments.teacher / "export" / FORMAT).is_dir():
+            distill("export", arguments.teacher, "--int8")
         first = arguments.work / f"seed-{arguments.seeds[0]}"
-        found = timed(arguments, {str(layers): first / f"layers-{layers}" for layers in arguments.layers})
-        write_json(path, {layers: median(latencies) for layers, latencies in found.items()})
-    latencies = read_json(path)
+        students = {str(layers): first / f"layers-{layers}" for layers in arguments.layers}
+        found = timed(arguments, {TEACHER: arguments.teacher} | students)
+        write_json(path, {layers: speedup(found[TEACHER], found[layers]).median for layers in students})
+    speedups = read_json(path)
     return {
-        f"pruned-as-{layers}-over-{faster:g}": round(latencies[str(layers)] / faster, 4)
+        f"pruned-as-{layers}-over-{faster:g}": round(speedups[str(layers)] * faster, 4)
         for layers in arguments.layers
         for faster in arguments.faster
     }
@@ -107,7 +112,9 @@ def report(arguments: argparse.Namespace, budgets: dict[str, float]) -> None:
     runs = {
         (name, seed): RunFolder(arguments.work / f"seed-{seed}" / name) for name in names for seed in arguments.seeds
     }
-    latencies = timed(arguments, {f"{name} {seed}": run.path for (name, seed), run in runs.items()})
+    latencies = timed(
+        arguments, {TEACHER: arguments.teacher} | {f"{name} {seed}": run.path for (name, seed), run in runs.items()}
+    )
     correct = {key: correct_texts(run) for key, run in runs.items()}
     result: dict[str, Any] = {}
     for name in names:
@@ -125,8 +132,8 @@ def report(arguments: argparse.Namespace, budgets: dict[str, float]) -> None:
             ours = [correct[name, seed] for seed in arguments.seeds]
             ratios = [speedup(latencies[f"{other} {seed}"], own[seed])._asdict() for seed in arguments.seeds]
             entry |= {
-                "budget_ms": budgets[name],
-                "over_budget": {seed: value / budgets[name] - 1 for seed, value in entry["latency_ms"].items()},
+                "speedup_asked": budgets[name],
+                "speedup": {seed: speedup(latencies[TEACHER], values).median for seed, values in own.items()},
                 "kept": {seed: read_json(runs[name, seed].pruning)["kept"]["layers"] for seed in arguments.seeds},
                 "compared_with": other,
                 "gain": float(np.mean(ours) - np.mean(theirs)),
