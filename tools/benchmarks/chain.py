@@ -12,8 +12,8 @@ If --base names a model of another shape with random weights, such as BERT-base'
 it too, at up to --base-tokens, which is what FastFormers pads to. Its answers mean nothing, so these rows have no
 accuracy.
 
-Each step classifies the first test texts of RECIPE, tokenization included: --plain-texts of them in transformers alone,
---texts in the others. The steps take turns, and the best round counts. The last line of stdout is one JSON object.
+Each step classifies test texts of RECIPE, tokenization included: --texts in distill, and in transformers alone
+--plain-texts of those, of all lengths. The steps take turns, and the best round counts. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -61,20 +61,22 @@ def main() -> None:
     splits = read_splits(recipe)
     rows = splits.test.shuffle(seed=0).select(range(min(arguments.texts, len(splits.test))))
     texts, gold_labels = texts_of(rows), gold_labels_of(rows)
-    steps: dict[str, tuple[Step, int]] = {}
+    by_length = np.argsort([len(str(text)) for text in texts], kind="stable")
+    few = [texts[row] for row in by_length[np.linspace(0, len(texts) - 1, arguments.plain_texts).astype(int)]]
+    steps: dict[str, tuple[Step, Sequence[Any]]] = {}
     orders: dict[str, list[int]] = {}
 
     def add(name: str, folder: Path) -> None:
         classifier = load(folder, "cpu", threads=arguments.threads)
         orders[name], _ = align(classifier, splits.label_names, splits.label_map, task=splits.task, name=str(folder))
-        steps[name] = (lambda some: timed_logits(classifier, some)), len(texts)
+        steps[name] = (lambda some: timed_logits(classifier, some)), texts
 
     models = ("base", arguments.base, arguments.base_tokens), ("teacher", arguments.teacher, recipe.data.max_tokens)
     for title, folder, most in models:
         if folder:
             for padded in (True, False):
                 name = f"{title}: transformers, {'padded' if padded else 'own lengths'}"
-                steps[name] = plain(folder, most, padded=padded), arguments.plain_texts
+                steps[name] = plain(folder, most, padded=padded), few
             add(f"{title}: packed", folder)
     if arguments.student:
         add("student: torch", arguments.student)
@@ -87,8 +89,8 @@ def main() -> None:
     rates: dict[str, list[float]] = {name: [] for name in steps}
     accuracy: dict[str, float | None] = dict.fromkeys(steps)
     for _ in range(arguments.rounds):
-        for name, (step, count) in steps.items():
-            logits, rate = step(texts[:count])
+        for name, (step, some) in steps.items():
+            logits, rate = step(some)
             rates[name].append(rate)
             if name in orders and not name.startswith("base"):
                 accuracy[name] = float((logits[:, orders[name]].argmax(axis=1) == gold_labels).mean())
