@@ -13,7 +13,8 @@ it too, at up to --base-tokens, which is what FastFormers pads to. Its answers m
 accuracy.
 
 Each step classifies test texts of RECIPE, tokenization included: --texts in distill, and in transformers alone
---plain-texts of those, of all lengths. The steps take turns, and the best round counts. The last line of stdout is one JSON object.
+--plain-texts of those, of all lengths. The steps take turns, and the best round counts. The last line of stdout is one
+JSON object.
 """
 
 from __future__ import annotations
