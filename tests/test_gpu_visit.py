@@ -193,6 +193,16 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(visit, monkeypatch):
     assert "bad: error: KeyError" in gpu_goals.table(visit.work)
 
 
+def test_a_step_or_format_that_does_not_exist_is_refused_before_anything_runs(tmp_path, monkeypatch, exported):
+    command = ["visit.py", "check", "--toy", "--device", "cpu", "--steps", "peek", "peak"]
+    monkeypatch.setattr(sys, "argv", [*command, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"--steps: peek: no step of check \(what is here, peak, "):
+        gpu_visit.main()
+    assert not list((tmp_path / "work").iterdir())
+    with pytest.raises(SystemExit, match=r"--formats: torch-fp61: no such format; there are torch-fp32, "):
+        gpu_latency.measure(gpu_latency.Bench(*exported, "cpu", "1x4"), ["torch-fp32", "torch-fp61"], 5)
+
+
 def test_the_table_says_which_goals_are_met_missed_and_not_measured(tmp_path):
     def latency(median):
         return {"latency_ms": {"p50": median}, "sequences_per_second": 1e3 / median}

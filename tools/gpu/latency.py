@@ -262,7 +262,10 @@ def measure(bench: Bench, only: list[str] | None, rounds: int) -> dict[str, Any]
     ready: dict[str, Made] = {}
     found: dict[str, Any] = {}
     reference: np.ndarray | None = None
-    for name, make in bench.formats().items():
+    formats = bench.formats()
+    if unknown := {name for name in only or () if name not in formats and NO_MASK not in name}:
+        raise SystemExit(f"--formats: {', '.join(sorted(unknown))}: no such format; there are {', '.join(formats)}")
+    for name, make in formats.items():
         if only and name not in only:
             continue
         free = free_memory(bench.device)

@@ -44,6 +44,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     end = begun + 60 * arguments.minutes - GRACE_SECONDS
     visit = Visit(arguments, size, end, arguments.work / "visit.log")
+    known = [step.name for part in arguments.parts for step in PARTS[part](visit)]
+    if unknown := set(arguments.steps or ()) - set(known):
+        sys.exit(f"--steps: {', '.join(sorted(unknown))}: no step of {', '.join(arguments.parts)} ({', '.join(known)})")
     if arguments.toy:
         toy_texts(visit)
     conditions = attempt(Step("conditions", 2, lambda visit: visit.measure(sys.executable, "-c", CONDITIONS)), visit)
