@@ -161,7 +161,7 @@ CASES = {
     "no configuration": (without("config.json"), BOTH, "{model}: not a model folder: it has no config.json"),
     "a folder of models": (
         lambda folder: (shutil.copytree(folder, folder / "latency_ms-1"), without("config.json")(folder)), BOTH,
-        "it has no config.json; name a model in it: {model}/latency_ms-1",
+        "it has no config.json; name a model in it, such as {model}/latency_ms-1",
     ),
     "half a configuration": (cut("config.json", 100), BOTH, "{model}: no"),
     "a list for a configuration": (content("config.json", b"[]"), BOTH, "{model}: no"),

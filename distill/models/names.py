@@ -42,11 +42,10 @@ def is_path(name: str) -> bool:
 
 
 def _inner_models(folder: Path) -> str:
-    """Return a half-sentence that names models in the subfolders, such as those of several budgets; "" if none."""
+    """Return a half-sentence that names a model in a subfolder, such as one of several budgets; "" if there is none."""
     files = (file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/config.json"))
     found = sorted(str(file.parent) for file in itertools.islice(files, 100))
-    others = f" or another of its {len(found)} models" if len(found) > 2 else ""
-    return f"; name a model in it: {' or '.join(found[:2])}{others}" if found else ""
+    return f"; name a model in it, such as {found[0]}" if found else ""
 
 
 def require_reachable(name: str) -> None:

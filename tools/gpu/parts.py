@@ -254,9 +254,10 @@ def latency(visit: Visit, model: str, *arguments: object) -> dict[str, Any]:
 
 def latency_at(visit: Visit, model: str, shape: str) -> dict[str, Any]:
     """Time all formats at a shape; if that fails as a whole, only the formats that cannot crash the process."""
-    only = ["--formats", *visit.arguments.formats] if visit.arguments.formats else []
+    if visit.arguments.formats:
+        return latency(visit, model, "--shape", shape, "--formats", *visit.arguments.formats)
     try:
-        return latency(visit, model, "--shape", shape, *only)
+        return latency(visit, model, "--shape", shape)
     except Failed as failure:
         return latency(visit, model, "--shape", shape, "--formats", *PLAIN) | {"with all formats": str(failure)}
 
