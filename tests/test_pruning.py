@@ -1,6 +1,7 @@
 """Cutting heads, channels and layers out of a model, their importance, and the search for a size within a budget."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,23 +14,25 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from distill.distillation.budget import (
+    CLOSE,
     MOST_TRIES,
+    PARTS_OF_BUDGET,
     choose,
     contradiction,
     estimate,
     grid,
-    losses_of,
+    loss_of,
     search,
-    sizes,
     smallest,
     what_to_keep,
+    widths,
 )
 from distill.errors import ModelError
 from distill.export.attention import NODE
 from distill.export.onnx_graph import trace
 from distill.models.importance import Importance, importance_of
 from distill.models.loading import parameter_count
-from distill.models.pruning import PARTS, Kept, Size, parts_of, prune, size_of, without_empty_heads
+from distill.models.pruning import PARTS, Kept, Size, even, parts_of, prune, size_of, used_size, without_empty_parts
 
 ARCHITECTURES = sorted(set(CONFIGS | MORE_CONFIGS) & set(PARTS))
 IDS = torch.randint(5, 28, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -57,18 +60,25 @@ def without(model, heads, channels):
     size = size_of(model.config)
     return Kept(
         tuple(range(size.layers)),
-        (all_but(size.heads, heads),) * size.layers,
-        (all_but(size.channels, channels),) * size.layers,
+        tuple(all_but(count, heads) for count in size.heads),
+        tuple(all_but(count, channels) for count in size.channels),
     )
+
+
+def readers(model, units) -> list[Any]:
+    """The modules that read these units, of each layer."""
+    layers = (module for name, module in model.named_modules() if name.split(".")[-1].isdigit())
+    return [layer.get_submodule(units.reads) for layer in layers]
 
 
 def silence(model, heads, channels):
     """Let nothing read these heads and channels of any layer."""
     size, parts = size_of(model.config), parts_of(model.config)
     with torch.no_grad():
-        for layer in (module for name, module in model.named_modules() if name.split(".")[-1].isdigit()):
-            layer.get_submodule(parts.heads.reads).weight.unflatten(1, (size.heads, -1))[:, list(heads)] = 0
-            layer.get_submodule(parts.channels.reads).weight[:, list(channels)] = 0
+        for reads in readers(model, parts.heads):
+            reads.weight.unflatten(1, (size.heads[0], -1))[:, list(heads)] = 0
+        for reads in readers(model, parts.channels):
+            reads.weight[:, list(channels)] = 0
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -79,7 +89,7 @@ def test_heads_and_channels_that_nothing_reads_are_cut_out_without_a_change(arch
     torch.testing.assert_close(logits(pruned), logits(model), rtol=1e-4, atol=1e-5)
     pruned.save_pretrained(tmp_path / "pruned")
     again = load(tmp_path / "pruned")  # with transformers alone
-    assert size_of(again.config) == Size(4, 4, 27)  # heads are empty, not gone
+    assert size_of(again.config) == even(4, 4, 27)  # heads are empty, not gone
     assert torch.equal(logits(again), logits(pruned))
 
 
@@ -105,34 +115,45 @@ def test_layers_and_their_parts_are_those_that_were_named(architecture, tmp_path
             assert torch.equal(now[:, part], then[:, part] * (head in kept.heads[position]))
 
 
-def with_other_heads_in_each_layer(model):
-    size = size_of(model.config)
-    return prune(model, Kept((0, 1, 3), ((0, 3), (1, 2), (2, 3)), (tuple(range(size.channels)),) * 3)).eval()
+def uneven(model):
+    """A pruned model whose layers keep other heads, and other numbers of channels."""
+    channels = (tuple(range(24)), (0, *range(5, 20)), tuple(range(8, 40)))
+    return prune(model, Kept((0, 1, 3), ((0, 3), (1, 2), (2, 3)), channels)).eval()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_empty_heads_are_left_out_without_a_change(architecture, tmp_path):
-    model = with_other_heads_in_each_layer(load(make_classifier(tmp_path, architecture)))
+def test_empty_parts_are_left_out_without_a_change(architecture, tmp_path):
+    model = uneven(load(make_classifier(tmp_path / "whole", architecture)))
+    assert size_of(model.config) == even(3, 4, 32)
+    model.save_pretrained(tmp_path / "pruned")
+    assert used_size(model) == Size((2, 2, 2), (24, 16, 32))
     before, weights = logits(model), parameter_count(model)
-    smaller = without_empty_heads(model)
+    torch.testing.assert_close(logits(load(tmp_path / "pruned")), before)  # with transformers alone
+    smaller = without_empty_parts(model)
     torch.testing.assert_close(logits(smaller), before, rtol=1e-4, atol=1e-5)
-    assert parameter_count(smaller) <= weights - 3 * 4 * 16 * 32  # three layers, four products, two heads of eight
+    found = [module.in_features for module in readers(smaller, parts_of(model.config).channels)]
+    assert found == [24, 16, 32]
+    # Three layers have four products with two heads of eight, and two of them two products with 8 and 16 channels.
+    assert parameter_count(smaller) <= weights - 3 * 4 * 16 * 32 - 2 * (8 + 16) * 32
 
 
 MORE = [name for name in ARCHITECTURES if name != "mpnet"]  # whose heads have a bias too
 
 
 @pytest.mark.parametrize("architecture", ["mpnet", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
-def test_graphs_leave_empty_heads_out_and_compute_the_same(architecture, tmp_path):
-    model = with_other_heads_in_each_layer(load(make_classifier(tmp_path, architecture)))
+def test_graphs_leave_empty_parts_out_and_compute_the_same(architecture, tmp_path):
+    model = uneven(load(make_classifier(tmp_path, architecture)))
     before = logits(model)
     trace(model, tmp_path / "model.onnx")
     assert torch.equal(logits(model), before)  # a copy was traced
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     found = session.run(["logits"], {name: tensor.numpy() for name, tensor in BATCH.items()})[0]
     torch.testing.assert_close(torch.from_numpy(found), before, rtol=1e-4, atol=1e-4)
-    nodes = [node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == NODE]
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    nodes = [node for node in graph.node if node.op_type == NODE]
     assert [next(a.i for a in node.attribute if a.name == "num_heads") for node in nodes] == [2, 2, 2]
+    shapes = [tuple(weight.dims) for weight in graph.initializer]
+    assert all((channels, 32) in shapes for channels in (24, 16))
 
 
 @pytest.mark.parametrize("architecture", sorted(PARTS))
@@ -144,39 +165,39 @@ def test_every_architecture_has_its_parts_where_they_are_said_to_be(architecture
     shapes = {name: tensor.shape for name, tensor in pruned.state_dict().items()}
     again = AutoModelForSequenceClassification.from_config(pruned.config)
     assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
-    assert size_of(pruned.config) == Size(2, 4, 28)
+    assert size_of(pruned.config) == even(2, 4, 28)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_empty_heads_stay_empty_in_training(architecture, tmp_path):
-    model = load(make_classifier(tmp_path, architecture))
-    pruned = prune(model, without(model, heads=(1,), channels=())).train()
-    before = {name: parameter.detach().clone() for name, parameter in pruned.named_parameters()}
+def test_empty_parts_stay_empty_in_training(architecture, tmp_path):
+    pruned = uneven(load(make_classifier(tmp_path, architecture))).train()
+    parts = parts_of(pruned.config)
+    modules = {units: readers(pruned, units) for units in (parts.heads, parts.channels)}
+    before = {units: [module.weight.detach().clone() for module in found] for units, found in modules.items()}
     optimizer = torch.optim.AdamW(pruned.parameters(), lr=1e-2, weight_decay=0.1)
     for _ in range(3):
         pruned(**BATCH, labels=torch.tensor([0, 1, 1])).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    reads = parts_of(model.config).heads.reads
-    trained = [(name, weight) for name, weight in pruned.named_parameters() if name.endswith(f"{reads}.weight")]
-    assert len(trained) == 4
-    for name, weight in trained:
-        assert not weight[:, 8:16].any()
-        assert not torch.equal(weight, before[name])
+    for units, empty in ((parts.heads, [16, 16, 16]), (parts.channels, [8, 16, 0])):
+        assert [int((~weight.any(dim=0)).sum()) for weight in before[units]] == empty
+        for module, then in zip(modules[units], before[units], strict=True):
+            assert not module.weight[:, ~then.any(dim=0)].any()
+            assert not torch.equal(module.weight, then)
 
 
-def test_the_last_head_of_a_layer_stays(tmp_path):
+def test_the_last_head_and_channel_of_a_layer_stay(tmp_path):
     model = load(make_classifier(tmp_path))
-    silence(model, heads=range(4), channels=())
+    silence(model, heads=range(4), channels=range(40))
     before = logits(model)
-    torch.testing.assert_close(logits(without_empty_heads(model)), before)
+    torch.testing.assert_close(logits(without_empty_parts(model)), before)
 
 
 def test_another_architecture_is_refused_and_traced_as_it_is(tmp_path):
     model = load(make_classifier(tmp_path, "qwen3"))
     with pytest.raises(ModelError, match=r"student\.prune: qwen3 is no architecture whose heads"):
         parts_of(model.config)
-    assert without_empty_heads(model) is model
+    assert without_empty_parts(model) is model
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
@@ -217,93 +238,122 @@ def test_what_nothing_reads_has_no_importance(tmp_path):
     assert (found.heads >= 0).all() and (found.channels >= 0).all()
 
 
-FULL = Size(3, 4, 40)
-numbers = st.floats(0, 10, allow_nan=False)
+WHOLE = even(3, 4, 40)
+budgets = st.floats(0.5, 20)
 importances = st.integers(0, 2**32 - 1).map(
     lambda seed: Importance(*(np.random.default_rng(seed).exponential(size=(3, n)) for n in (4, 40)))
 )
 
 
+def cost(size):
+    """What a model is said to cost: its last layer a fifth of the others."""
+    of_layers = [0.2 + 0.1 * heads + 0.02 * channels for heads, channels in zip(*size, strict=True)]
+    return 0.3 + sum(of_layers[:-1]) + of_layers[-1] / 5
+
+
+COSTS = estimate({size: cost(size) for size in grid(WHOLE)}, WHOLE)
+
+
 @given(importances)
-def test_the_loss_of_a_size_is_what_it_does_not_keep(importance):
-    for size in (smallest(FULL), Size(2, 3, 20), FULL):
+def test_the_loss_of_what_is_kept_is_the_share_that_is_cut(importance):
+    assert loss_of(importance, what_to_keep(importance, WHOLE)) == pytest.approx(0, abs=1e-12)
+    for size in (smallest(WHOLE), even(2, 3, 20), Size((1, 4), (2, 40))):
         kept = what_to_keep(importance, size)
         assert kept.size == size
-        of_kept = sum(
-            importance.heads[layer, list(heads)].sum() + importance.channels[layer, list(channels)].sum()
-            for layer, heads, channels in zip(kept.layers, kept.heads, kept.channels, strict=True)
-        )
+        heads, channels = (values.copy() for values in importance)
+        for layer, some, others in zip(kept.layers, kept.heads, kept.channels, strict=True):
+            heads[layer, list(some)] = 0
+            channels[layer, list(others)] = 0
         whole = importance.heads.sum() + importance.channels.sum()
-        assert losses_of(importance, [size])[size] == pytest.approx(whole - of_kept, abs=1e-9)
+        assert loss_of(importance, kept) == pytest.approx((heads.sum() + channels.sum()) / whole, abs=1e-9)
 
 
-@given(importances)
-def test_a_larger_size_keeps_all_that_a_smaller_one_keeps_and_loses_no_more(importance):
-    small, large = what_to_keep(importance, Size(2, 1, 8)), what_to_keep(importance, Size(3, 2, 20))
-    assert set(small.layers) <= set(large.layers)
-    for place, layer in enumerate(small.layers):
-        there = large.layers.index(layer)
-        assert set(small.heads[place]) <= set(large.heads[there])
-        assert set(small.channels[place]) <= set(large.channels[there])
-    losses = losses_of(importance, sizes(FULL))
-    assert losses[FULL] == pytest.approx(0, abs=1e-9)
-    for size in losses:
-        for other in (size._replace(layers=size.layers + 1), size._replace(heads=size.heads + 1)):
-            assert losses.get(other, 0) <= losses[size] + 1e-9
-
-
-@given(importances, st.floats(0.5, 20))
-def test_the_chosen_size_loses_least_of_those_within_the_budget(importance, budget):
-    costs = {size: 0.3 + size.layers * (0.2 + 0.1 * size.heads + 0.02 * size.channels) for size in sizes(FULL)}
-    losses = losses_of(importance, costs)
-    chosen = choose(costs, losses, budget)
-    within = [size for size, cost in costs.items() if cost <= budget]
-    if not within:
-        assert chosen is None
+@given(importances, budgets)
+def test_what_is_chosen_is_within_the_budget_and_loses_least(importance, budget):
+    """Compared with all students whose layers have one of three sizes; costs are rounded up, so with a little less."""
+    chosen = choose(importance, COSTS, budget)
+    some = [(1, 2), (2, 20), (4, 40)]
+    for count in (1, 2, 3):
+        for sizes in itertools.product(some, repeat=count):
+            size = Size(*zip(*sizes, strict=True))
+            if cost(size) <= budget * (1 - 3 / PARTS_OF_BUDGET):
+                assert chosen is not None
+                assert loss_of(importance, chosen) <= loss_of(importance, what_to_keep(importance, size)) + 1e-9
+    if chosen is None:
+        assert cost(smallest(WHOLE)) > budget * (1 - 3 / PARTS_OF_BUDGET)
     else:
-        assert costs[chosen] <= budget and losses[chosen] == min(losses[size] for size in within)
-        looser = choose(costs, losses, budget * 1.5)
-        assert losses[looser] <= losses[chosen]
+        assert cost(chosen.size) <= budget + 1e-9
+        assert set(chosen.size.heads) <= set(widths(WHOLE)[0]) and set(chosen.size.channels) <= set(widths(WHOLE)[1])
+        looser = choose(importance, COSTS, 1.5 * budget)
+        assert loss_of(importance, looser) <= loss_of(importance, chosen) + 1e-9
 
 
-@given(importances, st.floats(0.5, 20), st.integers(0, 2**32 - 1))
-def test_a_search_ends_with_a_size_that_was_measured_within_the_budget(importance, budget, seed):
-    """Whatever is measured: here up to half more or less than was guessed."""
-    guesses = {size: 0.3 + size.layers * (0.2 + 0.1 * size.heads + 0.02 * size.channels) for size in sizes(FULL)}
-    losses, off = losses_of(importance, guesses), np.random.default_rng(seed)
-    measured = {smallest(FULL): 0.4, FULL: guesses[FULL]}
-
-    def measure(size):
-        assert size not in measured
-        measured[size] = guesses[size] * off.uniform(0.5, 1.5)
-        return measured[size]
-
-    found = search(losses, guesses, dict(measured), measure, budget)
-    assert measured[found] <= budget and len(measured) <= MOST_TRIES + 2
-    assert losses[found] == min(losses[size] for size, cost in measured.items() if cost <= budget)
+@given(importances, budgets)
+def test_a_layer_keeps_all_that_it_keeps_where_it_is_smaller(importance, budget):
+    small, large = (choose(importance, COSTS, budget * factor) for factor in (1, 2))
+    for layer in set(small.layers) & set(large.layers) if small else ():
+        for parts in ("heads", "channels"):
+            less, more = (set(getattr(one, parts)[one.layers.index(layer)]) for one in (small, large))
+            assert less <= more or more <= less
 
 
-def test_costs_between_measured_ones_are_linear_in_each_number():
-    def cost(size):
-        return 0.3 + size.layers * (0.2 + 0.1 * size.heads + 0.02 * size.channels)
+def test_a_cheap_last_layer_keeps_more():
+    importance = Importance(np.ones((3, 4)), np.ones((3, 40)))
+    chosen = choose(importance, COSTS, 1.7)
+    assert len(chosen.layers) > 1
+    assert chosen.size.heads[-1] == 4 and chosen.size.channels[-1] == 40
+    assert chosen.size.heads[0] < 4
 
-    estimated = estimate({size: cost(size) for size in grid(FULL)})
-    assert len(grid(FULL)) == 12
-    for size in sizes(FULL):
-        assert estimated(size) == pytest.approx(cost(size))
+
+@given(importances, budgets, st.integers(0, 2**32 - 1))
+def test_a_search_finds_only_what_was_measured_within_the_budget(importance, budget, seed):
+    """Whatever is measured: here up to half more or less than was estimated."""
+    off, measured = np.random.default_rng(seed), {}
+
+    def measure(kept):
+        assert kept.size not in measured
+        measured[kept.size] = cost(kept.size) * off.uniform(0.5, 1.5)
+        return measured[kept.size]
+
+    found = search(lambda most: choose(importance, COSTS, most), COSTS.of, {}, measure, budget)
+    assert len(measured) <= MOST_TRIES
+    assert all(measured[kept.size] <= budget for kept in found)
+    assert {kept.size for kept in found} == {size for size, value in measured.items() if value <= budget}
+
+
+@given(importances, budgets, st.floats(0.7, 1.4))
+def test_a_search_corrects_estimates_that_are_all_wrong_by_one_ratio(importance, budget, ratio):
+    def measure(kept):
+        return ratio * cost(kept.size)
+
+    found = search(lambda most: choose(importance, COSTS, most), COSTS.of, {}, measure, budget)
+    if choose(importance, COSTS, budget / ratio) and choose(importance, COSTS, budget):
+        best = choose(importance, COSTS, budget / ratio)
+        assert ratio * cost(found[0].size) <= budget
+        assert ratio * cost(found[0].size) >= (1 - CLOSE) * budget or found[0] == best
+
+
+def test_costs_of_all_sizes_are_found_from_twelve():
+    assert len(grid(WHOLE)) == 12
+    heads, channels = widths(WHOLE)
+    numbers = list(itertools.product(heads.tolist(), channels.tolist()))
+    for one, other in zip(numbers, reversed(numbers), strict=True):
+        for size in (Size(*zip(one, strict=True)), Size(*zip(one, other, one, strict=True))):
+            assert COSTS.of(size) == pytest.approx(cost(size))
 
 
 def test_a_small_model_that_costs_more_than_a_large_one_is_noticed():
-    measured = {Size(1, 1, 8): 1.0, Size(2, 1, 8): 2.0, Size(2, 4, 8): 1.9, Size(1, 4, 40): 1.8}
+    measured = {even(1, 1, 8): 1.0, even(2, 1, 8): 2.0, even(2, 4, 8): 1.9, even(1, 4, 40): 1.8}
     assert contradiction(measured) is None
-    assert contradiction({**measured, Size(1, 1, 8): 2.9}) == (Size(1, 1, 8), Size(1, 4, 40))
+    assert contradiction({**measured, even(1, 1, 8): 2.9}) == (even(1, 1, 8), even(1, 4, 40))
 
 
-@pytest.mark.parametrize("full", [Size(1, 1, 1), Size(1, 12, 3072), Size(12, 1, 20), Size(6, 12, 1536), Size(2, 2, 33)])
-def test_every_size_is_between_the_smallest_and_the_whole(full):
-    found = list(sizes(full))
-    assert len(set(found)) == len(found) and full in found and smallest(full) in found
-    for size in (*found, *grid(full)):
-        assert all(low <= value <= high for low, value, high in zip(smallest(full), size, full, strict=True))
-    estimated = estimate(dict.fromkeys(grid(full), 1.0))
-    assert all(estimated(size) == pytest.approx(1) for size in itertools.islice(found, 500))
+@pytest.mark.parametrize("numbers", [(1, 1, 1), (1, 12, 3072), (12, 1, 20), (6, 12, 1536), (2, 2, 33)])
+def test_every_model_has_its_smallest_and_whole_size_among_those_measured(numbers):
+    whole = even(*numbers)
+    heads, channels = widths(whole)
+    assert smallest(whole) in grid(whole) and whole in grid(whole)
+    assert (heads[-1], channels[-1]) == numbers[1:] and np.all(np.diff(heads) > 0) and np.all(np.diff(channels) > 0)
+    costs = estimate({size: 1.0 + size.layers for size in grid(whole)}, whole)
+    assert costs.of(whole) == pytest.approx(1 + whole.layers)
+    assert costs.last == pytest.approx(2)

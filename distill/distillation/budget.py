@@ -1,73 +1,102 @@
-"""Find the size of a pruned student: the one that loses least among those that are within a budget."""
+"""Find what a pruned student keeps: the parts whose loss is least among those that are within a budget."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from distill.models.importance import Importance
-from distill.models.pruning import Kept, Size
+from distill.models.pruning import Kept, Size, even
 
 STEP = 32  # channels: int8 kernels compute blocks of them, so fewer would save nothing
 MOST_TRIES = 6  # sizes that are measured before one is taken
 UNLIKELY = 1.2  # times the cost of a larger model
 FINEST = 16  # smallest share of the channels, one in so many, for models that are narrower than that
+PARTS_OF_BUDGET = 2000  # a layer's cost is rounded up to one of so many
+TOO_LARGE = 0.999  # of an estimate whose size was over the budget: the most that the next estimate may be
+CLOSE = 0.03  # share of the budget that may stay unused
 
 
-def smallest(full: Size) -> Size:
-    """Return the smallest size that a model of the size `full` can be pruned to."""
-    return Size(1, 1, max(1, min(STEP, full.channels // FINEST)))
+def smallest(whole: Size) -> Size:
+    """Return the smallest size that a model of the size `whole` can be pruned to."""
+    return even(1, 1, _step(whole))
 
 
-def sizes(full: Size) -> Iterator[Size]:
-    """Yield every size that a model of the size `full` can be pruned to, also `full` itself."""
-    step = smallest(full).channels
-    channels = [*range(step, full.channels, step), full.channels]
-    yield from itertools.starmap(Size, itertools.product(range(1, full.layers + 1), range(1, full.heads + 1), channels))
+def _step(whole: Size) -> int:
+    return max(1, min(STEP, whole.channels[0] // FINEST))
 
 
-def grid(full: Size) -> list[Size]:
-    """Return the sizes to measure, from which `estimate` gets the others: the corners, and half of the channels."""
-    least = smallest(full)
-    ends = [sorted({low, high}) for low, high in zip(least, full, strict=True)]
-    ends[2] = sorted({*ends[2], max(least.channels, full.channels // 2)})
-    return list(itertools.starmap(Size, itertools.product(*ends)))
+def widths(whole: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of heads, and of channels, that a layer can be pruned to, each from the smallest to all."""
+    step, channels = _step(whole), whole.channels[0]
+    return np.arange(1, whole.heads[0] + 1), np.array([*range(step, channels, step), channels])
 
 
-def estimate(measured: Mapping[Size, float]) -> Callable[[Size], float]:
-    """Return a function from a size to its cost, linear in each of its numbers between those `measured`.
+def grid(whole: Size) -> list[Size]:
+    """Return the sizes to measure, from which `estimate` gets the others; all layers of each are of the same size."""
+    heads, channels = widths(whole)
+    half = max(channels[0], whole.channels[0] // 2)
+    numbers = ({1, whole.layers}, {1, int(heads[-1])}, {int(channels[0]), int(half), int(channels[-1])})
+    return list(itertools.starmap(even, itertools.product(*map(sorted, numbers))))
 
-    A layer's matrix products, and so nearly all of latency and bytes, are linear in its heads and in its channels, and
-    the whole in the number of layers. `measured` has a value for every combination of some numbers of layers, heads and
-    channels (see `grid`), between the smallest and largest of which the sizes must be.
+
+@dataclass(frozen=True)
+class Estimate:
+    """What layers cost, by their numbers of heads and channels (see `widths`): arrays of (heads, channels).
+
+    The cost of the `last` layer includes all that is not in layers. It differs from that of every `other` layer,
+    because it may compute only the first token of a text (see models/first_token.py).
     """
-    axes = [sorted({size[axis] for size in measured}) for axis in range(3)]
 
-    def estimated(size: Size) -> float:
-        corners: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
-        for axis, value in zip(axes, size, strict=True):
-            above = min(int(np.searchsorted(axis, value)), len(axis) - 1)
-            low, high = axis[max(0, above - 1)], axis[above]
-            share = (value - low) / (high - low) if high > low else 1.0
-            corners = [
-                ((*corner, end), weight * part)
-                for corner, weight in corners
-                for end, part in ((low, 1 - share), (high, share))
-                if part
-            ]
-        return sum(weight * measured[Size(*corner)] for corner, weight in corners)
+    heads: np.ndarray
+    channels: np.ndarray
+    last: np.ndarray
+    other: np.ndarray
 
-    return estimated
+    def of(self, size: Size) -> float:
+        """Return the cost of a model."""
+        at = [
+            (int(np.searchsorted(self.heads, heads)), int(np.searchsorted(self.channels, channels)))
+            for heads, channels in zip(*size, strict=True)
+        ]
+        return float(self.last[at[-1]] + sum(self.other[place] for place in at[:-1]))
+
+
+def estimate(measured: Mapping[Size, float], whole: Size) -> Estimate:
+    """Return what each layer costs, linear in heads and in channels between the sizes of `grid` that are `measured`.
+
+    A layer's matrix products, and so nearly all of latency and bytes, are linear in its heads and in its channels. A
+    model of one layer costs as much as the last layer of any other. What remains of a model of all layers is divided
+    equally between the others.
+    """
+    heads, channels = widths(whole)
+
+    def between(layers: int) -> np.ndarray:
+        some_channels = sorted({size.channels[0] for size in grid(whole)})
+        at_ends = [
+            np.interp(channels, some_channels, [measured[even(layers, end, some)] for some in some_channels])
+            for end in (1, int(heads[-1]))
+        ]
+        share = (heads - 1)[:, None] / max(1, heads[-1] - 1)
+        return (1 - share) * at_ends[0] + share * at_ends[1]
+
+    last = between(1)
+    other = (between(whole.layers) - last) / max(1, whole.layers - 1)
+    return Estimate(heads, channels, last, np.maximum(other, 0.0))
 
 
 def contradiction(measured: Mapping[Size, float]) -> tuple[Size, Size] | None:
-    """Return the pair of sizes of which the smaller costs most more than the larger; None if it is below `UNLIKELY`."""
+    """Return the pair of sizes of which the smaller costs most more than the larger; None if it is below `UNLIKELY`.
+
+    All layers of a size must be equal, as in `grid`.
+    """
     pairs = [
         (small, large)
         for small, large in itertools.permutations(measured, 2)
-        if all(low <= high for low, high in zip(small, large, strict=True))
+        if small.layers <= large.layers and small.heads[0] <= large.heads[0] and small.channels[0] <= large.channels[0]
     ]
     worst = max(pairs, key=lambda pair: measured[pair[0]] / measured[pair[1]], default=None)
     return worst if worst and measured[worst[0]] >= UNLIKELY * measured[worst[1]] else None
@@ -76,65 +105,119 @@ def contradiction(measured: Mapping[Size, float]) -> tuple[Size, Size] | None:
 def what_to_keep(importance: Importance, size: Size) -> Kept:
     """Return what a model of this size keeps: the most important layers, and of each its most important parts.
 
-    A layer is as important as all of its heads and channels together. Parts that are equally important are kept from
-    the first. So what a smaller size keeps is also in a larger one, if none of its numbers is smaller.
+    A layer is as important as all of its heads and channels together.
     """
-    layers = tuple(sorted(_by_importance(importance)[: size.layers]))
-    heads = tuple(_largest(importance.heads[layer], size.heads) for layer in layers)
-    return Kept(layers, heads, tuple(_largest(importance.channels[layer], size.channels) for layer in layers))
+    totals = importance.heads.sum(axis=1) + importance.channels.sum(axis=1)
+    return _kept(importance, dict(zip(_largest(totals, size.layers), zip(*size, strict=True), strict=True)))
 
 
-def _by_importance(importance: Importance) -> list[int]:
-    """Return the layers, the most important one first."""
-    return np.argsort(-(importance.heads.sum(axis=1) + importance.channels.sum(axis=1)), kind="stable").tolist()
+def _kept(importance: Importance, layers: Mapping[int, tuple[int, int]]) -> Kept:
+    """Return what is kept if each of `layers` keeps so many heads and channels: the most important ones."""
+    return Kept(
+        tuple(layers),
+        tuple(_largest(importance.heads[layer], heads) for layer, (heads, _) in layers.items()),
+        tuple(_largest(importance.channels[layer], channels) for layer, (_, channels) in layers.items()),
+    )
 
 
 def _largest(values: np.ndarray, count: int) -> tuple[int, ...]:
+    """Return the places of the largest values, rising; of equal ones the first."""
     return tuple(sorted(np.argsort(-values, kind="stable")[:count].tolist()))
 
 
-def losses_of(importance: Importance, sizes: Iterable[Size]) -> dict[Size, float]:
-    """Return for each size the importance of all that it does not keep (see `what_to_keep`), in squared logits."""
-    order = list(_by_importance(importance))
-    heads, channels = (-np.sort(-values[order], axis=1) for values in importance)
-    of_heads, of_channels = (values.cumsum(axis=1).cumsum(axis=0) for values in (heads, channels))
-    total = of_heads[-1, -1] + of_channels[-1, -1]
-    left = {
-        size: of_heads[size.layers - 1, size.heads - 1] + of_channels[size.layers - 1, size.channels - 1]
-        for size in sizes
-    }
-    return {size: max(0.0, float(total - kept)) for size, kept in left.items()}  # rounding may go below
+def loss_of(importance: Importance, kept: Kept) -> float:
+    """Return the importance of all that is not kept, as a share of the whole."""
+    whole = importance.heads.sum() + importance.channels.sum()
+    left = sum(
+        values[layer, list(units)].sum()
+        for values, parts in zip(importance, (kept.heads, kept.channels), strict=True)
+        for layer, units in zip(kept.layers, parts, strict=True)
+    )
+    return max(0.0, float(1 - left / whole)) if whole else 0.0  # rounding may go below
 
 
-def choose(costs: Mapping[Size, float], losses: Mapping[Size, float], budget: float) -> Size | None:
-    """Return the size of least loss whose cost is at most `budget`; None if there is none.
+def choose(importance: Importance, costs: Estimate, budget: float) -> Kept | None:
+    """Return what loses least importance among all that costs at most `budget`; None if nothing does.
 
-    Of sizes with equal losses, it is the one of least cost.
+    Each layer has its own numbers of heads and channels, or is cut out, which loses all of its importance. This is a
+    knapsack problem with one choice for each layer, solved by dynamic programming (as in ZipLM, Kurtic et al. 2023,
+    arXiv:2302.04089), from the last layer to the first. Costs are rounded up to a `PARTS_OF_BUDGET`th of the budget.
     """
-    within = [size for size, cost in costs.items() if cost <= budget]
-    return min(within, key=lambda size: (losses[size], costs[size], size), default=None)
+    options = [(int(some), int(others)) for some in costs.heads for others in costs.channels]
+    last, other = (np.ceil(cost.flatten() * PARTS_OF_BUDGET / budget).astype(int) for cost in (costs.last, costs.other))
+    least = np.full(PARTS_OF_BUDGET + 1, np.inf)  # by budget: the loss in later layers of which at least one is kept
+    chosen: list[np.ndarray] = []  # by layer, the last one first, and by budget: the option, whether it is the last
+    cut_off = 0.0  # the importance of all later layers
+    for layer in reversed(range(len(importance.heads))):
+        losses, total = _losses(importance, layer, costs.heads, costs.channels)
+        best, option = least + total, np.full(len(least), -1)
+        for place in range(len(options)):
+            for kind, cost in enumerate((other[place], last[place])):
+                if cost >= len(best):
+                    continue
+                before = least[: len(best) - cost] if kind == 0 else cut_off
+                loss = before + losses[place]
+                is_better = loss < best[cost:]
+                best[cost:] = np.where(is_better, loss, best[cost:])
+                option[cost:][is_better] = 2 * place + kind
+        least, cut_off = best, cut_off + total
+        chosen.append(option)
+    if not np.isfinite(least[-1]):
+        return None
+    return _kept(importance, dict(_followed(chosen[::-1], options, other)))
+
+
+def _losses(importance: Importance, layer: int, heads: np.ndarray, channels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the importance that a layer loses with each number of heads and channels, and all that it has."""
+    of_heads, of_channels = (np.sort(values[layer])[::-1].cumsum() for values in importance)
+    total = float(of_heads[-1] + of_channels[-1])
+    return (total - of_heads[heads - 1][:, None] - of_channels[channels - 1]).flatten(), total
+
+
+def _followed(
+    chosen: Sequence[np.ndarray], options: Sequence[tuple[int, int]], costs: np.ndarray
+) -> list[tuple[int, tuple[int, int]]]:
+    """Return each layer that is kept, with its option, from what is chosen in a layer for each budget that is left."""
+    found: list[tuple[int, tuple[int, int]]] = []
+    left = PARTS_OF_BUDGET
+    for layer, option in enumerate(chosen):
+        place, is_last = divmod(int(option[left]), 2)
+        if option[left] < 0:
+            continue
+        found.append((layer, options[place]))
+        if is_last:
+            break
+        left -= int(costs[place])
+    return found
 
 
 def search(
-    losses: Mapping[Size, float],
-    guesses: Mapping[Size, float],
-    measured: Mapping[Size, float],
-    measure: Callable[[Size], float],
+    choose: Callable[[float], Kept | None],
+    estimated: Callable[[Size], float],
+    known: Mapping[Size, float],
+    measure: Callable[[Kept], float],
     budget: float,
-) -> Size:
-    """Return a size that is measured within `budget`, of as little loss as can be found in a few measurements.
+) -> list[Kept]:
+    """Return what `choose` finds that is measured within `budget`, the last tried first; that may be nothing.
 
-    `guesses` are estimated costs of all sizes, and `measured` the costs that are known, of which one must be within the
-    budget. The size that would lose least is measured. That corrects the other guesses by the same ratio, and so on
-    until the size that would lose least is one that was measured. After `MOST_TRIES`, the best of those is taken.
+    What is chosen is measured, unless the cost of its size is `known`. That corrects all estimates by the same ratio,
+    and so on. The search ends with a cost that is within the budget and `CLOSE` to it, if nothing else would be chosen,
+    or after `MOST_TRIES`.
     """
-    known, ratio = dict(measured), 1.0
+    costs, found, ratio, limit = dict(known), [], 1.0, float("inf")
     for _ in range(MOST_TRIES):
-        chosen = choose({size: ratio * guess for size, guess in guesses.items()} | known, losses, budget)
-        if chosen is None or chosen in known:
+        kept = choose(min(budget / ratio, limit))
+        if kept is None or kept in found:
             break
-        known[chosen] = measure(chosen)
-        ratio = known[chosen] / guesses[chosen]
-    found = choose(known, losses, budget)
-    assert found is not None
+        guess = estimated(kept.size)
+        if kept.size not in costs:
+            costs[kept.size] = measure(kept)
+        cost = costs[kept.size]
+        if cost <= budget:
+            found.insert(0, kept)
+            if cost >= (1 - CLOSE) * budget:
+                break
+        else:
+            limit = min(limit, TOO_LARGE * guess)
+        ratio = cost / guess
     return found

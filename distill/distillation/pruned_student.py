@@ -6,7 +6,8 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from statistics import median
@@ -23,17 +24,28 @@ from typing_extensions import TypedDict
 
 from distill.data.encoding import Truncation, encode
 from distill.data.splits import Splits
-from distill.distillation.budget import contradiction, estimate, grid, losses_of, search, sizes, smallest, what_to_keep
+from distill.distillation.budget import (
+    MOST_TRIES,
+    choose,
+    contradiction,
+    estimate,
+    grid,
+    loss_of,
+    search,
+    smallest,
+    what_to_keep,
+)
 from distill.errors import RecipeError
-from distill.export.latency import Cost, int8_costs, latencies_of
+from distill.export.latency import Cost, first_int8, int8_costs, latencies_in_turn
 from distill.inference.classifier import open_session, pad, weights_bytes
+from distill.inference.torch_session import load_torch
 from distill.machine.cpu import cores, cpu_kind
 from distill.machine.devices import Device
 from distill.machine.progress import progress_line
 from distill.models.config import TOKEN_TYPES, inputs_of, token_limit
 from distill.models.importance import Importance, importance_of
 from distill.models.loading import load_config, normalized_config
-from distill.models.pruning import Kept, Size, parts_of, prune, size_of
+from distill.models.pruning import Kept, Size, parts_of, prune, size_of, used_size
 from distill.models.students import build_from_config
 from distill.recipe.schema import Benchmark, Prune
 from distill.storage.files import read_json, write_json
@@ -56,12 +68,16 @@ KNOWN: dict[bytes, Importance] = {}  # in this process, by a digest of all that 
 
 @dataclass(frozen=True)
 class Target:
-    """The most that a pruned student may cost, in milliseconds at a shape with so many threads, or in megabytes."""
+    """The most that a pruned student may cost, in milliseconds at a shape with so many threads, or in megabytes.
+
+    If a speed-up was asked for, `most` is the latency of the whole model, when that was measured, over the speed-up.
+    """
 
     most: float
     unit: str  # ms or MB
     shape: str
     threads: int | None
+    speedup: float | None
 
     def of(self, cost: Cost) -> float:
         """Return a cost in the target's unit."""
@@ -69,7 +85,11 @@ class Target:
 
     def in_words(self, value: float) -> str:
         """Return a cost, and how far it is from the target."""
-        where, apart = f" at {self.shape}" if self.unit == "ms" else "", value / self.most - 1
+        where = f" at {self.shape}" if self.unit == "ms" else ""
+        if self.speedup is not None:
+            faster = self.speedup * self.most / value
+            return f"{faster:.3g} times as fast as the whole model{where}; {self.speedup:g} times was asked for"
+        apart = value / self.most - 1
         side = f"{abs(apart):.1%} {'above' if apart > 0 else 'below'} the budget of {self.most:.4g} {self.unit}"
         return f"{value:.4g} {self.unit}{where}, {side}"
 
@@ -80,8 +100,13 @@ class _Kept(TypedDict):
     channels: list[list[int]]
 
 
+class _Size(TypedDict):
+    heads: list[int]  # of each layer
+    channels: list[int]
+
+
 class _Measured(TypedDict):
-    size: list[int]  # layers, heads, channels
+    size: _Size
     latency_ms: float
     size_bytes: int
 
@@ -94,14 +119,14 @@ class _Latencies(TypedDict):
 class Pruning(TypedDict):
     """What pruning.json holds: the target, what is kept of a model of the size `whole`, and what was measured.
 
-    `lost` is the share of the importance that is cut away, and `cost` what the student costs before it is trained, in
-    the target's unit.
+    `whole` leaves out what is empty in it already. `lost` is the share of the importance that is cut away, and `cost`
+    what the student costs before it is trained, in the target's unit.
     """
 
     target: dict[str, Any]  # the fields of Target
     cost: float
     lost: float
-    whole: list[int]
+    whole: _Size
     kept: _Kept
     measured: list[_Measured]
 
@@ -128,10 +153,10 @@ def check_prunable(settings: Prune, benchmark: Benchmark, name: str, *, trimmed:
 def _rough_cost(name: str, shape: str, threads: int | None, size: Size) -> Cost:
     """Return the cost of a model as `name`, but of this size and with random weights."""
     config = load_config(name)
-    count = {normalized_config(config).NUM_LAYERS: size.layers, parts_of(config).width: size.channels}
+    count = {normalized_config(config).NUM_LAYERS: size.layers, parts_of(config).width: max(size.channels)}
     model = build_from_config(config, count, seed=0)
-    heads, channels = tuple(range(size.heads)), tuple(range(size.channels))
-    kept = Kept(tuple(range(size.layers)), (heads,) * size.layers, (channels,) * size.layers)
+    heads, channels = (tuple(tuple(range(number)) for number in numbers) for numbers in size)
+    kept = Kept(tuple(range(size.layers)), heads, channels)
     return int8_costs([(size, prune(model, kept))], shape, rounds=ROUGH_ROUNDS, threads=threads)[size]
 
 
@@ -140,8 +165,8 @@ def _target(settings: Prune, benchmark: Benchmark, whole: Cost | None) -> Target
     shape, (key, (budget,)) = settings.shape or benchmark.shapes[0], settings.budgets
     if key == "speedup":
         assert whole is not None
-        budget = whole.latency_ms / budget
-    return Target(budget, "MB" if key == "size_mb" else "ms", shape, benchmark.threads)
+        return Target(whole.latency_ms / budget, "ms", shape, benchmark.threads, budget)
+    return Target(budget, "MB" if key == "size_mb" else "ms", shape, benchmark.threads, None)
 
 
 def _check_reachable(settings: Prune, target: Target, least: Size, cost: Cost) -> None:
@@ -157,10 +182,9 @@ def _check_reachable(settings: Prune, target: Target, least: Size, cost: Cost) -
 
 
 def _in_words(size: Size) -> str:
-    return ", ".join(
-        f"{count} {name}{'s' if count > 1 else ''}"
-        for count, name in zip(size, ("layer", "head", "channel"), strict=True)
-    )
+    """Return the numbers of a size whose layers are equal."""
+    numbers = {"layer": size.layers, "head": size.heads[0], "channel": size.channels[0]}
+    return ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in numbers.items())
 
 
 def plan_pruning(
@@ -177,37 +201,45 @@ def plan_pruning(
 ) -> Pruning:
     """Return what to cut out of `model` so that as little importance as possible is lost within the budget.
 
-    A few sizes are exported to onnx-int8 and measured, and the cost of all others is estimated from them. The size that
-    then loses least is measured too, until what is taken is a size that was measured within the budget. Measured sizes
-    are kept in HF_HOME for later runs on this machine; if `fresh` is set, they are measured anew. Rank 0 plans for all.
-    Raises `RecipeError` if no size is within the budget.
+    A few sizes are exported to onnx-int8 and measured, and what each layer of any other costs is estimated from them.
+    What then loses least is measured too, until it is within the budget and close to it. Measured sizes are kept in
+    HF_HOME for later runs on this machine; if `fresh` is set, they are measured anew. Rank 0 plans for all. Raises
+    `RecipeError` if no size is within the budget.
     """
     if not PartialState().is_main_process:
         (found,) = broadcast_object_list([None])
         assert found is not None
         return found
     importance = _importance(model, tokenizer, _some_texts(splits, seed), truncation, seed=seed, device=device)
-    whole, shape = size_of(model.config), settings.shape or benchmark.shapes[0]
+    whole, used, shape = size_of(model.config), used_size(model), settings.shape or benchmark.shapes[0]
     table = _Table(model, shape, benchmark, fresh=fresh)
+    measurable = model
+    if used != whole:  # exports leave out what an earlier pruning emptied, so measure weights that are not zero
+        with torch.random.fork_rng(devices=[]):
+            measurable = type(model)(model.config).eval()
 
-    def measure(wanted: Sequence[Size], progress: Callable[[int], None] = lambda exported: None) -> None:
+    def measure(students: Iterable[Kept], progress: Callable[[int], None] = lambda exported: None) -> None:
         # In turn with the whole model, whose earlier latency tells how much slower or faster the machine has become.
-        students = ((size, prune(model, what_to_keep(importance, size))) for size in dict.fromkeys((*wanted, whole)))
-        costs = int8_costs(students, shape, rounds=benchmark.rounds, threads=benchmark.threads, progress=progress)
-        drift = costs[whole].latency_ms / table.costs.get(whole, costs[whole]).latency_ms
+        by_size = {kept.size: kept for kept in (*students, what_to_keep(importance, used))}
+        models = ((size, prune(measurable, kept)) for size, kept in by_size.items())
+        costs = int8_costs(models, shape, rounds=benchmark.rounds, threads=benchmark.threads, progress=progress)
+        drift = costs[used].latency_ms / table.costs.get(used, costs[used]).latency_ms
         costs = {size: cost._replace(latency_ms=cost.latency_ms / drift) for size, cost in costs.items()}
         table.add({size: min(cost, table.costs.get(size, cost)) for size, cost in costs.items()})  # others only add
+
+    def evenly(sizes: Iterable[Size]) -> list[Kept]:
+        return [what_to_keep(importance, size) for size in sizes]
 
     def disturbed() -> tuple[Size, Size] | None:
         return contradiction({size: table.costs[size].latency_ms for size in grid(whole)})
 
-    missing = [size for size in grid(whole) if size not in table.costs]
+    missing = [size for size in dict.fromkeys((*grid(whole), used)) if size not in table.costs]
     if missing:
         with progress_line("latencies in int8", len(missing), "size") as bar:
-            measure(missing, bar.update)
+            measure(evenly(missing), bar.update)
     for _ in range(REPEATS):
         if pair := disturbed():
-            measure(pair)
+            measure(evenly(pair))
     if found := disturbed():
         small, large = found
         log.warning(
@@ -215,31 +247,30 @@ def plan_pruning(
             "measure again (--overwrite)",
             _in_words(small), table.costs[small].latency_ms, _in_words(large), table.costs[large].latency_ms,
         )  # fmt: skip
-    target = _target(settings, benchmark, table.costs[whole])
+    target = _target(settings, benchmark, table.costs[used])
     _check_reachable(settings, target, smallest(whole), table.costs[smallest(whole)])
 
-    def measured_cost(size: Size) -> float:
+    def measured_cost(kept: Kept) -> float:
         for _ in range(2):  # once more before it is given up, because other work only adds to a latency
-            measure([size])
-            if target.of(table.costs[size]) <= target.most:
+            measure([kept])
+            if target.of(table.costs[kept.size]) <= target.most:
                 break
-        return target.of(table.costs[size])
+        bar.update()
+        return target.of(table.costs[kept.size])
 
-    losses = losses_of(importance, sizes(whole))
-    estimated = estimate({size: target.of(table.costs[size]) for size in grid(whole)})
-    chosen = search(
-        losses,
-        {size: estimated(size) for size in losses},
-        {size: target.of(cost) for size, cost in table.costs.items()},
-        measured_cost,
-        target.most,
-    )
-    kept, lost = what_to_keep(importance, chosen), losses[chosen] / max(losses.values())
+    costs = estimate({size: target.of(table.costs[size]) for size in grid(whole)}, whole)
+    known = {size: target.of(cost) for size, cost in table.costs.items()}
+    if known[used] <= target.most:
+        found = [what_to_keep(importance, used)]
+    else:
+        with progress_line("sizes tried", MOST_TRIES, "size") as bar:
+            found = search(functools.partial(choose, importance, costs), costs.of, known, measured_cost, target.most)
+    kept = min((*found, what_to_keep(importance, smallest(whole))), key=functools.partial(loss_of, importance))
     planned: Pruning = {
         "target": asdict(target),
-        "cost": target.of(table.costs[chosen]),
-        "lost": lost,
-        "whole": list(whole),
+        "cost": target.of(table.costs[kept.size]),
+        "lost": loss_of(importance, kept),
+        "whole": _as_json(used),
         "kept": {"layers": list(kept.layers), "heads": _lists(kept.heads), "channels": _lists(kept.channels)},
         "measured": table.as_json(),
     }
@@ -308,7 +339,7 @@ class _Table:
             "rounds": benchmark.rounds,
             "cpu": cpu_kind(),
             "onnxruntime": onnxruntime.__version__,
-            "figure": "median in turn with the whole model",  # tables of earlier versions hold other figures
+            "figure": "median in turn with the whole model, of each layer",  # earlier versions held other figures
         }
         key = hashlib.sha256(json.dumps(self.depends).encode()).hexdigest()[:16]
         self.path = LATENCIES / f"{key}.json"
@@ -318,7 +349,7 @@ class _Table:
             MEASURED_ANEW.add(self.path)
         if self.path.is_file() and not is_stale:
             found = checked(_Latencies, read_json(self.path), str(self.path))["measured"]
-            self.costs = {Size(*one["size"]): Cost(one["latency_ms"], one["size_bytes"]) for one in found}
+            self.costs = {_size(one["size"]): Cost(one["latency_ms"], one["size_bytes"]) for one in found}
             log.info("student: %d latencies were measured before (%s)", len(self.costs), self.path)
 
     def add(self, costs: Mapping[Size, Cost]) -> None:
@@ -328,7 +359,7 @@ class _Table:
 
     def as_json(self) -> list[_Measured]:
         return [
-            {"size": list(size), "latency_ms": cost.latency_ms, "size_bytes": cost.size_bytes}
+            {"size": _as_json(size), "latency_ms": cost.latency_ms, "size_bytes": cost.size_bytes}
             for size, cost in self.costs.items()
         ]
 
@@ -345,17 +376,28 @@ def _kept(pruning: Pruning) -> Kept:
 
 def tell(pruning: Pruning) -> None:
     """Log what is kept, and what that cost when it was measured."""
-    kept, whole = _kept(pruning), Size(*pruning["whole"])
+    kept, whole = _kept(pruning), _size(pruning["whole"])
     log.info(
-        "student: keeps layers %s of %d, with %d of %d heads and %d of %d channels each; %.1f %% of the importance is "
-        "lost",
-        ", ".join(map(str, kept.layers)), whole.layers, kept.size.heads, whole.heads, kept.size.channels,
-        whole.channels, 100 * pruning["lost"],
+        "student: keeps layers %s of %d, with %s of %d heads and %s of %d channels; %.1f %% of the importance is lost",
+        _listed(kept.layers), whole.layers, _listed(kept.size.heads), max(whole.heads), _listed(kept.size.channels),
+        max(whole.channels), 100 * pruning["lost"],
     )  # fmt: skip
     if kept.size == whole:
         log.warning("student: the whole model is within the budget, so nothing is cut away")
     else:
         _compare(f"student: in {FORMAT}", Target(**pruning["target"]), pruning["cost"])
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _size(numbers: _Size) -> Size:
+    return Size(tuple(numbers["heads"]), tuple(numbers["channels"]))
+
+
+def _as_json(size: Size) -> _Size:
+    return {"heads": list(size.heads), "channels": list(size.channels)}
 
 
 def _lists(units: Sequence[tuple[int, ...]]) -> list[list[int]]:
@@ -375,14 +417,23 @@ def read_pruning(folder: RunFolder) -> Pruning:
 def check_export(run: RunFolder, exports: Path, *, rounds: int) -> dict[str, Any] | None:
     """Measure the finished onnx-int8 export of a pruned student, say how far it is from its budget, and return that.
 
-    Returns None if the model is not pruned or has no such export.
+    If a speed-up was asked for, the student is timed in turn as it was when it was planned, which tells how much slower
+    or faster the machine has become since the whole model was measured. Returns None if the model is not pruned or has
+    no such export.
     """
     folder = exports / FORMAT
     if not run.pruning.is_file() or not folder.is_dir():
         return None
-    target, config = Target(**read_pruning(run)["target"]), load_config(str(folder))
-    session = open_session(str(folder), config, "cpu", threads=target.threads)
-    latencies = latencies_of(session, target.shape, rounds=rounds, vocabulary=config.vocab_size)
-    value = target.of(Cost(median(latencies), weights_bytes(folder)))  # the median, as in a report
+    pruning, config = read_pruning(run), load_config(str(folder))
+    target = Target(**pruning["target"])
+    with tempfile.TemporaryDirectory() as work:
+        sessions = {"finished": open_session(str(folder), config, "cpu", threads=target.threads)}
+        if target.speedup is not None:
+            model = load_torch(str(run.path), config, "float32")
+            sessions["planned"] = first_int8(model, Path(work), threads=target.threads)
+        latencies = latencies_in_turn(sessions, target.shape, rounds=rounds, vocabulary=config.vocab_size)
+    now = median(latencies["finished"])  # the median, as in a report
+    drift = median(latencies["planned"]) / pruning["cost"] if "planned" in latencies else 1.0
+    value = target.of(Cost(now / drift, weights_bytes(folder)))
     _compare(f"export: {FORMAT}", target, value)
     return {"budget": asdict(target), "measured": value, "above_budget": value / target.most - 1}

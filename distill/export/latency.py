@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple, TypeVar
@@ -44,29 +43,38 @@ def int8_costs(
     """Export fp32 models as onnx-int8 is first tried, time them in turn, and return each one's cost.
 
     The latency is that of the model alone at `shape` ("8x128") on the CPU, on random tokens, as in a report. `models`
-    are taken one by one, each under a key of its own; nothing is kept. `progress` is called with 1 after each export.
+    have one vocabulary and are taken one by one, each under a key of its own; nothing is kept. `progress` is called
+    with 1 after each export.
     """
-    calls: dict[Key, Callable[[], object]] = {}
+    sessions: dict[Key, Session] = {}
     sizes: dict[Key, int] = {}
-    with tempfile.TemporaryDirectory() as work, quiet():
+    vocabulary = 0
+    with tempfile.TemporaryDirectory() as work:
         for number, (key, model) in enumerate(models):
-            graph, target = Path(work) / "fp32" / ONNX_WEIGHTS, Path(work) / f"int8-{number}" / ONNX_WEIGHTS
-            graph.parent.mkdir()
-            target.parent.mkdir()
-            trace(model, graph)
-            ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, SOME_TOKENS))
-            given = {"input_ids": ids, "attention_mask": np.ones_like(ids), TOKEN_TYPES: np.zeros_like(ids)}
-            largest = widest(graph, [{name: given[name] for name in graph_inputs(model.config)}])
-            quantise(graph, target, int8_settings()[0], largest)
-            shutil.rmtree(graph.parent)
-            session = OnnxSession(target, "cpu", threads)
-            calls[key] = call_at(session, shape, vocabulary=model.config.vocab_size)
-            sizes[key] = sum(path.stat().st_size for path in target.parent.iterdir())
+            folder = Path(work) / str(number)
+            sessions[key] = first_int8(model, folder, threads=threads)
+            sizes[key] = sum(path.stat().st_size for path in folder.iterdir())
+            vocabulary = model.config.vocab_size
             progress(1)
-        latencies = time_in_turn(calls, rounds)
+        latencies = latencies_in_turn(sessions, shape, rounds=rounds, vocabulary=vocabulary)
     return {key: Cost(median(latencies[key]), size) for key, size in sizes.items()}
 
 
-def latencies_of(session: Session, shape: str, *, rounds: int, vocabulary: int) -> list[float]:
-    """Return at least `rounds` latencies of a session at `shape` ("8x128"), in milliseconds."""
-    return time_in_turn({shape: call_at(session, shape, vocabulary=vocabulary)}, rounds)[shape]
+def first_int8(model: PreTrainedModel, folder: Path, *, threads: int | None) -> Session:
+    """Export an fp32 model to onnx-int8 into a new folder, as is tried first, and return a session of it."""
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, SOME_TOKENS))
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids), TOKEN_TYPES: np.zeros_like(ids)}
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as work, quiet():
+        graph = Path(work) / ONNX_WEIGHTS
+        trace(model, graph)
+        largest = widest(graph, [{name: given[name] for name in graph_inputs(model.config)}])
+        quantise(graph, folder / ONNX_WEIGHTS, int8_settings()[0], largest)
+    return OnnxSession(folder / ONNX_WEIGHTS, "cpu", threads)
+
+
+def latencies_in_turn(
+    sessions: Mapping[Key, Session], shape: str, *, rounds: int, vocabulary: int
+) -> dict[Key, list[float]]:
+    """Return at least `rounds` latencies of each session at `shape` ("8x128") on random tokens, in milliseconds."""
+    return time_in_turn({key: call_at(one, shape, vocabulary=vocabulary) for key, one in sessions.items()}, rounds)

@@ -19,7 +19,7 @@ from distill.errors import ModelError
 from distill.export.attention import ONE_NODE, attention_as_one_node
 from distill.models.config import INPUTS, TOKEN_TYPES, inputs_of, is_ngrams
 from distill.models.first_token import first_token_only, last_layer
-from distill.models.pruning import without_empty_heads
+from distill.models.pruning import without_empty_parts
 from distill.models.truncation import CONFIG_KEY as TRUNCATION_KEY
 
 OPSET = 20  # the first with a Gelu node; from 23 attention is a node too, but onnxruntime's quantizer breaks it
@@ -54,7 +54,7 @@ def trace(model: PreTrainedModel, path: Path) -> None:
     check_architecture(model.config)
     example = {name: torch.ones(2, 16, dtype=torch.long) for name in graph_inputs(model.config)}
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-    traced = without_empty_heads(copy.deepcopy(model).cpu().eval())
+    traced = without_empty_parts(copy.deepcopy(model).cpu().eval())
     known = model.config.model_type in ONE_NODE
     if not known and not is_ngrams(model.config):
         traced.set_attn_implementation("eager")

@@ -43,7 +43,8 @@ def importance_of(
     """
     generator = torch.Generator().manual_seed(seed)
     parts, size = parts_of(model.config), size_of(model.config)
-    sums = [torch.zeros(size.layers, count, dtype=torch.float64) for count in (size.heads, size.channels)]
+    counts = ((parts.heads, size.heads[0]), (parts.channels, size.channels[0]))
+    sums = [torch.zeros(size.layers, count, dtype=torch.float64) for _, count in counts]
     factors: dict[tuple[int, int], torch.Tensor] = {}
 
     def scaled(place: tuple[int, int], count: int) -> Callable[[nn.Module, Any], Any]:
@@ -59,7 +60,7 @@ def importance_of(
     hooks = [
         layer.get_submodule(units.reads).register_forward_pre_hook(scaled((kind, index), count))
         for index, layer in enumerate(layers)
-        for kind, (units, count) in enumerate(((parts.heads, size.heads), (parts.channels, size.channels)))
+        for kind, (units, count) in enumerate(counts)
     ]
     trained, needed = model.training, [weight.requires_grad for weight in model.parameters()]
     seen = 0

@@ -64,19 +64,20 @@ PARTS = {
 
 
 class Size(NamedTuple):
-    """How many layers a model has, and how many heads and feed-forward channels each of them has."""
+    """How many heads and feed-forward channels each layer of a model has, from the first layer to the last."""
 
-    layers: int
-    heads: int
-    channels: int
+    heads: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    @property
+    def layers(self) -> int:
+        """The number of layers."""
+        return len(self.heads)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a pruned model keeps: layers, and of each of those the heads and channels, all counted from 0 and rising.
-
-    All layers keep the same number of heads, and of channels.
-    """
+    """What a pruned model keeps: layers, and of each of those the heads and channels, all counted from 0 and rising."""
 
     layers: tuple[int, ...]
     heads: tuple[tuple[int, ...], ...]
@@ -85,7 +86,12 @@ class Kept:
     @property
     def size(self) -> Size:
         """The numbers of what is kept."""
-        return Size(len(self.layers), len(self.heads[0]), len(self.channels[0]))
+        return Size(tuple(map(len, self.heads)), tuple(map(len, self.channels)))
+
+
+def even(layers: int, heads: int, channels: int) -> Size:
+    """Return the size of a model whose layers are all of the same size."""
+    return Size((heads,) * layers, (channels,) * layers)
 
 
 def parts_of(config: PretrainedConfig) -> Parts:
@@ -100,45 +106,67 @@ def parts_of(config: PretrainedConfig) -> Parts:
 
 def size_of(config: PretrainedConfig) -> Size:
     """Return the size that a configuration says; raises `ModelError` for another architecture than those in PARTS."""
-    return Size(layer_count(config), config.num_attention_heads, getattr(config, parts_of(config).width))
+    return even(layer_count(config), config.num_attention_heads, getattr(config, parts_of(config).width))
+
+
+def used_size(model: PreTrainedModel) -> Size:
+    """Return how many heads and channels of each layer are read at all: those that `without_empty_parts` leaves."""
+    parts, heads = parts_of(model.config), model.config.num_attention_heads
+    layers = _layers(model)
+    return Size(
+        tuple(len(_used(layer, parts.heads, heads)) for layer in layers),
+        tuple(len(_used(layer, parts.channels)) for layer in layers),
+    )
 
 
 def prune(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     """Return a copy of a classifier with only what is `kept`; transformers' from_pretrained loads it once it is saved.
 
-    The layers and channels are cut out, since a configuration can say how many there are. Most configurations cannot
-    say that there are fewer heads of the same width. So the weights of a head that is not kept become zero: its
-    queries, keys and values, and the columns that read it. Then no gradient reaches them, so they stay zero in
-    training, and `without_empty_heads` leaves them out. If a removed head or channel computed only zeros, the logits
-    stay the same.
+    Layers are cut out, and so are channels, down to the number of the layer that keeps most of them: a configuration
+    can say how many there are. Most configurations cannot say that there are fewer heads of the same width, and none
+    that one layer has fewer channels than another. So the weights of the other heads and channels that are not kept
+    become zero: the outputs that make them and the columns that read them. Then no gradient reaches them, so they stay
+    zero in training, and `without_empty_parts` leaves them out. If what is removed computed only zeros, the logits stay
+    the same.
     """
-    parts, heads = parts_of(model.config), model.config.num_attention_heads
+    parts, whole = parts_of(model.config), size_of(model.config)
+    heads, width = whole.heads[0], max(kept.size.channels)
     student = build_from_layers(model, kept.layers)
-    setattr(student.config, parts.width, kept.size.channels)
+    setattr(student.config, parts.width, width)
     for layer, kept_heads, kept_channels in zip(_layers(student), kept.heads, kept.channels, strict=True):
-        _keep(layer, parts.channels, kept_channels)
+        removed = sorted(set(range(whole.channels[0])) - set(kept_channels))
+        emptied = removed[: width - len(kept_channels)]
+        stay = sorted((*kept_channels, *emptied))
+        _keep(layer, parts.channels, stay)
+        _empty(layer, parts.channels, [stay.index(channel) for channel in emptied], width)
         _empty(layer, parts.heads, sorted(set(range(heads)) - set(kept_heads)), heads)
     return student
 
 
-def without_empty_heads(model: PreTrainedModel) -> PreTrainedModel:
-    """Cut the heads that are empty (see `prune`) out of `model` itself, and return it; it computes the same logits.
+def without_empty_parts(model: PreTrainedModel) -> PreTrainedModel:
+    """Cut the empty heads and channels (see `prune`) out of `model` itself, and return it; it computes the same logits.
 
-    A head is empty if all weights that read it are zero. One head of each layer stays. Its configuration no longer
-    tells the model's shape, so the result can be run and traced, but not saved. Models of other architectures than
-    those in PARTS are returned as they are.
+    A head or channel is empty if all weights that read it are zero. One of each stays in every layer. The configuration
+    no longer tells the model's shape, so the result can be run and traced, but not saved. Models of other architectures
+    than those in PARTS are returned as they are.
     """
     if model.config.model_type not in PARTS:
         return model
     parts, heads = PARTS[model.config.model_type], model.config.num_attention_heads
     for layer in _layers(model):
-        weight = layer.get_submodule(parts.heads.reads).weight
-        used = weight.detach().unflatten(1, (heads, -1)).ne(0).any(dim=2).any(dim=0)
-        kept = used.nonzero().flatten().tolist() or [0]
+        kept = _used(layer, parts.heads, heads)
         if len(kept) < heads:
             _keep(layer, parts.heads, kept, heads)
             _tell_heads(layer.get_submodule(parts.attention), kept, heads)
+        _keep(layer, parts.channels, _used(layer, parts.channels))
     return model
+
+
+def _used(layer: nn.Module, units: Units, count: int | None = None) -> list[int]:
+    """Return which of the `count` units of a layer are read at all, or the first if none is; None: as in `_keep`."""
+    reads: Any = layer.get_submodule(units.reads)
+    read = reads.weight.detach().unflatten(1, (count or reads.in_features, -1)).ne(0).any(dim=2).any(dim=0)
+    return read.nonzero().flatten().tolist() or [0]
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:
