@@ -251,7 +251,7 @@ def plan_pruning(
     _check_reachable(settings, target, smallest(whole), table.costs[smallest(whole)])
 
     def measured_cost(kept: Kept) -> float:
-        for _ in range(2):  # once more before it is given up, because other work only adds to a latency
+        for _ in range(2 if target.unit == "ms" else 1):  # once more, because other work only adds to a latency
             measure([kept])
             if target.of(table.costs[kept.size]) <= target.most:
                 break
