@@ -347,6 +347,17 @@ def test_a_prune_beside_layers_is_one_mistake_with_its_line(tmp_path):
     check_refused(tmp_path, ["recipe.yaml:2: student: wants one of model"], "check", path)
 
 
+@pytest.mark.parametrize(
+    ("unit", "value", "level"),
+    [("ms", 1.05, "INFO"), ("ms", 0.95, "INFO"), ("ms", 1.2, "WARNING"), ("ms", 0.8, "WARNING"),
+     ("MB", 0.95, "INFO"), ("MB", 1.0, "INFO"), ("MB", 1.001, "WARNING")],
+)  # fmt: skip
+def test_a_warning_says_that_a_budget_is_missed(unit, value, level, caplog):
+    caplog.set_level("INFO", logger="distill")
+    pruned_student._compare("export", pruned_student.Target(1.0, unit, "1x8", 1, None), value)
+    assert [record.levelname for record in caplog.records] == [level]
+
+
 @pytest.mark.slow
 def test_a_pruned_student_is_exported_and_held_against_its_budget(world, tmp_path, monkeypatch):
     """Measured in earnest; bytes, unlike milliseconds, do not depend on what else the machine does."""
@@ -364,10 +375,12 @@ def test_a_pruned_student_is_exported_and_held_against_its_budget(world, tmp_pat
         one["latency_ms"] > 0 for one in plan["measured"]
     )
 
-    # A speed-up is a ratio: if the machine is slower now than when the whole model was measured, so is all of it.
-    plan["target"] |= {"unit": "ms", "most": 1e-3, "speedup": 3.0}
-    (tmp_path / "student" / "pruning.json").write_text(json.dumps(plan | {"cost": 1e-3}))
+    assert plan["cost"] <= 0.07
+
+    # A speed-up is a ratio, whatever the whole model took when the budget was set.
+    plan["target"] |= {"unit": "ms", "most": 1e-3, "speedup": 1.5}
+    (tmp_path / "student" / "pruning.json").write_text(json.dumps(plan))
     found = pruned_student.check_export(RunFolder(tmp_path / "student"), tmp_path / "student" / "export", rounds=30)
-    assert found["above_budget"] == pytest.approx(0, abs=0.5)
+    assert found["above_budget"] < 1.0
     said = pruned_student.Target(**found["budget"]).in_words(found["measured"])
-    assert said.endswith(" times as fast as the whole model at 1x8; 3 times was asked for")
+    assert said.endswith(" times as fast as the whole model at 1x8; 1.5 times was asked for")

@@ -15,9 +15,9 @@ STEP = 32  # channels: int8 kernels compute blocks of them, so fewer would save 
 MOST_TRIES = 6  # sizes that are measured before one is taken
 UNLIKELY = 1.2  # times the cost of a larger model
 FINEST = 16  # smallest share of the channels, one in so many, for models that are narrower than that
-PARTS_OF_BUDGET = 2000  # a layer's cost is rounded up to one of so many
+PARTS_OF_BUDGET = 2000  # beyond the smallest model; a layer's cost is rounded up to one of so many
 TOO_LARGE = 0.999  # of an estimate whose size was over the budget: the most that the next estimate may be
-CLOSE = 0.03  # share of the budget that may stay unused
+CLOSE = 0.03  # share that may stay unused, of what the budget allows beyond the smallest model
 
 
 def smallest(whole: Size) -> Size:
@@ -136,15 +136,20 @@ def loss_of(importance: Importance, kept: Kept) -> float:
     return max(0.0, float(1 - left / whole)) if whole else 0.0  # rounding may go below
 
 
-def choose(importance: Importance, costs: Estimate, budget: float) -> Kept | None:
-    """Return what loses least importance among all that costs at most `budget`; None if nothing does.
+def choose(importance: Importance, costs: Estimate, used: Size, budget: float) -> Kept | None:
+    """Return what loses least importance among all that costs less than `budget`; None if nothing does.
 
     Each layer has its own numbers of heads and channels, or is cut out, which loses all of its importance. This is a
     knapsack problem with one choice for each layer, solved by dynamic programming (as in ZipLM, Kurtic et al. 2023,
-    arXiv:2302.04089), from the last layer to the first. Costs are rounded up to a `PARTS_OF_BUDGET`th of the budget.
+    arXiv:2302.04089), from the last layer to the first. What a layer costs beyond the smallest one is rounded up to a
+    `PARTS_OF_BUDGET`th of what the budget allows. No layer keeps more heads or channels than are `used` in it.
     """
+    least_of_all = costs.last.min()
+    if least_of_all >= budget:
+        return None
+    unit = (budget - least_of_all) / PARTS_OF_BUDGET
     options = [(int(some), int(others)) for some in costs.heads for others in costs.channels]
-    last, other = (np.ceil(cost.flatten() * PARTS_OF_BUDGET / budget).astype(int) for cost in (costs.last, costs.other))
+    last, other = (np.ceil(cost.flatten() / unit).astype(int) for cost in (costs.last - least_of_all, costs.other))
     least = np.full(PARTS_OF_BUDGET + 1, np.inf)  # by budget: the loss in later layers of which at least one is kept
     chosen: list[np.ndarray] = []  # by layer, the last one first, and by budget: the option, whether it is the last
     cut_off = 0.0  # the importance of all later layers
@@ -164,7 +169,11 @@ def choose(importance: Importance, costs: Estimate, budget: float) -> Kept | Non
         chosen.append(option)
     if not np.isfinite(least[-1]):
         return None
-    return _kept(importance, dict(_followed(chosen[::-1], options, other)))
+    found = _followed(chosen[::-1], options, other)
+    return _kept(
+        importance,
+        {layer: (min(some, used.heads[layer]), min(others, used.channels[layer])) for layer, (some, others) in found},
+    )
 
 
 def _losses(importance: Importance, layer: int, heads: np.ndarray, channels: np.ndarray) -> tuple[np.ndarray, float]:
@@ -197,12 +206,13 @@ def search(
     known: Mapping[Size, float],
     measure: Callable[[Kept], float],
     budget: float,
+    least: float,
 ) -> list[Kept]:
     """Return what `choose` finds that is measured within `budget`, the last tried first; that may be nothing.
 
     What is chosen is measured, unless the cost of its size is `known`. That corrects all estimates by the same ratio,
     and so on. The search ends with a cost that is within the budget and `CLOSE` to it, if nothing else would be chosen,
-    or after `MOST_TRIES`.
+    or after `MOST_TRIES`. `least` is what the smallest model costs.
     """
     costs, found, ratio, limit = dict(known), [], 1.0, float("inf")
     for _ in range(MOST_TRIES):
@@ -215,7 +225,7 @@ def search(
         cost = costs[kept.size]
         if cost <= budget:
             found.insert(0, kept)
-            if cost >= (1 - CLOSE) * budget:
+            if cost >= budget - CLOSE * (budget - least):
                 break
         else:
             limit = min(limit, TOO_LARGE * guess)

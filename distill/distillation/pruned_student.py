@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.constants import HF_HOME
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import TypedDict
 
 from distill.data.encoding import Truncation, encode
@@ -38,7 +38,6 @@ from distill.distillation.budget import (
 from distill.errors import RecipeError
 from distill.export.latency import Cost, first_int8, int8_costs, latencies_in_turn
 from distill.inference.classifier import open_session, pad, weights_bytes
-from distill.inference.torch_session import load_torch
 from distill.machine.cpu import cores, cpu_kind
 from distill.machine.devices import Device
 from distill.machine.progress import progress_line
@@ -59,7 +58,7 @@ BUDGET = "budget.json"  # beside the exports: what the finished one costs
 TEXTS = 512  # whose logits say how important a part is
 AT_ONCE = 16  # texts
 NEAR = 0.1  # share of the budget: if a student misses it by more, that is a warning; any excess of a size is one
-SPARE = 0.01  # share of a budget in megabytes: training changes which channels are wide, and so a few bytes
+SPARE = 0.01  # share of the megabytes beyond the smallest model, since training changes which channels are wide
 REPEATS = 4  # measurements of a pair of sizes that contradict each other; other work may have disturbed one
 ROUGH_ROUNDS = 5  # timed calls of a model that only has to be possible
 LATENCIES = Path(HF_HOME) / "distill" / "latencies"
@@ -153,12 +152,15 @@ def check_prunable(settings: Prune, benchmark: Benchmark, name: str, *, trimmed:
 @functools.cache
 def _rough_cost(name: str, shape: str, threads: int | None, size: Size) -> Cost:
     """Return the cost of a model as `name`, but of this size and with random weights."""
-    config = load_config(name)
+    models = [(size, _random_model(load_config(name), size))]
+    return int8_costs(models, shape, rounds=ROUGH_ROUNDS, threads=threads)[size]
+
+
+def _random_model(config: PretrainedConfig, size: Size) -> PreTrainedModel:
+    """Return a model of the configuration's architecture, but of this size and with random weights."""
     count = {normalized_config(config).NUM_LAYERS: size.layers, parts_of(config).width: max(size.channels)}
-    model = build_from_config(config, count, seed=0)
     heads, channels = (tuple(tuple(range(number)) for number in numbers) for numbers in size)
-    kept = Kept(tuple(range(size.layers)), heads, channels)
-    return int8_costs([(size, prune(model, kept))], shape, rounds=ROUGH_ROUNDS, threads=threads)[size]
+    return prune(build_from_config(config, count, seed=0), Kept(tuple(range(size.layers)), heads, channels))
 
 
 def _target(settings: Prune, benchmark: Benchmark, whole: Cost | None) -> Target:
@@ -221,10 +223,10 @@ def plan_pruning(
 
     def measure(students: Iterable[Kept], progress: Callable[[int], None] = lambda exported: None) -> None:
         # In turn with the whole model, whose earlier latency tells how much slower or faster the machine has become.
-        by_size = {kept.size: kept for kept in (*students, what_to_keep(importance, used))}
+        by_size = {kept.size: kept for kept in (*students, what_to_keep(importance, whole))}
         models = ((size, prune(measurable, kept)) for size, kept in by_size.items())
         costs = int8_costs(models, shape, rounds=benchmark.rounds, threads=benchmark.threads, progress=progress)
-        drift = costs[used].latency_ms / table.costs.get(used, costs[used]).latency_ms
+        drift = costs[whole].latency_ms / table.costs.get(whole, costs[whole]).latency_ms
         costs = {size: cost._replace(latency_ms=cost.latency_ms / drift) for size, cost in costs.items()}
         table.add({size: min(cost, table.costs.get(size, cost)) for size, cost in costs.items()})  # others only add
 
@@ -264,9 +266,11 @@ def plan_pruning(
     if known[used] <= target.most:
         found = [what_to_keep(importance, used)]
     else:
-        most = target.most * (1 - SPARE) if target.unit == "MB" else target.most
+        least = known[smallest(whole)]
+        most = target.most - SPARE * (target.most - least) if target.unit == "MB" else target.most
+        best = functools.partial(choose, importance, costs, used)
         with progress_line("sizes tried", MOST_TRIES, "size") as bar:
-            found = search(functools.partial(choose, importance, costs), costs.of, known, measured_cost, most)
+            found = search(best, costs.of, known, measured_cost, most, least)
     kept = min((*found, what_to_keep(importance, smallest(whole))), key=functools.partial(loss_of, importance))
     planned: Pruning = {
         "target": asdict(target),
@@ -420,9 +424,8 @@ def read_pruning(folder: RunFolder) -> Pruning:
 def check_export(run: RunFolder, exports: Path, *, rounds: int) -> dict[str, Any] | None:
     """Measure the finished onnx-int8 export of a pruned student, say how far it is from its budget, and return that.
 
-    If a speed-up was asked for, the student is timed in turn as it was when it was planned, which tells how much slower
-    or faster the machine has become since the whole model was measured. Returns None if the model is not pruned or has
-    no such export.
+    If a speed-up was asked for, a model of the whole one's size, with random weights, is timed in turn with it. Returns
+    None if the model is not pruned or has no such export.
     """
     folder = exports / FORMAT
     if not run.pruning.is_file() or not folder.is_dir():
@@ -432,11 +435,12 @@ def check_export(run: RunFolder, exports: Path, *, rounds: int) -> dict[str, Any
     with tempfile.TemporaryDirectory() as work:
         sessions = {"finished": open_session(str(folder), config, "cpu", threads=target.threads)}
         if target.speedup is not None:
-            model = load_torch(str(run.path), config, "float32")
-            sessions["planned"] = first_int8(model, Path(work), threads=target.threads)
+            whole = _random_model(config, _size(pruning["whole"]))
+            sessions["whole"] = first_int8(whole, Path(work), threads=target.threads)
         latencies = latencies_in_turn(sessions, target.shape, rounds=rounds, vocabulary=config.vocab_size)
     now = median(latencies["finished"])  # the median, as in a report
-    drift = median(latencies["planned"]) / pruning["cost"] if "planned" in latencies else 1.0
-    value = target.of(Cost(now / drift, weights_bytes(folder)))
+    if target.speedup is not None:  # as fast as the machine was when the budget was set
+        now *= target.speedup * target.most / median(latencies["whole"])
+    value = target.of(Cost(now, weights_bytes(folder)))
     _compare(f"export: {FORMAT}", target, value)
     return {"budget": asdict(target), "measured": value, "above_budget": value / target.most - 1}
