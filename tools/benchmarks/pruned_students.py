@@ -106,6 +106,12 @@ def timed(arguments: argparse.Namespace, runs: dict[str, Path]) -> dict[str, lis
     return time_in_turn(calls, arguments.rounds)
 
 
+def kept(run: RunFolder) -> dict[str, list[int]]:
+    """Return which layers a pruned student keeps, and how many heads and channels of each."""
+    parts = read_json(run.pruning)["kept"]
+    return {"layers": parts["layers"], **{name: [len(one) for one in parts[name]] for name in ("heads", "channels")}}
+
+
 def report(arguments: argparse.Namespace, budgets: dict[str, float]) -> None:
     """Print accuracy and latency of each student, and each pruned one against the one that it was measured by."""
     names = [*(f"layers-{layers}" for layers in arguments.layers), *budgets]
@@ -134,7 +140,7 @@ def report(arguments: argparse.Namespace, budgets: dict[str, float]) -> None:
             entry |= {
                 "speedup_asked": budgets[name],
                 "speedup": {seed: speedup(latencies[TEACHER], values).median for seed, values in own.items()},
-                "kept": {seed: read_json(runs[name, seed].pruning)["kept"]["layers"] for seed in arguments.seeds},
+                "kept": {seed: kept(runs[name, seed]) for seed in arguments.seeds},
                 "compared_with": other,
                 "gain": float(np.mean(ours) - np.mean(theirs)),
                 "p_value": pooled_p_value(ours, theirs),
