@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +18,7 @@ MOST_TRIES = 6  # sizes that are measured before one is taken
 UNLIKELY = 1.2  # times the cost of a larger model
 FINEST = 16  # smallest share of the channels, one in so many, for models that are narrower than that
 PARTS_OF_BUDGET = 2000  # beyond the smallest model; a layer's cost is rounded up to one of so many
+CUT_OUT = -1  # in place of the number of a choice
 TOO_LARGE = 0.999  # of an estimate whose size was over the budget: the most that the next estimate may be
 CLOSE = 0.03  # share that may stay unused, of what the budget allows beyond the smallest model
 
@@ -108,10 +111,10 @@ def what_to_keep(importance: Importance, size: Size) -> Kept:
     A layer is as important as all of its heads and channels together.
     """
     totals = importance.heads.sum(axis=1) + importance.channels.sum(axis=1)
-    return _kept(importance, dict(zip(_largest(totals, size.layers), zip(*size, strict=True), strict=True)))
+    return most_important(importance, dict(zip(_largest(totals, size.layers), zip(*size, strict=True), strict=True)))
 
 
-def _kept(importance: Importance, layers: Mapping[int, tuple[int, int]]) -> Kept:
+def most_important(importance: Importance, layers: Mapping[int, tuple[int, int]]) -> Kept:
     """Return what is kept if each of `layers` keeps so many heads and channels: the most important ones."""
     return Kept(
         tuple(layers),
@@ -136,6 +139,15 @@ def loss_of(importance: Importance, kept: Kept) -> float:
     return max(0.0, float(1 - left / whole)) if whole else 0.0  # rounding may go below
 
 
+class _Choice(NamedTuple):
+    """What a layer keeps, whether it is the last that is kept, and what it costs in parts of the budget."""
+
+    heads: int
+    channels: int
+    is_last: bool
+    cost: int
+
+
 def choose(importance: Importance, costs: Estimate, used: Size, budget: float) -> Kept | None:
     """Return what loses least importance among all that costs less than `budget`; None if nothing does.
 
@@ -148,56 +160,37 @@ def choose(importance: Importance, costs: Estimate, used: Size, budget: float) -
     if least_of_all >= budget:
         return None
     unit = (budget - least_of_all) / PARTS_OF_BUDGET
-    options = [(int(some), int(others)) for some in costs.heads for others in costs.channels]
-    last, other = (np.ceil(cost.flatten() / unit).astype(int) for cost in (costs.last - least_of_all, costs.other))
+    choices = [
+        _Choice(int(some), int(others), is_last, cost)
+        for is_last, of_layer in ((False, costs.other), (True, costs.last - least_of_all))
+        for (row, some), (column, others) in itertools.product(enumerate(costs.heads), enumerate(costs.channels))
+        if (cost := math.ceil(of_layer[row, column] / unit)) <= PARTS_OF_BUDGET
+    ]
     least = np.full(PARTS_OF_BUDGET + 1, np.inf)  # by budget: the loss in later layers of which at least one is kept
-    chosen: list[np.ndarray] = []  # by layer, the last one first, and by budget: the option, whether it is the last
+    chosen: list[np.ndarray] = []  # by layer, the last one first, and by budget: the number of the choice
     cut_off = 0.0  # the importance of all later layers
     for layer in reversed(range(len(importance.heads))):
-        losses, total = _losses(importance, layer, costs.heads, costs.channels)
-        best, option = least + total, np.full(len(least), -1)
-        for place in range(len(options)):
-            for kind, cost in enumerate((other[place], last[place])):
-                if cost >= len(best):
-                    continue
-                before = least[: len(best) - cost] if kind == 0 else cut_off
-                loss = before + losses[place]
-                is_better = loss < best[cost:]
-                best[cost:] = np.where(is_better, loss, best[cost:])
-                option[cost:][is_better] = 2 * place + kind
+        kept_heads, kept_channels = (np.sort(values[layer])[::-1].cumsum() for values in importance)
+        total = kept_heads[-1] + kept_channels[-1]
+        best, numbers = least + total, np.full(len(least), CUT_OUT)
+        for number, (heads, channels, is_last, cost) in enumerate(choices):
+            later = cut_off if is_last else least[: len(least) - cost]
+            loss = later + (total - kept_heads[heads - 1] - kept_channels[channels - 1])
+            is_better = loss < best[cost:]
+            best[cost:] = np.where(is_better, loss, best[cost:])
+            numbers[cost:][is_better] = number
         least, cut_off = best, cut_off + total
-        chosen.append(option)
+        chosen.insert(0, numbers)
     if not np.isfinite(least[-1]):
         return None
-    found = _followed(chosen[::-1], options, other)
-    return _kept(
-        importance,
-        {layer: (min(some, used.heads[layer]), min(others, used.channels[layer])) for layer, (some, others) in found},
-    )
-
-
-def _losses(importance: Importance, layer: int, heads: np.ndarray, channels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the importance that a layer loses with each number of heads and channels, and all that it has."""
-    of_heads, of_channels = (np.sort(values[layer])[::-1].cumsum() for values in importance)
-    total = float(of_heads[-1] + of_channels[-1])
-    return (total - of_heads[heads - 1][:, None] - of_channels[channels - 1]).flatten(), total
-
-
-def _followed(
-    chosen: Sequence[np.ndarray], options: Sequence[tuple[int, int]], costs: np.ndarray
-) -> list[tuple[int, tuple[int, int]]]:
-    """Return each layer that is kept, with its option, from what is chosen in a layer for each budget that is left."""
-    found: list[tuple[int, tuple[int, int]]] = []
-    left = PARTS_OF_BUDGET
-    for layer, option in enumerate(chosen):
-        place, is_last = divmod(int(option[left]), 2)
-        if option[left] < 0:
-            continue
-        found.append((layer, options[place]))
-        if is_last:
-            break
-        left -= int(costs[place])
-    return found
+    layers: dict[int, tuple[int, int]] = {}
+    left, is_last = PARTS_OF_BUDGET, False
+    for layer, numbers in enumerate(chosen):
+        if not is_last and numbers[left] != CUT_OUT:
+            heads, channels, is_last, cost = choices[numbers[left]]
+            layers[layer] = min(heads, used.heads[layer]), min(channels, used.channels[layer])
+            left -= cost
+    return most_important(importance, layers)
 
 
 def search(
