@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from distill import commands
-from distill.distillation import pruned_student
+from distill.distillation import latency_table, pruned_student
 from distill.distillation.budget import MOST_TRIES
 from distill.errors import FolderError, ModelError, RecipeError, UserError
 from distill.export.latency import Cost
@@ -50,7 +50,7 @@ def measured(monkeypatch, tmp_path):
         return cost_of(size)
 
     monkeypatch.setattr(pruned_student, "int8_costs", costs)
-    monkeypatch.setattr(pruned_student, "LATENCIES", tmp_path / "latencies")
+    monkeypatch.setattr(latency_table, "LATENCIES", tmp_path / "latencies")
     yield sizes
 
 
@@ -179,7 +179,7 @@ def test_a_disturbed_measurement_is_repeated_and_does_not_choose(world, tmp_path
     """The smallest size takes as long as ten of the whole model, the first time that it is measured."""
     quiet = student(world, tmp_path / "quiet")
     honest, smallest = pruned_student.int8_costs, min(measured)
-    monkeypatch.setattr(pruned_student, "LATENCIES", tmp_path / "others")
+    monkeypatch.setattr(latency_table, "LATENCIES", tmp_path / "others")
     measured.clear()
 
     def disturbed(*arguments, **settings):
@@ -197,7 +197,7 @@ def test_a_disturbed_measurement_is_repeated_and_does_not_choose(world, tmp_path
 def test_a_machine_that_becomes_slower_changes_no_choice(world, tmp_path, measured, monkeypatch):
     quiet = student(world, tmp_path / "quiet")
     honest, calls = pruned_student.int8_costs, []
-    monkeypatch.setattr(pruned_student, "LATENCIES", tmp_path / "others")
+    monkeypatch.setattr(latency_table, "LATENCIES", tmp_path / "others")
 
     def slower(*arguments, **settings):
         calls.append(1.0 if not calls else 1.5)
@@ -361,7 +361,7 @@ def test_a_warning_says_that_a_budget_is_missed(unit, value, level, caplog):
 @pytest.mark.slow
 def test_a_pruned_student_is_exported_and_held_against_its_budget(world, tmp_path, monkeypatch):
     """Measured in earnest; bytes, unlike milliseconds, do not depend on what else the machine does."""
-    monkeypatch.setattr(pruned_student, "LATENCIES", tmp_path / "latencies")
+    monkeypatch.setattr(latency_table, "LATENCIES", tmp_path / "latencies")
     code, _, err = run(
         "student", world / "recipe.yaml", "--teacher", world / "teacher", "--output", tmp_path / "student",
         "--set", "student.prune={size_mb: 0.07}",

@@ -7,18 +7,16 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from huggingface_hub.constants import HF_HOME
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import TypedDict
 
@@ -35,10 +33,10 @@ from distill.distillation.budget import (
     smallest,
     what_to_keep,
 )
+from distill.distillation.latency_table import JsonSize, LatencyTable, Measured, size_as_json, size_from_json
 from distill.errors import RecipeError
 from distill.export.latency import Cost, first_int8, int8_costs, latencies_in_turn
 from distill.inference.classifier import open_session, pad, weights_bytes
-from distill.machine.cpu import cores, cpu_kind
 from distill.machine.devices import Device
 from distill.machine.progress import progress_line
 from distill.models.config import TOKEN_TYPES, inputs_of, token_limit
@@ -47,7 +45,7 @@ from distill.models.loading import load_config, normalized_config
 from distill.models.pruning import Kept, Size, parts_of, prune, size_of, used_size
 from distill.models.students import build_from_config
 from distill.recipe.schema import Benchmark, Prune
-from distill.storage.files import read_json, write_json
+from distill.storage.files import read_json
 from distill.storage.records import checked
 from distill.storage.run_folder import RunFolder
 
@@ -61,8 +59,6 @@ NEAR = 0.1  # share of the budget: if a student misses it by more, that is a war
 SPARE = 0.01  # share of the megabytes beyond the smallest model, since training changes which channels are wide
 REPEATS = 4  # measurements of a pair of sizes that contradict each other; other work may have disturbed one
 ROUGH_ROUNDS = 5  # timed calls of a model that only has to be possible
-LATENCIES = Path(HF_HOME) / "distill" / "latencies"
-MEASURED_ANEW: set[Path] = set()  # in this process, for the first of several budgets
 KNOWN: dict[bytes, Importance] = {}  # in this process, by a digest of all that the importance depends on
 
 
@@ -100,22 +96,6 @@ class _Kept(TypedDict):
     channels: list[list[int]]
 
 
-class _Size(TypedDict):
-    heads: list[int]  # of each layer
-    channels: list[int]
-
-
-class _Measured(TypedDict):
-    size: _Size
-    latency_ms: float
-    size_bytes: int
-
-
-class _Latencies(TypedDict):
-    depends: dict[str, Any]
-    measured: list[_Measured]
-
-
 class Pruning(TypedDict):
     """What pruning.json holds: the target, what is kept of a model of the size `whole`, and what was measured.
 
@@ -126,9 +106,9 @@ class Pruning(TypedDict):
     target: dict[str, Any]  # the fields of Target
     cost: float
     lost: float
-    whole: _Size
+    whole: JsonSize
     kept: _Kept
-    measured: list[_Measured]
+    measured: list[Measured]
 
 
 def check_prunable(settings: Prune, benchmark: Benchmark, name: str, *, trimmed: bool) -> None:
@@ -215,7 +195,7 @@ def plan_pruning(
         return found
     importance = _importance(model, tokenizer, _some_texts(splits, seed), truncation, seed=seed, device=device)
     whole, used, shape = size_of(model.config), used_size(model), settings.shape or benchmark.shapes[0]
-    table = _Table(model, shape, benchmark, fresh=fresh)
+    table = LatencyTable(model, shape, benchmark, fresh=fresh)
     measurable = model
     if used != whole:  # exports leave out what an earlier pruning emptied, so measure weights that are not zero
         with torch.random.fork_rng(devices=[]):
@@ -276,7 +256,7 @@ def plan_pruning(
         "target": asdict(target),
         "cost": target.of(table.costs[kept.size]),
         "lost": loss_of(importance, kept),
-        "whole": _as_json(used),
+        "whole": size_as_json(used),
         "kept": {"layers": list(kept.layers), "heads": _lists(kept.heads), "channels": _lists(kept.channels)},
         "measured": table.as_json(),
     }
@@ -333,43 +313,6 @@ def _batches(
         yield {name: torch.from_numpy(array) for name, array in inputs_of(model.config, given).items()}
 
 
-class _Table:
-    """The costs of a model's sizes at a shape on this machine, kept in HF_HOME once they are measured."""
-
-    def __init__(self, model: PreTrainedModel, shape: str, benchmark: Benchmark, *, fresh: bool):
-        config = model.config.to_dict()
-        self.depends = {
-            "model": {name: config[name] for name in sorted(config) if type(config[name]) in (int, float, str)},
-            "shape": shape,
-            "threads": benchmark.threads or cores(),
-            "rounds": benchmark.rounds,
-            "cpu": cpu_kind(),
-            "onnxruntime": onnxruntime.__version__,
-            "figure": "median in turn with the whole model, of each layer",  # earlier versions held other figures
-        }
-        key = hashlib.sha256(json.dumps(self.depends).encode()).hexdigest()[:16]
-        self.path = LATENCIES / f"{key}.json"
-        self.costs: dict[Size, Cost] = {}
-        is_stale = fresh and self.path not in MEASURED_ANEW
-        if fresh:
-            MEASURED_ANEW.add(self.path)
-        if self.path.is_file() and not is_stale:
-            found = checked(_Latencies, read_json(self.path), str(self.path))["measured"]
-            self.costs = {_size(one["size"]): Cost(one["latency_ms"], one["size_bytes"]) for one in found}
-            log.info("student: %d latencies were measured before (%s)", len(self.costs), self.path)
-
-    def add(self, costs: Mapping[Size, Cost]) -> None:
-        """Keep the costs of sizes."""
-        self.costs |= costs
-        write_json(self.path, {"depends": self.depends, "measured": self.as_json()})
-
-    def as_json(self) -> list[_Measured]:
-        return [
-            {"size": _as_json(size), "latency_ms": cost.latency_ms, "size_bytes": cost.size_bytes}
-            for size, cost in self.costs.items()
-        ]
-
-
 def pruned(model: PreTrainedModel, pruning: Pruning) -> PreTrainedModel:
     """Return what is kept of the model."""
     return prune(model, _kept(pruning))
@@ -382,7 +325,7 @@ def _kept(pruning: Pruning) -> Kept:
 
 def tell(pruning: Pruning) -> None:
     """Log what is kept, and what that cost when it was measured."""
-    kept, whole = _kept(pruning), _size(pruning["whole"])
+    kept, whole = _kept(pruning), size_from_json(pruning["whole"])
     log.info(
         "student: keeps layers %s of %d, with %s of %d heads and %s of %d channels; %.1f %% of the importance is lost",
         _listed(kept.layers), whole.layers, _listed(kept.size.heads), max(whole.heads), _listed(kept.size.channels),
@@ -396,14 +339,6 @@ def tell(pruning: Pruning) -> None:
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _size(numbers: _Size) -> Size:
-    return Size(tuple(numbers["heads"]), tuple(numbers["channels"]))
-
-
-def _as_json(size: Size) -> _Size:
-    return {"heads": list(size.heads), "channels": list(size.channels)}
 
 
 def _lists(units: Sequence[tuple[int, ...]]) -> list[list[int]]:
@@ -435,7 +370,7 @@ def check_export(run: RunFolder, exports: Path, *, rounds: int) -> dict[str, Any
     with tempfile.TemporaryDirectory() as work:
         sessions = {"finished": open_session(str(folder), config, "cpu", threads=target.threads)}
         if target.speedup is not None:
-            whole = _random_model(config, _size(pruning["whole"]))
+            whole = _random_model(config, size_from_json(pruning["whole"]))
             sessions["whole"] = first_int8(whole, Path(work), threads=target.threads)
         latencies = latencies_in_turn(sessions, target.shape, rounds=rounds, vocabulary=config.vocab_size)
     now = median(latencies["finished"])  # the median, as in a report
