@@ -1,12 +1,13 @@
 """Compare pruned students with students of N layers that take as long in int8, over several seeds.
 
 usage: python3 tools/benchmarks/pruned_students.py RECIPE --teacher DIR --work DIR [--layers 1 2 3] [--faster 1.0 1.5]
-           [--seeds 1 2 3] [--shape 1x128] [--rounds 30] [--threads 2]
+           [--seeds 1 2 3] [--shape 1x128] [--rounds 30] [--threads 2] [--in-rounds]
 
 RECIPE has the data and the training of all students. For each number in --layers, a student of so many layers is
 trained and exported to onnx-int8. For each number in --faster, a pruned student has to be that many times as fast as
 that student. Its budget is a speed-up over the teacher, since a budget in milliseconds would mean another model
-whenever the machine becomes slower or faster. At the end all exports are timed in turn.
+whenever the machine becomes slower or faster. With --in-rounds, the student of so many layers is pruned by the same
+number too, and distilled again: two rounds, where the others take one. At the end all exports are timed in turn.
 
 You can stop the script and start it again: it keeps finished runs in WORK and resumes interrupted ones. It prints a
 table; the last line is the whole result as JSON: accuracy by seed, the latencies of each export, and the differences of
@@ -36,6 +37,7 @@ from distill.storage.run_folder import RunFolder
 
 FORMAT = "onnx-int8"
 TEACHER = "teacher"
+ONE_ROUND, TWO_ROUNDS = "pruned", "twice"
 
 
 def main() -> None:
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--shape", default="1x128")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--in-rounds", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], dest="sets", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -60,6 +63,13 @@ def main() -> None:
     for seed in arguments.seeds:
         for name, budget in budgets.items():
             make(arguments, seed, name, f"student.prune={{speedup: {budget}, shape: {arguments.shape}}}")
+            if arguments.in_rounds:
+                _, _, layers, _, faster = name.split("-")
+                first = (arguments.work / f"seed-{seed}" / f"layers-{layers}").resolve()
+                setting = f"student.prune={{speedup: {faster}, shape: {arguments.shape}, model: {first}}}"
+                make(arguments, seed, name.replace(ONE_ROUND, TWO_ROUNDS), setting)
+    if arguments.in_rounds:
+        budgets |= {name.replace(ONE_ROUND, TWO_ROUNDS): budget for name, budget in budgets.items()}
     report(arguments, budgets)
 
 
@@ -89,7 +99,7 @@ def budgets_of(arguments: argparse.Namespace) -> dict[str, float]:
         write_json(path, {layers: speedup(found[TEACHER], found[layers]).median for layers in students})
     speedups = read_json(path)
     return {
-        f"pruned-as-{layers}-over-{faster:g}": round(speedups[str(layers)] * faster, 4)
+        f"{ONE_ROUND}-as-{layers}-over-{faster:g}": round(speedups[str(layers)] * faster, 4)
         for layers in arguments.layers
         for faster in arguments.faster
     }
