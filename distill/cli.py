@@ -734,7 +734,11 @@ def cascade(
     for step, share, rate in zip(found["steps"], promise["answered"], promise["texts_per_second_alone"], strict=True):
         least = "every text" if step["at_least"] is None else f"if at least {step['at_least']:.4f} sure"
         print(f"{step['model']}\tanswers {share:.1%}\t{least}\t{rate:.1f} texts/s alone")
-    print(f"on {promise['texts']} validation texts it agrees with the last one on {promise['agreement']:.2%}")
+    proved = f"on {promise['texts']} validation texts it"
+    if agree is not None:
+        print(f"{proved} agrees with the last one on {promise['agreement']:.2%}")
+    else:
+        print(f"{proved} has {promise['accuracy']:.4f}, and the last one {promise['last_accuracy']:.4f}")
 
 
 @app.command()

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas
 import pytest
 from conftest import LABELS, run, write_reviews
 from scipy.special import softmax
@@ -13,8 +14,11 @@ from distill import commands
 from distill.errors import FolderError, ModelError, PromiseError
 from distill.inference.cascade import Cascade
 from distill.inference.text_classifier import TextClassifier
+from distill.measuring import cascade as making
+from distill.measuring.promise import Found, Steps
 from distill.recipe.file import load_recipe
 from distill.storage.cascades import read_cascade
+from distill.storage.contents import find_recipe
 
 NAMES = ["first", "second"]
 
@@ -62,6 +66,9 @@ def test_logits_that_are_not_finite_do_not_pass_on_every_text_in_silence():
 
 
 def test_one_text_is_no_list_of_texts():
+    texts = pandas.Series(["x", "y", "z"])[1:]  # whose first index is 1
+    cascade = Cascade([Fixed({"y": [9, 0], "z": [9, 0]}), Fixed({})], [0.9], NAMES, ["a", "b"])
+    assert cascade.logits(texts).tolist() == [[9, 0], [9, 0]]
     with pytest.raises(TypeError):
         Cascade([Fixed({}), Fixed({})], [0.9], NAMES, ["a", "b"]).logits("x")
 
@@ -126,11 +133,12 @@ def test_it_can_be_moved_with_its_classifiers(copied):
     assert np.isfinite(distill.load(copied / "cascade", "cpu").logits(TEXTS)).all()
 
 
-def forge(root, change):
-    """Change the steps in a cascade.json that a stranger may have written, so that no checksum tells."""
+def forge(root, change=lambda steps: None, **others):
+    """Change the steps or others in a cascade.json that a stranger may have written, so that no checksum tells."""
     (root / "cascade" / "checksums.json").unlink()
     content = json.loads((root / "cascade" / "cascade.json").read_text())
     change(content["steps"])
+    content |= others
     (root / "cascade" / "cascade.json").write_text(json.dumps(content))
 
 
@@ -160,6 +168,10 @@ def forge(root, change):
         (lambda root: forge(root, lambda steps: steps.extend(steps[:1] * 8)), "wants two to 8 steps"),
         (lambda root: forge(root, lambda steps: steps[0].update(model="/dev")), "wants a path relative to"),
         (lambda root: forge(root, lambda steps: steps[0].update(model=".")), "is itself a cascade"),
+        (lambda root: forge(root, lambda steps: steps[0].update(model="a\0b")), "is no path of a folder"),
+        (lambda root: forge(root, lambda steps: steps[0].update(model="\ud800")), "is no path of a folder"),
+        (lambda root: forge(root, lambda steps: steps[0].update(model="x" * 5_000)), "is no path of a folder"),
+        (lambda root: forge(root, label_names=[]), "label_names: list should have at least 2 items"),
     ],
 )
 def test_a_damaged_cascade_is_one_line(copied, damage, message):
@@ -206,6 +218,63 @@ def test_texts_that_a_classifier_was_trained_on_prove_nothing(world, tmp_path):
     assert found["promise"]["texts"] == 200
 
 
+def test_what_nobody_knows_about_the_training_texts_is_said(world, tmp_path, caplog):
+    shutil.copytree(world / "out" / "student" / "export" / "onnx-fp32", tmp_path / "downloaded")
+    models = [tmp_path / "downloaded", world / "out" / "teacher"]
+    commands.cascade(models, tmp_path / "c", agree=0.5, device="cpu")
+    assert "downloaded: nothing says which texts it was trained on" in caplog.text
+    caplog.clear()
+    shutil.copytree(world / "out" / "teacher", tmp_path / "out" / "teacher")
+    write_reviews(tmp_path / "other.csv", 600, seed=12)
+    recipe = tmp_path / "out" / "teacher" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(world / "train.csv"), str(tmp_path / "other.csv")))
+    models = [world / "out" / "baseline", tmp_path / "out" / "teacher"]
+    write_reviews(tmp_path / "new.csv", 200, seed=11)
+    fresh = load_recipe(world / "recipe.yaml", [f"data.files.validation={tmp_path / 'new.csv'}"])
+    commands.cascade(models, tmp_path / "c", agree=0.8, recipe=fresh, device="cpu")
+    assert "teacher: its training texts have changed since" in caplog.text and "baseline:" not in caplog.text
+
+
+def test_copies_of_a_text_prove_no_more_than_the_text(world, tmp_path, caplog):
+    models = [world / "out" / "baseline", world / "out" / "teacher"]
+    rows = [f'"{text}",{label}' for text, label in write_reviews(tmp_path / "new.csv", 100, seed=11)]
+    recipe = load_recipe(world / "recipe.yaml", [f"data.files.validation={tmp_path / 'new.csv'}"])
+    (tmp_path / "new.csv").write_text("\n".join(["text,label", *rows[:1] * 300]) + "\n")
+    with pytest.raises(PromiseError, match="takes at least 29 validation texts to prove, and there are 1 different"):
+        commands.cascade(models, tmp_path / "c", agree=0.9, recipe=recipe, device="cpu")
+    (tmp_path / "new.csv").write_text("\n".join(["text,label", *rows, *rows[:50]]) + "\n")
+    commands.cascade(models, tmp_path / "c", agree=0.7, recipe=recipe, device="cpu")
+    assert "50 of the 150 validation texts are copies of others" in caplog.text
+
+
+def test_a_classifier_may_call_the_classes_otherwise(world, tmp_path):
+    shutil.copytree(world / "out" / "teacher", tmp_path / "theirs")
+    (tmp_path / "theirs" / "checksums.json").unlink()
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    config |= {"id2label": {"0": "BAD!", "1": "GOOD!"}, "label2id": {"BAD!": 0, "GOOD!": 1}}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    models = [world / "out" / "baseline", tmp_path / "theirs"]
+    recipe = load_recipe(world / "recipe.yaml", ["data.label_map={'BAD!': negative, 'GOOD!': positive}"])
+    found = commands.cascade(models, tmp_path / "c", agree=0.8, recipe=recipe, device="cpu")
+    assert found["promise"]["last_accuracy"] > 0.8
+    labels = [answer["label"] for answer in distill.load(tmp_path / "c", "cpu")(TEXTS)]
+    assert labels == [answer["label"] for answer in distill.load(world / "cascade", "cpu")(TEXTS)]
+
+
+def test_if_no_classifier_should_answer_early_there_is_no_cascade(world, tmp_path, monkeypatch):
+    """The mean of equal seconds may be rounded to less than each of them."""
+    models = [world / "out" / name for name in ("baseline", "student/export", "teacher")]
+    monkeypatch.setattr(making, "cheapest_cascade", lambda *_, **__: Found((np.inf, np.inf), np.arange(150)))
+    monkeypatch.setattr(Steps, "mean_seconds", lambda steps, thresholds: steps.seconds[-1] * (1 - 1e-16))
+    with pytest.raises(PromiseError, match="the fastest one that agrees"):
+        commands.cascade(models, tmp_path / "c", agree=0.9, device="cpu")
+    assert not (tmp_path / "c" / "cascade.json").exists()
+
+
+def test_the_recipe_is_that_of_the_classifier_whose_answers_it_promises(world):
+    assert find_recipe([world / "cascade"]) == (world / "out" / "teacher" / "recipe.yaml").resolve()
+
+
 def test_predict_takes_it_and_says_who_answered(world):
     code, out, said = run("predict", world / "cascade", "--device", "cpu", *TEXTS[:4])
     assert code == 0 and len(out.splitlines()) == 4
@@ -229,6 +298,9 @@ def test_the_other_promise_is_about_accuracy(world, tmp_path):
     )
     assert found["promise"]["accuracy_drop"] == 0.2 and found["promise"]["ordering_texts"] == 0
     assert found["promise"]["accuracy"] > found["promise"]["last_accuracy"] - 0.2
+    models = [world / "out" / "baseline", world / "out" / "teacher"]
+    code, out, _ = run("cascade", *models, "--accuracy-drop", "0.2", "--output", tmp_path / "c", "--device", "cpu")
+    assert code == 0 and f", and the last one {found['promise']['last_accuracy']:.4f}" in out.splitlines()[-1]
 
 
 def test_too_few_validation_texts_are_one_line_with_the_number_it_takes(world, tmp_path):

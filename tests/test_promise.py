@@ -24,7 +24,7 @@ def population(count, steps, seed, *, sharpness=4.0):
         right = rng.random(count) < sure
         confidence.append(sure)
         answers.append(np.where(right, gold, 1 - gold))
-    return Steps(np.stack(confidence), np.stack(answers), [0.1, 1.0, 10.0][-steps:]), gold
+    return Steps(np.stack(confidence), np.stack(answers), [10.0 ** (step - steps + 2) for step in range(steps)]), gold
 
 
 @given(st.integers(0, 40), st.integers(40, 400), st.floats(0.5, 0.999))
@@ -97,6 +97,14 @@ def test_a_step_that_is_always_wrong_answers_nothing_and_costs_nothing():
     assert np.isinf(found.thresholds[0]) and np.isfinite(found.thresholds[1])
     pair = Steps(steps.confidence[1:], steps.answers[1:], steps.seconds[1:])
     assert steps.mean_seconds(found.thresholds) == pytest.approx(pair.mean_seconds(found.thresholds[1:]))
+
+
+def test_of_many_classifiers_the_cascade_costs_no_more_than_that_of_some_of_them():
+    steps, gold = population(1_500, 7, seed=5, sharpness=1.0)
+    many = cheapest_cascade(steps, gold, Promise(agree=0.9))
+    some = Steps(steps.confidence[[2, 4, 6]], steps.answers[[2, 4, 6]], [steps.seconds[step] for step in (2, 4, 6)])
+    few = cheapest_cascade(some, gold, Promise(agree=0.9))
+    assert steps.mean_seconds(many.thresholds) <= 1.2 * some.mean_seconds(few.thresholds) < steps.seconds[-1]
 
 
 @pytest.mark.parametrize("wrong", [{}, {"agree": 0.9, "accuracy_drop": 0.1}, {"agree": 98}, {"agree": 1.0},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,14 +11,15 @@ from distill.decisions import softmax
 from distill.errors import ModelError
 from distill.inference.text_classifier import TextClassifier, check_finite
 from distill.models.config import align_labels
+from distill.recipe.labels import SAME_NAMES
 
 
 class Cascade(TextClassifier):
     """Classifiers, cheapest first, and for each but the last the probability from which on its answer counts.
 
-    The classes are `label_names`, and each classifier may have them in another order. `names` are those of the
-    classifiers, for messages. Several threads may share a cascade. Raises `ModelError` if one of them gives a text
-    several labels: no single probability says how sure it is.
+    The classes are `label_names`; each classifier may have them in another order, and call them as `label_map` says.
+    `names` are those of the classifiers, for messages. Several threads may share a cascade. Raises `ModelError` if one
+    of them gives a text several labels: no single probability says how sure it is.
     """
 
     format = "cascade"
@@ -30,6 +31,7 @@ class Cascade(TextClassifier):
         sure_from: Sequence[float],
         names: Sequence[str],
         label_names: Sequence[str],
+        label_map: Mapping[str, str] = SAME_NAMES,
     ):
         for one, name in zip(classifiers, names, strict=True):
             if one.thresholds is not None:
@@ -39,7 +41,7 @@ class Cascade(TextClassifier):
         self.reads = next((one.reads for one in classifiers if one.reads), None)
         self.label_names = tuple(label_names)
         self._columns = [
-            align_labels(one.label_names, label_names, teacher=name)
+            align_labels(one.label_names, label_names, label_map, teacher=name)
             for one, name in zip(classifiers, names, strict=True)
         ]
 
@@ -57,7 +59,7 @@ class Cascade(TextClassifier):
         """Return the logits and the number of the classifier that gave them, from 0, for each text; see `logits`."""
         if isinstance(texts, str):
             raise TypeError("wants a list of texts, got one text: [text]")
-        texts = texts[:]  # a column of datasets is slow text by text
+        texts = list(texts[:])  # a column of datasets is slow text by text, and one of pandas has its own indices
         logits = np.zeros((len(texts), len(self.label_names)), np.float32)
         answered_by = np.zeros(len(texts), np.int64)
         left = np.arange(len(texts))

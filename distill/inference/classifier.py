@@ -180,7 +180,7 @@ def load(
     if is_cascade(Path(folder)):
         found = read_cascade(Path(folder))
         steps = [load(model, device_of_step(model, device), threads=threads) for model in found.models]
-        return Cascade(steps, found.thresholds, list(map(str, found.models)), found.label_names)
+        return Cascade(steps, found.thresholds, list(map(str, found.models)), found.label_names, found.label_map)
     if is_baseline(Path(folder)):
         if device == "cuda":
             raise DeviceError(f"{name}: a baseline runs on CPUs", hint="--device cpu")
@@ -283,7 +283,7 @@ def open_session(
 
         return TorchSession(load_torch(name, config, dtype), resolve_device(device))
     if is_ngrams(config):
-        session.batch_tokens = NGRAM_BATCH_TOKENS
+        session.batch_tokens = max(session.batch_tokens, NGRAM_BATCH_TOKENS)
     if isinstance(session.outputs, int):  # if the graph leaves it open, Classifier.logits checks the first answers
         check_outputs(session.outputs, config.num_labels, name)
     return session

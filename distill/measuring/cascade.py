@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from distill.data.pairs import Text, texts_of
 from distill.data.splits import Splits, gold_labels_of, read_splits, text_keys
+from distill.decisions import softmax
 from distill.errors import FolderError, ModelError, PromiseError
 from distill.inference.cascade import Cascade
 from distill.inference.classifier import device_of_step, fastest_export, load
@@ -22,7 +22,7 @@ from distill.machine.progress import progress_line
 from distill.measuring.alignment import align
 from distill.measuring.benchmark import WARMUP_TEXTS, timed_logits, torch_threads
 from distill.measuring.metrics import accuracy_interval
-from distill.measuring.promise import Promise, Steps, cheapest_cascade
+from distill.measuring.promise import CONFIDENCE, Promise, Steps, cheapest_cascade
 from distill.recipe.file import load_recipe
 from distill.storage.cascades import MOST_STEPS, is_cascade, read_cascade, write_cascade
 from distill.storage.checksums import ANSWERING, fingerprint
@@ -33,6 +33,8 @@ from distill.storage.lock import hold
 log = logging.getLogger("distill")
 
 TIMED_ALONE = 300  # test texts that are timed one by one
+UNSEEN = "the validation texts were not among them, or the promise is not about new texts"
+MOST_COPIES = 0.01  # share of the validation texts: a sample may hold a text twice by chance, but not often
 
 
 def make_cascade(
@@ -45,12 +47,20 @@ def make_cascade(
     cascade is sure to keep it, or if that is not faster than the last classifier alone.
     """
     texts, gold_labels = texts_of(splits.validation), gold_labels_of(splits.validation)
-    needed = promise.texts_needed(len(models))
-    if len(texts) < needed:
+    needed, distinct = promise.texts_needed(len(models)), len(set(text_keys(splits.validation)))
+    if distinct < needed:
+        different = "" if distinct == len(texts) else " different ones"
         raise PromiseError(
-            f"cascade: that it {promise} takes at least {needed} validation texts to prove, and there are {len(texts)}",
+            f"cascade: that it {promise} takes at least {needed} validation texts to prove, and there are "
+            f"{distinct}{different}",
             hint="a larger data.validation_fraction or validation file; or a weaker promise",
         )
+    if len(texts) - distinct > MOST_COPIES * len(texts):
+        log.warning(
+            "cascade: %d of the %d validation texts are copies of others, and a copy proves nothing; so the promise is "
+            "less sure than %.0f %%, unless new texts repeat as often",
+            len(texts) - distinct, len(texts), 100 * CONFIDENCE,
+        )  # fmt: skip
     fingerprints = [fingerprint(model, ANSWERING) for model in models]
     steps = steps_of(models, splits, texts, device=device)
     seconds = steps.seconds
@@ -64,13 +74,13 @@ def make_cascade(
             hint="a weaker promise, more validation texts, or better students",
         )
     cost = steps.mean_seconds(found.thresholds)
-    if cost >= seconds[-1]:
+    used = [index for index, threshold in enumerate([*found.thresholds, 0.0]) if np.isfinite(threshold)]
+    if len(used) == 1 or cost >= seconds[-1]:
         raise PromiseError(
             f"cascade: the fastest one that {promise} reads {1 / cost:.1f} texts/s, and {models[-1]} alone "
             f"{1 / seconds[-1]:.1f}",
-            hint="a weaker promise, or faster classifiers before the last one",
+            hint="a weaker promise, more validation texts, or faster classifiers before the last one",
         )
-    used = [index for index, threshold in enumerate([*found.thresholds, 0.0]) if np.isfinite(threshold)]
     for index in set(range(len(models))) - set(used):
         log.info("cascade: without %s, which had better answer no text", models[index])
     of_tested, gold_labels = steps.of(found.tested), gold_labels[found.tested]
@@ -79,7 +89,7 @@ def make_cascade(
     promised = {
         "agree": promise.agree,
         "accuracy_drop": promise.accuracy_drop,
-        "confidence": promise.confidence,
+        "confidence": CONFIDENCE,
         "texts": len(found.tested),
         "ordering_texts": len(texts) - len(found.tested),
         "agreement": float((answers == of_tested.answers[-1]).mean()),
@@ -93,8 +103,8 @@ def make_cascade(
     thresholds = [found.thresholds[index] for index in used[:-1]]
     with hold(output):
         return write_cascade(
-            output, splits.label_names, [models[index] for index in used], [fingerprints[index] for index in used],
-            thresholds, promised,
+            output, splits.label_names, splits.label_map, [models[index] for index in used],
+            [fingerprints[index] for index in used], thresholds, promised,
         )  # fmt: skip
 
 
@@ -108,13 +118,13 @@ def steps_of(models: Sequence[Path], splits: Splits, texts: Sequence[Text], *, d
         classifier = load(model, device_of_step(model, device))
         if classifier.thresholds is not None:
             raise ModelError(f"{model}: a cascade needs models that give a text one label")
-        columns, _ = align(classifier, splits.label_names, task=splits.task, name=str(model))
+        columns, _ = align(classifier, splits.label_names, splits.label_map, task=splits.task, name=str(model))
         with progress_line(f"{model.name}: answers", len(texts), "text") as line:
             found, rate = timed_logits(classifier, texts, progress=line.update)
         check_finite(found, str(model))
         logits.append(found[:, columns])
         seconds.append(1 / rate)
-    confidence = np.stack([softmax(found, axis=1).max(axis=1) for found in logits])
+    confidence = np.stack([softmax(found).max(axis=1) for found in logits])
     return Steps(confidence, np.stack([found.argmax(axis=1) for found in logits]), seconds)
 
 
@@ -143,19 +153,26 @@ def classifiers_of(folders: Sequence[Path], device: str) -> list[Path]:
 def check_unseen(models: Sequence[Path], splits: Splits) -> None:
     """Raise `FolderError` if a model was trained on some of the validation texts of `splits`.
 
-    On these it is surer, and more often right, than on new texts. What a model was trained on is known if it has a run
-    folder, unless that run has the same validation texts: these were held out then.
+    On these it is surer, and more often right, than on new texts. A run that has the same validation texts held them
+    out. Logs a warning if it is not known what a model was trained on: it has no run folder, or the files of that have
+    changed since.
     """
     held_out, checked = None, set[Path]()
     for model in models:
         run = run_of(model)
-        if run is None or not run.is_finished or run.path in checked:
+        if run is None or not run.is_finished:
+            log.warning("cascade: %s: nothing says which texts it was trained on; make sure that %s", model, UNSEEN)
+            continue
+        if run.path in checked:
             continue
         checked.add(run.path)
-        if run.read_manifest().get("data", {}).get("validation") == splits.fingerprints["validation"]:
+        known = run.read_manifest().get("data", {})
+        if known.get("validation") == splits.fingerprints["validation"]:
             continue
         held_out = held_out or set(text_keys(splits.validation))
         own = read_splits(load_recipe(run.recipe))
+        if any(own.fingerprints.get(name) != known.get(name) for name in ("train", "transfer")):
+            log.warning("cascade: %s: its training texts have changed since; make sure that %s", model, UNSEEN)
         trained = [rows for rows in (own.train, own.transfer) if rows is not None]
         seen = held_out.intersection(key for rows in trained for key in text_keys(rows))
         if seen:
@@ -185,7 +202,7 @@ def measure_cascade(
     promise = read_cascade(folder).promise
     classifier = load(folder, device, threads=threads)
     assert isinstance(classifier, Cascade)
-    columns, _ = align(classifier, splits.label_names, task=splits.task, name=str(folder))
+    columns, _ = align(classifier, splits.label_names, splits.label_map, task=splits.task, name=str(folder))
     with torch_threads(threads or cores()):
         classifier.warm_up()
         classifier.logits(texts[:WARMUP_TEXTS])
@@ -205,7 +222,7 @@ def measure_cascade(
     wanted = answers_of.get(Path(classifier.names[-1]))
     if wanted is None:
         last = classifier.classifiers[-1]
-        order, _ = align(last, splits.label_names, task=splits.task, name=classifier.names[-1])
+        order, _ = align(last, splits.label_names, splits.label_map, task=splits.task, name=classifier.names[-1])
         with progress_line(f"{folder.name}: its last classifier", len(texts), "text") as line:
             wanted = last.logits(texts, progress=line.update)[:, order].argmax(axis=1)
     agreed, right = int((answers == wanted).sum()), int((answers == gold_labels).sum())

@@ -20,7 +20,8 @@ from scipy.stats import binom
 from distill.errors import PromiseError
 
 CONFIDENCE = 0.95
-COMBINATIONS = 2_000  # of thresholds that are tried on the texts that order the candidates
+COMBINATIONS = 2_000  # of the thresholds of some steps, that are tried on the texts that order the candidates
+MOST_EARLY = 3  # steps that answer before the last one; of more, the best three are found
 ORDERING_SHARE = 1 / 3  # of the texts; a cascade of two classifiers needs none, because it has one threshold to lower
 SMALLEST_DROP = 1e-4  # of accuracy: some 40,000 texts prove it at best
 CAUTIOUS = 20  # candidates before the first of those, which is lenient already
@@ -65,7 +66,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Promise:
-    """What a cascade keeps on new texts, compared with its last classifier, with a `confidence`.
+    """What a cascade keeps on new texts, compared with its last classifier, with a confidence of `CONFIDENCE`.
 
     It gives the same answer to a share of at least `agree` of the texts, or it loses at most `accuracy_drop` (0.01 is
     one point of accuracy). One of the two is None.
@@ -73,7 +74,6 @@ class Promise:
 
     agree: float | None = None
     accuracy_drop: float | None = None
-    confidence: float = CONFIDENCE
 
     def __post_init__(self) -> None:
         if (self.agree is None) == (self.accuracy_drop is None):
@@ -105,7 +105,7 @@ class Promise:
         With fewer, not even a cascade without a single disagreement would pass the test.
         """
         if self.agree is not None:
-            tested = math.ceil(math.log(1 - self.confidence) / math.log(self.agree))
+            tested = math.ceil(math.log(1 - CONFIDENCE) / math.log(self.agree))
         else:
             tested = 2
             while not self._no_loss_proves(tested):
@@ -116,7 +116,7 @@ class Promise:
         return tested if steps == 2 else math.ceil(tested / (1 - ORDERING_SHARE))
 
     def _no_loss_proves(self, count: int) -> bool:
-        return drop_p_value(np.zeros(count), self.accuracy_drop or 0.0) <= 1 - self.confidence
+        return drop_p_value(np.zeros(count), self.accuracy_drop or 0.0) <= 1 - CONFIDENCE
 
 
 def agreement_p_value(agrees: np.ndarray, share: float) -> float:
@@ -169,7 +169,7 @@ def cheapest_cascade(
     best: tuple[float, ...] | None = None
     for thresholds in _lowered(of_tested) if is_pair else _by_risk(steps.of(texts[:split])):
         progress(1)
-        if not promise.p_value(of_tested, thresholds, gold_labels) <= 1 - promise.confidence:
+        if not promise.p_value(of_tested, thresholds, gold_labels) <= 1 - CONFIDENCE:
             break
         if best is None or of_tested.mean_seconds(thresholds) < of_tested.mean_seconds(best):
             best = thresholds
@@ -189,12 +189,9 @@ def _by_risk(steps: Steps) -> Iterator[tuple[float, ...]]:
     Before them come more cautious ones, at which fewer texts are answered early.
     """
     count = steps.answers.shape[1]
-    points = max(2, int(COMBINATIONS ** (1 / (len(steps.answers) - 1))) - 1)
-    levels = np.linspace(0, 1, points)
-    grids = [[*np.unique(np.quantile(row, levels, method="higher")), np.inf] for row in steps.confidence[:-1]]
     tried = []
     disagrees, columns = steps.answers != steps.answers[-1], np.arange(count)
-    for thresholds in itertools.product(*grids):
+    for thresholds in _combinations(steps.confidence[:-1]):
         answered_by = steps.answered_by(thresholds)
         cost = float(steps.costs(thresholds)[answered_by].mean())
         tried.append((int(disagrees[answered_by, columns].sum()), cost, thresholds))
@@ -212,3 +209,15 @@ def _by_risk(steps: Steps) -> Iterator[tuple[float, ...]]:
             for row, share in zip(steps.confidence, shares, strict=False)
         )
     yield from (tuple(map(float, thresholds)) for thresholds in cheapest)
+
+
+def _combinations(confidence: np.ndarray) -> Iterator[tuple[float, ...]]:
+    """Yield thresholds for each choice of at most `MOST_EARLY` steps; those of the other steps are infinite.
+
+    `confidence` is that of all steps but the last. The more steps are chosen, the fewer thresholds each of them gets.
+    """
+    for chosen in range(min(MOST_EARLY, len(confidence)) + 1):
+        levels = np.linspace(0, 1, int(COMBINATIONS ** (1 / max(2, chosen))))
+        grids = [np.unique(np.quantile(row, levels, method="higher")) for row in confidence]
+        for answering in itertools.combinations(range(len(confidence)), chosen):
+            yield from itertools.product(*(grid if step in answering else [np.inf] for step, grid in enumerate(grids)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NotRequired
@@ -41,16 +41,21 @@ class _Promise(TypedDict):
 
 
 class _Cascade(TypedDict):
-    label_names: list[str]
+    label_names: Annotated[list[str], Field(min_length=2)]
+    label_map: NotRequired[dict[str, str]]
     steps: list[_Step]
     promise: _Promise
 
 
 @dataclass(frozen=True)
 class CascadeFolder:
-    """What a cascade's folder says: its classes, its models, the threshold of each but the last, and its promise."""
+    """What a cascade's folder says: its classes, its models, the threshold of each but the last, and its promise.
+
+    `label_map` says what a model may call the classes instead.
+    """
 
     label_names: tuple[str, ...]
+    label_map: dict[str, str]
     models: list[Path]
     thresholds: list[float]
     promise: dict[str, Any]
@@ -72,6 +77,7 @@ def check_place(folder: Path) -> None:
 def write_cascade(
     folder: Path,
     label_names: Sequence[str],
+    label_map: Mapping[str, str],
     models: Sequence[Path],
     fingerprints: Sequence[str],
     thresholds: Sequence[float],
@@ -92,7 +98,12 @@ def write_cascade(
         }
         for model, before, threshold in zip(models, fingerprints, [*thresholds, None], strict=True)
     ]
-    content: dict[str, Any] = {"label_names": list(label_names), "steps": steps, "promise": promise}
+    content: dict[str, Any] = {
+        "label_names": list(label_names),
+        "label_map": dict(label_map),
+        "steps": steps,
+        "promise": promise,
+    }
     with atomic_files(folder) as made:
         write_json(made / CASCADE, content)
         seal(made, [CASCADE])
@@ -118,8 +129,12 @@ def read_cascade(folder: Path) -> CascadeFolder:
         again = "distill cascade makes it again"
         if PurePosixPath(step["model"]).is_absolute() or Path(step["model"]).is_absolute():
             raise FolderError(f"{place}: {step['model']}: wants a path relative to the cascade's folder")
-        model = (folder.resolve() / step["model"]).resolve()  # a link in `folder` must not lead elsewhere later
-        if not model.is_dir():
+        try:
+            model = (folder.resolve() / step["model"]).resolve()  # a link in `folder` must not lead elsewhere later
+            is_there = model.is_dir()
+        except (OSError, ValueError) as error:  # no path at all: null bytes, half a character, too many of them
+            raise FolderError(f"{place}: {step['model'][:80]!r}: is no path of a folder", hint=again) from error
+        if not is_there:
             raise FolderError(f"{folder}: its classifier {model} is not there", hint=f"restore it, or {again}")
         if is_cascade(model):
             raise FolderError(f"{folder}: its classifier {model} is itself a cascade")
@@ -127,4 +142,5 @@ def read_cascade(folder: Path) -> CascadeFolder:
             raise FolderError(f"{folder}: {model} has changed since, so the thresholds no longer fit it", hint=again)
         models.append(model)
     thresholds = [float(step["at_least"]) for step in steps if step["at_least"] is not None]
-    return CascadeFolder(tuple(content["label_names"]), models, thresholds, content["promise"])
+    label_map = content.get("label_map", {})
+    return CascadeFolder(tuple(content["label_names"]), label_map, models, thresholds, content["promise"])

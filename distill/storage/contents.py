@@ -28,9 +28,12 @@ def manifest_of(model: str) -> dict[str, Any] | None:
 
 
 def find_recipe(folders: Sequence[Path]) -> Path:
-    """Return the first recipe.yaml found in model folders, or in the run folder that an export belongs to."""
+    """Return the first recipe.yaml found in model folders, or in the run folder that an export belongs to.
+
+    That of a cascade is its last classifier's, from which its promise comes too.
+    """
     for model in (model for folder in folders for model in models_in(folder)):
-        models = read_cascade(model).models if is_cascade(model) else [model]
+        models = read_cascade(model).models[::-1] if is_cascade(model) else [model]
         for folder in (place for one in models for place in (one, one.parent.parent)):
             if RunFolder(folder).recipe.is_file():
                 return RunFolder(folder).recipe
@@ -42,10 +45,11 @@ def find_recipe(folders: Sequence[Path]) -> Path:
 def text_columns_of(model: Path | str) -> tuple[str, ...]:
     """Return the column that held a model's training texts, two for pairs; "text" if its run folder is not known.
 
-    The texts of a cascade are those of its first classifier.
+    The texts of a cascade are those of its last classifier that has one.
     """
     folder = Path(model)
-    run = run_of(read_cascade(folder).models[0] if is_cascade(folder) else folder)
+    models = read_cascade(folder).models[::-1] if is_cascade(folder) else [folder]
+    run = next(filter(None, map(run_of, models)), None)
     return load_data(run.recipe).text_columns if run else ("text",)
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     texts = [*splits.validation["text"][:], *splits.test["text"][:]]
     gold_labels = np.array([*splits.validation["label"][:], *splits.test["label"][:]])
     models = classifiers_of(arguments.models, "cpu")
-    everything = steps_of(models, splits.label_names, texts, device="cpu")
+    everything = steps_of(models, splits, texts, device="cpu")
     last = everything.answers[-1]
     count = arguments.texts or len(splits.validation)
     rng, samples = np.random.default_rng(0), []
