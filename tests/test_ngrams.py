@@ -21,7 +21,7 @@ import distill
 from distill import commands
 from distill.distillation.ngram_start import SCALE, start_from_counts
 from distill.errors import ModelError
-from distill.export.int8 import int8_settings, quantise
+from distill.export.int8 import TABLES_ONLY, quantise
 from distill.export.ngram_graph import with_even_columns
 from distill.export.onnx_graph import trace
 from distill.models.ngram_config import NgramConfig
@@ -195,13 +195,19 @@ def test_the_graph_computes_what_torch_computes_at_any_shape(model, graph, shape
 
 def test_the_int8_graph_has_its_table_in_int8_and_nearly_the_same_logits(model, graph, tmp_path):
     path = tmp_path / "model.onnx"
-    quantise(graph, path, int8_settings()[0], {})
+    quantise(graph, path, TABLES_ONLY, {})
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (4, 30))
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     (found,) = onnxruntime.InferenceSession(str(path)).run(["logits"], feed)
     with torch.no_grad():
         wanted = model(torch.from_numpy(ids)).logits.numpy()
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+    # No other text of a batch changes an answer, however large its average is.
+    padded = {"input_ids": np.zeros((5, 30), np.int64), "attention_mask": np.zeros((5, 30), np.int64)}
+    padded["input_ids"][:4], padded["attention_mask"][:4], padded["attention_mask"][4, :1] = ids, 1, 1
+    padded["input_ids"][4, 0] = model.ngrams.embeddings.weight[:VOCABULARY].abs().amax(dim=1).argmax()
+    (beside,) = onnxruntime.InferenceSession(str(path)).run(["logits"], padded)
+    np.testing.assert_allclose(beside[:4], found, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -312,14 +312,16 @@ def ngram_config(settings: Ngrams, tokenizer: PreTrainedTokenizerBase, label_nam
             f"student.ngrams.width: wants at least {len(label_names)}, one for each class, got {settings.width}; or "
             "start: random"
         )
-    numbers, memory = settings.table * settings.width, memory_limit()
-    if numbers * COPIES > memory.numbers:
+    vocabulary, memory = vocabulary_of(tokenizer), memory_limit()
+    rows = vocabulary + (settings.table if settings.longest > 1 else 0)
+    if rows * settings.width * COPIES > memory.numbers:
         raise RecipeError(
-            f"student.ngrams: {settings.table} rows of {settings.width} are {numbers} numbers, and training holds "
-            f"{COPIES} of each; {memory.source} {memory.numbers} in all"
+            f"student.ngrams: {rows} rows (one for each of {vocabulary} tokens, and the table) of {settings.width} are "
+            f"{rows * settings.width} numbers, and training holds {COPIES} of each; {memory.source} {memory.numbers} "
+            "in all"
         )
     sizes = settings.model_dump(include={"longest", "table", "width"})
-    return NgramConfig(vocab_size=vocabulary_of(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+    return NgramConfig(vocab_size=vocabulary, pad_token_id=tokenizer.pad_token_id, **sizes)
 
 
 def begin(settings: Student, model: PreTrainedModel, rows: Dataset, teacher_weights: Sequence[float] = ()) -> None:

@@ -24,7 +24,15 @@ from distill.decisions import Thresholds
 from distill.errors import FolderError, Interrupted, ModelError, UserError, one_line
 from distill.export import fusion
 from distill.export.attention import ONE_NODE
-from distill.export.int8 import CALIBRATION_TEXTS, Int8Settings, import_nncf, int8_settings, quantise, quantise_openvino
+from distill.export.int8 import (
+    CALIBRATION_TEXTS,
+    TABLES_ONLY,
+    Int8Settings,
+    import_nncf,
+    int8_settings,
+    quantise,
+    quantise_openvino,
+)
 from distill.export.ngram_graph import interface, with_even_columns
 from distill.export.onnx_graph import check_architecture, describe, graph_inputs, quiet, trace
 from distill.export.outliers import RANGE_TEXTS, widest
@@ -39,7 +47,7 @@ from distill.inference.verification_sets import draw_sets, logits_of, write_veri
 from distill.machine.devices import Device
 from distill.machine.provenance import versions
 from distill.measuring.benchmark import timed_logits
-from distill.models.config import NGRAMS, TOKEN_TYPES, embeddings_of
+from distill.models.config import NGRAMS, TOKEN_TYPES, embeddings_of, is_ngrams
 from distill.models.loading import load_config
 from distill.models.ngrams import NgramForSequenceClassification
 from distill.models.saving import save
@@ -197,7 +205,8 @@ def export_formats(
         source = Source(model, tokenizer, texts, truncation, Path(work))
         for name in formats:
             progress(name)
-            first, *others = int8_settings() if name == "onnx-int8" else (None,)
+            tables_only = (TABLES_ONLY,) if is_ngrams(model.config) else ()
+            first, *others = (tables_only or int8_settings()) if name == "onnx-int8" else (None,)
             proof, logits = attempt(name, first)
             tried: list[dict[str, Any]] = []
             for settings in others:

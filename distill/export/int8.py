@@ -43,6 +43,11 @@ class Int8Settings:
     fp32_products: tuple[str, ...] = ()
 
 
+# For an n-gram model. Its head is a few numbers, and its averages of short texts are far larger than of long ones,
+# which one scale for a batch would round away.
+TABLES_ONLY = Int8Settings(outliers=False, fp32_products=("head",))
+
+
 def int8_settings() -> tuple[Int8Settings, ...]:
     """Return the settings worth trying on this CPU, smallest and fastest first.
 

@@ -32,7 +32,7 @@ class TorchSession:
             model = model.float()
         self.model = model.to(torch.device(device)).eval()
         self.device: Device = device
-        self.batch_tokens = NGRAM_BATCH_TOKENS if is_ngrams(model.config) else BATCH_TOKENS[device]
+        self.batch_tokens = max(BATCH_TOKENS[device], NGRAM_BATCH_TOKENS if is_ngrams(model.config) else 0)
         self._last_layer = last_layer(self.model)
         self._alone = threading.Lock()  # `first_token_only` changes the model while a batch runs
 
