@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from distill.errors import PromiseError
+from distill.measuring import promise as promise_module
 from distill.measuring.promise import Promise, Steps, agreement_p_value, cheapest_cascade, drop_p_value
+
+
+@pytest.fixture
+def few_combinations(monkeypatch):
+    """Fewer thresholds are tried, which is faster and changes nothing that is promised."""
+    monkeypatch.setattr(promise_module, "COMBINATIONS", 200)
 
 
 def population(count, steps, seed, *, sharpness=4.0):
@@ -50,7 +57,7 @@ def test_a_drop_that_is_kept_by_far_is_proved():
 
 @pytest.mark.parametrize("steps", [2, 3])
 @pytest.mark.parametrize("promise", [Promise(agree=0.97), Promise(accuracy_drop=0.03)])
-def test_the_promise_holds_in_nineteen_of_twenty_samples(steps, promise):
+def test_the_promise_holds_in_nineteen_of_twenty_samples(steps, promise, few_combinations):
     everything, gold = population(10_000, steps, seed=1)
     rng, kept, early = np.random.default_rng(2), [], []
     for _ in range(100):
@@ -99,7 +106,7 @@ def test_a_step_that_is_always_wrong_answers_nothing_and_costs_nothing():
     assert steps.mean_seconds(found.thresholds) == pytest.approx(pair.mean_seconds(found.thresholds[1:]))
 
 
-def test_of_many_classifiers_the_cascade_costs_no_more_than_that_of_some_of_them():
+def test_of_many_classifiers_the_cascade_costs_no_more_than_that_of_some_of_them(few_combinations):
     steps, gold = population(1_500, 7, seed=5, sharpness=1.0)
     many = cheapest_cascade(steps, gold, Promise(agree=0.9))
     some = Steps(steps.confidence[[2, 4, 6]], steps.answers[[2, 4, 6]], [steps.seconds[step] for step in (2, 4, 6)])
