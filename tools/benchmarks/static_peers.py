@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import statistics
 import tempfile
@@ -84,6 +85,7 @@ def _fasttext(texts: list[str], labels: list[str], work: Path, arguments: argpar
     import fasttext  # pyright: ignore[reportMissingImports]
 
     lines = [f"__label__{label} {_words(text)}" for text, label in zip(texts, labels, strict=True)]
+    random.Random(0).shuffle(lines)  # it learns line by line, and IMDb's come sorted by label
     (work / "train.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     model: Any = fasttext.train_supervised(
         input=str(work / "train.txt"), wordNgrams=2, epoch=5, lr=0.5, thread=arguments.threads, verbose=0
