@@ -265,7 +265,7 @@ def test_if_no_classifier_should_answer_early_there_is_no_cascade(world, tmp_pat
     """The mean of equal seconds may be rounded to less than each of them."""
     models = [world / "out" / name for name in ("baseline", "student/export", "teacher")]
     monkeypatch.setattr(making, "cheapest_cascade", lambda *_, **__: Found((np.inf, np.inf), np.arange(150)))
-    monkeypatch.setattr(Steps, "mean_seconds", lambda steps, thresholds: steps.seconds[-1] * (1 - 1e-16))
+    monkeypatch.setattr(Steps, "mean_seconds", lambda steps, _: np.nextafter(steps.seconds[-1], 0))
     with pytest.raises(PromiseError, match="the fastest one that agrees"):
         commands.cascade(models, tmp_path / "c", agree=0.9, device="cpu")
     assert not (tmp_path / "c" / "cascade.json").exists()

@@ -106,7 +106,7 @@ def test_a_step_that_is_always_wrong_answers_nothing_and_costs_nothing():
     assert steps.mean_seconds(found.thresholds) == pytest.approx(pair.mean_seconds(found.thresholds[1:]))
 
 
-def test_of_many_classifiers_the_cascade_costs_no_more_than_that_of_some_of_them(few_combinations):
+def test_a_cascade_of_many_classifiers_costs_hardly_more_than_one_of_the_right_three(few_combinations):
     steps, gold = population(1_500, 7, seed=5, sharpness=1.0)
     many = cheapest_cascade(steps, gold, Promise(agree=0.9))
     some = Steps(steps.confidence[[2, 4, 6]], steps.answers[[2, 4, 6]], [steps.seconds[step] for step in (2, 4, 6)])

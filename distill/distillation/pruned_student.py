@@ -39,6 +39,7 @@ from distill.export.latency import Cost, first_int8, int8_costs, latencies_in_tu
 from distill.inference.classifier import open_session, pad, weights_bytes
 from distill.machine.devices import Device
 from distill.machine.progress import progress_line
+from distill.machine.timing import speedup
 from distill.models.config import TOKEN_TYPES, inputs_of, token_limit
 from distill.models.importance import Importance, importance_of
 from distill.models.loading import load_config, normalized_config
@@ -375,7 +376,7 @@ def check_export(run: RunFolder, exports: Path, *, rounds: int) -> dict[str, Any
         latencies = latencies_in_turn(sessions, target.shape, rounds=rounds, vocabulary=config.vocab_size)
     now = median(latencies["finished"])  # the median, as in a report
     if target.speedup is not None:  # as fast as the machine was when the budget was set
-        now *= target.speedup * target.most / median(latencies["whole"])
+        now = target.speedup * target.most / speedup(latencies["whole"], latencies["finished"]).median
     value = target.of(Cost(now, weights_bytes(folder)))
     _compare(f"export: {FORMAT}", target, value)
     return {"budget": asdict(target), "measured": value, "above_budget": value / target.most - 1}

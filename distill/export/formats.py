@@ -203,10 +203,10 @@ def export_formats(
         sets = draw_sets(tokenizer, truncation.max_tokens, embeddings_of(model.config), pairs=reads_types)
         of_torch = logits_of(TorchSession(model, device), sets)
         source = Source(model, tokenizer, texts, truncation, Path(work))
+        of_int8 = (TABLES_ONLY,) if is_ngrams(model.config) else int8_settings()
         for name in formats:
             progress(name)
-            tables_only = (TABLES_ONLY,) if is_ngrams(model.config) else ()
-            first, *others = (tables_only or int8_settings()) if name == "onnx-int8" else (None,)
+            first, *others = of_int8 if name == "onnx-int8" else (None,)
             proof, logits = attempt(name, first)
             tried: list[dict[str, Any]] = []
             for settings in others:
